@@ -1,0 +1,169 @@
+"""Checkpoint -> torch module: safe loading, key clean-up, and every mismatch named."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnn_deploy.architectures import ARCHITECTURES, RecipeNetwork
+from bnn_deploy.errors import InputError
+
+LISTED = 8
+"""How many keys an error names."""
+
+# Checkpoints of the recipe may hold their accuracy as a numpy scalar; these globals build one and run no code.
+_NUMPY_SCALARS = [
+    (np.dtype, "numpy.dtype"),
+    (np.float64, "numpy.float64"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    *((getattr(np.dtypes, name), f"numpy.dtypes.{name}") for name in ("Float32DType", "Float64DType", "Int64DType")),
+]
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a checkpoint's state dict without running any code in it.
+
+    The file is a state dict, or a dict that has one under 'state_dict' or 'model_state_dict'. `module.` parts of the keys
+    (DataParallel), wherever they stand, are stripped.
+
+    Raises:
+        InputError: no such file, not a checkpoint, truncated, or one that needs arbitrary pickles.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None or found[1] == "persistent_load":
+            raise InputError(f"{path}: not a PyTorch checkpoint") from error
+        raise InputError(
+            f"{path}: refused, because loading it would run code: it needs the Python object {found[1]}; "
+            "save the weights alone, torch.save({'state_dict': model.state_dict()}, ...)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        kind = "truncated or damaged" if path.open("rb").read(2) == b"PK" else "not a PyTorch checkpoint"
+        raise InputError(f"{path}: {kind} ({str(error).strip().splitlines()[0][:120] or type(error).__name__})") from error
+    state = loaded
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            state = loaded[key]
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors:
+        raise InputError(f"{path}: no state dict in it: expected a dict of tensors, or one under 'state_dict'")
+    return {".".join(part for part in key.split(".") if part != "module"): value for key, value in tensors.items()}
+
+
+def load_class(spec: str) -> type[nn.Module]:
+    """Import CLASS from FILE.py; `spec` is FILE.py:CLASS.
+
+    Raises:
+        InputError: no such file, no such class, not an nn.Module, or the file raises when it is imported.
+    """
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"--arch {spec}: no such file {path}")
+    # Its neighbours may be imported, as if it had been run.
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        module_spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert module_spec is not None and module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[path.stem] = module
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"--arch {spec}: importing {path} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        classes = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
+        raise InputError(f"--arch {spec}: {path} has no nn.Module class '{name}'; it has {', '.join(classes) or 'none'}")
+    return found
+
+
+def build(arch: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Build the network `arch`, a name of ARCHITECTURES or FILE.py:CLASS, without weights.
+
+    Raises:
+        InputError: an unknown name, or a class that cannot be made without arguments.
+    """
+    if arch in ARCHITECTURES:
+        return ARCHITECTURES[arch].for_state_dict(dict(state_dict))
+    if ":" not in arch:
+        raise InputError(f"unknown architecture '{arch}': choose {', '.join(ARCHITECTURES)}, or FILE.py:CLASS")
+    found = load_class(arch)
+    try:
+        return found.for_state_dict(dict(state_dict)) if issubclass(found, RecipeNetwork) else found()
+    except TypeError as error:
+        raise InputError(f"--arch {arch}: {found.__name__}() cannot be made without arguments: {error}") from error
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict strictly; only a missing num_batches_tracked is forgiven, it has no meaning for inference.
+
+    Args:
+        module: the network; loaded in place.
+        state_dict: the tensors.
+        name: what to call the checkpoint in errors.
+
+    Raises:
+        InputError: lists the missing, unexpected and mis-shaped keys.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state_dict if key not in own]
+    misshaped = [
+        f"{key} is {list(value.shape)}, not {list(own[key].shape)}"
+        for key, value in state_dict.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys[:LISTED])}{', ...' if len(keys) > LISTED else ''}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+        if keys
+    ]
+    if problems:
+        raise InputError(f"{name}: its keys do not fit {type(module).__name__}: {'; '.join(problems)}")
+    for key, value in state_dict.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"{name}: {key} holds NaN or infinity: the training diverged; use an earlier checkpoint")
+    module.load_state_dict(dict(state_dict), strict=False)
+
+
+def load_module(path: str | os.PathLike[str], arch: str) -> nn.Module:
+    """Load a checkpoint into a network, in eval mode; its weights stay latent.
+
+    Raises:
+        InputError: as `load_state_dict`, `build` and `load_weights`.
+    """
+    state_dict = load_state_dict(path)
+    module = build(arch, state_dict)
+    load_weights(module, state_dict, str(path))
+    return module.eval()
+
+
+def input_shape(module: nn.Module, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """One sample's shape: as given, else the module's own `input_shape`.
+
+    Raises:
+        InputError: neither is there.
+    """
+    shape = given or getattr(module, "input_shape", None)
+    if shape is None:
+        raise InputError(f"{type(module).__name__} has no attribute input_shape: give --input-shape C,H,W")
+    return tuple(int(size) for size in shape)

@@ -1,0 +1,181 @@
+"""checkpoint -> module -> float ONNX -> passes -> binary ONNX."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from torch import nn
+
+from bnn_deploy.architectures import ARCHITECTURES
+from bnn_deploy.checkpoint import input_shape as module_input_shape
+from bnn_deploy.checkpoint import load_module
+from bnn_deploy.errors import InputError
+from bnn_deploy.export import Weights, export_float
+from bnn_deploy.operators import DOMAIN, VERSION, functions
+from bnn_deploy.passes.audit_leftovers import AuditLeftovers
+from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
+from bnn_deploy.passes.fold_constants import FoldConstants
+from bnn_deploy.passes.fold_threshold import FoldThreshold
+from bnn_deploy.passes.fuse_conv_threshold import FuseConvThreshold
+from bnn_deploy.passes.graph import Decline, is_binary_op
+from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+
+IR_VERSION = 10
+"""The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
+
+ARCH_KEY = "bnn_deploy.arch"
+SHAPE_KEY = "bnn_deploy.input_shape"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did.
+
+    Attributes:
+        output: the converted model's file.
+        float_output: the float ONNX file, if one was asked for.
+        binary_layers: names of the layers that became binary, in order.
+        left_float: every convolution and linear layer that stayed float, with the reason.
+        not_fused: what the passes declined to fuse between binary layers, with the reason.
+        binarized: the parameters whose latent weights were binarised by the recipe.
+    """
+
+    output: Path
+    float_output: Path | None
+    binary_layers: tuple[str, ...]
+    left_float: tuple[Decline, ...]
+    not_fused: tuple[Decline, ...]
+    binarized: tuple[str, ...]
+
+
+def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
+    """Run the passes on a float model.
+
+    Args:
+        model: float ONNX; it is not changed.
+
+    Returns:
+        The binary model, carrying the operators' functions; what stayed float and why; what was not fused and why.
+
+    Raises:
+        InputError: a filter is all zeros.
+    """
+    model = ir.from_proto(ir.to_proto(model))
+    FoldConstants()(model)
+    lowered = LowerBinaryConv()(model)
+    common.RemoveUnusedNodesPass()(model)
+    not_fused: list[Decline] = []
+    while True:
+        # Each exposes work for the others: BatchNorm, then the MaxPool behind it, then the ReLU behind that.
+        results = [step(model) for step in (FoldThreshold(), CommuteMaxPool(), FuseConvThreshold())]
+        if not any(result.modified for result in results):
+            not_fused = [decline for result in results for decline in result.declined]
+            break
+    leftovers = AuditLeftovers(lowered.declined)(model).declined
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+    common.NameFixPass()(model)
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    if used:
+        model.opset_imports[DOMAIN] = VERSION
+    for function in functions():
+        if function.name in used:
+            model.functions[function.identifier()] = function
+    model.ir_version = IR_VERSION
+    model.graph.name = "binary"
+    model.producer_name = "bnn-deploy"
+    return model, leftovers, not_fused
+
+
+def convert(
+    module_or_checkpoint: nn.Module | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    float_output: str | os.PathLike[str] | None = None,
+    weights: Weights = "auto",
+    progress: Callable[[str], None] = lambda step: None,
+) -> Conversion:
+    """Convert a trained XNOR network to an ONNX model with binary operators.
+
+    Args:
+        module_or_checkpoint: a torch module, or the path of a checkpoint.
+        output: the .onnx file to write; replaced only when all went well.
+        arch: for a checkpoint: 'lenet5', 'nin', 'alexnet' or FILE.py:CLASS.
+        input_shape: one sample without the batch dimension; None takes the module's `input_shape`.
+        float_output: also write the float ONNX (with binarised weights) here, to compare against.
+        weights: "auto" binarises latent weights by the recipe, "as-is" takes them as they are.
+        progress: called with a line of text before each step.
+
+    Returns:
+        What became binary, what stayed float, and why.
+
+    Raises:
+        InputError: the checkpoint, architecture or shape cannot be used, or no layer is binary.
+    """
+    if isinstance(module_or_checkpoint, nn.Module):
+        module = module_or_checkpoint
+    elif arch is None:
+        raise InputError(f"{os.fspath(module_or_checkpoint)}: say which architecture it is for: {', '.join(ARCHITECTURES)} or FILE.py:CLASS")
+    else:
+        progress("loading the checkpoint")
+        module = load_module(module_or_checkpoint, arch)
+    shape = module_input_shape(module, input_shape)
+    progress("exporting to float ONNX")
+    export = export_float(module, shape, weights)
+    FoldConstants()(export.model)
+    progress("running the passes")
+    binary, left_float, not_fused = to_binary(export.model)
+    layers = binary_layers(binary)
+    if not layers:
+        reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
+        raise InputError(f"no layer of {type(module).__name__} is binary: {reasons}")
+    for model in (binary, export.model):
+        model.metadata_props[SHAPE_KEY] = ",".join(map(str, shape))
+        if arch in ARCHITECTURES:
+            model.metadata_props[ARCH_KEY] = arch
+    progress("writing")
+    save(binary, output)
+    if float_output is not None:
+        save(export.model, float_output)
+    return Conversion(
+        Path(output),
+        None if float_output is None else Path(float_output),
+        tuple(layers),
+        tuple(left_float),
+        tuple(not_fused),
+        export.binarized,
+    )
+
+
+def binary_layers(model: ir.Model) -> list[str]:
+    """The names of the binary convolutions and linear layers of a converted model."""
+    return [node.name or "" for node in model.graph if is_binary_op(node, "BinaryConv", "BinaryConvThreshold")]
+
+
+def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Write a model to a temporary file beside `path` and rename it, so that no half-written file is ever left."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        ir.save(model, temporary)
+        # mkstemp makes private files; give the umask its say.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+

@@ -1,0 +1,21 @@
+"""Errors that end a command with one clear line. Each carries the exit code of the command line."""
+
+from __future__ import annotations
+
+
+class BnnDeployError(Exception):
+    """Base of every error that bnn-deploy raises on purpose; its text is one line that says what to do."""
+
+    exit_code = 1
+
+
+class InputError(BnnDeployError):
+    """What the user gave cannot be used: a file, a name, a shape, a value. Exit code 2."""
+
+    exit_code = 2
+
+
+class SetupError(BnnDeployError):
+    """This machine cannot do it: a package is missing or too old, the library is missing, an unknown ISA. Exit code 3."""
+
+    exit_code = 3

@@ -1,0 +1,195 @@
+"""torch module -> float ONNX, with the latent weights of its binary layers binarised.
+
+The float ONNX is the reference that everything after it is measured against, so it is kept as PyTorch wrote it: no
+optimisation, no fusion of BatchNorm. Its tensors are named after the nodes of the torch.export graph, which lets `verify` hold
+PyTorch's own activations against it, name by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from bnn_deploy.errors import BnnDeployError, InputError
+from bnn_deploy.operators import OPSET
+from bnn_deploy.training import binarize_weight
+
+Weights = Literal["auto", "as-is"]
+
+_PASS_THROUGH = {
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.flatten.using_ints,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.contiguous.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.max_pool2d.default,
+    torch.ops.aten.alias.default,
+}
+_LAYERS = {
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv2d.padding,
+    torch.ops.aten.linear.default,
+}
+
+
+@dataclass(frozen=True)
+class FloatExport:
+    """A module on its way to ONNX.
+
+    Attributes:
+        program: the torch.export program, with binarised weights: PyTorch's own reference.
+        model: the float ONNX model.
+        binarized: names of the parameters that were latent and were binarised by the recipe.
+    """
+
+    program: torch.export.ExportedProgram
+    model: ir.Model
+    binarized: tuple[str, ...]
+
+
+def two_valued(weight: torch.Tensor) -> bool:
+    """Whether every filter [O, ...] of `weight` is ±alpha, up to the rounding that training tricks leave behind (1e-3)."""
+    magnitude = weight.detach().abs().flatten(1).double()
+    high = magnitude.amax(dim=1)
+    return bool((high - magnitude.amin(dim=1) <= 1e-3 * high).all())
+
+
+def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto") -> FloatExport:
+    """Export `module` to float ONNX with a dynamic batch dimension; `module` itself is not changed.
+
+    Args:
+        module: in eval mode.
+        shape: one sample, without the batch dimension.
+        weights: "auto" binarises real-valued weights of the layers whose input is a sign, once, by the recipe (see
+            `training.binarize_weight`), and leaves two-valued ones alone; "as-is" leaves all alone.
+
+    Raises:
+        InputError: the module does not run on that shape, or cannot be exported.
+    """
+    module = copy.deepcopy(module).eval()
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            module(example)
+    except Exception as error:
+        text = str(error).strip().splitlines()[0]
+        raise InputError(f"{type(module).__name__} does not run on an input of shape {[2, *shape]}: {text}") from error
+    with _quiet():
+        try:
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        except Exception as error:
+            text = str(error).strip().splitlines()[0]
+            raise InputError(f"torch.export cannot trace {type(module).__name__}: {text}") from error
+        binarized = _binarize(program) if weights == "auto" else ()
+        try:
+            onnx_program = torch.onnx.export(
+                program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=["input"]
+            )
+        except Exception as error:
+            text = str(error).strip().splitlines()[0]
+            raise InputError(f"torch.onnx cannot export {type(module).__name__}: {text}") from error
+    if onnx_program is None:
+        raise BnnDeployError("torch.onnx.export returned nothing")
+    model = onnx_program.model
+    _name_batch(model)
+    _strip_metadata(model)
+    _name_layers(model)
+    return FloatExport(program, model, binarized)
+
+
+def _binarize(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """Binarise, in the program's state, the latent weights of the layers whose input is a sign; return their names."""
+    parameters = program.graph_signature.inputs_to_parameters
+    names = []
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target not in _LAYERS or not _is_sign(node.args[0]):
+            continue
+        name = parameters.get(node.args[1].name)
+        if name is None or name in names:
+            continue
+        weight = program.state_dict[name]
+        if two_valued(weight):
+            continue
+        if weight.shape[1] == 1:
+            raise InputError(
+                f"{name} has one input channel per filter: the recipe's mean-centring makes all its filters zero; "
+                "leave this layer float, or convert with --weights as-is"
+            )
+        with torch.no_grad():
+            weight.copy_(binarize_weight(weight))
+        names.append(name)
+    return tuple(names)
+
+
+def _is_sign(node: object) -> bool:
+    """Whether a node of the graph is a sign, possibly seen through operators that keep ±1."""
+    while isinstance(node, torch.fx.Node) and node.op == "call_function":
+        if node.target in (torch.ops.aten.sign.default, torch.ops.aten.sgn.default):
+            return True
+        if node.target not in _PASS_THROUGH:
+            return False
+        node = node.args[0]
+    return False
+
+
+def _name_batch(model: ir.Model) -> None:
+    """Call the batch dimension `batch` in every shape; the exporter calls it s77 or the like."""
+    graph = model.graph
+    shape = graph.inputs[0].shape
+    symbol = None if shape is None or isinstance(shape[0], int) else shape[0].value
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value.shape is not None and symbol is not None:
+            value.shape = ir.Shape(
+                ["batch" if not isinstance(dim, int) and dim.value == symbol else dim for dim in value.shape]
+            )
+    graph.name = "float"
+
+
+def _strip_metadata(model: ir.Model) -> None:
+    """Remove what the exporter noted on every node and value: stack traces with local paths."""
+    for props in (model.metadata_props, model.graph.metadata_props):
+        props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _name_layers(model: ir.Model) -> None:
+    """Name each layer's node after its module, which the name of its weight gives away."""
+    taken = set()
+    for node in model.graph:
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        name = "" if weight is None or weight.name is None else weight.name.removesuffix(".weight")
+        if node.op_type in ("Conv", "Gemm", "MatMul") and weight is not None and name not in ("", weight.name, *taken):
+            node.name = name
+            taken.add(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress messages and warnings about things that are not ours off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,214 @@
+"""The operators of the ONNX domain `bnn_deploy`, version 1: their one definition, as ONNX functions.
+
+Every converted model carries these functions, so it runs on any ONNX runtime; the C++ library registers kernels under the same
+names, which onnxruntime then takes instead. A change of an operator's meaning is a new version of the domain.
+
+Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
+
+* `Binarize(X float32 [N, C, spatial...], threshold float32 [C]) -> bits`: bit = X >= threshold[c]; NaN gives 0. No attributes.
+* `BinaryConv(X bits, W bits [O, kernel..., ceil((C/group)/32)], scale float32 [O], bias float32 [O], pad_value float32 [1] or [C])
+  -> float32 [N, O, spatial'...]`: scale[o] * acc + bias[o], a float32 product and then a float32 sum; acc is the integer sum
+  of the products of ±1. `pad_value` is what a padded tap holds: 0 (PyTorch's zero padding: a padded tap adds nothing), or
+  -1 or +1, for all input channels or per channel. Attributes, all required: channels (C), kernel_shape, strides, pads (ONNX
+  order), dilations, group.
+* `BinaryConvThreshold(X, W, threshold int32 [O], pad_value) -> bits`, same attributes: bit = acc >= threshold[o].
+* `BinaryMaxPool(X bits) -> bits`: the OR over the window; attributes kernel_shape, strides, pads, dilations, ceil_mode.
+
+A fully connected layer is a BinaryConv whose kernel covers its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+DOMAIN = "bnn_deploy"
+VERSION = 1
+OPSET = 20
+"""The version of the standard operators that the bodies are written in."""
+
+MAX_TERMS = 2**24
+"""Products per output must be fewer than this: the bodies sum them in float32, which is exact up to there."""
+
+CONV_ATTRIBUTES = {
+    "channels": ir.AttributeType.INT,
+    "kernel_shape": ir.AttributeType.INTS,
+    "strides": ir.AttributeType.INTS,
+    "pads": ir.AttributeType.INTS,
+    "dilations": ir.AttributeType.INTS,
+    "group": ir.AttributeType.INT,
+}
+POOL_ATTRIBUTES = {
+    "kernel_shape": ir.AttributeType.INTS,
+    "strides": ir.AttributeType.INTS,
+    "pads": ir.AttributeType.INTS,
+    "dilations": ir.AttributeType.INTS,
+    "ceil_mode": ir.AttributeType.INT,
+}
+
+
+class _Body:
+    """A function body under construction: standard operators only, for any number of spatial dimensions."""
+
+    def __init__(self, name: str, inputs: Sequence[str], attributes: dict[str, ir.AttributeType]) -> None:
+        self.name = name
+        self.inputs = {i: ir.Value(name=i) for i in inputs}
+        self.attributes = attributes
+        self.nodes: list[ir.Node] = []
+
+    def op(
+        self, op_type: str, *inputs: ir.Value, refs: Sequence[str] = (), **attributes: int | str | list[int]
+    ) -> ir.Value:
+        """Append a node. `refs` are attributes that take the value of the function's attribute of the same name."""
+        attrs = ir.convenience.convert_attributes(attributes)
+        attrs += [ir.RefAttr(ref, ref, self.attributes[ref]) for ref in refs]
+        node = ir.Node("", op_type, inputs, attrs)
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def const(self, value: object, dtype: type[np.generic] = np.int64) -> ir.Value:
+        """A constant tensor."""
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.asarray(value, dtype=dtype)))])
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def attribute(self, name: str) -> ir.Value:
+        """The function's attribute `name` as an int64 tensor: [n] for INTS, a scalar for INT."""
+        kind = self.attributes[name]
+        target = "value_ints" if kind == ir.AttributeType.INTS else "value_int"
+        node = ir.Node("", "Constant", [], [ir.RefAttr(target, name, kind)])
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def concat(self, *parts: ir.Value) -> ir.Value:
+        """Join 1-D tensors."""
+        return self.op("Concat", *parts, axis=0)
+
+    def unpack(self, bits: ir.Value) -> ir.Value:
+        """Bits [A, spatial..., words] -> float32 [A, spatial..., 32 * words] of 0 and 1."""
+        shifted = self.op(
+            "BitShift",
+            self.op("Unsqueeze", bits, self.const([-1])),
+            self.const(np.arange(32), np.uint32),
+            direction="RIGHT",
+        )
+        unit = self.op("Cast", self.op("BitwiseAnd", shifted, self.const([1], np.uint32)), to=ir.DataType.FLOAT.value)
+        width = self.op("Mul", self.op("Shape", bits, start=-1), self.const([32]))
+        return self.op("Reshape", unit, self.concat(self.op("Shape", bits, start=0, end=-1), width))
+
+    def unpack_signs(self, bits: ir.Value, channels: ir.Value) -> ir.Value:
+        """Bits [A, spatial..., words] -> float32 [A, spatial..., channels] of -1 and +1."""
+        unit = self.op("Slice", self.unpack(bits), self.const([0]), channels, self.const([-1]))
+        return self.op("Sub", self.op("Mul", unit, self.const(2, np.float32)), self.const(1, np.float32))
+
+    def channels_first(self, x: ir.Value) -> ir.Value:
+        """[A, spatial..., C] -> [A, C, spatial...]."""
+        batch = self.op("Shape", x, start=0, end=1)
+        channels = self.op("Shape", x, start=-1)
+        rows = self.op("Reshape", x, self.concat(batch, self.const([-1]), channels))
+        planes = self.op("Transpose", rows, perm=[0, 2, 1])
+        return self.op("Reshape", planes, self.concat(batch, channels, self.op("Shape", x, start=1, end=-1)))
+
+    def pack(self, x: ir.Value) -> ir.Value:
+        """Bool [N, C, spatial...] -> bits [N, spatial..., ceil(C/32)]."""
+        flat = self.op("Reshape", self.op("Cast", x, to=ir.DataType.INT64.value), self.const([0, 0, -1]))
+        rows = self.op("Transpose", flat, perm=[0, 2, 1])
+        channels = self.op("Shape", x, start=1, end=2)
+        words = self.op("Div", self.op("Add", channels, self.const([31])), self.const([32]))
+        missing = self.op("Sub", self.op("Mul", words, self.const([32])), channels)
+        padded = self.op("Pad", rows, self.concat(self.const([0, 0, 0, 0, 0]), missing))
+        split = self.op("Reshape", padded, self.concat(self.const([0, 0]), words, self.const([32])))
+        weighted = self.op("Mul", split, self.const(2 ** np.arange(32, dtype=np.int64)))
+        total = self.op("ReduceSum", weighted, self.const([3]), keepdims=0)
+        word = self.op("Cast", total, to=ir.DataType.UINT32.value)
+        shape = self.concat(self.op("Shape", x, start=0, end=1), self.op("Shape", x, start=2), words)
+        return self.op("Reshape", word, shape)
+
+    def accumulate(self) -> ir.Value:
+        """X, W, pad_value -> float32 [N, O, spatial'...], the exact integer sum of the products of ±1."""
+        channels = self.attribute("channels")
+        x = self.unpack_signs(self.inputs["X"], self.op("Reshape", channels, self.const([1])))
+        pads = self.op("Reshape", self.attribute("pads"), self.const([2, -1]))
+        begins = self.op("Gather", pads, self.const(0), axis=0)
+        ends = self.op("Gather", pads, self.const(1), axis=0)
+        zero = self.const([0])
+        pads = self.concat(zero, begins, zero, zero, ends, zero)
+        # 1 at the taps that the padding made, 0 inside the input: there, and only there, pad_value is added to the zeros.
+        one = self.const([1])
+        inside_shape = self.concat(one, self.op("Shape", self.inputs["X"], start=1, end=-1), one)
+        inside = self.op("Pad", self.op("Expand", self.const(1, np.float32), inside_shape), pads)
+        outside = self.op("Sub", self.const(1, np.float32), inside)
+        padding = self.op("Mul", outside, self.inputs["pad_value"])
+        x = self.op("Add", self.op("Pad", x, pads), padding)
+        per_group = self.op("Div", channels, self.attribute("group"))
+        w = self.unpack_signs(self.inputs["W"], self.op("Reshape", per_group, self.const([1])))
+        return self.op(
+            "Conv",
+            self.channels_first(x),
+            self.channels_first(w),
+            refs=["kernel_shape", "strides", "dilations", "group"],
+        )
+
+    def per_channel(self, op_type: str, x: ir.Value, parameter: ir.Value) -> ir.Value:
+        """Apply a binary operator to x [N, C, S] and parameter [C]."""
+        return self.op(op_type, x, self.op("Unsqueeze", parameter, self.const([1])))
+
+    def function(self, output: ir.Value, doc: str) -> ir.Function:
+        """Finish."""
+        output.name = "Y"
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            [output],
+            nodes=self.nodes,
+            opset_imports={"": OPSET},
+            name=self.name,
+            doc_string=doc,
+        )
+        attributes = [ir.Attr(name, kind, None) for name, kind in self.attributes.items()]
+        return ir.Function(DOMAIN, self.name, graph=graph, attributes=attributes)
+
+
+def _binarize() -> ir.Function:
+    body = _Body("Binarize", ["X", "threshold"], {})
+    x = body.inputs["X"]
+    flat = body.op("Reshape", x, body.const([0, 0, -1]))
+    reached = body.per_channel("GreaterOrEqual", flat, body.inputs["threshold"])
+    bits = body.pack(body.op("Reshape", reached, body.op("Shape", x)))
+    return body.function(bits, "bit = X >= threshold[c]; NaN gives 0")
+
+
+def _binary_conv() -> ir.Function:
+    body = _Body("BinaryConv", ["X", "W", "scale", "bias", "pad_value"], CONV_ATTRIBUTES)
+    acc = body.accumulate()
+    # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights, which would round differently.
+    flat = body.op("Reshape", acc, body.const([0, 0, -1]))
+    scaled = body.per_channel("Mul", flat, body.inputs["scale"])
+    shifted = body.per_channel("Add", scaled, body.inputs["bias"])
+    return body.function(body.op("Reshape", shifted, body.op("Shape", acc)), "scale[o] * acc + bias[o]")
+
+
+def _binary_conv_threshold() -> ir.Function:
+    body = _Body("BinaryConvThreshold", ["X", "W", "threshold", "pad_value"], CONV_ATTRIBUTES)
+    acc = body.accumulate()
+    integer = body.op("Cast", acc, to=ir.DataType.INT32.value)
+    flat = body.op("Reshape", integer, body.const([0, 0, -1]))
+    reached = body.per_channel("GreaterOrEqual", flat, body.inputs["threshold"])
+    return body.function(body.pack(body.op("Reshape", reached, body.op("Shape", acc))), "bit = acc >= threshold[o]")
+
+
+def _binary_max_pool() -> ir.Function:
+    body = _Body("BinaryMaxPool", ["X"], POOL_ATTRIBUTES)
+    unit = body.channels_first(body.unpack(body.inputs["X"]))
+    pooled = body.op("MaxPool", unit, refs=list(POOL_ATTRIBUTES))
+    bits = body.pack(body.op("Cast", pooled, to=ir.DataType.BOOL.value))
+    return body.function(bits, "the OR of the bits in the window; padding adds nothing")
+
+
+def functions() -> list[ir.Function]:
+    """The four functions, made anew: an ir.Function belongs to one model."""
+    return [_binarize(), _binary_conv(), _binary_conv_threshold(), _binary_max_pool()]

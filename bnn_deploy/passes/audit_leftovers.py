@@ -1,0 +1,36 @@
+"""AuditLeftovers: no layer stays float without a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from bnn_deploy.passes.graph import Decline, PassResult, display_name, is_op
+
+
+class AuditLeftovers:
+    """Every Conv, ConvTranspose, Gemm and MatMul that is still float -> one line with the reason. Changes nothing.
+
+    Args:
+        declined: what the earlier passes declined; their reason goes first.
+    """
+
+    def __init__(self, declined: Iterable[Decline]) -> None:
+        self.reasons = {decline.node: decline.reason for decline in declined}
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """List the leftovers as declined nodes."""
+        result = PassResult()
+        for node in model.graph:
+            if is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv"):
+                result.decline(node, self.reasons.get(display_name(node)) or _reason(node))
+        return result
+
+
+def _reason(node: ir.Node) -> str:
+    value = node.inputs[0]
+    producer = None if value is None else value.producer()
+    if producer is None:
+        return "its input is the model's real-valued input, not the output of a sign"
+    return f"its input is real-valued: the output of {producer.op_type}, not of a sign"

@@ -1,0 +1,170 @@
+"""What every pass uses: its result, and a few questions and edits on onnx_ir graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.operators import DOMAIN
+
+SOURCE = "bnn_deploy.source"
+"""Node metadata: the tensor of the float graph that the node's output stands for (for bits: the output of the Sign)."""
+
+COMPLEMENTED = "bnn_deploy.complemented"
+"""Node metadata: comma-separated channels whose bits are stored complemented."""
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A node that a pass looked at and left alone.
+
+    Attributes:
+        node: its name.
+        op_type: its operator.
+        reason: why, as one sentence for the user.
+    """
+
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass
+class PassResult:
+    """What a pass did.
+
+    Attributes:
+        modified: number of rewrites.
+        declined: a reason for each node that it declined.
+    """
+
+    modified: int = 0
+    declined: list[Decline] = field(default_factory=list)
+
+    def decline(self, node: ir.Node, reason: str) -> None:
+        """Record that `node` was left alone."""
+        self.declined.append(Decline(display_name(node), node.op_type, reason))
+
+
+def display_name(node: ir.Node) -> str:
+    """What reports call a node: its name, else its output's."""
+    return node.name or node.outputs[0].name or ""
+
+
+class Pass(Protocol):
+    """A rewrite of a model in place."""
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Run on every node of the model's main graph."""
+        ...
+
+
+def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
+    """Whether `node` is one of these operators."""
+    return node is not None and node.domain == domain and node.op_type in op_types
+
+
+def is_binary_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether `node` is one of these operators of the domain bnn_deploy."""
+    return is_op(node, *op_types, domain=DOMAIN)
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The value of an initializer or a Constant node; None for anything else, graph inputs with a default included."""
+    tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def static_shape(value: ir.Value) -> list[int | None] | None:
+    """The shape with None for symbolic dimensions; None if the rank is unknown."""
+    if value.shape is None:
+        return None
+    return [dim if isinstance(dim, int) else None for dim in value.shape]
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The only node that uses `value`, or None if there are more uses or it is a graph output."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
+    """The INTS attribute `name` of `node`."""
+    attribute = node.attributes.get(name)
+    return list(default) if attribute is None else list(attribute.as_ints())
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Add a constant to the graph under `name`, which must be new, and return its value."""
+    if name in graph.initializers:
+        raise ValueError(f"initializer {name} exists already")
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def insert_node(
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value],
+    attributes: Mapping[str, Any],
+    output: str,
+    *,
+    dtype: ir.DataType,
+    shape: Sequence[Any] | None,
+    domain: str = "",
+    name: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> ir.Value:
+    """Insert a node with one output before another and return the output."""
+    node = ir.Node(
+        domain,
+        op_type,
+        inputs,
+        ir.convenience.convert_attributes(attributes),
+        name=name or output,
+        metadata_props=dict(metadata or {}),
+    )
+    value = node.outputs[0]
+    value.name = output
+    value.dtype = dtype
+    value.shape = None if shape is None else ir.Shape(shape)
+    assert before.graph is not None
+    before.graph.insert_before(before, node)
+    return value
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Let every user of `old`, and the graph's outputs, use `new`; remove old's node if that leaves it dead."""
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    remove_if_dead(old.producer())
+
+
+def remove_if_dead(node: ir.Node | None) -> None:
+    """Remove `node`, and what fed only it, if nothing uses its outputs."""
+    if node is None or node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
+        return
+    producers = [i.producer() for i in node.inputs if i is not None]
+    node.graph.remove(node, safe=True)
+    for producer in producers:
+        remove_if_dead(producer)
+
+
+def complemented(node: ir.Node) -> set[int]:
+    """The channels whose bits `node` stores complemented."""
+    text = node.metadata_props.get(COMPLEMENTED, "")
+    return {int(channel) for channel in text.split(",") if channel}
+
+
+def set_complemented(node: ir.Node, channels: set[int]) -> None:
+    """Record the channels whose bits `node` stores complemented."""
+    if channels:
+        node.metadata_props[COMPLEMENTED] = ",".join(map(str, sorted(channels)))
+    else:
+        node.metadata_props.pop(COMPLEMENTED, None)

@@ -1,0 +1,330 @@
+"""LowerBinaryConv: convolutions and linear layers of ±1 with two-valued weights become BinaryConv."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.bits import pack_bits, words
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators import DOMAIN, MAX_TERMS
+from bnn_deploy.passes.graph import (
+    SOURCE,
+    PassResult,
+    add_initializer,
+    constant,
+    display_name,
+    insert_node,
+    ints,
+    is_op,
+    replace_value,
+    static_shape,
+)
+
+MAX_SPREAD = 1e-3
+"""Largest relative spread of |w| within a filter that still counts as one magnitude.
+
+The straight-through trick left in an exported graph makes weights two-valued only up to rounding: 4e-7 to 1.3e-4 was observed.
+"""
+
+
+class NotTwoValued(Exception):
+    """The weights are not ±alpha per filter; the text says where."""
+
+
+def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Split weights [O, ...] into sign bits (True is +) of the same shape and alpha [O] float32 > 0.
+
+    Raises:
+        NotTwoValued: some filter has more than one magnitude, or exact zeros.
+        InputError: a filter is all zeros: no sign, and alpha 0.
+    """
+    flat = np.abs(weight.reshape(len(weight), -1).astype(np.float64))
+    zeros = (flat == 0).sum(axis=1)
+    dead = np.flatnonzero(zeros == flat.shape[1])
+    high, low = flat.max(axis=1), flat.min(axis=1)
+    spread = np.flatnonzero((zeros == 0) & (high - low > MAX_SPREAD * high))
+    if not np.isfinite(high).all():
+        raise NotTwoValued(f"filter {int(np.flatnonzero(~np.isfinite(high))[0])} holds NaN or infinity")
+    if len(spread):
+        o = int(spread[0])
+        raise NotTwoValued(f"its weights are real-valued: filter {o} has |w| from {low[o]:.3g} to {high[o]:.3g}")
+    if len(dead):
+        o = int(dead[0])
+        raise InputError(
+            f"filter {o}{f' (and {len(dead) - 1} more)' if len(dead) > 1 else ''} is all zeros, so it has no sign and alpha is 0: "
+            "the recipe makes a filter zero when all its input channels are equal (or there is only one); "
+            "retrain, or remove the filter"
+        )
+    if zeros.any():
+        o = int(np.flatnonzero(zeros)[0])
+        raise NotTwoValued(f"filter {o} has {int(zeros[o])} weights that are exactly 0, which one bit cannot hold")
+    # One magnitude to the last bit keeps that value; one that varies by rounding is replaced by its mean.
+    alpha = np.where(high == low, high, flat.mean(axis=1)).astype(np.float32)
+    return weight > 0, alpha
+
+
+@dataclass
+class _Layer:
+    """A candidate: weight [O, C/group, kernel...], bias [O] or None, and the attributes of a convolution."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    strides: list[int]
+    pads: list[int]
+    dilations: list[int]
+    group: int
+    linear: bool
+
+
+@dataclass
+class _SignInput:
+    """Where a layer's ±1 come from: Sign -> MaxPool* -> (Flatten)."""
+
+    sign: ir.Node
+    pools: list[ir.Node]
+    flattened: list[int] | None
+    """The shape [C, spatial...] that a Flatten or Reshape made flat, or None."""
+
+
+class LowerBinaryConv:
+    """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, 0) -> BinaryMaxPool* -> BinaryConv.
+
+    1. The input comes from a Sign, possibly through MaxPool and, for a linear layer, Flatten or Reshape to [N, features].
+    2. The weight is constant and two-valued, ±alpha, per filter; alpha becomes `scale`.
+    3. A linear layer after a flattened map becomes a BinaryConv whose kernel covers the map; otherwise a 1x1 one.
+    4. One Binarize per Sign, whatever number of layers it feeds; a Sign that also feeds something float stays for that.
+    5. sign(0) becomes +1, as in the paper.
+
+    Declines, with the reason: real-valued weights, weights with exact zeros, weights or bias that are not constant, unknown
+    shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output. A layer whose input is no Sign is
+    not looked at; the audit names it.
+
+    Raises InputError for a filter that is all zeros.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrite every layer that qualifies."""
+        result = PassResult()
+        self._bits: dict[ir.Value, ir.Value] = {}
+        for node in list(model.graph):
+            if not is_op(node, "Conv", "Gemm", "MatMul"):
+                continue
+            source = self._sign_input(node)
+            if source is None:
+                continue
+            try:
+                layer = self._layer(node)
+                if isinstance(layer, str):
+                    result.decline(node, layer)
+                    continue
+                reason = self._lower(model.graph, node, source, layer)
+            except NotTwoValued as error:
+                reason = str(error)
+            except InputError as error:
+                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
+            if reason is None:
+                result.modified += 1
+            else:
+                result.decline(node, reason)
+        return result
+
+    def _sign_input(self, node: ir.Node) -> _SignInput | None:
+        """Walk up from the layer's first input to a Sign."""
+        pools: list[ir.Node] = []
+        flattened = None
+        value = node.inputs[0]
+        while value is not None and (producer := value.producer()) is not None:
+            if is_op(producer, "Sign"):
+                return _SignInput(producer, pools[::-1], flattened)
+            data = producer.inputs[0]
+            if is_op(producer, "MaxPool") and len(producer.outputs) == 1:
+                pools.append(producer)
+            elif is_op(producer, "Flatten", "Reshape") and not is_op(node, "Conv") and flattened is None and data is not None:
+                shape_in, shape_out = static_shape(data), static_shape(value)
+                if shape_in is None or shape_out is None or len(shape_in) < 2 or len(shape_out) != 2:
+                    return None
+                features = [d for d in shape_in[1:] if d is not None]
+                if len(features) != len(shape_in) - 1 or shape_out[1] != math.prod(features):
+                    return None
+                flattened = features
+            else:
+                return None
+            value = data
+        return None
+
+    def _layer(self, node: ir.Node) -> _Layer | str:
+        """Read the layer's weight, bias and geometry, or say why it cannot be one."""
+        weight = constant(node.inputs[1])
+        if weight is None:
+            return "its weights are not constant"
+        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+        bias = constant(bias_value)
+        if bias_value is not None and bias is None:
+            return "its bias is not constant"
+        if weight.dtype != np.float32:
+            return f"its weights are {weight.dtype}, not float32"
+        if is_op(node, "Conv"):
+            auto_pad = node.attributes.get("auto_pad")
+            if auto_pad is not None and auto_pad.as_string() not in ("NOTSET", ""):
+                return f"auto_pad = {auto_pad.as_string()}: export with explicit pads"
+            rank = weight.ndim - 2
+            if rank > 2:
+                return f"it has {rank} spatial dimensions; BinaryConv has 1 or 2"
+            group = node.attributes.get("group")
+            return _Layer(
+                weight,
+                bias,
+                ints(node, "strides", [1] * rank),
+                ints(node, "pads", [0] * (2 * rank)),
+                ints(node, "dilations", [1] * rank),
+                1 if group is None else group.as_int(),
+                linear=False,
+            )
+        if weight.ndim != 2:
+            return f"its weights have {weight.ndim} dimensions, not 2"
+        if is_op(node, "Gemm"):
+            factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
+            transposed = [name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")]
+            if any(factor != 1.0 for factor in factors) or transposed[0]:
+                return "a Gemm with alpha, beta or transA is not a linear layer"
+            weight = weight if transposed[1] else weight.T
+            if bias is not None and bias.shape != (len(weight),):
+                return f"its bias has shape {list(bias.shape)}, not [{len(weight)}]"
+        else:
+            weight = weight.T
+        return _Layer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
+
+    def _lower(self, graph: ir.Graph, node: ir.Node, source: _SignInput, layer: _Layer) -> str | None:
+        """Insert the binary form of `node`; return the reason if it cannot be."""
+        output = node.outputs[0]
+        name = output.name or ""
+        sign_shape = static_shape(source.sign.outputs[0])
+        if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
+            return "the shape of its input is unknown: export with static channels"
+        channels = sign_shape[1]
+        weight = layer.weight
+        if layer.linear:
+            features = source.flattened or [channels]
+            if math.prod(features) != weight.shape[1]:
+                return f"its input has {math.prod(features)} features, its weight {weight.shape[1]}"
+            if len(features) > 3:
+                return f"it flattens {len(features) - 1} spatial dimensions; BinaryConv has 1 or 2"
+            kernel = features[1:] if len(features) > 1 else [1, 1]
+            weight = weight.reshape(len(weight), features[0], *kernel)
+            channels = features[0]
+        if weight.shape[1] * layer.group != channels:
+            return f"its input has {channels} channels, its weight is for {weight.shape[1] * layer.group}"
+        if math.prod(weight.shape[1:]) >= MAX_TERMS:
+            return f"each output sums {math.prod(weight.shape[1:])} products; exact sums need fewer than 2^24"
+
+        signs, alpha = two_valued(weight)
+        bits = self._binarized(source)
+        if layer.linear and source.flattened in (None, [channels]):
+            bits = insert_node(
+                node,
+                "Unsqueeze",
+                [bits, add_initializer(graph, f"{name}_axes", np.array([1, 2], dtype=np.int64))],
+                {},
+                f"{name}_bits",
+                dtype=ir.DataType.UINT32,
+                shape=None if bits.shape is None else [bits.shape[0], 1, 1, words(channels)],
+            )
+        kernel = list(weight.shape[2:])
+        rank = len(kernel)
+        attributes = {
+            "channels": channels,
+            "kernel_shape": kernel,
+            "strides": layer.strides[:rank] if layer.linear else layer.strides,
+            "pads": layer.pads[: 2 * rank] if layer.linear else layer.pads,
+            "dilations": layer.dilations[:rank] if layer.linear else layer.dilations,
+            "group": layer.group,
+        }
+        bias = np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias
+        inputs = [
+            bits,
+            add_initializer(graph, f"{name}_weight_bits", pack_bits(np.moveaxis(signs, 1, -1))),
+            add_initializer(graph, f"{name}_scale", alpha),
+            add_initializer(graph, f"{name}_bias", bias),
+            add_initializer(graph, f"{name}_pad_value", np.zeros(1, dtype=np.float32)),
+        ]
+        batch: Any = None if bits.shape is None else bits.shape[0]
+        shape = [batch, len(weight), *([1] * rank)] if layer.linear else output.shape
+        new = insert_node(
+            node,
+            "BinaryConv",
+            inputs,
+            attributes,
+            f"{name}_map" if layer.linear else f"{name}_new",
+            dtype=ir.DataType.FLOAT,
+            shape=shape,
+            domain=DOMAIN,
+            name=display_name(node),
+            metadata={SOURCE: name},
+        )
+        if layer.linear:
+            new = insert_node(
+                node, "Flatten", [new], {"axis": 1}, f"{name}_new", dtype=ir.DataType.FLOAT, shape=output.shape
+            )
+        replace_value(output, new)
+        new.name = name
+        return None
+
+    def _binarized(self, source: _SignInput) -> ir.Value:
+        """The bits of the Sign after its pools, made once for each."""
+        sign = source.sign
+        value = sign.outputs[0]
+        if value not in self._bits:
+            data = sign.inputs[0]
+            assert data is not None and value.shape is not None and sign.graph is not None
+            channels = int(value.shape[1])
+            self._bits[value] = insert_node(
+                sign,
+                "Binarize",
+                [data, add_initializer(sign.graph, f"{value.name}_threshold", np.zeros(channels, dtype=np.float32))],
+                {},
+                f"{value.name}_bits",
+                dtype=ir.DataType.UINT32,
+                shape=[value.shape[0], *value.shape[2:], words(channels)],
+                domain=DOMAIN,
+                metadata={SOURCE: value.name or ""},
+            )
+        bits = self._bits[value]
+        for pool in source.pools:
+            value = pool.outputs[0]
+            if value not in self._bits:
+                self._bits[value] = insert_max_pool(pool, bits, value)
+            bits = self._bits[value]
+        return bits
+
+
+def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value:
+    """Insert the BinaryMaxPool of `bits` that stands for the MaxPool node `pool` with output `pooled`."""
+    kernel = ints(pool, "kernel_shape", [])
+    rank = len(kernel)
+    ceil_mode = pool.attributes.get("ceil_mode")
+    shape = None
+    if pooled.shape is not None and bits.shape is not None:
+        shape = [pooled.shape[0], *pooled.shape[2:], bits.shape[-1]]
+    return insert_node(
+        pool,
+        "BinaryMaxPool",
+        [bits],
+        {
+            "kernel_shape": kernel,
+            "strides": ints(pool, "strides", [1] * rank),
+            "pads": ints(pool, "pads", [0] * (2 * rank)),
+            "dilations": ints(pool, "dilations", [1] * rank),
+            "ceil_mode": 0 if ceil_mode is None else ceil_mode.as_int(),
+        },
+        f"{pooled.name}_bits",
+        dtype=ir.DataType.UINT32,
+        shape=shape,
+        domain=DOMAIN,
+        metadata={SOURCE: pooled.name or ""},
+    )
