@@ -1,0 +1,66 @@
+"""Deploy trained XNOR (binary) networks on CPUs through onnxruntime, with a proof that they compute the same thing.
+
+    import bnn_deploy
+
+    bnn_deploy.convert("nin.pth.tar", "nin.onnx", arch="nin", float_output="nin_float.onnx")
+    assert bnn_deploy.verify("nin.onnx", "nin.pth.tar").passed
+    session = bnn_deploy.load_session("nin.onnx", threads=4)
+    (logits,) = session.run(None, {"input": images})
+    print(bnn_deploy.profile("nin.onnx", compare="nin_float.onnx"))
+
+Running, verifying and profiling need onnxruntime and numpy; `convert`, and `verify` layer by layer, need the extra 'convert'.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from bnn_deploy.errors import BnnDeployError, InputError, SetupError
+from bnn_deploy.session import LibraryInfo, library_info, load_session, register
+
+if TYPE_CHECKING:
+    from bnn_deploy.conversion import Conversion, convert
+    from bnn_deploy.profiling import ProfileReport, profile
+    from bnn_deploy.verification import Tolerances, Verification, verify
+
+try:
+    __version__ = version("bnn-deploy")
+except PackageNotFoundError:  # running from a source tree that is not installed
+    __version__ = "0+unknown"
+
+# Imported on first use: conversion needs torch, which a board does not have.
+_LAZY = {
+    "Conversion": "conversion",
+    "convert": "conversion",
+    "ProfileReport": "profiling",
+    "profile": "profiling",
+    "Tolerances": "verification",
+    "Verification": "verification",
+    "verify": "verification",
+}
+
+__all__ = [
+    "BnnDeployError",
+    "Conversion",
+    "InputError",
+    "LibraryInfo",
+    "ProfileReport",
+    "SetupError",
+    "Tolerances",
+    "Verification",
+    "__version__",
+    "convert",
+    "library_info",
+    "load_session",
+    "profile",
+    "register",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"bnn_deploy.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'bnn_deploy' has no attribute '{name}'")

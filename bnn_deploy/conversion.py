@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -15,7 +16,7 @@ from torch import nn
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.checkpoint import input_shape as module_input_shape
 from bnn_deploy.checkpoint import load_module
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.export import Weights, export_float
 from bnn_deploy.operators import DOMAIN, VERSION, functions
 from bnn_deploy.passes.audit_leftovers import AuditLeftovers
@@ -52,6 +53,13 @@ class Conversion:
     left_float: tuple[Decline, ...]
     not_fused: tuple[Decline, ...]
     binarized: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for json.dumps."""
+        return asdict(self) | {
+            "output": str(self.output),
+            "float_output": None if self.float_output is None else str(self.float_output),
+        }
 
 
 def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
@@ -101,6 +109,7 @@ def convert(
     input_shape: tuple[int, ...] | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
+    strict: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Conversion:
     """Convert a trained XNOR network to an ONNX model with binary operators.
@@ -112,6 +121,7 @@ def convert(
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: "auto" binarises latent weights by the recipe, "as-is" takes them as they are.
+        strict: fail if a layer whose input is a sign stays float.
         progress: called with a line of text before each step.
 
     Returns:
@@ -119,6 +129,7 @@ def convert(
 
     Raises:
         InputError: the checkpoint, architecture or shape cannot be used, or no layer is binary.
+        BnnDeployError: `strict`, and a layer whose input is a sign stays float.
     """
     if isinstance(module_or_checkpoint, nn.Module):
         module = module_or_checkpoint
@@ -134,6 +145,10 @@ def convert(
     progress("running the passes")
     binary, left_float, not_fused = to_binary(export.model)
     layers = binary_layers(binary)
+    declined = [decline for decline in left_float if decline.has_sign_input]
+    if strict and declined:
+        reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in declined)
+        raise BnnDeployError(f"--strict: {len(declined)} layers whose input is a sign stay float: {reasons}")
     if not layers:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
         raise InputError(f"no layer of {type(module).__name__} is binary: {reasons}")

@@ -16,6 +16,6 @@ class InputError(BnnDeployError):
 
 
 class SetupError(BnnDeployError):
-    """This machine cannot do it: a package is missing or too old, the library is missing, an unknown ISA. Exit code 3."""
+    """This machine cannot do it: a package or the library is missing or too old, an unknown ISA. Exit code 3."""
 
     exit_code = 3

@@ -1,16 +1,17 @@
 """The operators of the ONNX domain `bnn_deploy`, version 1: their one definition, as ONNX functions.
 
-Every converted model carries these functions, so it runs on any ONNX runtime; the C++ library registers kernels under the same
-names, which onnxruntime then takes instead. A change of an operator's meaning is a new version of the domain.
+Every converted model carries these functions, so it runs on any ONNX runtime; the C++ library registers kernels under
+the same names, which onnxruntime then takes instead. A change of an operator's meaning is a new version of the domain.
 
 Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
 
-* `Binarize(X float32 [N, C, spatial...], threshold float32 [C]) -> bits`: bit = X >= threshold[c]; NaN gives 0. No attributes.
-* `BinaryConv(X bits, W bits [O, kernel..., ceil((C/group)/32)], scale float32 [O], bias float32 [O], pad_value float32 [1] or [C])
-  -> float32 [N, O, spatial'...]`: scale[o] * acc + bias[o], a float32 product and then a float32 sum; acc is the integer sum
-  of the products of ±1. `pad_value` is what a padded tap holds: 0 (PyTorch's zero padding: a padded tap adds nothing), or
-  -1 or +1, for all input channels or per channel. Attributes, all required: channels (C), kernel_shape, strides, pads (ONNX
-  order), dilations, group.
+* `Binarize(X float32 [N, C, spatial...], threshold float32 [C]) -> bits`: bit = X >= threshold[c]; NaN gives 0. No
+  attributes.
+* `BinaryConv(X bits, W bits [O, kernel..., ceil((C/group)/32)], scale float32 [O], bias float32 [O],
+  pad_value float32 [1] or [C]) -> float32 [N, O, spatial'...]`: scale[o] * acc + bias[o], a float32 product and then a
+  float32 sum; acc is the integer sum of the products of ±1. `pad_value` is what a padded tap holds: 0 (PyTorch's zero
+  padding: a padded tap adds nothing), or -1 or +1, for all input channels or per channel. Attributes, all required:
+  channels (C), kernel_shape, strides, pads (ONNX order), dilations, group.
 * `BinaryConvThreshold(X, W, threshold int32 [O], pad_value) -> bits`, same attributes: bit = acc >= threshold[o].
 * `BinaryMaxPool(X bits) -> bits`: the OR over the window; attributes kernel_shape, strides, pads, dilations, ceil_mode.
 
@@ -129,16 +130,22 @@ class _Body:
         shape = self.concat(self.op("Shape", x, start=0, end=1), self.op("Shape", x, start=2), words)
         return self.op("Reshape", word, shape)
 
+    def split_pads(self) -> tuple[ir.Value, ir.Value]:
+        """The attribute pads as begins and ends, each int64 [spatial dimensions]."""
+        pads = self.op("Reshape", self.attribute("pads"), self.const([2, -1]))
+        return self.op("Gather", pads, self.const(0), axis=0), self.op("Gather", pads, self.const(1), axis=0)
+
+    def around_spatial(self, begins: ir.Value, ends: ir.Value) -> ir.Value:
+        """Spatial pads as Pad wants them for [A, spatial..., C]."""
+        zero = self.const([0])
+        return self.concat(zero, begins, zero, zero, ends, zero)
+
     def accumulate(self) -> ir.Value:
         """X, W, pad_value -> float32 [N, O, spatial'...], the exact integer sum of the products of ±1."""
         channels = self.attribute("channels")
         x = self.unpack_signs(self.inputs["X"], self.op("Reshape", channels, self.const([1])))
-        pads = self.op("Reshape", self.attribute("pads"), self.const([2, -1]))
-        begins = self.op("Gather", pads, self.const(0), axis=0)
-        ends = self.op("Gather", pads, self.const(1), axis=0)
-        zero = self.const([0])
-        pads = self.concat(zero, begins, zero, zero, ends, zero)
-        # 1 at the taps that the padding made, 0 inside the input: there, and only there, pad_value is added to the zeros.
+        pads = self.around_spatial(*self.split_pads())
+        # 1 at the taps that the padding made, 0 inside the input: there, and only there, pad_value is added to zeros.
         one = self.const([1])
         inside_shape = self.concat(one, self.op("Shape", self.inputs["X"], start=1, end=-1), one)
         inside = self.op("Pad", self.op("Expand", self.const(1, np.float32), inside_shape), pads)
@@ -203,9 +210,24 @@ def _binary_conv_threshold() -> ir.Function:
 
 def _binary_max_pool() -> ir.Function:
     body = _Body("BinaryMaxPool", ["X"], POOL_ATTRIBUTES)
-    unit = body.channels_first(body.unpack(body.inputs["X"]))
-    pooled = body.op("MaxPool", unit, refs=list(POOL_ATTRIBUTES))
-    bits = body.pack(body.op("Cast", pooled, to=ir.DataType.BOOL.value))
+    # The padding is made of zeros here, not by MaxPool: MaxPool fills it with -inf, which a window that sees nothing
+    # else gives; onnxruntime wants pads below kernel_shape; onnx 1.23's reference evaluator misreads pads at stride 1.
+    begins, ends = body.split_pads()
+    strides, one = body.attribute("strides"), body.const([1])
+    ceil = body.op("Reshape", body.attribute("ceil_mode"), one)
+    rounding = body.op("Mul", ceil, body.op("Sub", strides, one))
+    pads = body.around_spatial(begins, body.op("Add", ends, rounding))
+    padded = body.op("Pad", body.unpack(body.inputs["X"]), pads)
+    pooled = body.op("MaxPool", body.channels_first(padded), refs=["kernel_shape", "strides", "dilations"])
+    # With ceil_mode the last window goes if it starts in the end padding.
+    count = body.op("Shape", pooled, start=2)
+    last_start = body.op("Mul", body.op("Sub", count, one), strides)
+    end_padding = body.op("Add", body.op("Shape", body.inputs["X"], start=1, end=-1), begins)
+    outside = body.op("Cast", body.op("GreaterOrEqual", last_start, end_padding), to=ir.DataType.INT64.value)
+    kept = body.op("Sub", count, body.op("Mul", ceil, outside))
+    stop = body.concat(body.op("Shape", pooled, end=2), kept)
+    kept_windows = body.op("Slice", pooled, body.op("Mul", stop, body.const([0])), stop)
+    bits = body.pack(body.op("Cast", kept_windows, to=ir.DataType.BOOL.value))
     return body.function(bits, "the OR of the bits in the window; padding adds nothing")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from bnn_deploy.errors import InputError, SetupError
 MINIMUM_ONNXRUNTIME = (1, 19)
 ISA_VARIABLE = "BNN_DEPLOY_ISA"
 PROVIDERS = ["CPUExecutionProvider"]
+FATAL = 4
+"""onnxruntime's log severity that leaves errors out."""
+
+_REGISTERED = "bnn_deploy.registered"
+"""Session configuration entry that marks options which have the library: a second registration would be refused."""
 
 # BNN_DEPLOY_ISA belongs to the process and is read while a session is made: two threads must not make sessions at once.
 _isa_lock = threading.RLock()
@@ -51,7 +57,8 @@ def library_path() -> Path:
     path = Path(str(resources.files("bnn_deploy"))) / "_lib" / "libbnn_deploy_ops.so"
     if not path.is_file():
         raise SetupError(
-            f"the operator library {path} is missing: reinstall bnn-deploy with 'pip install .' (it needs a C++ compiler)"
+            f"the operator library {path} is missing: "
+            "reinstall bnn-deploy with 'pip install .' (it needs a C++ compiler)"
         )
     return path
 
@@ -69,18 +76,29 @@ def check_onnxruntime(version: str | None = None) -> None:
 
 
 def register(options: ort.SessionOptions) -> ort.SessionOptions:
-    """Register the operator library with session options, which are returned.
+    """Register the operator library with session options, which are returned. Options that have it stay as they are.
 
     Raises:
         SetupError: onnxruntime is too old, or the library is missing or does not load.
     """
     check_onnxruntime()
     path = library_path()
+    if _has_library(options):
+        return options
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:  # onnxruntime's exception types are not public
         raise SetupError(f"onnxruntime {ort.__version__} could not load {path}: {_first_line(error)}") from error
+    options.add_session_config_entry(_REGISTERED, "1")
     return options
+
+
+def _has_library(options: ort.SessionOptions) -> bool:
+    try:
+        options.get_session_config_entry(_REGISTERED)
+    except Exception:  # how onnxruntime says that there is no such entry
+        return False
+    return True
 
 
 @contextmanager
@@ -110,7 +128,7 @@ def load_session(
 
     Args:
         model: path of an .onnx file, or its bytes.
-        threads: intra-op threads; None leaves onnxruntime's default (one per core).
+        threads: intra-op threads, at least 1; None leaves onnxruntime's default (one per core).
         isa: force an instruction set (see `library_info().isas`), like BNN_DEPLOY_ISA but for this session only.
         kernels: False leaves the library out, so that onnxruntime runs the function bodies in the file.
         options: session options to start from.
@@ -119,12 +137,16 @@ def load_session(
         An ordinary onnxruntime.InferenceSession on the CPU.
 
     Raises:
-        InputError: the file is missing, truncated or not a model that onnxruntime accepts.
-        SetupError: onnxruntime is too old, the library is missing, the instruction set is unknown or not on this machine.
+        InputError: the file is missing, truncated or not a model that onnxruntime accepts; `threads` is below 1.
+        SetupError: onnxruntime is too old, the library is missing, the instruction set is unknown or not on this
+            machine.
     """
     check_onnxruntime()
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}: it must be at least 1")
     options = options or ort.SessionOptions()
-    options.log_severity_level = max(options.log_severity_level, 3)
+    if options.log_severity_level < 0:  # not set: what it would log at "error" arrives as an exception
+        options.log_severity_level = FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -140,9 +162,8 @@ def load_session(
         try:
             return ort.InferenceSession(model, options, providers=PROVIDERS)
         except Exception as error:  # onnxruntime's exception types are not public
+            _raise_isa_error(error)
             text = _first_line(error)
-            if ISA_VARIABLE in text:
-                raise SetupError(text) from error
             raise InputError(f"{name}: onnxruntime cannot load it: {text}") from error
 
 
@@ -153,13 +174,25 @@ def library_info(isa: str | None = None) -> LibraryInfo:
         SetupError: as `load_session`.
     """
     model = (resources.files("bnn_deploy") / "_lib" / "library_info.onnx").read_bytes()
-    session = load_session(model, threads=1, isa=isa)
-    (text,) = session.run(None, {"X": np.zeros(1, dtype=np.int64)})
+    with _forced_isa(isa):  # the operator reads it when it runs
+        session = load_session(model, threads=1)
+        try:
+            (text,) = session.run(None, {"X": np.zeros(1, dtype=np.int64)})
+        except Exception as error:  # onnxruntime's exception types are not public
+            _raise_isa_error(error)
+            raise
     info: dict[str, Any] = json.loads(np.asarray(text).tobytes().decode())
     return LibraryInfo(info["version"], tuple(info["isas"]), info["selected"], dict(info["calls"]))
 
 
+def _raise_isa_error(error: Exception) -> None:
+    """Turn the library's complaint about BNN_DEPLOY_ISA into a SetupError; return if `error` is something else."""
+    _, name, rest = _first_line(error).partition(f"{ISA_VARIABLE} = ")
+    if name:
+        raise SetupError(name + rest) from error
+
+
 def _first_line(error: Exception) -> str:
-    """onnxruntime's message without its C++ source position."""
+    """What onnxruntime says, without its C++ source position and error code."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text.removeprefix("[ONNXRuntimeError] : ")
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)

@@ -1,7 +1,7 @@
 """The XNOR-Net training step as a small reusable piece.
 
-A network is trained with real-valued *latent* weights W. In every step they are replaced by W~ = alpha * sign(W), the loss
-is differentiated with respect to W~, W is put back, and the gradient is turned into one with respect to W:
+A network is trained with real-valued *latent* weights W. In every step they are replaced by W~ = alpha * sign(W), the
+loss is differentiated with respect to W~, W is put back, and the gradient is turned into one with respect to W:
 
     binarizer = WeightBinarizer(binary_weights(model))
     for x, y in batches:
@@ -12,8 +12,9 @@ is differentiated with respect to W~, W is put back, and the gradient is turned 
         binarizer.correct_gradients()
         optimizer.step()
 
-Sources: Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", ECCV 2016 (section
-3.1, algorithm 1), and the published XNOR-Net-PyTorch training recipe, which adds mean-centring, clamping and its own gradient.
+Sources: Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", ECCV 2016
+(section 3.1, algorithm 1), and the published XNOR-Net-PyTorch training recipe, which adds mean-centring, clamping and
+its own gradient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The three networks of the recipe: keys, shapes and values against the published description, written out here by hand."""
+"""The recipe's three networks: keys, shapes and values against the published description, written out here by hand."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def loaded(name: str) -> RecipeNetwork:
     return model.eval()
 
 
-# --- keys, shapes, sizes -----------------------------------------------------------------------------------------------
+# --- keys, shapes, sizes ----------------------------------------------------------------------------------------
 
 
 @each_network
@@ -192,7 +192,7 @@ def test_checkpoint_of_2017_without_batch_counters_loads_strictly() -> None:
 
 
 def test_names() -> None:
-    assert ARCHITECTURES == {"lenet5": LeNet5, "nin": NIN, "alexnet": AlexNet}
+    assert list(ARCHITECTURES.items()) == [("lenet5", LeNet5), ("nin", NIN), ("alexnet", AlexNet)]
 
 
 @pytest.mark.parametrize("name", ["lenet5", "nin"])
@@ -214,7 +214,7 @@ def test_alexnet_variant_without_the_key_is_the_flat_one() -> None:
         assert AlexNet.for_state_dict({}).flatten_first
 
 
-# --- what they compute -------------------------------------------------------------------------------------------------
+# --- what they compute ------------------------------------------------------------------------------------------
 
 
 class Calibrating(dict[str, Tensor]):
@@ -311,7 +311,7 @@ def test_network_without_a_body_says_so() -> None:
         Empty()(torch.zeros(1))
 
 
-# --- the clamp of gamma ------------------------------------------------------------------------------------------------
+# --- the clamp of gamma -----------------------------------------------------------------------------------------
 
 
 def gammas(model: nn.Module) -> Tensor:
@@ -358,7 +358,7 @@ def test_clamp_leaves_larger_gammas_and_other_weights() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-# --- which weights are binary ------------------------------------------------------------------------------------------
+# --- which weights are binary -----------------------------------------------------------------------------------
 
 
 def sign_fed(model: RecipeNetwork) -> list[str]:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("seeded_torch")
 WEIGHT = torch.tensor([[[[0.5, -1.0]], [[0.25, -0.25]]], [[[2.0, -1.0]], [[0.5, 0.5]]]], dtype=torch.float64)
 GRAD = torch.tensor([[[[1.0, 2.0]], [[-4.0, 8.0]]], [[[1.0, 1.0]], [[1.0, 1.0]]]], dtype=torch.float64)
 # Filter 0: alpha = (0.5 + 1 + 0.25 + 0.25) / 4 = 0.5, no |W| > 1.
-# Filter 1: alpha = (2 + 1 + 0.5 + 0.5) / 4 = 1, and the straight-through sign stops the gradient of 2.0 only (1.0 passes).
+# Filter 1: alpha = (2 + 1 + 0.5 + 0.5) / 4 = 1; the straight-through sign stops the gradient of 2.0 only, 1.0 passes.
 
 # Recipe, filter 0: sum G sign(W) = 1 - 2 - 4 - 8 = -13. Through alpha: sign(W) / 4 * -13 = -3.25, 3.25, -3.25, 3.25.
 #   Through the sign: 0.5 * G = 0.5, 1, -2, 4. Together -2.75, 4.25, -5.25, 7.25, times (1 - 1/2) * 4 = 2.
@@ -65,7 +65,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-# --- the gradient rules ------------------------------------------------------------------------------------------------
+# --- the gradient rules -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rule", "expected", "other"), [("recipe", RECIPE, PAPER), ("paper", PAPER, RECIPE)])
@@ -114,12 +114,15 @@ def test_recipe_is_exact_on_the_latent_weights_of_a_step() -> None:
     ],
 )
 def test_the_autograd_check_catches(corrupt: Callable[[Tensor, Tensor], Tensor]) -> None:
-    weight, grad = torch.cat([WEIGHT, WEIGHT[:1] / 2]), torch.cat([GRAD, GRAD[:1]])  # as many filters as channels hide one
+    weight, grad = (
+        torch.cat([WEIGHT, WEIGHT[:1] / 2]),
+        torch.cat([GRAD, GRAD[:1]]),
+    )  # as many filters as channels hide one
     assert same(weight_gradient(weight, grad), autograd_recipe(weight, grad))
     assert not same(corrupt(weight, grad), autograd_recipe(weight, grad))
 
 
-# --- signs, centring, alpha --------------------------------------------------------------------------------------------
+# --- signs, centring, alpha -------------------------------------------------------------------------------------
 
 
 def test_sign_ste_forward_and_backward() -> None:
@@ -166,7 +169,7 @@ def test_binarize_weight_on_hand_worked_numbers() -> None:
     assert not same(filter_alpha(weight) * weight.sign(), expected)  # not centred, not clamped
 
 
-# --- the binariser -----------------------------------------------------------------------------------------------------
+# --- the binariser ----------------------------------------------------------------------------------------------
 
 
 def test_with_block_binarises_and_leaves_the_centred_clamped_weights() -> None:
@@ -243,7 +246,7 @@ def test_one_input_channel_is_an_error(shape: tuple[int, ...]) -> None:
         WeightBinarizer([good, bad])
 
 
-# --- a whole step ------------------------------------------------------------------------------------------------------
+# --- a whole step -----------------------------------------------------------------------------------------------
 
 
 class Tiny(nn.Module):
@@ -270,7 +273,7 @@ def tiny() -> tuple[Tiny, torch.optim.Optimizer, list[tuple[Tensor, Tensor]]]:
 def hand_written(
     rule: str = "recipe", center: bool = True, clamp: bool = True, restore: bool = True, correct: bool = True
 ) -> dict[str, Tensor]:
-    """Three steps of the recipe with nothing from bnn_deploy but the activations' sign; flags switch steps of it off."""
+    """Three steps of the recipe, with nothing from bnn_deploy but the activations' sign; flags switch parts off."""
     model, optimizer, batches = tiny()
     w = model.binary.weight
     for x, y in batches:

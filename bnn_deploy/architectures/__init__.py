@@ -9,4 +9,4 @@ from bnn_deploy.architectures.nin import NIN
 
 ARCHITECTURES: dict[str, type[RecipeNetwork]] = {"lenet5": LeNet5, "nin": NIN, "alexnet": AlexNet}
 
-__all__ = ["ARCHITECTURES", "AlexNet", "LeNet5", "NIN", "RecipeNetwork"]
+__all__ = ["ARCHITECTURES", "NIN", "AlexNet", "LeNet5", "RecipeNetwork"]

@@ -16,8 +16,8 @@ MIN_GAMMA = 0.01
 class BinConv2d(nn.Module):
     """BatchNorm -> sign -> (Dropout in training) -> Conv2d -> ReLU. Keys: `bn.*`, `conv.*`.
 
-    The convolution's weight is latent: it is binarised by `training.WeightBinarizer` while training and by the converter for
-    inference. The padding is zeros, added after the sign.
+    The convolution's weight is latent: it is binarised by `training.WeightBinarizer` while training and by the
+    converter for inference. The padding is zeros, added after the sign.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, padding: int = 0, dropout: float = 0.0) -> None:
@@ -63,8 +63,8 @@ def clamp_gamma(module: nn.Module) -> None:
 class RecipeNetwork(nn.Module):
     """Base of the recipe's networks: gamma is clamped in each training step, by eval() and after loading a checkpoint.
 
-    The recipe clamps in every forward pass, so a checkpoint may hold gammas that its own forward pass never uses. Here an
-    evaluating forward pass changes nothing, which keeps it fit for export.
+    The recipe clamps in every forward pass, so a checkpoint may hold gammas that its own forward pass never uses. Here
+    an evaluating forward pass changes nothing, which keeps it fit for export.
     """
 
     input_shape: tuple[int, ...]
@@ -85,7 +85,7 @@ class RecipeNetwork(nn.Module):
         return [(block.conv if isinstance(block, BinConv2d) else block.linear).weight for block in blocks]
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation, and clamp gamma: an optimiser step may have come after the last clamp."""
+        """Switch between training and evaluation; clamp gamma, since an optimiser step may follow the last clamp."""
         clamp_gamma(self)
         return super().train(mode)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -13,18 +14,22 @@ class AuditLeftovers:
     """Every Conv, ConvTranspose, Gemm and MatMul that is still float -> one line with the reason. Changes nothing.
 
     Args:
-        declined: what the earlier passes declined; their reason goes first.
+        declined: the layers with a sign as input that LowerBinaryConv declined.
     """
 
     def __init__(self, declined: Iterable[Decline]) -> None:
-        self.reasons = {decline.node: decline.reason for decline in declined}
+        self.declined = {decline.node: decline for decline in declined}
 
     def __call__(self, model: ir.Model) -> PassResult:
         """List the leftovers as declined nodes."""
         result = PassResult()
         for node in model.graph:
             if is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv"):
-                result.decline(node, self.reasons.get(display_name(node)) or _reason(node))
+                declined = self.declined.get(display_name(node))
+                if declined is None:
+                    result.decline(node, _reason(node))
+                else:
+                    result.declined.append(replace(declined, has_sign_input=True))
         return result
 
 

@@ -27,11 +27,13 @@ class Decline:
         node: its name.
         op_type: its operator.
         reason: why, as one sentence for the user.
+        has_sign_input: whether it is a layer whose input is a sign, so that it looks as if it was meant to be binary.
     """
 
     node: str
     op_type: str
     reason: str
+    has_sign_input: bool = False
 
 
 @dataclass

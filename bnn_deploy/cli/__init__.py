@@ -1,0 +1,129 @@
+"""The command line `bnn-deploy`: the frame that every command runs in.
+
+A command lives in its own module and is imported only when it is called or its own help is shown: `bnn-deploy --help`
+is fast, and a board without torch and onnx runs the commands that need neither. The frame also turns every exception
+into one line on stderr and an exit code, so that no command handles errors itself:
+
+    0  done, and what was checked holds
+    1  the command did its work and its check failed
+    2  the command line or a file that was given cannot be used
+    3  this machine cannot do it, or a bug in bnn-deploy
+    130 / 141  interrupted; whoever read the output went away
+
+A command module defines `command`, a click.Command. Its callback returns None, or CHECK_FAILED.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+import click
+
+from bnn_deploy import __version__
+from bnn_deploy.errors import BnnDeployError, SetupError
+
+CHECK_FAILED = 1
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+COMMANDS = {
+    "convert": ("bnn_deploy.cli.convert", "Convert a trained XNOR checkpoint to a binary ONNX model."),
+    "verify": ("bnn_deploy.cli.verify", "Prove that a converted model computes what its source does."),
+    "profile": ("bnn_deploy.cli.profile", "Measure speed and memory, also against the float model."),
+    "inspect": ("bnn_deploy.cli.inspect", "Show a model's layers, shapes, bits, MACs and bytes."),
+    "demo": ("bnn_deploy.cli.demo", "Do the whole job on a trained LeNet-5 that comes with the package."),
+}
+"""Name -> (module, the line that `bnn-deploy --help` shows)."""
+
+ALIASES = {"verify-equivalence": "verify"}
+
+CONVERT_PACKAGES = {"onnx", "onnx_ir", "onnxscript", "torch"}
+"""The packages that only `pip install 'bnn-deploy[convert]'` brings."""
+
+_DEBUG = "bnn_deploy.debug"
+
+DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the Python traceback of an error.")
+"""Stands before the command or after it. The frame reads it itself, before the command's module is even imported."""
+
+
+class LazyGroup(click.Group):
+    """A click.Group whose commands are the modules in COMMANDS, imported on use, and that handles their errors."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order of the main job."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command's module, and give the command the `--debug` that the group has too."""
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[name][0]).command
+        if not any("--debug" in parameter.opts for parameter in command.params):
+            command.params.append(DEBUG)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        also = {name: f" Also: {alias}." for alias, name in ALIASES.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text + also.get(name, "")) for name, (_, text) in COMMANDS.items()])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether `--debug` is anywhere among the arguments."""
+        ctx.meta[_DEBUG] = "--debug" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command, and end the process with the exit code of what became of it."""
+        try:
+            code = super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:
+            # Python flushes stdout once more when it ends, and would complain then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = BROKEN_PIPE
+        except (Exception, KeyboardInterrupt) as error:
+            code = _report(error, debug=ctx.meta[_DEBUG])
+        ctx.exit(code or 0)
+
+
+def _report(error: BaseException, debug: bool) -> int:
+    """Print an error on stderr (one line; the traceback before it with `debug`) and return its exit code."""
+    from bnn_deploy.cli.console import printable
+
+    if debug:
+        traceback.print_exception(error)
+    text, code = _describe(error, debug)
+    click.echo(f"error: {printable(' '.join(text.split()))}", err=True)
+    return code
+
+
+def _describe(error: BaseException, debug: bool) -> tuple[str, int]:
+    """The line that tells the user what is wrong, and the exit code."""
+    match error:
+        case BnnDeployError():
+            return str(error), error.exit_code
+        case KeyboardInterrupt():
+            return "interrupted", INTERRUPTED
+        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in CONVERT_PACKAGES:
+            return f"{error.name} is not installed: run pip install 'bnn-deploy[convert]'", SetupError.exit_code
+        case MemoryError():
+            return "not enough memory", SetupError.exit_code
+        case OSError() if error.strerror:
+            return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, SetupError.exit_code
+    what_to_do = "report it with the traceback above" if debug else "run again with --debug and report it"
+    return f"internal error: {type(error).__name__}: {error}; {what_to_do}", SetupError.exit_code
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, message="bnn-deploy %(version)s")
+def main() -> None:
+    """Deploy trained XNOR (binary) networks on CPUs through onnxruntime, with a proof that they compute the same."""
+
+
+main.params.append(DEBUG)

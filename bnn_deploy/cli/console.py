@@ -1,0 +1,160 @@
+"""What the commands print with: results on stdout, everything else on stderr.
+
+Text is printed as it is (no markup, no emoji, no highlighting): names in it come from users' files. Written to a file
+or a pipe, the output has no colour, and its lines are as long as they need to be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+from rich import box
+from rich.console import Console, ConsoleDimensions, RenderableType
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+"""Between the sizes of a shape, and after a factor."""
+
+_UNLIMITED = 10_000
+
+
+class _PlainConsole(Console):
+    """A rich console that does not cut its lines at 80 columns where there is no terminal to fit them to."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        size = super().size
+        return size if self.is_terminal else ConsoleDimensions(_UNLIMITED, size.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # the frame ends the process, instead of rich with exit code 1
+
+
+out = _PlainConsole(markup=False, emoji=False, highlight=False)
+"""Results: stdout."""
+
+err = _PlainConsole(stderr=True, markup=False, emoji=False, highlight=False)
+"""Progress and remarks: stderr."""
+
+
+def show(renderable: RenderableType) -> None:
+    """Print a table or a line of text on stdout, without the spaces that rich fills its lines up with."""
+    with out.capture() as capture:
+        out.print(renderable)
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), color=out.is_terminal)
+
+
+def print_json(value: object) -> None:
+    """Print `value` on stdout as JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """`text` with control characters (a terminal's escape sequences, say) written as Python escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes with three digits and a decimal unit: 1648123 -> '1.65 MB'."""
+    return _scaled(count, [" B", " kB", " MB", " GB", " TB"])
+
+
+def human_count(count: int) -> str:
+    """A number with three digits and a decimal prefix: 1648123 -> '1.65 M'."""
+    return _scaled(count, ["", " k", " M", " G", " T", " P"])
+
+
+def exact_bytes(count: int) -> str:
+    """A number of bytes, short and exact: '1.65 MB (1,648,123 bytes)'."""
+    return f"{human_bytes(count)} ({count:,} bytes)"
+
+
+def _scaled(count: int, units: Sequence[str]) -> str:
+    if abs(count) < 1000:
+        return f"{count}{units[0]}"
+    value = float(count)
+    index = 0
+    while abs(value) >= 999.5 and index < len(units) - 1:  # 999.5 would be printed as 1000
+        value /= 1000
+        index += 1
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}{units[index]}"
+
+
+def shape_text(shape: Sequence[int | str | None] | None) -> str:
+    """The sizes of a shape with TIMES between them; '?' for what is unknown, 'scalar' for no dimension."""
+    if shape is None:
+        return "?"
+    return TIMES.join("?" if size is None else str(size) for size in shape) or "scalar"
+
+
+def plural(count: int, noun: str) -> str:
+    """'1 thread', '2 threads'."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and values in two columns, without a header."""
+    result = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        result.add_row(printable(name), printable(value))
+    return result
+
+
+def table(title: str | None, columns: Sequence[str], numbers: Collection[str] = ()) -> Table:
+    """An empty table in the style of all commands; fill it with `add_row`, print it with `show`.
+
+    Args:
+        title: a line above the table.
+        columns: headers, from left to right.
+        numbers: the columns whose cells are aligned to the right and never broken.
+    """
+    result = Table(
+        title=None if title is None else printable(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    for name in columns:
+        number = name in numbers
+        result.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    return result
+
+
+@contextmanager
+def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
+    """Show what a long command is doing, in a line on stderr that goes away at the end.
+
+    Nothing is shown where stderr is not a terminal.
+
+    Args:
+        measuring: the line is still, because a thread that moves it would disturb what is being timed.
+
+    Yields:
+        A function to call with the name of each step as it begins.
+    """
+    with Progress(
+        *([] if measuring else [SpinnerColumn()]),
+        TextColumn("{task.description}", markup=False),
+        *([] if measuring else [TimeElapsedColumn()]),
+        console=err,
+        transient=True,
+        auto_refresh=not measuring,
+        disable=not err.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def step(text: str) -> None:
+            bar.update(task, description=printable(text), refresh=True)
+
+        yield step

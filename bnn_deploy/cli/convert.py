@@ -1,0 +1,170 @@
+"""`bnn-deploy convert`: a trained checkpoint becomes an ONNX model with binary operators."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bnn_deploy.cli.console import (
+    TIMES,
+    exact_bytes,
+    human_bytes,
+    human_count,
+    plural,
+    print_json,
+    printable,
+    progress,
+    shape_text,
+    show,
+    table,
+)
+from bnn_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from bnn_deploy.conversion import Conversion
+    from bnn_deploy.inspection import Layer, ModelReport
+
+_PATH = click.Path(dir_okay=False, path_type=Path)
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """'3,32,32' -> (3, 32, 32)."""
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise InputError(f"--input-shape {text}: give one sample's shape as C,H,W, for example 3,32,32")
+    return shape
+
+
+@click.command(name="convert", short_help="Convert a trained XNOR checkpoint to a binary ONNX model.")
+@click.argument("checkpoint", type=_PATH)
+@click.option("--arch", required=True, metavar="NAME", help="lenet5, nin, alexnet, or FILE.py:CLASS.")
+@click.option("-o", "--output", required=True, type=_PATH, metavar="MODEL.onnx", help="The file to write.")
+@click.option("--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare.")
+@click.option("--input-shape", metavar="C,H,W", help="One sample's shape, if CLASS has no attribute input_shape.")
+@click.option(
+    "--weights",
+    type=click.Choice(["auto", "as-is"]),
+    default="auto",
+    help="auto: binarise latent weights by the recipe; as-is: leave them.",
+)
+@click.option("--strict", is_flag=True, help="Fail if a layer whose input is a sign stays float.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
+def command(
+    checkpoint: Path,
+    arch: str,
+    output: Path,
+    float_output: Path | None,
+    input_shape: str | None,
+    weights: str,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Convert a trained XNOR CHECKPOINT to an ONNX model whose binary layers are one bit per weight.
+
+    The checkpoint holds latent weights, as the XNOR-Net-PyTorch recipe saves them; no code in it is run. FILE.py, which
+    --arch names, is run.
+    """
+    from bnn_deploy.conversion import convert
+    from bnn_deploy.inspection import inspect_model
+
+    shape = parse_shape(input_shape)
+    with progress() as step, tempfile.TemporaryDirectory() as folder:
+        float_file = float_output or Path(folder) / "float.onnx"
+        result = convert(
+            checkpoint,
+            output,
+            arch=arch,
+            input_shape=shape,
+            float_output=float_file,
+            weights="auto" if weights == "auto" else "as-is",
+            strict=strict,
+            progress=step,
+        )
+        step("counting")
+        before, after = inspect_model(float_file), inspect_model(output)
+    if as_json:
+        print_json(result.to_json() | {"before": before.to_json(), "after": after.to_json()})
+    else:
+        print_conversion(checkpoint, result, before, after)
+        written = f"wrote {output}, {exact_bytes(after.file_bytes)}"
+        show(written + (f", and {float_output}, {exact_bytes(before.file_bytes)}" if float_output else ""))
+
+
+def print_conversion(source: Path, result: Conversion, before: ModelReport, after: ModelReport) -> None:
+    """Print what a conversion did: totals, operators, layers, and what stayed float."""
+    show(f"{source}: {plural(len(result.binary_layers), 'layer')} binary, {len(result.left_float)} left float")
+    if result.binarized:
+        show(
+            f"{plural(len(result.binarized), 'latent weight')} binarised by the recipe "
+            "(centre over the input channels, clamp to [-1, 1], alpha times sign)"
+        )
+    show("")
+    totals = table(None, ["", "float", "binary", "ratio"], {"float", "binary", "ratio"})
+    totals.add_row(
+        "file", human_bytes(before.file_bytes), human_bytes(after.file_bytes), _smaller(before.file_bytes, after.file_bytes)
+    )
+    totals.add_row(
+        "weights and constants",
+        human_bytes(before.constant_bytes),
+        human_bytes(after.constant_bytes),
+        _smaller(before.constant_bytes, after.constant_bytes),
+    )
+    totals.add_row("float MACs per sample", human_count(before.float_macs), human_count(after.float_macs), "")
+    totals.add_row("binary MACs per sample", human_count(before.binary_macs), human_count(after.binary_macs), "")
+    totals.add_row("operators", str(len(before.layers)), str(len(after.layers)), "")
+    counts = [Counter(layer.op_type for layer in report.layers) for report in (before, after)]
+    for op_type in sorted(counts[0] | counts[1]):
+        totals.add_row(f"  {printable(op_type)}", *(str(count[op_type] or "-") for count in counts), "")
+    show(totals)
+    show("")
+
+    floats = {layer.name: layer for layer in before.layers}
+    layers = table("Layers", ["layer", "becomes", "weight", "MACs", "bytes before", "after", "ratio"], _NUMBERS)
+    for layer in after.layers:
+        old = floats.get(layer.name)
+        if old is not None and old.float_macs:
+            layers.add_row(
+                printable(layer.name),
+                layer.op_type if layer.binary else f"{layer.op_type} (float)",
+                _weight_text(layer, old),
+                human_count(old.float_macs),
+                human_bytes(old.constant_bytes),
+                human_bytes(layer.constant_bytes),
+                _smaller(old.constant_bytes, layer.constant_bytes),
+            )
+    show(layers)
+    show("")
+    left = table("Left float", ["layer", "operator", "reason"])
+    for decline in result.left_float:
+        left.add_row(printable(decline.node), decline.op_type, printable(decline.reason))
+    show(left)
+    show("")
+    if result.not_fused:
+        unfused = table("Not fused", ["binarisation", "reason"])
+        for decline in result.not_fused:
+            unfused.add_row(printable(decline.node), printable(decline.reason))
+        show(unfused)
+        show("")
+
+
+_NUMBERS = {"MACs", "bytes before", "after", "ratio"}
+
+
+def _weight_text(layer: Layer, old: Layer) -> str:
+    """The kernel of a layer: filters and taps, or features."""
+    if layer.kernel_shape is None:
+        return shape_text(old.output.shape[1:] if old.output.shape else None)
+    return shape_text(layer.kernel_shape)
+
+
+def _smaller(before: int, after: int) -> str:
+    return f"{before / after:.1f}{TIMES} smaller" if after and before >= 1.05 * after else "="

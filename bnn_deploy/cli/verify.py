@@ -1,0 +1,147 @@
+"""`bnn-deploy verify`: the equivalence proof of a converted model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bnn_deploy.cli import CHECK_FAILED
+from bnn_deploy.cli.console import plural, print_json, printable, progress, show, table
+from bnn_deploy.verification import OutputResult, Verification, verify
+
+_PATH = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(name="verify", short_help="Prove that a converted model computes what its source does.")
+@click.argument("model", type=_PATH, metavar="MODEL.onnx")
+@click.option("--against", required=True, type=_PATH, metavar="FILE", help="The checkpoint, or the float .onnx file.")
+@click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:CLASS.")
+@click.option("--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs (and labels); random if left out.")
+@click.option("--samples", type=click.IntRange(1), help="Use only the first so many inputs.")
+@click.option("--reference-samples", type=click.IntRange(1), default=8, help="Inputs for onnx's slow ReferenceEvaluator.")
+@click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set to run; repeatable; default all.")
+@click.option("--threads", type=click.IntRange(1), help="Intra-op threads; one per core if left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
+def command(
+    model: Path,
+    against: Path,
+    arch: str | None,
+    data: Path | None,
+    samples: int | None,
+    reference_samples: int,
+    isas: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Prove that MODEL.onnx computes what the checkpoint or float model does: bit by bit, layer by layer, by class.
+
+    Runs PyTorch (or the float model), the function bodies in the file in stock onnxruntime and in onnx's
+    ReferenceEvaluator, and the C++ kernels of every instruction set of this machine. Exit code 1 if the proof fails.
+    """
+    with progress() as step:
+        result = verify(
+            model,
+            against,
+            arch=arch,
+            data=data,
+            samples=samples,
+            reference_samples=reference_samples,
+            isas=isas or None,
+            threads=threads,
+            progress=step,
+        )
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_verification(result)
+    return 0 if result.passed else CHECK_FAILED
+
+
+def print_verification(result: Verification) -> None:
+    """Print all three parts of a verification, and PASSED or FAILED."""
+    show(f"model      {result.model}")
+    show(f"reference  {result.reference}")
+    show(f"inputs     {result.samples} samples: {result.data}")
+    show(f"kernels    {', '.join(result.isas)} (all of them ran, by the library's own count)")
+    if result.operators:
+        _print_operators(result)
+    if result.layers:
+        _print_layers(result)
+    _print_outputs(result)
+    for note in result.notes:
+        show(f"note: {printable(note)}")
+    if result.notes:
+        show("")
+    for failure in result.failures:
+        show(f"FAILED: {printable(failure)}")
+    show("PASSED" if result.passed else "FAILED")
+
+
+def _print_operators(result: Verification) -> None:
+    backends = list(result.operators[0].differing)
+    show("")
+    show("1. Operators: every node alone, on the same inputs, against its function body in onnxruntime.")
+    show("   Tolerance: none, every bit, integer and float must be equal.")
+    rows = table(None, ["node", "operator", "values", *backends], {"values", *backends})
+    for op in result.operators:
+        cells = ["equal" if count == 0 else f"{count:,} differ" for count in op.differing.values()]
+        rows.add_row(printable(op.node), op.op_type, f"{op.values:,}", *cells)
+    show(rows)
+    show(f"   The ReferenceEvaluator ran the first {plural(result.reference_samples, 'sample')} only; it is slow.")
+
+
+def _print_layers(result: Verification) -> None:
+    tolerance = result.tolerances
+    show("")
+    show("2. Layers: each fed with the reference's own activations; the worst over all backends.")
+    show(f"   Tolerances: a bit may differ where |pre-activation| <= {tolerance.flip_margin:g} of its channel's root mean square;")
+    show(f"   a float by {tolerance.float_relative:g} of the largest magnitude. Margin and error are in those units.")
+    numbers = {"compared", "bits differ", "largest margin", "max abs error", "relative", "exact zeros"}
+    rows = table(
+        None,
+        ["layer", "output", "compared", "bits differ", "largest margin", "max abs error", "relative", "exact zeros", ""],
+        numbers,
+    )
+    for layer in result.layers:
+        verdict = "ok" if layer.passed else "FAILED"
+        count = f"{layer.values:,}"
+        if layer.kind == "bits":
+            margin = f"{layer.margin:.1e}" if layer.differing else "-"
+            cells = [count, f"{layer.differing:,}", margin, "", "", f"{layer.zeros:,}"]
+        else:
+            relative = layer.max_error / layer.max_value if layer.max_value else layer.max_error
+            cells = [count, "", "", f"{layer.max_error:.2e}", f"{relative:.1e}", ""]
+        rows.add_row(printable(layer.layer), layer.kind, *cells, verdict)
+    show(rows)
+
+
+def _print_outputs(result: Verification) -> None:
+    show("")
+    show("3. Outputs: running free from the input, against the reference's output.")
+    labelled = any(output.correct is not None for output in result.outputs)
+    columns = ["backend", "samples", "max abs error", "same class", *(["accuracy", "reference's"] if labelled else [])]
+    rows = table(None, columns, set(columns[1:]))
+    for output in result.outputs:
+        cells = [f"{output.samples:,}", f"{output.max_error:.2e}", f"{output.same_class:,} of {output.samples:,}"]
+        rows.add_row(output.backend, *cells, *(_accuracies(output) if labelled else []))
+    show(rows)
+    if result.disagreements:
+        show("")
+        show("   Predictions that differ, and the first layer in which a bit flipped:")
+        flips = table(None, ["sample", "reference", "model", "layer", "margin", "explained"], {"sample", "reference", "model", "margin"})
+        for d in result.disagreements[:20]:
+            where = printable(d.layer) or "none"
+            flips.add_row(
+                str(d.sample), str(d.reference_class), str(d.model_class), where, f"{d.margin:.1e}", "yes" if d.explained else "NO"
+            )
+        show(flips)
+        if len(result.disagreements) > 20:
+            show(f"   and {len(result.disagreements) - 20} more")
+    show("")
+
+
+def _accuracies(output: OutputResult) -> list[str]:
+    return [
+        "" if count is None else f"{100 * count / output.samples:.2f} %" for count in (output.correct, output.reference_correct)
+    ]

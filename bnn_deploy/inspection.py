@@ -1,0 +1,390 @@
+"""Read a model's graph: layers, shapes, bits, multiply-accumulates (MACs) and bytes. Needs the onnx package."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_deploy.bits import words
+from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.profiling import model_bytes
+
+try:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx import NodeProto, shape_inference
+
+    from bnn_deploy.operators import DOMAIN
+except ImportError as missing:
+    raise SetupError("inspecting a model needs the onnx package: run pip install 'bnn-deploy[convert]'") from missing
+
+Dim = int | str | None
+"""A dimension: its size, its symbolic name, or None if nothing is known of it."""
+
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the model; shape None if even the rank is unknown."""
+
+    name: str
+    dtype: str | None
+    shape: Shape | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node of the model's main graph (Constant nodes are counted with the nodes that read them).
+
+    Attributes:
+        name: the node's name, or that of its first output if it has none.
+        op_type: the operator.
+        domain: the operator's domain; "" is standard ONNX.
+        output: the first output. The shape is that of the stored tensor: for bits uint32 [N, spatial..., ceil(C/32)].
+        output_bits: if the output is a bit tensor, the number of channels C that it holds as bits; else None.
+        kernel_shape: attribute of a convolution or pooling; None if the node does not set it.
+        strides: likewise.
+        pads: likewise; begins, then ends.
+        dilations: likewise.
+        group: likewise.
+        binary_macs: products of ±1 per sample; None if a shape that they depend on is unknown.
+        float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul; None as above.
+        constant_bytes: bytes of the constant inputs: weights, thresholds, scales, shapes.
+        source: the tensor of the float graph that the output stands for, as the converter noted it.
+    """
+
+    name: str
+    op_type: str
+    domain: str
+    output: Tensor
+    output_bits: int | None
+    kernel_shape: tuple[int, ...] | None
+    strides: tuple[int, ...] | None
+    pads: tuple[int, ...] | None
+    dilations: tuple[int, ...] | None
+    group: int | None
+    binary_macs: int | None
+    float_macs: int | None
+    constant_bytes: int
+    source: str | None
+
+    @property
+    def binary(self) -> bool:
+        """Whether it is one of the operators of bnn_deploy."""
+        return self.domain == DOMAIN
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """The result of `inspect_model`.
+
+    Attributes:
+        path: the file, as it was given.
+        file_bytes: size of the .onnx file and of the external data files that it names.
+        constant_bytes: bytes of all constants of the main graph, each counted once.
+        function_bytes: bytes of the ONNX functions that the file carries.
+        functions: their names, "domain::name".
+        ir_version: version of the file format.
+        opsets: domain -> version; "" is standard ONNX.
+        producer: name and version of the program that wrote the file.
+        metadata: the model's metadata properties.
+        inputs: the graph's inputs, without initializers.
+        outputs: the graph's outputs.
+        layers: the nodes, in the order of the file.
+    """
+
+    path: str
+    file_bytes: int
+    constant_bytes: int
+    function_bytes: int
+    functions: tuple[str, ...]
+    ir_version: int
+    opsets: dict[str, int]
+    producer: str
+    metadata: dict[str, str]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def binary_macs(self) -> int:
+        """Binary MACs per sample, of the layers where they are known."""
+        return sum(layer.binary_macs or 0 for layer in self.layers)
+
+    @property
+    def float_macs(self) -> int:
+        """Float MACs per sample, of the layers where they are known."""
+        return sum(layer.float_macs or 0 for layer in self.layers)
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """Names of the layers whose MACs are not known."""
+        return tuple(layer.name for layer in self.layers if layer.binary_macs is None or layer.float_macs is None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for json.dumps."""
+        totals = {"binary_macs": self.binary_macs, "float_macs": self.float_macs, "uncounted": list(self.uncounted)}
+        return asdict(self) | totals
+
+
+def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
+    """Read an .onnx file, converted or not.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What is in it. Nodes inside the branches of If, Loop and Scan are not looked at.
+
+    Raises:
+        InputError: it is missing, truncated, or not a valid ONNX model.
+    """
+    path = Path(path)
+    model = _load(path)
+    graph = model.graph
+    constants = _constant_bytes(graph)
+    shapes, dtypes, bit_channels = _infer(path, model)
+
+    def tensor(name: str) -> Tensor:
+        return Tensor(name, dtypes.get(name), shapes.get(name))
+
+    layers = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            continue
+        binary_macs, float_macs = _macs(path, node, shapes)
+        layers.append(
+            Layer(
+                name=_node_name(node),
+                op_type=node.op_type,
+                domain=node.domain,
+                output=tensor(node.output[0]),
+                output_bits=bit_channels.get(node.output[0]),
+                kernel_shape=_ints(node, "kernel_shape"),
+                strides=_ints(node, "strides"),
+                pads=_ints(node, "pads"),
+                dilations=_ints(node, "dilations"),
+                group=_int(node, "group"),
+                binary_macs=binary_macs,
+                float_macs=float_macs,
+                constant_bytes=sum(constants.get(name, 0) for name in set(node.input)),
+                source=next((p.value for p in node.metadata_props if p.key == f"{DOMAIN}.source"), None),
+            )
+        )
+    return ModelReport(
+        path=str(path),
+        file_bytes=model_bytes(path),
+        constant_bytes=sum(constants.values()),
+        function_bytes=sum(function.ByteSize() for function in model.functions),
+        functions=tuple(f"{function.domain}::{function.name}" for function in model.functions),
+        ir_version=model.ir_version,
+        opsets={opset.domain: opset.version for opset in model.opset_import},
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        inputs=tuple(tensor(value.name) for value in graph.input if value.name not in constants),
+        outputs=tuple(tensor(value.name) for value in graph.output),
+        layers=tuple(layers),
+    )
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """Read the file without its external data, and check it."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+        onnx.checker.check_model(path)
+    except DecodeError as error:
+        raise InputError(f"{path}: not an ONNX file, or a truncated one") from error
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise InputError(f"{path}: not a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
+    return model
+
+
+def _constant_bytes(graph: onnx.GraphProto) -> dict[str, int]:
+    """Name -> bytes, of the initializers and of the outputs of Constant nodes."""
+    sizes = {tensor.name: _tensor_bytes(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            value = onnx.helper.get_attribute_value(node.attribute[0])
+            sizes[node.output[0]] = (
+                _tensor_bytes(value) if isinstance(value, onnx.TensorProto) else np.asarray(value).nbytes
+            )
+    return sizes
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(len(text) for text in tensor.string_data)
+    elements: int = math.prod(tensor.dims)
+    return elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def _dtype_name(data_type: int) -> str:
+    return str(onnx.helper.tensor_dtype_to_np_dtype(data_type))
+
+
+def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, str], dict[str, int]]:
+    """Shapes and data types of all tensors of the main graph, and the channels that each bit tensor holds.
+
+    ONNX's inference looks into the bodies of our functions and gives up on their shape arithmetic. So it runs without
+    them, our operators' shapes are worked out here, and both repeat, because each needs what the other found, until
+    nothing new turns up.
+    """
+    work = onnx.ModelProto()
+    work.CopyFrom(model)
+    foreign = [function for function in model.functions if function.domain != DOMAIN]
+    del work.functions[:]
+    work.functions.extend(foreign)
+    ours = [node for node in model.graph.node if node.domain == DOMAIN]
+    outputs = {name for node in ours for name in node.output}
+    stated = [value for value in model.graph.value_info if value.name not in outputs]
+    del work.graph.value_info[:]
+    work.graph.value_info.extend(stated)
+
+    channels: dict[str, int] = {}
+    found: dict[str, Shape] = {}
+    while True:
+        shapes, dtypes = _standard_inference(work)
+        shapes |= found
+        new: dict[str, Shape] = {}
+        for node in ours:
+            output = node.output[0]
+            if output in found or node.input[0] not in shapes:
+                continue
+            result = _binary_shape(path, node, shapes, channels)
+            if result is None:
+                continue
+            shapes[output] = new[output] = result
+            dtype = onnx.TensorProto.FLOAT if node.op_type == "BinaryConv" else onnx.TensorProto.UINT32
+            work.graph.value_info.append(onnx.helper.make_tensor_value_info(output, dtype, result))
+        if not new:
+            return shapes, dtypes, channels
+        found |= new
+
+
+def _standard_inference(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, str]]:
+    graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes: dict[str, Shape] = {}
+    dtypes: dict[str, str] = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.elem_type:
+            dtypes[value.name] = _dtype_name(tensor.elem_type)
+        if tensor.HasField("shape"):
+            shapes[value.name] = tuple(
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim
+            )
+    for initializer in graph.initializer:
+        shapes[initializer.name] = tuple(initializer.dims)
+        dtypes[initializer.name] = _dtype_name(initializer.data_type)
+    return shapes, dtypes
+
+
+def _binary_shape(path: Path, node: NodeProto, shapes: dict[str, Shape], channels: dict[str, int]) -> Shape | None:
+    """Shape of the output of one of our operators; notes in `channels` how many bits it holds. None if unknown."""
+    output = node.output[0]
+    batch, *rest = shapes[node.input[0]]
+    if node.op_type == "Binarize":
+        count = next((size for size in (rest[0], shapes.get(node.input[1], (None,))[0]) if isinstance(size, int)), None)
+        if count is None:
+            return None
+        channels[output] = count
+        return (batch, *rest[1:], words(count))
+    spatial = _window_output(path, node, rest[:-1])
+    if node.op_type == "BinaryMaxPool":
+        if node.input[0] in channels:
+            channels[output] = channels[node.input[0]]
+        return (batch, *spatial, rest[-1])
+    filters = shapes.get(node.input[1], (None,))[0]
+    if not isinstance(filters, int) or node.op_type not in ("BinaryConv", "BinaryConvThreshold"):
+        return None
+    if node.op_type == "BinaryConv":
+        return (batch, filters, *spatial)
+    channels[output] = filters
+    return (batch, *spatial, words(filters))
+
+
+def _window_output(path: Path, node: NodeProto, sizes: Sequence[Dim]) -> list[Dim]:
+    """Spatial output sizes of a binary convolution or pooling; None where the input size is not a number."""
+    attributes = [_required(path, node, name) for name in ("kernel_shape", "strides", "pads", "dilations")]
+    kernel, strides, pads, dilations = attributes
+    rank = len(sizes)
+    if [len(values) for values in attributes] != [rank, rank, 2 * rank, rank] or min(strides, default=1) < 1:
+        raise InputError(
+            f"{path}: node {_node_name(node)}: kernel_shape {kernel}, strides {strides}, pads {pads} and "
+            f"dilations {dilations} do not fit an input with {rank} spatial dimensions"
+        )
+    result: list[Dim] = []
+    for i, size in enumerate(sizes):
+        if not isinstance(size, int):
+            result.append(None)
+            continue
+        span = size + pads[i] + pads[i + rank] - dilations[i] * (kernel[i] - 1) - 1
+        windows = span // strides[i] + 1
+        if _int(node, "ceil_mode"):
+            windows = -(-span // strides[i]) + 1
+            if (windows - 1) * strides[i] >= size + pads[i]:  # as ONNX: the last window starts inside the input
+                windows -= 1
+        result.append(windows)
+    return result
+
+
+def _macs(path: Path, node: NodeProto, shapes: dict[str, Shape]) -> tuple[int | None, int | None]:
+    """Binary and float MACs of a node per sample (dimension 0 is the batch); None where a shape is unknown."""
+    first, second, output = (shapes.get(name) for name in (*(*node.input, "", "")[:2], node.output[0]))
+    if node.domain == DOMAIN and node.op_type in ("BinaryConv", "BinaryConvThreshold"):
+        (channels,) = _required(path, node, "channels")
+        (group,) = _required(path, node, "group")
+        taps = math.prod(_required(path, node, "kernel_shape")) * channels // max(group, 1)
+        if output is None or second is None:
+            return None, 0
+        outputs = output[1:] if node.op_type == "BinaryConv" else (second[0], *output[1:-1])
+        return _product((*outputs, taps)), 0
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return 0, 0
+    if first is None or second is None or output is None:
+        return 0, None
+    match node.op_type:
+        case "Conv":  # weight [O, C/group, kernel...]
+            return 0, _product((*output[1:], *second[1:]))
+        case "ConvTranspose":  # weight [C, O/group, kernel...]
+            return 0, _product((*first[1:], *second[1:]))
+        case "Gemm":
+            return 0, _product(second)
+        case _:
+            return 0, _product((*output[1:], first[-1]))
+
+
+def _product(dims: Sequence[Dim]) -> int | None:
+    sizes = [dim for dim in dims if isinstance(dim, int)]
+    return math.prod(sizes) if len(sizes) == len(dims) else None
+
+
+def _ints(node: NodeProto, name: str) -> tuple[int, ...] | None:
+    return next((tuple(attribute.ints) for attribute in node.attribute if attribute.name == name), None)
+
+
+def _int(node: NodeProto, name: str) -> int | None:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), None)
+
+
+def _required(path: Path, node: NodeProto, name: str) -> tuple[int, ...]:
+    """An attribute that our operators must have; INT gives one value."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return (attribute.i,) if attribute.type == onnx.AttributeProto.INT else tuple(attribute.ints)
+    raise InputError(
+        f"{path}: node {_node_name(node)} ({node.op_type}) has no attribute {name}: convert the model again"
+    )
+
+
+def _node_name(node: NodeProto) -> str:
+    return node.name or node.output[0]

@@ -1,0 +1,112 @@
+"""What a converted model is measured against: PyTorch itself, or a float ONNX file run by plain onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.segments import with_outputs
+from bnn_deploy.session import PROVIDERS
+
+Values = dict[str, NDArray[Any]]
+
+
+class Reference(Protocol):
+    """The float network."""
+
+    description: str
+    """What runs it, for reports."""
+
+    names: set[str]
+    """The tensors that it can give."""
+
+    output: str
+    """The name of its output."""
+
+    def before_sign(self, sign: str) -> str:
+        """The name of the tensor that the Sign with output `sign` reads."""
+        ...
+
+    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
+        """The wanted tensors for the inputs [N, ...]."""
+        ...
+
+
+class TorchReference:
+    """PyTorch, running the graph of torch.export node by node; tensors are named like the float ONNX model's."""
+
+    def __init__(self, program: Any) -> None:
+        import torch
+
+        self.description = f"PyTorch {torch.__version__.split('+')[0]}"
+        self._module = program.module()
+        nodes = list(self._module.graph.nodes)
+        self._nodes = {node.name: node for node in nodes}
+        self.names = set(self._nodes)
+        result = next(node for node in nodes if node.op == "output").args[0]
+        while isinstance(result, tuple | list):
+            result = result[0]
+        self.output: str = result.name
+
+    def before_sign(self, sign: str) -> str:
+        """See Reference."""
+        name: str = self._nodes[sign].args[0].name
+        return name
+
+    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
+        """See Reference."""
+        import torch
+
+        keep = set(wanted)
+        values: Values = {}
+
+        class Recorder(torch.fx.Interpreter):
+            def run_node(self, n: torch.fx.Node) -> Any:
+                result = super().run_node(n)
+                if n.name in keep:
+                    # A copy: an in-place operator may overwrite the tensor later.
+                    values[n.name] = np.array(result.numpy())
+                return result
+
+        with torch.no_grad():
+            Recorder(self._module).run(torch.from_numpy(x))
+        return values
+
+
+class OnnxReference:
+    """A float ONNX model in plain onnxruntime, without graph optimisation: as it is written."""
+
+    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+        self.description = f"onnxruntime {ort.__version__} running {name}"
+        self._model = model
+        self._producers = {output: node for node in model.graph.node for output in node.output}
+        self.names = set(self._producers)
+        self.output: str = model.graph.output[0].name
+        self._input: str = model.graph.input[0].name
+        self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
+
+    def before_sign(self, sign: str) -> str:
+        """See Reference."""
+        name: str = self._producers[sign].input[0]
+        return name
+
+    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
+        """See Reference."""
+        tensors = tuple(sorted(wanted))
+        if tensors not in self._sessions:
+            options = ort.SessionOptions()
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.log_severity_level = 3
+            data = with_outputs(self._model, tensors).SerializeToString()
+            try:
+                self._sessions[tensors] = ort.InferenceSession(data, options, providers=PROVIDERS)
+            except Exception as error:  # onnxruntime's exception types are not public
+                raise InputError(f"onnxruntime cannot load the float model: {str(error).splitlines()[0]}") from error
+        results = self._sessions[tensors].run(list(tensors), {self._input: x})
+        return dict(zip(tensors, map(np.asarray, results), strict=True))

@@ -1,0 +1,230 @@
+"""Cut a converted model where the float graph has the same tensor, so that each piece can be run and judged alone.
+
+A cut is a tensor that stands for one of the float graph: the node that makes it carries that tensor's name in its metadata. A
+segment is everything between the cuts that it reads and the one that it makes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from bnn_deploy.bits import pack_bits, unpack_bits
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators import DOMAIN, VERSION
+from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE
+
+LAYERS = ("BinaryConv", "BinaryConvThreshold", "Conv", "Gemm", "MatMul")
+BITS = ("Binarize", "BinaryConvThreshold", "BinaryMaxPool")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor of the converted model that stands for one of the float graph.
+
+    Attributes:
+        tensor: its name in the converted model.
+        source: the name of the tensor of the float graph.
+        is_bits: whether it holds bits (then `source` is the output of a Sign) or floats.
+        complemented: channels whose bits are stored complemented.
+        rank: its number of dimensions, if known.
+    """
+
+    tensor: str
+    source: str
+    is_bits: bool
+    complemented: tuple[int, ...]
+    rank: int | None
+
+    def encode(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The reference's value [N, C, spatial...] in the form that the converted model holds it in."""
+        if not self.is_bits:
+            return self._reshape(value.astype(np.float32), axis=len(value.shape))
+        signs = np.moveaxis(value >= 0, 1, -1)
+        signs[..., list(self.complemented)] ^= True
+        return self._reshape(pack_bits(signs), axis=1)
+
+    def _reshape(self, array: NDArray[Any], axis: int) -> NDArray[Any]:
+        """Add the unit dimensions of a linear layer, which the float graph has not, at `axis`."""
+        missing = 0 if self.rank is None else self.rank - array.ndim
+        return array.reshape(array.shape[:axis] + (1,) * missing + array.shape[axis:])
+
+    def decode(self, bits: NDArray[np.uint32], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Bits as the reference lays them out: bool of the given shape [N, C, spatial...], True for +1."""
+        signs = unpack_bits(bits, shape[1])
+        signs[..., list(self.complemented)] ^= True
+        spatial = (shape[0], *shape[2:], shape[1])
+        return np.moveaxis(signs.reshape(spatial), -1, 1)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the converted model between cuts.
+
+    Attributes:
+        name: the layer in it, as reports call it.
+        nodes: the names of its nodes, in order.
+        inputs: the tensors that it reads: cuts, or inputs of the model.
+        output: the cut that it makes.
+        model: the piece as a model of its own.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: Cut
+    model: ModelProto
+
+
+def load_model(path: str | os.PathLike[str]) -> ModelProto:
+    """Read and check an ONNX file.
+
+    Raises:
+        InputError: no such file, truncated, or not ONNX.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: not a valid ONNX file, or a truncated one ({text})") from error
+    return model
+
+
+def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
+    """Check that `model` was made by `bnn-deploy convert`.
+
+    Raises:
+        InputError: it has no binary operators, another version of them, or lost the names of the float graph.
+    """
+    if not any(node.domain == DOMAIN for node in model.graph.node):
+        raise InputError(f"{path}: an ONNX file, but not one that bnn-deploy converted: it has no operator of the domain {DOMAIN}")
+    versions = [opset.version for opset in model.opset_import if opset.domain == DOMAIN]
+    if versions != [VERSION]:
+        raise InputError(f"{path}: uses version {versions} of the domain {DOMAIN}; this bnn-deploy knows version {VERSION}")
+    if not any(p.key == SOURCE for node in model.graph.node for p in node.metadata_props):
+        raise InputError(f"{path}: its nodes do not say which float tensors they stand for ({SOURCE}); convert the model again")
+
+
+def cuts(model: ModelProto) -> list[Cut]:
+    """All cuts, in the order of the graph; the outputs of the model that no binary operator makes stand for themselves."""
+    ranks = {
+        info.name: len(info.type.tensor_type.shape.dim)
+        for info in (*model.graph.value_info, *model.graph.output)
+        if info.type.tensor_type.HasField("shape")
+    }
+    found = []
+    outputs = {info.name for info in model.graph.output}
+    for node in model.graph.node:
+        properties = {p.key: p.value for p in node.metadata_props}
+        tensor = node.output[0]
+        if SOURCE in properties:
+            channels = tuple(int(c) for c in properties.get(COMPLEMENTED, "").split(",") if c)
+            is_bits = node.domain == DOMAIN and node.op_type in BITS
+            found.append(Cut(tensor, properties[SOURCE], is_bits, channels, ranks.get(tensor)))
+        elif tensor in outputs:
+            found.append(Cut(tensor, tensor, False, (), ranks.get(tensor)))
+    return found
+
+
+def split(model: ModelProto) -> list[Segment]:
+    """Cut `model` into segments, in the order of the graph. Every node that reaches an output is in at least one."""
+    by_tensor = {cut.tensor: cut for cut in cuts(model)}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    position = {id(node): i for i, node in enumerate(model.graph.node)}
+    graph_inputs = {info.name: info for info in model.graph.input}
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    segments = []
+    for cut in by_tensor.values():
+        nodes: dict[int, NodeProto] = {}
+        inputs: dict[str, None] = {}
+        pending = [cut.tensor]
+        while pending:
+            tensor = pending.pop()
+            if tensor != cut.tensor and (tensor in by_tensor or tensor in graph_inputs):
+                inputs[tensor] = None
+            elif tensor and tensor not in initializers:
+                node = producers[tensor]
+                if position[id(node)] not in nodes:
+                    nodes[position[id(node)]] = node
+                    pending += node.input
+        ordered = [nodes[i] for i in sorted(nodes)]
+        layers = [n.name for n in ordered if n.op_type in LAYERS]
+        infos = [
+            graph_inputs[name] if name in graph_inputs else _info(name, by_tensor[name].is_bits, by_tensor[name].rank)
+            for name in inputs
+        ]
+        output = _info(cut.tensor, cut.is_bits, cut.rank)
+        segments.append(
+            Segment(
+                " + ".join(layers) or cut.source,
+                tuple(n.name for n in ordered),
+                tuple(inputs),
+                cut,
+                piece(model, ordered, infos, [output]),
+            )
+        )
+    return segments
+
+
+def operator_nodes(model: ModelProto) -> list[NodeProto]:
+    """The nodes of the domain bnn_deploy."""
+    return [node for node in model.graph.node if node.domain == DOMAIN]
+
+
+def single_node(model: ModelProto, node: NodeProto, inputs: dict[str, NDArray[Any]]) -> ModelProto:
+    """A model of one operator node alone, its constants included, for inputs of the given dtypes and ranks."""
+    infos = [_info(name, array.dtype == np.uint32, array.ndim) for name, array in inputs.items()]
+    return piece(model, [node], infos, [_info(node.output[0], node.op_type in BITS, None)])
+
+
+def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:
+    """The inputs of `node` that are not constants."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [name for name in node.input if name and name not in constants]
+
+
+def piece(
+    model: ModelProto, nodes: Sequence[NodeProto], inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+) -> ModelProto:
+    """A model of some nodes of another, with the constants that they use and the functions of the whole."""
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        list(nodes),
+        "piece",
+        list(inputs),
+        list(outputs),
+        [tensor for tensor in model.graph.initializer if tensor.name in used],
+    )
+    return helper.make_model(
+        graph, opset_imports=list(model.opset_import), functions=list(model.functions), ir_version=model.ir_version
+    )
+
+
+def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
+    """A copy of `model` that gives the named tensors instead of its own outputs."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    known = {info.name: info for info in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
+    bits = {node.output[0] for node in model.graph.node if node.domain == DOMAIN and node.op_type in BITS}
+    copy.graph.output.extend(known.get(tensor) or _info(tensor, tensor in bits, None) for tensor in tensors)
+    return copy
+
+
+def _info(name: str, is_bits: bool, rank: int | None) -> ValueInfoProto:
+    kind = TensorProto.UINT32 if is_bits else TensorProto.FLOAT
+    info: ValueInfoProto = helper.make_tensor_value_info(name, kind, None if rank is None else [None] * rank)
+    return info

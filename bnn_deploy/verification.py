@@ -1,0 +1,715 @@
+"""The equivalence proof: a converted model against the float network that it came from.
+
+Three questions, each answered on the same inputs:
+
+1. Operators. Do the C++ kernels (every instruction set of this machine), the function bodies in stock onnxruntime and the
+   function bodies in onnx's ReferenceEvaluator agree on every node, exactly, in every bit, integer and float?
+2. Layers. Fed with the reference's own activations, does each layer give the reference's result? A bit may differ only where
+   the float pre-activation is within rounding of the threshold; a float only by rounding.
+3. Outputs. Running free from the input, does the model predict the same class? Each disagreement must be explained by a first
+   bit that flipped within that margin.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.session import library_info, load_session
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+    from bnn_deploy.reference import Reference
+    from bnn_deploy.segments import Cut, Segment
+
+Arrays = dict[str, NDArray[Any]]
+Runner = Callable[[Arrays], NDArray[Any]]
+"""Runs a model with one output on named inputs."""
+
+Progress = Callable[[str], None]
+"""Called with what is being done."""
+
+BATCH = 50
+"""Samples that run at a time: bounds the memory that a large network's activations need."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What counts as rounding. Bits and integers of kernels and function bodies have no tolerance.
+
+    Attributes:
+        flip_margin: a bit may differ from the reference's sign where |pre-activation| <= this times the root mean square of
+            its channel's pre-activations.
+        float_relative: a float may differ by this times the largest magnitude in the reference's tensor.
+    """
+
+    flip_margin: float = 1e-4
+    float_relative: float = 1e-4
+
+
+@dataclass(frozen=True)
+class OperatorResult:
+    """One node, run alone by every backend on the same inputs.
+
+    Attributes:
+        node: its name.
+        op_type: its operator.
+        values: number of words or floats compared (fewer for the ReferenceEvaluator).
+        differing: values that differ from the function body in onnxruntime, per backend.
+    """
+
+    node: str
+    op_type: str
+    values: int
+    differing: dict[str, int]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every backend agrees in every value."""
+        return not any(self.differing.values())
+
+
+@dataclass
+class LayerResult:
+    """One layer, fed with the reference's activations, over all backends.
+
+    Attributes:
+        layer: its name.
+        source: the tensor of the float graph that its output stands for.
+        kind: "bits" or "floats".
+        values: bits or floats compared, per backend.
+        differing: bits that differ from the reference's sign (the largest number over the backends).
+        margin: the largest |pre-activation| of a differing bit, in units of its channel's root mean square; 0 if none.
+        worst: where that is and what the reference has there.
+        zeros: pre-activations that are exactly 0, where PyTorch's sign is 0 and the paper's is +1.
+        max_error: largest absolute error of a float.
+        max_value: largest magnitude of the reference's floats.
+        passed: whether both are within the tolerances.
+    """
+
+    layer: str
+    source: str
+    kind: str
+    values: int = 0
+    differing: int = 0
+    margin: float = 0.0
+    worst: str = ""
+    zeros: int = 0
+    max_error: float = 0.0
+    max_value: float = 0.0
+    passed: bool = True
+
+
+@dataclass
+class OutputResult:
+    """One backend running free from the input to the output.
+
+    Attributes:
+        backend: what ran.
+        samples: how many.
+        max_error: largest absolute difference from the reference's output.
+        max_value: largest magnitude of the reference's output.
+        same_class: samples for which the largest output is the same.
+        correct: samples classified right; None without labels.
+        reference_correct: the same for the reference.
+    """
+
+    backend: str
+    samples: int = 0
+    max_error: float = 0.0
+    max_value: float = 0.0
+    same_class: int = 0
+    correct: int | None = None
+    reference_correct: int | None = None
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A sample whose predicted class differs from the reference's.
+
+    Attributes:
+        sample: its index in the data.
+        reference_class: what the reference predicts.
+        model_class: what the converted model predicts.
+        layer: the first layer, running free, with a bit that differs; "" if none has.
+        margin: the largest margin of the bits that differ there, as in LayerResult.
+        explained: whether that margin is within the tolerance.
+    """
+
+    sample: int
+    reference_class: int
+    model_class: int
+    layer: str
+    margin: float
+    explained: bool
+
+
+@dataclass
+class Verification:
+    """The result of `verify`.
+
+    Attributes:
+        model: the converted model's file.
+        reference: what it was measured against.
+        data: where the inputs came from.
+        samples: inputs used; the ReferenceEvaluator, which is slow, ran the first `reference_samples` of them.
+        reference_samples: see `samples`.
+        isas: instruction sets whose kernels ran (as the library counted, not as asked).
+        tolerances: what counted as rounding.
+        operators: question 1; empty when onnx is not installed.
+        layers: question 2; empty when onnx is not installed.
+        outputs: question 3.
+        disagreements: samples with another class than the reference's.
+        notes: what the reader must know.
+    """
+
+    model: str
+    reference: str
+    data: str
+    samples: int
+    reference_samples: int
+    isas: list[str]
+    tolerances: Tolerances
+    operators: list[OperatorResult] = field(default_factory=list)
+    layers: list[LayerResult] = field(default_factory=list)
+    outputs: list[OutputResult] = field(default_factory=list)
+    disagreements: list[Disagreement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for everything that failed, with the layer's name."""
+        lines = []
+        for op in self.operators:
+            for backend, count in op.differing.items():
+                if count:
+                    lines.append(
+                        f"{op.op_type} '{op.node}': {backend} differs from the function body in onnxruntime "
+                        f"in {count} of {op.values} values"
+                    )
+        for layer in self.layers:
+            if not layer.passed and layer.kind == "bits":
+                lines.append(
+                    f"layer '{layer.layer}': {layer.differing} of {layer.values} bits differ from the reference, by up to "
+                    f"{layer.margin:.2g} (allowed {self.tolerances.flip_margin:g}); {layer.worst}"
+                )
+            elif not layer.passed:
+                lines.append(
+                    f"layer '{layer.layer}': error {layer.max_error:.3g} where the largest value is {layer.max_value:.3g} "
+                    f"(allowed {self.tolerances.float_relative:g} of it); {layer.worst}"
+                )
+        unexplained = [d for d in self.disagreements if not d.explained]
+        if unexplained:
+            first = unexplained[0]
+            lines.append(
+                f"{len(unexplained)} predictions differ for no reason within the tolerances; first: sample {first.sample}, "
+                f"class {first.model_class} instead of {first.reference_class}"
+            )
+        return lines
+
+    @property
+    def passed(self) -> bool:
+        """Whether all three questions are answered with yes."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for `--json`."""
+        return {**asdict(self), "passed": self.passed, "failures": self.failures}
+
+
+class _Sessions:
+    """The backends, by name: each runs a model given as a proto."""
+
+    BODIES = "bodies, onnxruntime"
+    EVALUATOR = "bodies, ReferenceEvaluator"
+
+    def __init__(self, isas: Sequence[str], threads: int | None) -> None:
+        self.isas = isas
+        self.threads = threads
+        self.onnxruntime = [self.BODIES, *(f"kernels, {isa}" for isa in isas)]
+
+    def make(self, model: ModelProto | str, backend: str) -> Runner:
+        """A function that runs `model`, which has one output, on named inputs."""
+        if backend == self.EVALUATOR:
+            from onnx.reference import ReferenceEvaluator
+
+            evaluator = ReferenceEvaluator(model)
+
+            def evaluate(inputs: Arrays) -> NDArray[Any]:
+                with np.errstate(all="ignore"):
+                    return np.asarray(evaluator.run(None, inputs)[0])
+
+            return evaluate
+        isa = None if backend == self.BODIES else backend.removeprefix("kernels, ")
+        data = model if isinstance(model, str) else model.SerializeToString()
+        session = load_session(data, self.threads, isa=isa, kernels=isa is not None)
+        return lambda inputs: np.asarray(session.run(None, inputs)[0])
+
+
+def verify(
+    model: str | os.PathLike[str],
+    against: Any,
+    *,
+    arch: str | None = None,
+    data: NDArray[np.float32] | str | os.PathLike[str] | None = None,
+    labels: NDArray[Any] | None = None,
+    samples: int | None = None,
+    reference_samples: int = 8,
+    isas: Sequence[str] | None = None,
+    threads: int | None = None,
+    tolerances: Tolerances | None = None,
+    progress: Progress = lambda step: None,
+) -> Verification:
+    """Prove that a converted model computes what the float network computes.
+
+    Args:
+        model: the converted .onnx file.
+        against: a checkpoint, a float .onnx file, or a torch module in eval mode.
+        arch: for a checkpoint: its architecture; None takes the one that the model was converted with.
+        data: inputs [N, ...] float32 as the network was trained on, a .npy or .npz file of them (see `load_data`), or None
+            for 32 random normal ones.
+        labels: classes [N], for accuracy; a .npz file may hold them.
+        samples: use only the first so many inputs.
+        reference_samples: how many of them the ReferenceEvaluator runs.
+        isas: instruction sets to run; None means all that this machine has.
+        threads: intra-op threads.
+        tolerances: what counts as rounding.
+        progress: called as work proceeds.
+
+    Returns:
+        The result; `passed` says whether the model is equivalent.
+
+    Raises:
+        InputError: a file, shape or architecture cannot be used, or `against` is not what `model` was converted from.
+        SetupError: the library or a package is missing, or an instruction set is unknown.
+    """
+    tolerances = tolerances or Tolerances()
+    info = library_info()
+    isas = list(info.isas) if isas is None else list(isas)
+    for isa in isas:
+        library_info(isa)  # an unknown name is an error now, not after minutes
+    if not Path(model).is_file():
+        raise InputError(f"{model}: no such file")
+    sessions = _Sessions(isas, threads)
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnx_ir") is None:
+        result = _verify_outputs(model, against, data, labels, samples, sessions, tolerances, progress)
+    else:
+        from bnn_deploy import segments
+
+        proto = segments.load_model(model)
+        segments.require_converted(proto, model)
+        shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)[1:]
+        inputs = load_data(data, labels, samples, proto.graph.input[0].name, shape)
+        reference = _reference(against, arch, proto, shape)
+        few = min(reference_samples, len(inputs.x))
+        verifier = _Verifier(str(model), proto, reference, sessions, tolerances, few)
+        result = verifier.run(inputs, progress)
+    after = library_info().calls
+    result.isas = [isa for isa in isas if after.get(isa, 0) > info.calls.get(isa, 0)]
+    return result
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the network is run on.
+
+    Attributes:
+        x: [N, ...] float32.
+        labels: classes [N], or None.
+        origin: where they came from, for reports.
+    """
+
+    x: NDArray[np.float32]
+    labels: NDArray[Any] | None
+    origin: str
+
+
+def load_data(
+    data: NDArray[np.float32] | str | os.PathLike[str] | None,
+    labels: NDArray[Any] | None,
+    samples: int | None,
+    name: str,
+    shape: tuple[int, ...],
+) -> Inputs:
+    """Get inputs for a model.
+
+    Args:
+        data: an array, a .npy file, a .npz file, or None for 32 random normal inputs. In a .npz file the inputs are the array
+            called like the model's input, or 'images', 'x', 'data', or the only one; the labels are 'labels' or 'y'.
+        labels: classes [N]; these win over the file's.
+        samples: keep only the first so many.
+        name: the model's input.
+        shape: one sample's shape.
+
+    Raises:
+        InputError: no such file, no such array, or not float32 [N, *shape].
+    """
+    origin = "given array"
+    if data is None:
+        data = np.random.default_rng(0).standard_normal((32, *shape)).astype(np.float32)
+        origin = "random normal inputs (give --data for real ones)"
+    elif not isinstance(data, np.ndarray):
+        origin = str(data)
+        data, found = _read_arrays(Path(data), name)
+        labels = found if labels is None else labels
+    if data.dtype != np.float32:
+        raise InputError(f"{origin}: the inputs are {data.dtype}; the network needs float32, normalised as in its training")
+    if data.shape[1:] != shape or len(data) == 0:
+        raise InputError(f"{origin}: the inputs have shape {list(data.shape)}; the model needs {['N', *shape]}, N >= 1")
+    if labels is not None and np.shape(labels) != (len(data),):
+        raise InputError(f"{origin}: the labels have shape {list(np.shape(labels))}; {len(data)} inputs need [{len(data)}]")
+    return Inputs(data[:samples], None if labels is None else np.asarray(labels)[:samples], origin)
+
+
+def _read_arrays(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        arrays = {key: loaded[key] for key in loaded.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a .npy or .npz file of plain arrays ({str(error).splitlines()[0][:120]})") from error
+    labels = next((arrays.pop(key) for key in ("labels", "y") if key in arrays), None)
+    key = next((key for key in (name, "images", "x", "data") if key in arrays), None)
+    if key is None and len(arrays) == 1:
+        key = next(iter(arrays))
+    if key is None:
+        raise InputError(f"{path}: which array holds the inputs? It has {', '.join(arrays) or 'none'}; call it '{name}'")
+    return arrays[key], labels
+
+
+def _reference(against: Any, arch: str | None, proto: ModelProto, shape: tuple[int, ...]) -> Reference:
+    """The reference that `against` names: PyTorch for a checkpoint or module, onnxruntime for a float .onnx file."""
+    from bnn_deploy import reference, segments
+
+    if isinstance(against, str | os.PathLike) and str(against).endswith(".onnx"):
+        return reference.OnnxReference(segments.load_model(against), Path(against).name)
+    from bnn_deploy.checkpoint import load_module
+    from bnn_deploy.export import export_float
+
+    if isinstance(against, str | os.PathLike):
+        metadata = {p.key: p.value for p in proto.metadata_props}
+        arch = arch or metadata.get("bnn_deploy.arch")
+        if arch is None:
+            raise InputError(f"{against}: the model does not say what architecture it is; give --arch FILE.py:CLASS")
+        against = load_module(against, arch)
+    return reference.TorchReference(export_float(against, shape).program)
+
+
+class _Verifier:
+    """Compares one converted model with one reference, batch by batch."""
+
+    def __init__(
+        self,
+        name: str,
+        proto: ModelProto,
+        reference: Reference,
+        sessions: _Sessions,
+        tolerances: Tolerances,
+        few: int,
+    ) -> None:
+        from bnn_deploy import segments
+
+        self.segments = segments
+        self.proto = proto
+        self.input: str = proto.graph.input[0].name
+        self.reference = reference
+        self.sessions = sessions
+        self.tolerances = tolerances
+        self.few = few
+        self.pieces = segments.split(proto)
+        self.cuts = {piece.output.tensor: piece.output for piece in self.pieces}
+        self.bit_cuts = [cut for cut in self.cuts.values() if cut.is_bits]
+        for piece in self.pieces:
+            cut = piece.output
+            if not cut.is_bits and cut.source in {info.name for info in proto.graph.output}:
+                continue  # the reference's only output may be called otherwise
+            if cut.source not in reference.names:
+                raise InputError(
+                    f"{name}: layer '{piece.name}' stands for the tensor '{cut.source}', which the reference does not have: "
+                    "it is not what this model was converted from"
+                )
+        self.backends = [*sessions.onnxruntime, sessions.EVALUATOR]
+        self.result = Verification(name, reference.description, "", 0, few, [], tolerances)
+        self.layers = {
+            piece.output.tensor: LayerResult(piece.name, piece.output.source, "bits" if piece.output.is_bits else "floats")
+            for piece in self.pieces
+        }
+        self.outputs = {backend: OutputResult(backend) for backend in self.backends}
+
+    def run(self, inputs: Inputs, progress: Progress) -> Verification:
+        """Answer the three questions."""
+        result, x = self.result, inputs.x
+        result.data, result.samples = inputs.origin, len(x)
+        nodes = self.segments.operator_nodes(self.proto)
+        starts = range(0, len(x), BATCH)
+        total = len(nodes) + len(starts) * len(self.pieces)
+        done = 0
+        feeds = self._operator_inputs(nodes, x[:BATCH])
+        for node in nodes:
+            done += 1
+            progress(f"verifying: operator {node.name} ({done} of {total})")
+            result.operators.append(self._check_operator(node, feeds))
+
+        runners = {piece.output.tensor: self._runners(piece.model) for piece in self.pieces}
+        free = self._runners(self.proto)
+        wanted = {self._source(cut) for cut in self.cuts.values()} | {self.reference.output}
+        wanted |= {self.reference.before_sign(cut.source) for cut in self.bit_cuts}
+        for start in starts:
+            part = x[start : start + BATCH]
+            values = self.reference.run(part, wanted)
+            for piece in self.pieces:
+                done += 1
+                progress(f"verifying: layer {piece.name}, samples {start} to {start + len(part) - 1} ({done} of {total})")
+                self._check_layer(piece, runners[piece.output.tensor], start, part, values)
+            labels = None if inputs.labels is None else inputs.labels[start : start + BATCH]
+            self._check_outputs(free, start, part, values, labels)
+        result.layers = list(self.layers.values())
+        result.outputs = list(self.outputs.values())
+        zeros = sum(layer.zeros for layer in result.layers)
+        if zeros:
+            result.notes.append(
+                f"{zeros} pre-activations are exactly 0: PyTorch's sign gives 0 there, the operators +1, as the paper does"
+            )
+        return result
+
+    def _source(self, cut: Cut) -> str:
+        """The reference's name for a cut: the model's output is the reference's output, whatever it is called."""
+        return cut.source if cut.source in self.reference.names else self.reference.output
+
+    def _runners(self, model: ModelProto) -> dict[str, Runner]:
+        return {backend: self.sessions.make(model, backend) for backend in self.backends}
+
+    def _share(self, backend: str, start: int, count: int) -> int:
+        """How many samples of a batch a backend runs: the ReferenceEvaluator is slow and runs only the first few."""
+        return count if backend != self.sessions.EVALUATOR else max(0, min(self.few - start, count))
+
+    def _operator_inputs(self, nodes: list[NodeProto], x: NDArray[np.float32]) -> Arrays:
+        """What flows into each operator when the function bodies run the whole model."""
+        names = sorted({name for node in nodes for name in self.segments.data_inputs(self.proto, node)} - {self.input})
+        session = load_session(
+            self.segments.with_outputs(self.proto, names).SerializeToString(), self.sessions.threads, kernels=False
+        )
+        return {self.input: x, **dict(zip(names, session.run(names, {self.input: x}), strict=True))}
+
+    def _check_operator(self, node: NodeProto, feeds: Arrays) -> OperatorResult:
+        """Question 1 for one node."""
+        inputs = {name: feeds[name] for name in self.segments.data_inputs(self.proto, node)}
+        model = self.segments.single_node(self.proto, node, inputs)
+        everything = self.sessions.make(model, self.sessions.BODIES)(inputs)
+        differing = {}
+        for backend in self.backends[1:]:
+            count = self._share(backend, 0, len(everything))
+            got = self.sessions.make(model, backend)({name: array[:count] for name, array in inputs.items()})
+            expected = everything[:count]
+            same_form = got.shape == expected.shape and got.dtype == expected.dtype
+            differing[backend] = int((got != expected).sum()) if same_form else expected.size
+        return OperatorResult(node.name, node.op_type, everything.size, differing)
+
+    def _check_layer(
+        self, piece: Segment, runners: dict[str, Runner], start: int, x: NDArray[np.float32], values: Arrays
+    ) -> None:
+        """Question 2 for one layer and one batch."""
+        cut = piece.output
+        layer = self.layers[cut.tensor]
+        expected = values[self._source(cut)]
+        feed = {
+            name: self.cuts[name].encode(values[self._source(self.cuts[name])]) if name in self.cuts else x
+            for name in piece.inputs
+        }
+        worst = replace(layer, differing=0)
+        for backend, run in runners.items():
+            count = self._share(backend, start, len(x))
+            if count == 0:
+                continue
+            got = run({name: array[:count] for name, array in feed.items()})
+            if cut.is_bits:
+                before = values[self.reference.before_sign(cut.source)]
+                now = self._compare_bits(cut, got, expected[:count], before, start)
+            else:
+                now = self._compare_floats(got, expected[:count], start)
+            worst.differing = max(worst.differing, now.differing)
+            for name in ("margin", "max_error"):
+                if getattr(now, name) > getattr(worst, name):
+                    setattr(worst, name, getattr(now, name))
+                    worst.worst = f"{now.worst} ({backend})"
+            worst.max_value = max(worst.max_value, now.max_value)
+            worst.passed &= now.passed
+        worst.values += expected.size
+        worst.differing += layer.differing
+        worst.zeros += int((expected == 0).sum()) if cut.is_bits else 0
+        self.layers[cut.tensor] = worst
+
+    def _compare_bits(
+        self, cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], start: int
+    ) -> LayerResult:
+        """Bits against the reference's signs; `before` are the pre-activations of the whole batch."""
+        result = LayerResult("", cut.source, "bits")
+        flips = cut.decode(got, expected.shape) != (expected >= 0)
+        result.differing = int(flips.sum())
+        if result.differing:
+            margin = relative_margin(before)[: len(expected)]
+            index = np.unravel_index(int(np.where(flips, margin, -1).argmax()), flips.shape)
+            result.margin = float(margin[index])
+            place = [int(i) for i in index]
+            result.worst = (
+                f"worst at sample {start + place[0]}, channel {place[1]}"
+                f"{f', position {place[2:]}' if place[2:] else ''}: pre-activation {float(before[index]):.3g}"
+            )
+            result.passed = result.margin <= self.tolerances.flip_margin
+        return result
+
+    def _compare_floats(self, got: NDArray[Any], expected: NDArray[Any], start: int) -> LayerResult:
+        """Floats against the reference's."""
+        result = LayerResult("", "", "floats")
+        error = np.abs(got.reshape(expected.shape).astype(np.float64) - expected)
+        index = np.unravel_index(int(np.where(np.isnan(error), np.inf, error).argmax()), error.shape)
+        result.max_error = float(error[index])
+        result.max_value = float(np.abs(expected).max())
+        place = [int(i) for i in index]
+        result.worst = f"worst at sample {start + place[0]}, index {place[1:]}: reference {float(expected[index]):.6g}"
+        result.passed = bool(result.max_error <= self.tolerances.float_relative * result.max_value)
+        return result
+
+    def _check_outputs(
+        self,
+        free: dict[str, Runner],
+        start: int,
+        x: NDArray[np.float32],
+        values: Arrays,
+        labels: NDArray[Any] | None,
+    ) -> None:
+        """Question 3 for one batch."""
+        expected = values[self.reference.output]
+        best = self.sessions.onnxruntime[1]
+        for backend, run in free.items():
+            count = self._share(backend, start, len(x))
+            if count == 0:
+                continue
+            got = run({self.input: x[:count]})
+            add_output(self.outputs[backend], got, expected[:count], None if labels is None else labels[:count])
+            if backend == best:
+                wrong = np.flatnonzero(got.argmax(-1) != expected.argmax(-1)) if expected.ndim == 2 else []
+                if len(wrong):
+                    self._explain(wrong, start, x, got, values)
+
+    def _explain(
+        self, wrong: NDArray[np.intp], start: int, x: NDArray[np.float32], got: NDArray[Any], values: Arrays
+    ) -> None:
+        """Find, for each sample with another class, the first layer with a bit that differs when the model runs free."""
+        names = [cut.tensor for cut in self.bit_cuts]
+        session = load_session(
+            self.segments.with_outputs(self.proto, names).SerializeToString(),
+            self.sessions.threads,
+            isa=self.sessions.isas[0],
+        )
+        traced = dict(zip(names, session.run(names, {self.input: x}), strict=True))
+        expected = values[self.reference.output]
+        for i in wrong:
+            layer, margin = "", 0.0
+            for cut in self.bit_cuts:
+                signs = values[cut.source]
+                flips = cut.decode(traced[cut.tensor], signs.shape)[i] != (signs[i] >= 0)
+                if flips.any():
+                    before = values[self.reference.before_sign(cut.source)]
+                    layer, margin = self.layers[cut.tensor].layer, float(relative_margin(before)[i][flips].max())
+                    break
+            explained = layer != "" and margin <= self.tolerances.flip_margin
+            self.result.disagreements.append(
+                Disagreement(start + int(i), int(expected[i].argmax()), int(got[i].argmax()), layer, margin, explained)
+            )
+
+
+def relative_margin(before: NDArray[Any]) -> NDArray[np.float64]:
+    """|pre-activation| in units of its channel's root mean square; pre-activations are [N, C, ...]."""
+    magnitude = np.abs(before.astype(np.float64))
+    axes = (0, *range(2, before.ndim))
+    rms = np.sqrt((magnitude**2).mean(axis=axes, keepdims=True))
+    return magnitude / np.maximum(rms, np.finfo(np.float64).tiny)
+
+
+def add_output(
+    result: OutputResult, got: NDArray[Any], expected: NDArray[Any], labels: NDArray[Any] | None
+) -> None:
+    """Add a batch of free-running outputs to a backend's result."""
+    error = np.abs(got.astype(np.float64) - expected)
+    result.samples += len(got)
+    result.max_error = max(result.max_error, float(np.where(np.isnan(error), np.inf, error).max()))
+    result.max_value = max(result.max_value, float(np.abs(expected).max()))
+    if expected.ndim == 2:
+        result.same_class += int((got.argmax(1) == expected.argmax(1)).sum())
+        if labels is not None:
+            result.correct = (result.correct or 0) + int((got.argmax(1) == labels).sum())
+            result.reference_correct = (result.reference_correct or 0) + int((expected.argmax(1) == labels).sum())
+
+
+def _verify_outputs(
+    model: str | os.PathLike[str],
+    against: Any,
+    data: Any,
+    labels: NDArray[Any] | None,
+    samples: int | None,
+    sessions: _Sessions,
+    tolerances: Tolerances,
+    progress: Progress,
+) -> Verification:
+    """The part of `verify` that a board without onnx can do: the outputs, against a float .onnx file."""
+    if not str(against).endswith(".onnx"):
+        raise SetupError(
+            f"{against}: to verify against a checkpoint, install torch and onnx: pip install 'bnn-deploy[convert]'; "
+            "without them, verify against a float .onnx file"
+        )
+    float_session = load_session(against, sessions.threads, kernels=False)
+    graph_input = float_session.get_inputs()[0]
+    inputs = load_data(data, labels, samples, graph_input.name, tuple(graph_input.shape[1:]))
+    result = Verification(
+        str(model),
+        f"onnxruntime {ort.__version__} running {Path(against).name}",
+        inputs.origin,
+        len(inputs.x),
+        0,
+        [],
+        tolerances,
+        notes=["onnx is not installed: only outputs were compared, not operators and layers (pip install 'bnn-deploy[convert]')"],
+    )
+    runners = {backend: sessions.make(str(model), backend) for backend in sessions.onnxruntime}
+    result.outputs = [OutputResult(backend) for backend in runners]
+    name = graph_input.name
+    for start in range(0, len(inputs.x), BATCH):
+        progress(f"verifying: outputs, sample {start} of {len(inputs.x)}")
+        x = inputs.x[start : start + BATCH]
+        part_labels = None if inputs.labels is None else inputs.labels[start : start + BATCH]
+        expected = np.asarray(float_session.run(None, {name: x})[0])
+        for output in result.outputs:
+            got = runners[output.backend]({name: x})
+            add_output(output, got, expected, part_labels)
+            if output is result.outputs[1] and expected.ndim == 2:
+                scale = float(np.abs(expected).max())
+                for i in np.flatnonzero(got.argmax(1) != expected.argmax(1)):
+                    top = np.sort(expected[i])[-2:]
+                    gap = float(top[1] - top[0]) / scale
+                    result.disagreements.append(
+                        Disagreement(
+                            start + int(i),
+                            int(expected[i].argmax()),
+                            int(got[i].argmax()),
+                            "",
+                            gap,
+                            explained=gap <= tolerances.float_relative,
+                        )
+                    )
+    return result

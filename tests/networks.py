@@ -1,0 +1,69 @@
+"""Checkpoints for tests: weights from a seeded initialisation, BatchNorm calibrated on real images.
+
+With BatchNorm statistics left at their defaults most signs of a random network are constant, and a corrupted layer goes unseen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import bnn_deploy
+from bnn_deploy.architectures import ARCHITECTURES, RecipeNetwork
+from bnn_deploy.training import WeightBinarizer
+
+DEMO_DATA = Path(bnn_deploy.__file__).parent / "demo_data"
+
+
+def mnist() -> tuple[Tensor, Tensor]:
+    """The embedded test images, normalised as in training, [1000, 1, 28, 28] float32, and their labels [1000]."""
+    with np.load(DEMO_DATA / "mnist_1000.npz") as data:
+        images, labels = data["images"].astype(np.float32), data["labels"].astype(np.int64)
+    return (torch.from_numpy(images) / 255 - 0.1307) / 0.3081, torch.from_numpy(labels)
+
+
+def images(shape: tuple[int, ...], count: int, first: int = 0) -> Tensor:
+    """Real images of a network's input shape [C, H, W]: MNIST digits, enlarged, a different digit in each channel."""
+    digits, _ = mnist()
+    channels, height, width = shape
+    index = (torch.arange(count * channels) + first * channels) % len(digits)
+    stacked = digits[index, 0].reshape(count, channels, 28, 28)
+    if (height, width) == (28, 28):
+        return stacked
+    return nn.functional.interpolate(stacked, size=(height, width), mode="bilinear").contiguous()
+
+
+def calibrate(model: nn.Module, weights: list[nn.Parameter], data: Tensor, seed: int) -> None:
+    """Random gammas and betas, then BatchNorm statistics from `data`, with the weights binarised as in inference."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        if norm.affine:
+            norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.data.normal_(0, 0.3, generator=generator)
+    model.eval()
+    for norm in norms:
+        norm.train()
+    with torch.no_grad(), WeightBinarizer(weights):
+        for batch in data.split(16):
+            model(batch)
+    model.eval()
+
+
+def random_network(arch: str, seed: int = 0, samples: int = 64) -> RecipeNetwork:
+    """A network of the recipe with calibrated BatchNorm."""
+    torch.manual_seed(seed)
+    model = ARCHITECTURES[arch]()
+    calibrate(model, model.binary_weights(), images(model.input_shape, samples), seed)
+    return model
+
+
+def write_checkpoint(model: nn.Module, path: Path) -> Path:
+    """Save in the recipe's format."""
+    torch.save({"best_acc": 0.0, "state_dict": model.state_dict()}, path)
+    return path

@@ -1,0 +1,279 @@
+"""A malformed node is refused with an error that names the node, the value and what is allowed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from bnn_deploy.session import library_path
+
+CONV = {
+    "channels": 20,
+    "kernel_shape": [3, 3],
+    "strides": [1, 1],
+    "pads": [1, 1, 1, 1],
+    "dilations": [1, 1],
+    "group": 1,
+}
+POOL = {
+    "kernel_shape": [2, 2],
+    "strides": [2, 2],
+    "pads": [0, 0, 0, 0],
+    "dilations": [1, 1],
+    "ceil_mode": 0,
+}
+X = np.zeros((1, 5, 5, 1), np.uint32)
+W = np.zeros((8, 3, 3, 1), np.uint32)
+CONSTANTS = {
+    "W": W,
+    "scale": np.ones(8, np.float32),
+    "bias": np.zeros(8, np.float32),
+    "threshold": np.zeros(8, np.int32),
+    "pad_value": np.zeros(1, np.float32),
+}
+INPUTS = {
+    "Binarize": ["X", "threshold"],
+    "BinaryConv": ["X", "W", "scale", "bias", "pad_value"],
+    "BinaryConvThreshold": ["X", "W", "threshold", "pad_value"],
+    "BinaryMaxPool": ["X"],
+}
+CONV_OPS = ["BinaryConv", "BinaryConvThreshold"]
+
+
+def run(op: str, x: np.ndarray, attributes: dict, constants: dict, fed: str | None = None) -> np.ndarray:
+    """Run a model of one node; the constant named ``fed`` is a graph input instead.
+
+    An attribute or constant that is None is left out or, for constants, unchanged.
+    """
+    attributes = {name: value for name, value in attributes.items() if value is not None}
+    node = helper.make_node(op, INPUTS[op], ["Y"], name="layer7", domain="bnn_deploy", **attributes)
+    feeds = {"X": x}
+    constants = dict(constants)
+    if fed is not None:
+        feeds[fed] = constants.pop(fed)
+    graph = helper.make_graph(
+        [node],
+        "one_node",
+        [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
+            )
+            for name, value in feeds.items()
+        ],
+        [helper.make_empty_tensor_value_info("Y")],
+        [numpy_helper.from_array(constants[name], name) for name in INPUTS[op] if name in constants],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("bnn_deploy", 1)]
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    options.log_severity_level = 4  # the errors are expected
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)[0]
+
+
+def message(*args: object, **kwargs: object) -> str:
+    with pytest.raises(Exception) as caught:
+        run(*args, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_the_base_case_runs(op: str) -> None:
+    """Each test below changes one thing of what works here."""
+    assert run(op, X, CONV, CONSTANTS).size > 0
+    assert run("BinaryMaxPool", X, POOL, {}).shape == (1, 2, 2, 1)
+
+
+# --- attributes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", CONV_OPS)
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        ({"channels": None}, "attribute channels is missing: it is a required int"),
+        ({"group": None}, "attribute group is missing: it is a required int"),
+        ({"kernel_shape": None}, "attribute kernel_shape is missing: it is a required list of ints"),
+        ({"strides": None}, "attribute strides is missing"),
+        ({"pads": None}, "attribute pads is missing"),
+        ({"dilations": None}, "attribute dilations is missing"),
+        ({"channels": 0}, "attribute channels = 0: it must be in 1 to 2147483647"),
+        ({"channels": 2**40}, "attribute channels = 1099511627776: it must be in 1 to 2147483647"),
+        ({"channels": 40}, "input W has shape [8, 3, 3, 1], but channels = 40, group = 1"),
+        ({"group": 0}, "attribute group = 0: it must be in 1 to 20"),
+        ({"group": 21}, "attribute group = 21: it must be in 1 to 20"),
+        ({"group": 3}, "attribute group = 3 must divide channels = 20"),
+        ({"group": 5}, "input W has 8 output channels, but group = 5 must divide them"),
+        ({"strides": [0, 1]}, "attribute strides = [0, 1]: each must be in 1 to 2147483647"),
+        ({"strides": [1]}, "attribute strides has 1 values, but kernel_shape asks for 2"),
+        ({"strides": [1, 2**62]}, "attribute strides = [1, 4611686018427387904]: each must be in"),
+        ({"pads": [0, -1, 0, 0]}, "attribute pads = [0, -1, 0, 0]: each must be in 0 to 2147483647"),
+        ({"pads": [1, 1]}, "attribute pads has 2 values, but kernel_shape asks for 4"),
+        ({"dilations": [1, 0]}, "attribute dilations = [1, 0]: each must be in 1 to 2147483647"),
+        ({"kernel_shape": [0, 3]}, "attribute kernel_shape = [0, 3]: each must be in 1 to"),
+        ({"kernel_shape": [3] * 4}, "attribute kernel_shape has 4 values: it must have 1 or 2"),
+        ({"kernel_shape": [1, 1, 1]}, "attribute kernel_shape has 3 values: it must have 1 or 2"),
+        ({"kernel_shape": [2**31 - 1] * 2}, "must be at most 16777215, so that sums are exact in float32"),
+        ({"kernel_shape": [3, 5]}, "input W has shape [8, 3, 3, 1]"),
+    ],
+)
+def test_conv_attributes(op: str, attributes: dict, text: str) -> None:
+    error = message(op, X, CONV | attributes, CONSTANTS)
+    assert f"{op} 'layer7': " in error
+    assert text in error
+
+
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        ({"ceil_mode": None}, "attribute ceil_mode is missing: it is a required int"),
+        ({"ceil_mode": 2}, "attribute ceil_mode = 2: it must be in 0 to 1"),
+        ({"kernel_shape": [2, 0]}, "attribute kernel_shape = [2, 0]: each must be in 1 to 2147483647"),
+        ({"strides": [0, 2]}, "attribute strides = [0, 2]: each must be in 1 to 2147483647"),
+        ({"pads": [0, 0, 0, -3]}, "attribute pads = [0, 0, 0, -3]: each must be in 0 to 2147483647"),
+        ({"kernel_shape": [6, 2]}, "spatial dimension 0 of input X is 5, and with pads 0 and 0 less"),
+    ],
+)
+def test_pool_attributes(attributes: dict, text: str) -> None:
+    error = message("BinaryMaxPool", X, POOL | attributes, {})
+    assert "BinaryMaxPool 'layer7': " in error
+    assert text in error
+
+
+# --- inputs -----------------------------------------------------------------------------------
+
+
+def with_bit_beyond_the_channels() -> np.ndarray:
+    weights = W.copy()
+    weights[3, 2, 1, 0] = 1 << 20
+    return weights
+
+
+@pytest.mark.parametrize("op", CONV_OPS)
+@pytest.mark.parametrize(
+    ("constants", "text"),
+    [
+        (
+            {"W": np.zeros((8, 3, 3, 2), np.uint32)},
+            "input W has shape [8, 3, 3, 2], but channels = 20, group = 1 and kernel_shape need "
+            "[output channels, kernel_shape..., ceil(20 / 32) = 1]",
+        ),
+        ({"W": np.zeros((8, 9, 1), np.uint32)}, "input W has shape [8, 9, 1], but"),
+        ({"W": np.zeros((0, 3, 3, 1), np.uint32)}, "input W has shape [0, 3, 3, 1], but"),
+        (
+            {"W": with_bit_beyond_the_channels()},
+            "input W has bits set beyond channel 19 (output channel 3): the unused bits of a last "
+            "word must be 0",
+        ),
+        (
+            {"pad_value": np.zeros(2, np.float32)},
+            "input pad_value has shape [2], but it must be [1] or [channels] = [20]",
+        ),
+        ({"pad_value": np.zeros((1, 1), np.float32)}, "input pad_value has shape [1, 1]"),
+        ({"pad_value": np.float32(0)}, "input pad_value has shape []"),
+        (
+            {"pad_value": np.array([1] * 19 + [0], np.float32)},
+            "input pad_value[19] = 0.000000: its values must be all 0, or each -1 or +1",
+        ),
+        ({"pad_value": np.full(1, 0.5, np.float32)}, "input pad_value[0] = 0.500000"),
+        ({"pad_value": np.full(1, np.nan, np.float32)}, "input pad_value[0] = nan"),
+    ],
+)
+def test_conv_constants(op: str, constants: dict, text: str) -> None:
+    constants = {name: np.asarray(value) for name, value in constants.items()}
+    error = message(op, X, CONV, CONSTANTS | constants)
+    assert f"{op} 'layer7': " in error
+    assert text in error
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("BinaryConv", "scale"),
+        ("BinaryConv", "bias"),
+        ("BinaryConvThreshold", "threshold"),
+    ],
+)
+def test_per_output_constants(op: str, name: str) -> None:
+    constants = CONSTANTS | {name: CONSTANTS[name][:7]}
+    text = f"{op} 'layer7': input {name} has shape [7], but W has 8 output channels and needs [8]"
+    assert text in message(op, X, CONV, constants)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        *(("BinaryConv", name) for name in ("W", "scale", "bias", "pad_value")),
+        *(("BinaryConvThreshold", name) for name in ("W", "threshold", "pad_value")),
+    ],
+)
+def test_constants_must_be_constant(op: str, name: str) -> None:
+    error = message(op, X, CONV, CONSTANTS, fed=name)
+    text = f"input {name} is not a constant: make it an initializer that is not also a graph input"
+    assert f"{op} 'layer7': {text}" in error
+
+
+@pytest.mark.parametrize("op", CONV_OPS)
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((1, 5, 5, 2), "input X has shape [1, 5, 5, 2], but it must be [N, H, W, 1]"),
+        ((1, 5, 5, 0), "input X has shape [1, 5, 5, 0], but it must be [N, H, W, 1]"),
+        ((1, 5, 1), "input X has shape [1, 5, 1], but it must be [N, H, W, 1]"),
+        ((), "input X has shape [], but it must be [N, H, W, 1]"),
+        ((1,) * 9, "a tensor has 9 dimensions, at most 8 are supported"),
+        (
+            (1, 0, 5, 1),
+            "spatial dimension 0 of input X is 0, and with pads 1 and 1 less than one window of 3",
+        ),
+    ],
+)
+def test_conv_input_shape(op: str, shape: tuple[int, ...], text: str) -> None:
+    assert text in message(op, np.zeros(shape, np.uint32), CONV, CONSTANTS)
+
+
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_huge_sizes_are_errors(op: str) -> None:
+    """Each attribute is in its range; the tensors they ask for cannot exist."""
+    most = 2**31 - 1
+    huge_output = CONV | {"pads": [most] * 4}
+    assert message(op, X, huge_output, CONSTANTS)
+    huge_copy = CONV | {"pads": [most] * 4, "strides": [most, most]}
+    assert "the padded input exceeds 2^63 elements" in message(op, X, huge_copy, CONSTANTS)
+    large_copy = CONV | {"pads": [2**20] * 4, "strides": [most, most]}
+    assert "the padded input has 4398067" in message(op, X, large_copy, CONSTANTS)
+    huge_window = CONV | {"dilations": [most, most]}
+    assert "less than one window of 4294967295" in message(op, X, huge_window, CONSTANTS)
+
+
+def test_binarize() -> None:
+    x = np.zeros((1, 3, 4, 4), np.float32)
+    threshold = np.zeros(3, np.float32)
+    assert run("Binarize", x, {}, {"threshold": threshold}).shape == (1, 4, 4, 1)
+    label = "Binarize 'layer7': "
+    error = message("Binarize", x, {}, {"threshold": np.zeros((3, 1), np.float32)})
+    assert f"{label}input threshold has shape [3, 1], but it must be [C]" in error
+    error = message("Binarize", x, {}, {"threshold": np.zeros(0, np.float32)})
+    assert f"{label}input threshold has shape [0]" in error
+    error = message("Binarize", x, {}, {"threshold": np.zeros(4, np.float32)})
+    assert f"{label}input X has shape [1, 3, 4, 4], but it must be [N, 4, 0 to 3 spatial" in error
+    error = message("Binarize", x[0, 0, 0], {}, {"threshold": threshold})
+    assert f"{label}input X has shape [4], but it must be [N, 3," in error
+    error = message("Binarize", x, {}, {"threshold": threshold}, fed="threshold")
+    assert f"{label}input threshold is not a constant" in error
+
+
+@pytest.mark.parametrize("isa", ["AVX512", "sse9"])
+def test_an_unknown_isa_is_an_error(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BNN_DEPLOY_ISA", isa)
+    error = message("BinaryConv", X, CONV, CONSTANTS)
+    assert f"BNN_DEPLOY_ISA = '{isa}': this machine can run " in error
+    assert "scalar; unset the variable to use the first of them" in error
+    monkeypatch.setenv("BNN_DEPLOY_ISA", "scalar")
+    assert run("BinaryConv", X, CONV, CONSTANTS).size > 0
