@@ -89,6 +89,7 @@ class ModelReport:
         path: the file, as it was given.
         file_bytes: size of the .onnx file and of the external data files that it names.
         constant_bytes: bytes of all constants of the main graph, each counted once.
+        binary_constant_bytes: of them, those that the binary layers read.
         function_bytes: bytes of the ONNX functions that the file carries.
         functions: their names, "domain::name".
         ir_version: version of the file format.
@@ -103,6 +104,7 @@ class ModelReport:
     path: str
     file_bytes: int
     constant_bytes: int
+    binary_constant_bytes: int
     function_bytes: int
     functions: tuple[str, ...]
     ir_version: int
@@ -155,6 +157,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
     def tensor(name: str) -> Tensor:
         return Tensor(name, dtypes.get(name), shapes.get(name))
 
+    binary_inputs = {name for node in graph.node if node.domain == DOMAIN for name in node.input}
     layers = []
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
@@ -182,6 +185,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
         path=str(path),
         file_bytes=model_bytes(path),
         constant_bytes=sum(constants.values()),
+        binary_constant_bytes=sum(constants.get(name, 0) for name in binary_inputs),
         function_bytes=sum(function.ByteSize() for function in model.functions),
         functions=tuple(f"{function.domain}::{function.name}" for function in model.functions),
         ir_version=model.ir_version,
@@ -331,7 +335,7 @@ def _window_output(path: Path, node: NodeProto, sizes: Sequence[Dim]) -> list[Di
         windows = span // strides[i] + 1
         if _int(node, "ceil_mode"):
             windows = -(-span // strides[i]) + 1
-            if (windows - 1) * strides[i] >= size + pads[i]:  # as ONNX: the last window starts inside the input
+            if (windows - 1) * strides[i] > size + pads[i]:  # as ONNX: the last window starts inside the input
                 windows -= 1
         result.append(windows)
     return result

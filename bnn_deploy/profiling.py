@@ -505,7 +505,8 @@ def _measure_memory(setting: _Setting, feed: dict[str, NDArray[Any]]) -> Memory:
         np.savez(inputs, *feed.values())
         task = json.dumps({"setting": asdict(setting), "names": list(feed), "inputs": str(inputs)})
         done = subprocess.run(
-            [sys.executable, "-c", code, task],
+            # -P: the working directory may hold a source tree of bnn_deploy, which has no library
+            [sys.executable, "-P", "-c", code, task],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             capture_output=True,
             text=True,

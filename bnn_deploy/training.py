@@ -42,7 +42,8 @@ class SignSTE(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
         """Pass the gradient through where |x| < 1."""
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad_outputs[0] * (x.abs() < 1).to(grad_outputs[0].dtype)
+        gradient: Tensor = grad_outputs[0] * (x.abs() < 1).to(grad_outputs[0].dtype)
+        return gradient
 
 
 def sign_ste(x: Tensor) -> Tensor:

@@ -11,37 +11,21 @@ Writes the checkpoint of the best epoch, {'acc': float, 'state_dict': latent wei
 from __future__ import annotations
 
 import argparse
-import gzip
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from mnist import load
 from torch import Tensor, nn
 
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.training import WeightBinarizer
 
-MEAN, STD = 0.1307, 0.3081
 
-
-def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
-    """Read one IDX file of unsigned bytes, gzipped or not."""
-    path = folder / name
-    data = path.read_bytes() if path.exists() else gzip.decompress((folder / (name + ".gz")).read_bytes())
-    dims = data[3]
-    if data[:3] != b"\0\0\x08":
-        raise SystemExit(f"{path}: not an IDX file of unsigned bytes")
-    shape = np.frombuffer(data, ">i4", dims, 4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
-
-
-def load(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Return normalised images [N, 1, 28, 28] float32 and labels [N] int64 of 'train' or 't10k'."""
-    images = torch.from_numpy(read_idx(folder, f"{part}-images-idx3-ubyte").astype(np.float32))
-    labels = torch.from_numpy(read_idx(folder, f"{part}-labels-idx1-ubyte").astype(np.int64))
-    return ((images / 255 - MEAN) / STD).unsqueeze(1), labels
+def load_tensors(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """`mnist.load` as tensors."""
+    images, labels = load(folder, part)
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 @torch.no_grad()
@@ -67,8 +51,8 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    images, labels = load(args.data, "train")
-    test_images, test_labels = load(args.data, "t10k")
+    images, labels = load_tensors(args.data, "train")
+    test_images, test_labels = load_tensors(args.data, "t10k")
     model = LeNet5()
     binarizer = WeightBinarizer(model.binary_weights(), args.rule)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=1e-5)

@@ -1,4 +1,4 @@
-"""Small ONNX models for the tests of profiling, inspection and the command line: built by hand, so that all is known."""
+"""Small ONNX models for the tests of profiling, inspection and the command line, built by hand."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class RecipeNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_load_state_dict_post_hook(lambda module, _: clamp_gamma(module))
+        self.register_load_state_dict_post_hook(lambda module, _: clamp_gamma(module))  # type: ignore[no-untyped-call]
 
     @classmethod
     def for_state_dict(cls, state_dict: dict[str, Any]) -> RecipeNetwork:
@@ -81,8 +81,12 @@ class RecipeNetwork(nn.Module):
 
     def binary_weights(self) -> list[nn.Parameter]:
         """The latent weights that the recipe binarises: those of every block, in order."""
-        blocks = [m for m in self.modules() if isinstance(m, BinConv2d | BinLinear)]
-        return [(block.conv if isinstance(block, BinConv2d) else block.linear).weight for block in blocks]
+        weights: list[nn.Parameter] = []
+        for module in self.modules():
+            if isinstance(module, BinConv2d | BinLinear):
+                layer: nn.Conv2d | nn.Linear = module.conv if isinstance(module, BinConv2d) else module.linear
+                weights.append(cast(nn.Parameter, layer.weight))
+        return weights
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; clamp gamma, since an optimiser step may follow the last clamp."""

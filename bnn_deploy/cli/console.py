@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import click
 from rich import box
-from rich.console import Console, ConsoleDimensions, RenderableType
+from rich.console import Console, ConsoleDimensions, JustifyMethod, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -109,13 +109,16 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     return result
 
 
-def table(title: str | None, columns: Sequence[str], numbers: Collection[str] = ()) -> Table:
+def table(
+    title: str | None, columns: Sequence[str], numbers: Collection[str] = (), fixed: Collection[str] = ()
+) -> Table:
     """An empty table in the style of all commands; fill it with `add_row`, print it with `show`.
 
     Args:
         title: a line above the table.
         columns: headers, from left to right.
         numbers: the columns whose cells are aligned to the right and never broken.
+        fixed: further columns that are never broken; in a narrow terminal the others are.
     """
     result = Table(
         title=None if title is None else printable(title),
@@ -124,10 +127,11 @@ def table(title: str | None, columns: Sequence[str], numbers: Collection[str] = 
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for name in columns:
-        number = name in numbers
-        result.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        justify: JustifyMethod = "right" if name in numbers else "left"
+        result.add_column(name, justify=justify, no_wrap=name in numbers or name in fixed, overflow="fold")
     return result
 
 

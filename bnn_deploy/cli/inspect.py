@@ -47,31 +47,26 @@ def print_report(report: ModelReport) -> None:
     show(facts(rows + list(report.metadata.items())))
     show("")
 
-    numbers = ["binary MACs", "float MACs", "constants"]
-    layers = table(None, ["layer", "operator", "output", "window", *numbers], numbers)
+    batch = _batch(report)
+    numbers = ["MACs", "bytes"]
+    layers = table(None, ["layer", "operator", "output", "window", *numbers], numbers, {"operator", "output", "window"})
     for layer in report.layers:
         layers.add_row(
             printable(layer.name),
             printable(layer.op_type),
-            printable(_output(layer)),
+            printable(_output(layer, batch)),
             _window(layer),
-            _macs(layer.binary_macs),
-            _macs(layer.float_macs),
+            _macs(layer),
             human_bytes(layer.constant_bytes) if layer.constant_bytes else "",
         )
     layers.add_section()
-    layers.add_row(
-        "total",
-        "",
-        "",
-        "",
-        human_count(report.binary_macs),
-        human_count(report.float_macs),
-        human_bytes(report.constant_bytes),
-    )
+    float_bytes = report.constant_bytes - report.binary_constant_bytes
+    layers.add_row("binary", "", "", "", human_count(report.binary_macs), human_bytes(report.binary_constant_bytes))
+    layers.add_row("float", "", "", "", human_count(report.float_macs), human_bytes(float_bytes))
     show(layers)
     show("")
-    show("MACs: multiply-accumulates per sample. Window: kernel, s strides, p pads, d dilations, g groups.")
+    show("Output: float32 if not stated, N is the batch. Window: kernel, s strides, p pads, d dilations, g groups.")
+    show("MACs: multiply-accumulates per sample. Bytes: weights and other constants, shared ones once in the sums.")
     if report.uncounted:
         show(printable(f"Not in the totals, because a shape is unknown: {', '.join(report.uncounted)}."))
 
@@ -84,11 +79,21 @@ def _tensor(tensor: Tensor) -> str:
     return f"{tensor.name} {shape_text(tensor.shape)} {tensor.dtype or 'of unknown type'}"
 
 
-def _output(layer: Layer) -> str:
+def _batch(report: ModelReport) -> str | None:
+    """The symbolic name of the batch dimension."""
+    shape = report.inputs[0].shape if report.inputs else None
+    return shape[0] if shape and isinstance(shape[0], str) else None
+
+
+def _output(layer: Layer, batch: str | None) -> str:
     """The stored shape; for bits with the number of channels in place of the words that hold them."""
-    if layer.output_bits is None or layer.output.shape is None:
-        return f"{shape_text(layer.output.shape)} {layer.output.dtype or '?'}"
-    return f"{shape_text((*layer.output.shape[:-1], layer.output_bits))} bits"
+    shape = layer.output.shape
+    if shape is not None:
+        shape = tuple("N" if size == batch and batch is not None else size for size in shape)
+        if layer.output_bits is not None:
+            return f"{shape_text((*shape[:-1], layer.output_bits))} bits"
+    dtype = layer.output.dtype or "?"
+    return shape_text(shape) + ("" if dtype == "float32" else f" {dtype}")
 
 
 def _window(layer: Layer) -> str:
@@ -102,5 +107,6 @@ def _window(layer: Layer) -> str:
     return " ".join(parts)
 
 
-def _macs(count: int | None) -> str:
+def _macs(layer: Layer) -> str:
+    count = layer.binary_macs if layer.binary else layer.float_macs
     return "?" if count is None else human_count(count) if count else ""

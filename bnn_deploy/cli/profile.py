@@ -78,10 +78,13 @@ def print_report(report: ProfileReport, nodes: int = 15) -> None:
     show("")
     show(_summary(report))
     show("")
-    show("Time: whole runs, called from Python; the ratio's p10 to p90 is over pairs of neighbouring runs.")
+    pairs = "; the ratio's p10 to p90 is over pairs of neighbouring runs" if report.compare else ""
+    show(f"Time: whole runs, called from Python{pairs}.")
     show("Memory: peak resident size of a process that only loads and runs the one model.")
-    show("Nodes: as onnxruntime runs them after its optimisations; median of each kernel in onnxruntime's profiler,")
-    show("which counts whole microseconds and itself slows small nodes down.")
+    show(
+        "Nodes: as onnxruntime runs them after its optimisations; median of each kernel in its profiler, which counts "
+        "whole microseconds and itself slows small nodes down."
+    )
     for item in (report.model, report.compare):
         if item is not None:
             if nodes:
@@ -127,9 +130,9 @@ def _factor(ratio: float, above: str, below: str) -> str:
 def _node_table(item: ModelProfile, rows: int) -> Table:
     shown = sorted(item.nodes, key=lambda node: -node.median_ms)[:rows]
     which = f"the {len(shown)} slowest of {len(item.nodes)}" if len(shown) < len(item.nodes) else f"all {len(shown)}"
-    result = table(
-        f"Nodes of {Path(item.path).name}: {which}", ["node", "operator", "output", "ms", "share"], {"ms", "share"}
-    )
+    columns = ["node", "operator", "output", "ms", "share"]
+    title = f"Nodes of {Path(item.path).name}: {which}"
+    result = table(title, columns, numbers={"ms", "share"}, fixed={"operator", "output"})
     for node in shown:
         result.add_row(
             printable(node.name),
