@@ -8,7 +8,8 @@
     (logits,) = session.run(None, {"input": images})
     print(bnn_deploy.profile("nin.onnx", compare="nin_float.onnx"))
 
-Running, verifying and profiling need onnxruntime and numpy; `convert`, and `verify` layer by layer, need the extra 'convert'.
+Running, verifying and profiling need onnxruntime and numpy; `convert`, and `verify` layer by layer, need the extra
+'convert'.
 """
 
 from __future__ import annotations

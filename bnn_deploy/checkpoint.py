@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,15 @@ from bnn_deploy.errors import InputError
 LISTED = 8
 """How many keys an error names."""
 
+# What np.float64(0.5).__reduce__() names: numpy moved it between its versions 1 and 2.
+_numpy_scalar = np.float64(0).__reduce__()[0]
+
 # Checkpoints of the recipe may hold their accuracy as a numpy scalar; these globals build one and run no code.
-_NUMPY_SCALARS = [
+_NUMPY_SCALARS: list[Any] = [
     (np.dtype, "numpy.dtype"),
     (np.float64, "numpy.float64"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
     *((getattr(np.dtypes, name), f"numpy.dtypes.{name}") for name in ("Float32DType", "Float64DType", "Int64DType")),
 ]
 
@@ -34,8 +38,8 @@ _NUMPY_SCALARS = [
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a checkpoint's state dict without running any code in it.
 
-    The file is a state dict, or a dict that has one under 'state_dict' or 'model_state_dict'. `module.` parts of the keys
-    (DataParallel), wherever they stand, are stripped.
+    The file is a state dict, or a dict that has one under 'state_dict' or 'model_state_dict'. `module.` parts of the
+    keys (DataParallel), wherever they stand, are stripped.
 
     Raises:
         InputError: no such file, not a checkpoint, truncated, or one that needs arbitrary pickles.
@@ -56,12 +60,16 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         kind = "truncated or damaged" if path.open("rb").read(2) == b"PK" else "not a PyTorch checkpoint"
-        raise InputError(f"{path}: {kind} ({str(error).strip().splitlines()[0][:120] or type(error).__name__})") from error
+        raise InputError(
+            f"{path}: {kind} ({str(error).strip().splitlines()[0][:120] or type(error).__name__})"
+        ) from error
     state = loaded
     for key in ("state_dict", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             state = loaded[key]
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, Mapping) else {}
+    tensors = (
+        {key: value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, Mapping) else {}
+    )
     if not tensors:
         raise InputError(f"{path}: no state dict in it: expected a dict of tensors, or one under 'state_dict'")
     return {".".join(part for part in key.split(".") if part != "module"): value for key, value in tensors.items()}
@@ -92,7 +100,9 @@ def load_class(spec: str) -> type[nn.Module]:
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         classes = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
-        raise InputError(f"--arch {spec}: {path} has no nn.Module class '{name}'; it has {', '.join(classes) or 'none'}")
+        raise InputError(
+            f"--arch {spec}: {path} has no nn.Module class '{name}'; it has {', '.join(classes) or 'none'}"
+        )
     return found
 
 

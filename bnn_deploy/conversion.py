@@ -97,7 +97,7 @@ def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
             model.functions[function.identifier()] = function
     model.ir_version = IR_VERSION
     model.graph.name = "binary"
-    model.producer_name = "bnn-deploy"
+    model.producer_name, model.producer_version = "bnn-deploy", None
     return model, leftovers, not_fused
 
 
@@ -134,7 +134,8 @@ def convert(
     if isinstance(module_or_checkpoint, nn.Module):
         module = module_or_checkpoint
     elif arch is None:
-        raise InputError(f"{os.fspath(module_or_checkpoint)}: say which architecture it is for: {', '.join(ARCHITECTURES)} or FILE.py:CLASS")
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"{os.fspath(module_or_checkpoint)}: say which architecture it is: {known} or FILE.py:CLASS")
     else:
         progress("loading the checkpoint")
         module = load_module(module_or_checkpoint, arch)
@@ -192,5 +193,3 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-

@@ -1,8 +1,8 @@
 """torch module -> float ONNX, with the latent weights of its binary layers binarised.
 
 The float ONNX is the reference that everything after it is measured against, so it is kept as PyTorch wrote it: no
-optimisation, no fusion of BatchNorm. Its tensors are named after the nodes of the torch.export graph, which lets `verify` hold
-PyTorch's own activations against it, name by name.
+optimisation, no fusion of BatchNorm. Its tensors are named after the nodes of the torch.export graph, which lets
+`verify` hold PyTorch's own activations against it, name by name.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FloatExport:
 
 
 def two_valued(weight: torch.Tensor) -> bool:
-    """Whether every filter [O, ...] of `weight` is ±alpha, up to the rounding that training tricks leave behind (1e-3)."""
+    """Whether every filter [O, ...] of `weight` is ±alpha, up to the rounding of training tricks (1e-3)."""
     magnitude = weight.detach().abs().flatten(1).double()
     high = magnitude.amax(dim=1)
     return bool((high - magnitude.amin(dim=1) <= 1e-3 * high).all())
@@ -172,7 +172,7 @@ def _strip_metadata(model: ir.Model) -> None:
 
 def _name_layers(model: ir.Model) -> None:
     """Name each layer's node after its module, which the name of its weight gives away."""
-    taken = set()
+    taken: set[str] = set()
     for node in model.graph:
         weight = node.inputs[1] if len(node.inputs) > 1 else None
         name = "" if weight is None or weight.name is None else weight.name.removesuffix(".weight")

@@ -335,7 +335,7 @@ def _window_output(path: Path, node: NodeProto, sizes: Sequence[Dim]) -> list[Di
         windows = span // strides[i] + 1
         if _int(node, "ceil_mode"):
             windows = -(-span // strides[i]) + 1
-            if (windows - 1) * strides[i] > size + pads[i]:  # as ONNX: the last window starts inside the input
+            if (windows - 1) * strides[i] >= size + pads[i]:  # as ONNX: the last window starts inside the input
                 windows -= 1
         result.append(windows)
     return result

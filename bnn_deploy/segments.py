@@ -1,7 +1,7 @@
 """Cut a converted model where the float graph has the same tensor, so that each piece can be run and judged alone.
 
-A cut is a tensor that stands for one of the float graph: the node that makes it carries that tensor's name in its metadata. A
-segment is everything between the cuts that it reads and the one that it makes.
+A cut is a tensor that stands for one of the float graph: the node that makes it carries that tensor's name in its
+metadata. A segment is everything between the cuts that it reads and the one that it makes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -110,16 +110,22 @@ def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
         InputError: it has no binary operators, another version of them, or lost the names of the float graph.
     """
     if not any(node.domain == DOMAIN for node in model.graph.node):
-        raise InputError(f"{path}: an ONNX file, but not one that bnn-deploy converted: it has no operator of the domain {DOMAIN}")
+        raise InputError(
+            f"{path}: an ONNX file, but not one that bnn-deploy converted: it has no operator of the domain {DOMAIN}"
+        )
     versions = [opset.version for opset in model.opset_import if opset.domain == DOMAIN]
     if versions != [VERSION]:
-        raise InputError(f"{path}: uses version {versions} of the domain {DOMAIN}; this bnn-deploy knows version {VERSION}")
+        raise InputError(
+            f"{path}: uses version {versions} of the domain {DOMAIN}; this bnn-deploy knows version {VERSION}"
+        )
     if not any(p.key == SOURCE for node in model.graph.node for p in node.metadata_props):
-        raise InputError(f"{path}: its nodes do not say which float tensors they stand for ({SOURCE}); convert the model again")
+        raise InputError(
+            f"{path}: its nodes do not say which float tensors they stand for ({SOURCE}); convert the model again"
+        )
 
 
 def cuts(model: ModelProto) -> list[Cut]:
-    """All cuts, in the order of the graph; the outputs of the model that no binary operator makes stand for themselves."""
+    """All cuts, in the order of the graph; float outputs of the model stand for themselves."""
     ranks = {
         info.name: len(info.type.tensor_type.shape.dim)
         for info in (*model.graph.value_info, *model.graph.output)

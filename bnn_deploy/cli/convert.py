@@ -48,7 +48,9 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 @click.argument("checkpoint", type=_PATH)
 @click.option("--arch", required=True, metavar="NAME", help="lenet5, nin, alexnet, or FILE.py:CLASS.")
 @click.option("-o", "--output", required=True, type=_PATH, metavar="MODEL.onnx", help="The file to write.")
-@click.option("--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare.")
+@click.option(
+    "--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare."
+)
 @click.option("--input-shape", metavar="C,H,W", help="One sample's shape, if CLASS has no attribute input_shape.")
 @click.option(
     "--weights",
@@ -110,7 +112,10 @@ def print_conversion(source: Path, result: Conversion, before: ModelReport, afte
     show("")
     totals = table(None, ["", "float", "binary", "ratio"], {"float", "binary", "ratio"})
     totals.add_row(
-        "file", human_bytes(before.file_bytes), human_bytes(after.file_bytes), _smaller(before.file_bytes, after.file_bytes)
+        "file",
+        human_bytes(before.file_bytes),
+        human_bytes(after.file_bytes),
+        _smaller(before.file_bytes, after.file_bytes),
     )
     totals.add_row(
         "weights and constants",

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from bnn_deploy.cli import CHECK_FAILED
-from bnn_deploy.cli.console import exact_bytes, print_json, progress, show
+from bnn_deploy.cli.console import TIMES, exact_bytes, plural, print_json, progress, show
 from bnn_deploy.cli.convert import print_conversion
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_verification
@@ -79,9 +79,11 @@ def command(output: Path, threads: int, runs: int, as_json: bool) -> int:
     show("In short")
     show(f"  equivalent    {'yes: verify PASSED' if verification.passed else 'NO: verify FAILED'}")
     show(f"  same class    {kernels.same_class} of {kernels.samples} images, PyTorch against the binary model")
-    show(f"  accuracy      {_percent(kernels.reference_correct, kernels.samples)} PyTorch, {_percent(kernels.correct, kernels.samples)} binary")
+    accuracies = [_percent(count, kernels.samples) for count in (kernels.reference_correct, kernels.correct)]
+    show(f"  accuracy      {accuracies[0]} PyTorch, {accuracies[1]} binary")
     show(f"  size          {exact_bytes(before.file_bytes)} float, {exact_bytes(after.file_bytes)} binary")
-    show(f"  speed         {speedup.median:.2f}\N{MULTIPLICATION SIGN} the float model in onnxruntime, {report.threads} thread(s), {report.isa}")
+    how = f"{plural(report.threads, 'thread')}, {report.isa}"
+    show(f"  speed         {speedup.median:.2f}{TIMES} the float model in onnxruntime, {how}")
     show("")
     show(f"Files in {output}:")
     for path, what in (

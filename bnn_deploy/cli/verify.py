@@ -17,9 +17,13 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
 @click.option("--against", required=True, type=_PATH, metavar="FILE", help="The checkpoint, or the float .onnx file.")
 @click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:CLASS.")
-@click.option("--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs (and labels); random if left out.")
+@click.option(
+    "--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs (and labels); random if left out."
+)
 @click.option("--samples", type=click.IntRange(1), help="Use only the first so many inputs.")
-@click.option("--reference-samples", type=click.IntRange(1), default=8, help="Inputs for onnx's slow ReferenceEvaluator.")
+@click.option(
+    "--reference-samples", type=click.IntRange(1), default=8, help="Inputs for onnx's slow ReferenceEvaluator."
+)
 @click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set to run; repeatable; default all.")
 @click.option("--threads", type=click.IntRange(1), help="Intra-op threads; one per core if left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
@@ -95,12 +99,22 @@ def _print_layers(result: Verification) -> None:
     tolerance = result.tolerances
     show("")
     show("2. Layers: each fed with the reference's own activations; the worst over all backends.")
-    show(f"   Tolerances: a bit may differ where |pre-activation| <= {tolerance.flip_margin:g} of its channel's root mean square;")
-    show(f"   a float by {tolerance.float_relative:g} of the largest magnitude. Margin and error are in those units.")
-    numbers = {"compared", "bits differ", "largest margin", "max abs error", "relative", "exact zeros"}
+    show(f"   Tolerances: a bit may differ where |pre-activation| <= {tolerance.flip_margin:g} of its channel's root")
+    show(f"   mean square (margin), a float by {tolerance.float_relative:g} of the largest magnitude (relative error).")
+    numbers = {"compared", "bits differ", "largest margin", "max abs error", "relative error", "exact zeros"}
     rows = table(
         None,
-        ["layer", "output", "compared", "bits differ", "largest margin", "max abs error", "relative", "exact zeros", ""],
+        [
+            "layer",
+            "output",
+            "compared",
+            "bits differ",
+            "largest margin",
+            "max abs error",
+            "relative error",
+            "exact zeros",
+            "",
+        ],
         numbers,
     )
     for layer in result.layers:
@@ -129,11 +143,20 @@ def _print_outputs(result: Verification) -> None:
     if result.disagreements:
         show("")
         show("   Predictions that differ, and the first layer in which a bit flipped:")
-        flips = table(None, ["sample", "reference", "model", "layer", "margin", "explained"], {"sample", "reference", "model", "margin"})
+        flips = table(
+            None,
+            ["sample", "reference", "model", "layer", "margin", "explained"],
+            {"sample", "reference", "model", "margin"},
+        )
         for d in result.disagreements[:20]:
             where = printable(d.layer) or "none"
             flips.add_row(
-                str(d.sample), str(d.reference_class), str(d.model_class), where, f"{d.margin:.1e}", "yes" if d.explained else "NO"
+                str(d.sample),
+                str(d.reference_class),
+                str(d.model_class),
+                where,
+                f"{d.margin:.1e}",
+                "yes" if d.explained else "NO",
             )
         show(flips)
         if len(result.disagreements) > 20:
@@ -143,5 +166,6 @@ def _print_outputs(result: Verification) -> None:
 
 def _accuracies(output: OutputResult) -> list[str]:
     return [
-        "" if count is None else f"{100 * count / output.samples:.2f} %" for count in (output.correct, output.reference_correct)
+        "" if count is None else f"{100 * count / output.samples:.2f} %"
+        for count in (output.correct, output.reference_correct)
     ]

@@ -48,7 +48,10 @@ class CommuteMaxPool:
             # The new pool was inserted before the old one, that is before the Binarize: put it behind.
             node.graph.remove(new_node)
             node.append(new_node)
-            new.shape, bits.shape = bits.shape, None if data.shape is None or new.shape is None else _bits_shape(data, new)
+            new.shape, bits.shape = (
+                bits.shape,
+                None if data.shape is None or new.shape is None else _bits_shape(data, new),
+            )
             ir.convenience.replace_all_uses_with(bits, new)
             new_node.replace_input_with(0, bits)
             new.name = name
@@ -60,5 +63,3 @@ class CommuteMaxPool:
 def _bits_shape(data: ir.Value, like: ir.Value) -> ir.Shape:
     assert data.shape is not None and like.shape is not None
     return ir.Shape([data.shape[0], *data.shape[2:], like.shape[-1]])
-
-

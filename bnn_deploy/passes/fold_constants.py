@@ -14,7 +14,8 @@ NO_LIMIT = 2**62
 class FoldConstants:
     """Constant sub-graphs of any size -> initializers; Identity (and inference-time Dropout) -> nothing.
 
-    Conditions: none. Exporters fold only small constants, so without this one model mixes `Sign(W)` chains with constants.
+    Conditions: none. Exporters fold only small constants, so without this one model mixes `Sign(W)` chains with
+        constants.
 
     Declines: nothing.
     """
@@ -23,9 +24,11 @@ class FoldConstants:
         """Fold, inline the exporter's functions, and lift what is constant to initializers."""
         before = len(model.graph)
         common.InlinePass()(model)
-        fold_constants(
-            model, onnx_shape_inference=True, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT
-        )
-        for step in (common.IdentityEliminationPass(), common.LiftConstantsToInitializersPass(), common.RemoveUnusedNodesPass()):
+        fold_constants(model, onnx_shape_inference=True, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
+        for step in (
+            common.IdentityEliminationPass(),
+            common.LiftConstantsToInitializersPass(),
+            common.RemoveUnusedNodesPass(),
+        ):
             step(model)
         return PassResult(modified=before - len(model.graph))

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.passes.graph import (
     PassResult,
     complemented,
@@ -19,7 +20,6 @@ from bnn_deploy.passes.graph import (
     set_complemented,
     static_shape,
 )
-from bnn_deploy.bits import pack_bits, unpack_bits
 
 Floats = NDArray[np.float32]
 Monotone = Callable[[Floats], Floats]
@@ -33,7 +33,7 @@ def ordered_to_float(order: NDArray[np.int64]) -> Floats:
 
 
 def float_to_ordered(value: float) -> int:
-    """Number the float32 values in increasing order: adjacent floats get adjacent integers, -0.0 is -1 and +0.0 is 0."""
+    """Number the float32 values in increasing order, without gaps; -0.0 is -1 and +0.0 is 0."""
     bits = int(np.float32(value).view(np.uint32))
     return bits if bits < 2**31 else -(bits - 2**31) - 1
 
@@ -72,11 +72,13 @@ class FoldThreshold:
 
     1. f is BatchNormalization, Relu, LeakyRelu, PRelu, Clip, Mul, Add, Sub or Div by a constant per channel, Neg or
        Identity, with x of the same shape, used only by this Binarize.
-    2. t' is the smallest float32 x for which the float32 expression f(x) >= t holds, found by bisection over the float32
-       numbers and not by algebra, so the bits agree by construction, f's rounding included. BatchNormalization is evaluated
-       as a * x + b with a = gamma / sqrt(var + eps) and b = beta - mean * a, as PyTorch and onnxruntime do.
-    3. A channel in which f falls (negative gamma) is x <= s, the complement of x > s: its bits are stored complemented, and
-       the weight bits (and pad value) of that channel are flipped in every consumer, which leaves every product unchanged.
+    2. t' is the smallest float32 x for which the float32 expression f(x) >= t holds, found by bisection over the
+       float32 numbers and not by algebra, so the bits agree by construction, f's rounding included. BatchNormalization
+       is evaluated as a * x + b with a = gamma / sqrt(var + eps) and b = beta - mean * a, as PyTorch and onnxruntime
+       do.
+    3. A channel in which f falls (negative gamma) is x <= s, the complement of x > s: its bits are stored complemented,
+       and the weight bits (and pad value) of that channel are flipped in every consumer, which leaves every product
+       unchanged.
     4. A constant channel (gamma 0) gets an infinite threshold.
 
     Declines: a falling channel where a consumer is not a BinaryConv (its OR would become an AND); PRelu with a negative
@@ -113,7 +115,8 @@ class FoldThreshold:
             for consumer in binarize.outputs[0].consumers():
                 reason = complementable(consumer, binarize.outputs[0])
                 if reason:
-                    return f"channel {int(np.flatnonzero(falling)[0])} of {producer.op_type} '{value.name}' falls: {reason}"
+                    channel = int(np.flatnonzero(falling)[0])
+                    return f"channel {channel} of {producer.op_type} '{value.name}' falls: {reason}"
             complement_channels(binarize, falling)
         data = producer.inputs[0] if constant(producer.inputs[0]) is None else producer.inputs[1]
         assert binarize.graph is not None and data is not None
@@ -146,7 +149,9 @@ def monotone(node: ir.Node, channels: int) -> Monotone | str:
         if any(v is not None and b is None for v, b in zip(node.inputs[1:3], bounds, strict=False)):
             return "the bounds of Clip are not constant"
         low, high = ([*bounds, None, None])[:2]
-        return lambda x: np.clip(x, -np.inf if low is None else low, np.inf if high is None else high).astype(np.float32)
+        return lambda x: np.clip(x, -np.inf if low is None else low, np.inf if high is None else high).astype(
+            np.float32
+        )
     if is_op(node, "BatchNormalization"):
         return _batch_norm(node)
     if is_op(node, "Add", "Sub", "Mul", "Div"):
@@ -196,7 +201,7 @@ def _arithmetic(node: ir.Node, channels: int) -> Monotone | str:
 
 
 def _per_channel(node: ir.Node, index: int, channels: int) -> Floats | str:
-    """Input `index` of an elementwise node as [C] float32, if it is constant, broadcasts along axis 1, and changes no shape."""
+    """Input `index` of an elementwise node as [C] float32, if it is constant and broadcasts along axis 1."""
     array = constant(node.inputs[index])
     other = node.inputs[1 - index]
     shape = None if other is None else static_shape(other)
@@ -209,7 +214,9 @@ def _per_channel(node: ir.Node, index: int, channels: int) -> Floats | str:
     per_channel = [1] * len(shape)
     per_channel[1] = aligned.shape[1]
     if list(aligned.shape) != per_channel or aligned.shape[1] not in (1, channels):
-        return f"the operand of {node.op_type} '{name}' has shape {list(array.shape)}, which is not one value per channel"
+        return (
+            f"the operand of {node.op_type} '{name}' has shape {list(array.shape)}, which is not one value per channel"
+        )
     values: Any = np.broadcast_to(aligned.reshape(-1), (channels,))
     return np.array(values, dtype=np.float32)
 
@@ -227,7 +234,7 @@ def complementable(consumer: ir.Node, bits: ir.Value) -> str:
 
 
 def complement_channels(producer: ir.Node, channels: NDArray[np.bool_]) -> None:
-    """Account for the bits of `channels` [C] being complemented: in the metadata, and in the weights of every consumer."""
+    """Account for the bits of `channels` [C] being complemented, in the metadata and in every consumer's weights."""
     set_complemented(producer, complemented(producer) ^ set(np.flatnonzero(channels).tolist()))
     consumers = list(producer.outputs[0].consumers())
     while consumers:

@@ -31,7 +31,7 @@ ALWAYS = np.iinfo(np.int32).min
 def integer_threshold(
     scale: NDArray[np.float32], bias: NDArray[np.float32], threshold: NDArray[np.float32], terms: int
 ) -> NDArray[np.int32]:
-    """The smallest integer acc in [-terms, terms] for which float32(float32(scale * acc) + bias) >= threshold, per channel.
+    """The smallest acc in [-terms, terms] for which float32(float32(scale * acc) + bias) >= threshold, per channel.
 
     Args:
         scale: [O] float32, > 0.
@@ -64,10 +64,11 @@ class FuseConvThreshold:
     """Binarize(BinaryConv(...), t), or Unsqueeze(Binarize(Flatten(BinaryConv(...)), t))  ==>  BinaryConvThreshold(...).
 
     1. The BinaryConv (and the Flatten behind a linear layer) feeds only this Binarize.
-    2. The integer threshold is found by bisection over the integers that the sum can be, on the float32 expression as the
-       graph evaluates it, so the bits agree by construction, rounding included.
+    2. The integer threshold is found by bisection over the integers that the sum can be, on the float32 expression as
+       the graph evaluates it, so the bits agree by construction, rounding included.
 
-    Declines: a BinaryConv whose floats are used elsewhere too. (scale is positive: LowerBinaryConv puts signs in weights.)
+    Declines: a BinaryConv whose floats are used elsewhere too. (scale is positive: LowerBinaryConv puts signs in
+        weights.)
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -118,7 +119,9 @@ class FuseConvThreshold:
             shape=None if conv_shape is None else [conv_shape[0], *conv_shape[2:], words(len(scale))],
             domain=DOMAIN,
             name=conv.name,
-            metadata={key: binarize.metadata_props[key] for key in (SOURCE, COMPLEMENTED) if key in binarize.metadata_props},
+            metadata={
+                key: binarize.metadata_props[key] for key in (SOURCE, COMPLEMENTED) if key in binarize.metadata_props
+            },
         )
         for unsqueeze in unsqueezes:
             replace_value(unsqueeze.outputs[0], new)

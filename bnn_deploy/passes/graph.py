@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -106,7 +106,7 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     if name in graph.initializers:
         raise ValueError(f"initializer {name} exists already")
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -119,7 +119,7 @@ def insert_node(
     output: str,
     *,
     dtype: ir.DataType,
-    shape: Sequence[Any] | None,
+    shape: Iterable[Any] | None,
     domain: str = "",
     name: str | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -136,7 +136,7 @@ def insert_node(
     value = node.outputs[0]
     value.name = output
     value.dtype = dtype
-    value.shape = None if shape is None else ir.Shape(shape)
+    value.shape = None if shape is None else ir.Shape(list(shape))
     assert before.graph is not None
     before.graph.insert_before(before, node)
     return value

@@ -29,11 +29,12 @@ from bnn_deploy.passes.graph import (
 MAX_SPREAD = 1e-3
 """Largest relative spread of |w| within a filter that still counts as one magnitude.
 
-The straight-through trick left in an exported graph makes weights two-valued only up to rounding: 4e-7 to 1.3e-4 was observed.
+The straight-through trick left in an exported graph makes weights two-valued only up to rounding: 4e-7 to 1.3e-4 was
+observed.
 """
 
 
-class NotTwoValued(Exception):
+class NotTwoValuedError(Exception):
     """The weights are not ±alpha per filter; the text says where."""
 
 
@@ -41,7 +42,7 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
     """Split weights [O, ...] into sign bits (True is +) of the same shape and alpha [O] float32 > 0.
 
     Raises:
-        NotTwoValued: some filter has more than one magnitude, or exact zeros.
+        NotTwoValuedError: some filter has more than one magnitude, or exact zeros.
         InputError: a filter is all zeros: no sign, and alpha 0.
     """
     flat = np.abs(weight.reshape(len(weight), -1).astype(np.float64))
@@ -50,20 +51,20 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
     high, low = flat.max(axis=1), flat.min(axis=1)
     spread = np.flatnonzero((zeros == 0) & (high - low > MAX_SPREAD * high))
     if not np.isfinite(high).all():
-        raise NotTwoValued(f"filter {int(np.flatnonzero(~np.isfinite(high))[0])} holds NaN or infinity")
+        raise NotTwoValuedError(f"filter {int(np.flatnonzero(~np.isfinite(high))[0])} holds NaN or infinity")
     if len(spread):
         o = int(spread[0])
-        raise NotTwoValued(f"its weights are real-valued: filter {o} has |w| from {low[o]:.3g} to {high[o]:.3g}")
+        raise NotTwoValuedError(f"its weights are real-valued: filter {o} has |w| from {low[o]:.3g} to {high[o]:.3g}")
     if len(dead):
         o = int(dead[0])
         raise InputError(
-            f"filter {o}{f' (and {len(dead) - 1} more)' if len(dead) > 1 else ''} is all zeros, so it has no sign and alpha is 0: "
-            "the recipe makes a filter zero when all its input channels are equal (or there is only one); "
+            f"filter {o}{f' (and {len(dead) - 1} more)' if len(dead) > 1 else ''} is all zeros, so it has no sign and "
+            "alpha is 0: the recipe makes a filter zero when all its input channels are equal (or there is only one); "
             "retrain, or remove the filter"
         )
     if zeros.any():
         o = int(np.flatnonzero(zeros)[0])
-        raise NotTwoValued(f"filter {o} has {int(zeros[o])} weights that are exactly 0, which one bit cannot hold")
+        raise NotTwoValuedError(f"filter {o} has {int(zeros[o])} weights that are exactly 0, which one bit cannot hold")
     # One magnitude to the last bit keeps that value; one that varies by rounding is replaced by its mean.
     alpha = np.where(high == low, high, flat.mean(axis=1)).astype(np.float32)
     return weight > 0, alpha
@@ -95,15 +96,16 @@ class _SignInput:
 class LowerBinaryConv:
     """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, 0) -> BinaryMaxPool* -> BinaryConv.
 
-    1. The input comes from a Sign, possibly through MaxPool and, for a linear layer, Flatten or Reshape to [N, features].
+    1. The input comes from a Sign, possibly through MaxPool and, for a linear layer, Flatten or Reshape to [N,
+       features].
     2. The weight is constant and two-valued, ±alpha, per filter; alpha becomes `scale`.
     3. A linear layer after a flattened map becomes a BinaryConv whose kernel covers the map; otherwise a 1x1 one.
     4. One Binarize per Sign, whatever number of layers it feeds; a Sign that also feeds something float stays for that.
     5. sign(0) becomes +1, as in the paper.
 
-    Declines, with the reason: real-valued weights, weights with exact zeros, weights or bias that are not constant, unknown
-    shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output. A layer whose input is no Sign is
-    not looked at; the audit names it.
+    Declines, with the reason: real-valued weights, weights with exact zeros, weights or bias that are not constant,
+    unknown shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output. A layer whose input
+    is no Sign is not looked at; the audit names it.
 
     Raises InputError for a filter that is all zeros.
     """
@@ -124,7 +126,7 @@ class LowerBinaryConv:
                     result.decline(node, layer)
                     continue
                 reason = self._lower(model.graph, node, source, layer)
-            except NotTwoValued as error:
+            except NotTwoValuedError as error:
                 reason = str(error)
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
@@ -145,7 +147,12 @@ class LowerBinaryConv:
             data = producer.inputs[0]
             if is_op(producer, "MaxPool") and len(producer.outputs) == 1:
                 pools.append(producer)
-            elif is_op(producer, "Flatten", "Reshape") and not is_op(node, "Conv") and flattened is None and data is not None:
+            elif (
+                is_op(producer, "Flatten", "Reshape")
+                and not is_op(node, "Conv")
+                and flattened is None
+                and data is not None
+            ):
                 shape_in, shape_out = static_shape(data), static_shape(value)
                 if shape_in is None or shape_out is None or len(shape_in) < 2 or len(shape_out) != 2:
                     return None
@@ -190,7 +197,9 @@ class LowerBinaryConv:
             return f"its weights have {weight.ndim} dimensions, not 2"
         if is_op(node, "Gemm"):
             factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
-            transposed = [name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")]
+            transposed = [
+                name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")
+            ]
             if any(factor != 1.0 for factor in factors) or transposed[0]:
                 return "a Gemm with alpha, beta or transA is not a linear layer"
             weight = weight if transposed[1] else weight.T
@@ -254,7 +263,7 @@ class LowerBinaryConv:
             add_initializer(graph, f"{name}_pad_value", np.zeros(1, dtype=np.float32)),
         ]
         batch: Any = None if bits.shape is None else bits.shape[0]
-        shape = [batch, len(weight), *([1] * rank)] if layer.linear else output.shape
+        shape: Any = [batch, len(weight), *([1] * rank)] if layer.linear else output.shape
         new = insert_node(
             node,
             "BinaryConv",
@@ -282,7 +291,8 @@ class LowerBinaryConv:
         if value not in self._bits:
             data = sign.inputs[0]
             assert data is not None and value.shape is not None and sign.graph is not None
-            channels = int(value.shape[1])
+            channels = value.shape[1]
+            assert isinstance(channels, int)
             self._bits[value] = insert_node(
                 sign,
                 "Binarize",
