@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -58,9 +60,7 @@ def run(op: str, x: np.ndarray, attributes: dict, constants: dict, fed: str | No
         [node],
         "one_node",
         [
-            helper.make_tensor_value_info(
-                name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
-            )
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
             for name, value in feeds.items()
         ],
         [helper.make_empty_tensor_value_info("Y")],
@@ -71,9 +71,7 @@ def run(op: str, x: np.ndarray, attributes: dict, constants: dict, fed: str | No
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library_path()))
     options.log_severity_level = 4  # the errors are expected
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)[0]
 
 
@@ -168,8 +166,7 @@ def with_bit_beyond_the_channels() -> np.ndarray:
         ({"W": np.zeros((0, 3, 3, 1), np.uint32)}, "input W has shape [0, 3, 3, 1], but"),
         (
             {"W": with_bit_beyond_the_channels()},
-            "input W has bits set beyond channel 19 (output channel 3): the unused bits of a last "
-            "word must be 0",
+            "input W has bits set beyond channel 19 (output channel 3): the unused bits of a last word must be 0",
         ),
         (
             {"pad_value": np.zeros(2, np.float32)},
@@ -277,3 +274,31 @@ def test_an_unknown_isa_is_an_error(isa: str, monkeypatch: pytest.MonkeyPatch) -
     assert "scalar; unset the variable to use the first of them" in error
     monkeypatch.setenv("BNN_DEPLOY_ISA", "scalar")
     assert run("BinaryConv", X, CONV, CONSTANTS).size > 0
+
+
+def test_an_onnxruntime_that_is_too_old_is_named() -> None:
+    """A runtime of API version 16: it knows no table 17, and an older table can still make a status."""
+    texts = []
+    get_api_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    get_version_type = ctypes.CFUNCTYPE(ctypes.c_char_p)
+    create_status_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+
+    class OrtApi(ctypes.Structure):
+        _fields_ = (("CreateStatus", create_status_type),)
+
+    class OrtApiBase(ctypes.Structure):
+        _fields_ = (("GetApi", get_api_type), ("GetVersionString", get_version_type))
+
+    def create_status(_code: int, text: bytes) -> int:
+        texts.append(text.decode())
+        return 1234
+
+    api = OrtApi(create_status_type(create_status))
+    base = OrtApiBase(
+        get_api_type(lambda version: ctypes.addressof(api) if version <= 16 else None),
+        get_version_type(lambda: b"1.16.3"),
+    )
+    register = ctypes.CDLL(str(library_path())).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    assert register(None, ctypes.byref(base)) == 1234
+    assert texts == ["bnn_deploy needs onnxruntime 1.17 or later (C API version 17), but this is onnxruntime 1.16.3"]

@@ -1,0 +1,39 @@
+#include "binarize_driver.h"
+
+#include <algorithm>
+
+#include "dispatch.h"
+#include "geometry.h"
+
+namespace bnn_deploy {
+namespace {
+
+constexpr int64_t kMinTaskElements = int64_t{1} << 16;  // some 10 microseconds
+constexpr int64_t kPixelGranule = 64;                   // what a vector unit handles at once
+
+}  // namespace
+
+void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
+                   int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner) {
+  if (batch == 0 || pixels == 0) return;
+  const int64_t words = WordsForBits(channels);
+  // An item is a run of pixels of one image, a task several items.
+  const int64_t item_pixels =
+      std::max(kMinTaskElements / channels / kPixelGranule, int64_t{1}) * kPixelGranule;
+  const int64_t items_per_image = CeilDiv(pixels, item_pixels);
+  const int64_t items = batch * items_per_image;
+  const int64_t elements = batch * channels * pixels;
+  const int64_t tasks = std::clamp(elements / kMinTaskElements, int64_t{1}, items);
+  RunTasks(runner, tasks, [&](int64_t task) {
+    const Range range = Part(items, tasks, task);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const int64_t image = item / items_per_image;
+      const int64_t pixel = item % items_per_image * item_pixels;
+      isa.binarize({x + image * channels * pixels + pixel, pixels, threshold, channels,
+                    std::min(item_pixels, pixels - pixel), out + (image * pixels + pixel) * words});
+    }
+    CountCalls(isa, static_cast<uint64_t>(range.end - range.begin));
+  });
+}
+
+}  // namespace bnn_deploy

@@ -1,0 +1,19 @@
+// Binarize over a whole batch: splits the pixels into tasks for the micro-kernel.
+
+#ifndef BNN_DEPLOY_BINARIZE_DRIVER_H_
+#define BNN_DEPLOY_BINARIZE_DRIVER_H_
+
+#include <cstdint>
+
+#include "micro_kernel.h"
+#include "tasks.h"
+
+namespace bnn_deploy {
+
+// x: [batch][channels][pixels], threshold: [channels], out: [batch][pixels][ceil(channels / 32)].
+void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
+                   int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner);
+
+}  // namespace bnn_deploy
+
+#endif  // BNN_DEPLOY_BINARIZE_DRIVER_H_

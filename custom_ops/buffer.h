@@ -1,0 +1,54 @@
+// An array with the alignment that the micro-kernels ask for. It grows and never shrinks.
+
+#ifndef BNN_DEPLOY_BUFFER_H_
+#define BNN_DEPLOY_BUFFER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+namespace bnn_deploy {
+
+template <typename T>
+class Buffer {
+  static_assert(std::is_trivial_v<T>);
+
+ public:
+  Buffer() = default;
+  Buffer(int64_t size, T value) {
+    Reserve(size);
+    for (int64_t i = 0; i < size; ++i) data_[i] = value;
+  }
+
+  // At least `size` elements; what they hold is undefined after growth.
+  T* Reserve(int64_t size) {
+    if (size > capacity_) {
+      if (static_cast<uint64_t>(size) > (SIZE_MAX - kAlignment) / sizeof(T)) throw std::bad_alloc();
+      const size_t bytes = (size * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+      data_.reset();
+      capacity_ = 0;
+      data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
+      if (data_ == nullptr) throw std::bad_alloc();
+      capacity_ = size;
+    }
+    return data_.get();
+  }
+
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T[], Free> data_;
+  int64_t capacity_ = 0;
+};
+
+}  // namespace bnn_deploy
+
+#endif  // BNN_DEPLOY_BUFFER_H_

@@ -1,0 +1,111 @@
+// A binary convolution with its weights: padding, tiles and threads around the micro-kernels.
+//
+// With bits for +1 and -1, a window of n = channels / group * taps products of which `mis` differ
+// sums to acc = n - 2 * mis. Padded taps hold the given pad bits, or, for zero padding, 0 bits and
+// a correction: let R be the taps of the window inside the image. A tap outside contributes
+// popcount(W there) to mis and must contribute nothing to acc, so that
+//
+//   acc = base - 2 * mis   with   base = channels / group * |R| + 2 * popcount(W outside R).
+//
+// R is a rectangle that depends on the output row and column alone and takes few values (9 for a
+// 3x3 kernel with padding 1), so `base` is a small table per image size and the micro-kernels know
+// no special case. For bit output the table holds the largest mis that still reaches the threshold.
+
+#ifndef BNN_DEPLOY_CONV_DRIVER_H_
+#define BNN_DEPLOY_CONV_DRIVER_H_
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "buffer.h"
+#include "geometry.h"
+#include "micro_kernel.h"
+#include "tasks.h"
+
+namespace bnn_deploy {
+
+// One-dimensional convolutions have height 1.
+struct ConvSpec {
+  int64_t channels;
+  int64_t group;
+  int64_t out_channels;
+  Axis height;
+  Axis width;
+  std::vector<uint32_t> pad_bits;  // of all channels; empty: zero padding
+};
+
+struct BitBatch {
+  const uint32_t* data;  // [batch][height][width][ceil(channels / 32)], unused bits 0
+  int64_t batch;
+  int64_t height;
+  int64_t width;
+};
+
+class ConvDriver {
+ public:
+  // weights: [out_channels][kernel height][kernel width][ceil(channels / group / 32)], unused bits
+  // 0. Everything is copied. The caller has checked: group divides both channel counts, and
+  // channels / group * taps < 2^24.
+  ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights, const float* scale,
+             const float* bias);
+  ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights, const int32_t* threshold);
+
+  // out: [batch][out_channels][output height][output width], for a driver with scale and bias.
+  void Run(const BitBatch& input, float* out, const TaskRunner& runner) const;
+  // out: [batch][output height][output width][ceil(out_channels / 32)], for one with thresholds.
+  void Run(const BitBatch& input, uint32_t* out, const TaskRunner& runner) const;
+
+ private:
+  // At most kTileChannels output channels of one group.
+  struct ChannelTile {
+    int64_t group;
+    int64_t channel;  // the first output channel
+    int64_t channels;
+    int64_t table_offset;    // of the first channel in scale_, bias_, threshold_ and table rows
+    int64_t weights_offset;  // in weights_
+    int64_t blocks;
+  };
+  struct Plan;   // what depends on the image size
+  struct Image;  // where the words of a window are
+
+  ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights);
+  void PackWeights(const uint32_t* weights);
+  void CountTapBits(const uint32_t* weights);
+  std::shared_ptr<const Plan> PlanFor(int64_t height, int64_t width) const;
+  std::shared_ptr<const Plan> MakePlan(int64_t height, int64_t width) const;
+  int32_t TableEntry(int64_t channel, TapRange rows, TapRange columns) const;
+  Image Prepare(const BitBatch& input, const Plan& plan, const TaskRunner& runner) const;
+  void CopyRow(const BitBatch& input, int64_t image, int64_t group, int64_t row,
+               int64_t padded_width, uint32_t* out) const;
+  void LocatePixels(const Plan& plan, const Image& image, const ChannelTile& tile, Range pixels,
+                    const uint32_t** windows, const int32_t** rows) const;
+  void GatherWindows(const Plan& plan, int64_t pixels, const uint32_t** windows,
+                     Buffer<uint32_t>& gathered) const;
+  template <typename Finish>
+  void ForEachTile(const BitBatch& input, bool split_channels, const TaskRunner& runner,
+                   const Finish& finish) const;
+
+  const Isa& isa_;
+  const ConvSpec spec_;
+  const int64_t group_channels_;
+  const int64_t group_words_;
+  const bool copies_input_;
+  int64_t window_words_;  // words of a window, padded to the granule of the micro-kernel
+  std::vector<ChannelTile> tiles_;
+  int64_t table_width_ = 0;
+  Buffer<uint32_t> weights_;
+  // Per output channel, the set bits of the taps above and left of each tap (summed-area table).
+  std::vector<int32_t> tap_bits_;
+  Buffer<float> scale_;
+  Buffer<float> bias_;
+  std::vector<int32_t> threshold_;  // empty: float output
+
+  mutable std::mutex plan_mutex_;
+  mutable std::shared_ptr<const Plan> plan_;
+};
+
+}  // namespace bnn_deploy
+
+#endif  // BNN_DEPLOY_CONV_DRIVER_H_

@@ -1,0 +1,188 @@
+// NEON (Armv8-A baseline). A vector holds 128 bits of one output channel and windows are gathered
+// into rows of whole vectors, so that the loop has plain 128-bit loads only. Per pixel and step,
+// 8 channels cost 8 eor, 8 cnt, a tree of 7 addp and one uadalp: 24 operations on two pipes for
+// 1024 binary multiply-accumulates, 85.3 per cycle on Cortex-A72 and A76.
+
+#include <arm_neon.h>
+
+#include "micro_kernel.h"
+
+namespace bnn_deploy {
+namespace {
+
+constexpr int64_t kBlock = 8;        // output channels per register tile
+constexpr int64_t kWordGranule = 4;  // words per vector
+constexpr int kMaxPixels = 4;        // pixels per register tile
+constexpr int64_t kMaxSteps = 511;   // 511 * 128 bits still fit into a 16-bit lane
+
+// Lane c: the number of bits that differ from channel c, added to sums.
+uint16x8_t AddMismatches(uint16x8_t sums, uint8x16_t a, const uint8x16_t w[8]) {
+  uint8x16_t counts[8];
+  for (int c = 0; c < 8; ++c) counts[c] = vcntq_u8(veorq_u8(a, w[c]));
+  const uint8x16_t c01 = vpaddq_u8(counts[0], counts[1]);
+  const uint8x16_t c23 = vpaddq_u8(counts[2], counts[3]);
+  const uint8x16_t c45 = vpaddq_u8(counts[4], counts[5]);
+  const uint8x16_t c67 = vpaddq_u8(counts[6], counts[7]);
+  return vpadalq_u8(sums, vpaddq_u8(vpaddq_u8(c01, c23), vpaddq_u8(c45, c67)));
+}
+
+template <int kPixels>
+void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
+  const uint32_t* weights = args.weights + block * args.run_words * kBlock;
+  uint32x4_t low[kPixels], high[kPixels];
+  for (int p = 0; p < kPixels; ++p) low[p] = high[p] = vdupq_n_u32(0);
+  const int64_t steps = args.run_words / kWordGranule;
+  for (int64_t step = 0; step < steps;) {
+    const int64_t end = steps - step < kMaxSteps ? steps : step + kMaxSteps;
+    uint16x8_t sums[kPixels];
+    const uint32_t* a[kPixels];
+    for (int p = 0; p < kPixels; ++p) {
+      sums[p] = vdupq_n_u16(0);
+      a[p] = args.windows[pixel + p] + args.run_offsets[0];
+    }
+    for (; step < end; ++step) {
+      uint8x16_t w[8];
+      for (int c = 0; c < 8; ++c)
+        w[c] = vreinterpretq_u8_u32(vld1q_u32(weights + c * kWordGranule));
+      weights += kBlock * kWordGranule;
+      for (int p = 0; p < kPixels; ++p) {
+        const uint8x16_t word = vreinterpretq_u8_u32(vld1q_u32(a[p] + step * kWordGranule));
+        sums[p] = AddMismatches(sums[p], word, w);
+      }
+    }
+    for (int p = 0; p < kPixels; ++p) {
+      low[p] = vaddw_u16(low[p], vget_low_u16(sums[p]));
+      high[p] = vaddw_u16(high[p], vget_high_u16(sums[p]));
+    }
+  }
+  int32_t* out = args.mismatches + pixel * kTileChannels + block * kBlock;
+  for (int p = 0; p < kPixels; ++p) {
+    vst1q_s32(out + p * kTileChannels, vreinterpretq_s32_u32(low[p]));
+    vst1q_s32(out + p * kTileChannels + 4, vreinterpretq_s32_u32(high[p]));
+  }
+}
+
+void Accumulate(const AccumulateArgs& args) {
+  for (int64_t block = 0; block < args.blocks; ++block) {
+    int64_t pixel = 0;
+    for (; pixel + kMaxPixels <= args.pixels; pixel += kMaxPixels) {
+      AccumulateTile<kMaxPixels>(args, pixel, block);
+    }
+    for (; pixel < args.pixels; ++pixel) AccumulateTile<1>(args, pixel, block);
+  }
+}
+
+// rows[i][j] becomes rows[j][i].
+void Transpose4x4(float32x4_t rows[4]) {
+  const float32x4x2_t even = vtrnq_f32(rows[0], rows[1]);
+  const float32x4x2_t odd = vtrnq_f32(rows[2], rows[3]);
+  for (int i = 0; i < 2; ++i) {
+    rows[i] = vcombine_f32(vget_low_f32(even.val[i]), vget_low_f32(odd.val[i]));
+    rows[i + 2] = vcombine_f32(vget_high_f32(even.val[i]), vget_high_f32(odd.val[i]));
+  }
+}
+
+float32x4_t ScaledSums(const FinishFloatArgs& args, int64_t pixel, int64_t channel) {
+  const int32x4_t mismatches = vld1q_s32(args.mismatches + pixel * kTileChannels + channel);
+  const int32x4_t sums = vmlsq_n_s32(vld1q_s32(args.base[pixel] + channel), mismatches, 2);
+  const float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(sums), vld1q_f32(args.scale + channel));
+  return vaddq_f32(scaled, vld1q_f32(args.bias + channel));
+}
+
+void StoreFirst(float* out, float32x4_t row, int64_t count) {
+  if (count >= 4) return vst1q_f32(out, row);
+  vst1q_lane_f32(out, row, 0);
+  if (count > 1) vst1q_lane_f32(out + 1, row, 1);
+  if (count > 2) vst1q_lane_f32(out + 2, row, 2);
+}
+
+void FinishFloat(const FinishFloatArgs& args) {
+  for (int64_t channel = 0; channel < args.channels; channel += 4) {
+    const int64_t rest = args.channels - channel;
+    const int64_t channels = rest < 4 ? rest : 4;
+    float* out = args.out + channel * args.channel_stride;
+    if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected: rows are channels
+      StoreFirst(out, ScaledSums(args, 0, channel), channels);
+      continue;
+    }
+    for (int64_t pixel = 0; pixel < args.pixels; pixel += 4) {
+      const int64_t last = args.pixels - 1 - pixel;
+      float32x4_t rows[4];
+      // Rows past the last pixel repeat it and are not stored.
+      for (int i = 0; i < 4; ++i)
+        rows[i] = ScaledSums(args, pixel + (i < last ? i : last), channel);
+      Transpose4x4(rows);
+      for (int64_t i = 0; i < channels; ++i) {
+        StoreFirst(out + i * args.channel_stride + pixel, rows[i], last + 1);
+      }
+    }
+  }
+}
+
+void FinishBits(const FinishBitsArgs& args) {
+  const int32_t powers[4] = {1, 2, 4, 8};
+  const uint32x4_t bit = vreinterpretq_u32_s32(vld1q_s32(powers));
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    const int32_t* mismatches = args.mismatches + p * kTileChannels;
+    for (int64_t word = 0; word < args.words; ++word) {
+      uint32_t bits = 0;
+      for (int64_t i = 0; i < 32; i += 4) {
+        const uint32x4_t within = vcleq_s32(vld1q_s32(mismatches + word * 32 + i),
+                                            vld1q_s32(args.limit[p] + word * 32 + i));
+        bits |= vaddvq_u32(vandq_u32(within, bit)) << i;
+      }
+      args.out[p * args.pixel_stride + word] = bits;
+    }
+  }
+}
+
+// Lane i of a vector collects the word of pixel i, one channel (bit) at a time. kVectors vectors
+// are filled together, so that each plane is read in pieces of a cache line.
+template <int kVectors>
+void BinarizeVectors(const BinarizeArgs& args, int64_t pixel) {
+  const int64_t words = (args.channels + 31) / 32;
+  for (int64_t word = 0; word < words; ++word) {
+    const int64_t begin = word * 32;
+    const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+    uint32x4_t bits[kVectors];
+    for (int v = 0; v < kVectors; ++v) bits[v] = vdupq_n_u32(0);
+    uint32x4_t bit = vdupq_n_u32(1);
+    for (int64_t c = begin; c < end; ++c) {
+      const float* plane = args.planes + c * args.channel_stride + pixel;
+      const float32x4_t threshold = vdupq_n_f32(args.threshold[c]);
+      for (int v = 0; v < kVectors; ++v) {
+        bits[v] =
+            vorrq_u32(bits[v], vandq_u32(vcgeq_f32(vld1q_f32(plane + v * 4), threshold), bit));
+      }
+      bit = vshlq_n_u32(bit, 1);
+    }
+    uint32_t column[kVectors * 4];
+    for (int v = 0; v < kVectors; ++v) vst1q_u32(column + v * 4, bits[v]);
+    uint32_t* out = args.out + pixel * words + word;
+    for (int64_t p = 0; p < kVectors * 4; ++p) out[p * words] = column[p];
+  }
+}
+
+void BinarizePixel(const BinarizeArgs& args, int64_t pixel) {
+  const int64_t words = (args.channels + 31) / 32;
+  for (int64_t word = 0; word < words; ++word) args.out[pixel * words + word] = 0;
+  for (int64_t c = 0; c < args.channels; ++c) {
+    const bool bit = args.planes[c * args.channel_stride + pixel] >= args.threshold[c];
+    args.out[pixel * words + c / 32] |= static_cast<uint32_t>(bit) << (c % 32);
+  }
+}
+
+void Binarize(const BinarizeArgs& args) {
+  int64_t pixel = 0;
+  for (; pixel + 16 <= args.pixels; pixel += 16) BinarizeVectors<4>(args, pixel);
+  for (; pixel + 4 <= args.pixels; pixel += 4) BinarizeVectors<1>(args, pixel);
+  for (; pixel < args.pixels; ++pixel) BinarizePixel(args, pixel);
+}
+
+}  // namespace
+
+extern const Isa kIsaNeon = {
+    "neon", kBlock, kWordGranule * 4, Accumulate, FinishFloat, FinishBits, Binarize,
+};
+
+}  // namespace bnn_deploy

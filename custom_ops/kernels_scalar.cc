@@ -1,0 +1,102 @@
+// Portable C++, for machines without a vector unit that we know, and the yardstick of the others.
+// A sum is a dot product of 64-bit words; the population count keeps eight byte counters in one
+// word (Hacker's Delight, figure 5-2) and adds them up once for up to 31 words.
+
+#include <string.h>
+
+#include "micro_kernel.h"
+
+namespace bnn_deploy {
+namespace {
+
+constexpr int64_t kWordGranule = 2;
+constexpr int64_t kMaxByteSums = 31;  // 31 * 8 bits still fit into a byte counter
+
+uint64_t CountBitsPerByte(uint64_t x) {
+  x -= (x >> 1) & 0x5555555555555555u;
+  x = (x & 0x3333333333333333u) + ((x >> 2) & 0x3333333333333333u);
+  return (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+}
+
+// The sum can need 11 bits, so bytes are paired before the multiply adds the four 16-bit parts.
+int32_t SumBytes(uint64_t x) {
+  x = (x & 0x00ff00ff00ff00ffu) + ((x >> 8) & 0x00ff00ff00ff00ffu);
+  return static_cast<int32_t>((x * 0x0001000100010001u) >> 48);
+}
+
+int32_t CountMismatches(const uint32_t* a, const uint32_t* w, int64_t words) {
+  int32_t sum = 0;
+  for (int64_t k = 0; k < words;) {
+    const int64_t left = words - k;
+    const int64_t end =
+        k + (left < kMaxByteSums * kWordGranule ? left : kMaxByteSums * kWordGranule);
+    uint64_t bytes = 0;
+    for (; k < end; k += kWordGranule) {
+      uint64_t x, y;
+      memcpy(&x, a + k, sizeof(x));
+      memcpy(&y, w + k, sizeof(y));
+      bytes += CountBitsPerByte(x ^ y);
+    }
+    sum += SumBytes(bytes);
+  }
+  return sum;
+}
+
+void Accumulate(const AccumulateArgs& args) {
+  for (int64_t o = 0; o < args.blocks; ++o) {
+    const uint32_t* w = args.weights + o * args.run_words;
+    for (int64_t p = 0; p < args.pixels; ++p) {
+      args.mismatches[p * kTileChannels + o] =
+          CountMismatches(args.windows[p] + args.run_offsets[0], w, args.run_words);
+    }
+  }
+}
+
+void FinishFloat(const FinishFloatArgs& args) {
+  for (int64_t o = 0; o < args.channels; ++o) {
+    for (int64_t p = 0; p < args.pixels; ++p) {
+      const int32_t sum = args.base[p][o] - 2 * args.mismatches[p * kTileChannels + o];
+      args.out[o * args.channel_stride + p] =
+          args.scale[o] * static_cast<float>(sum) + args.bias[o];
+    }
+  }
+}
+
+void FinishBits(const FinishBitsArgs& args) {
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    const int32_t* mismatches = args.mismatches + p * kTileChannels;
+    const int32_t* limit = args.limit[p];
+    for (int64_t word = 0; word < args.words; ++word) {
+      uint32_t bits = 0;
+      for (int64_t i = 0; i < 32; ++i) {
+        const bool bit = mismatches[word * 32 + i] <= limit[word * 32 + i];
+        bits |= static_cast<uint32_t>(bit) << i;
+      }
+      args.out[p * args.pixel_stride + word] = bits;
+    }
+  }
+}
+
+void Binarize(const BinarizeArgs& args) {
+  const int64_t words = (args.channels + 31) / 32;
+  for (int64_t word = 0; word < words; ++word) {
+    const int64_t begin = word * 32;
+    const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+    for (int64_t p = 0; p < args.pixels; ++p) {
+      uint32_t bits = 0;
+      for (int64_t c = begin; c < end; ++c) {
+        const bool bit = args.planes[c * args.channel_stride + p] >= args.threshold[c];
+        bits |= static_cast<uint32_t>(bit) << (c - begin);
+      }
+      args.out[p * words + word] = bits;
+    }
+  }
+}
+
+}  // namespace
+
+extern const Isa kIsaScalar = {
+    "scalar", 1, kWordGranule * 4, Accumulate, FinishFloat, FinishBits, Binarize,
+};
+
+}  // namespace bnn_deploy

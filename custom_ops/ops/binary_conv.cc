@@ -1,0 +1,177 @@
+#include "ops/binary_conv.h"
+
+#include <algorithm>
+
+#include "dispatch.h"
+#include "geometry.h"
+
+namespace bnn_deploy {
+namespace {
+
+// Sums below 2^24 are exact in float32.
+constexpr int64_t kMaxProducts = (int64_t{1} << 24) - 1;
+
+std::string Text(int64_t value) { return std::to_string(value); }
+
+// The number of output channels, or -1.
+int64_t InferOutputs(const ShapeContext& context) {
+  const std::optional<Shape> weights = context.InputShape(1);
+  return weights && weights->rank > 0 ? (*weights)[0] : -1;
+}
+
+}  // namespace
+
+ConvNode::ConvNode(const NodeInfo& node, size_t pad_value_input)
+    : label_(node.label()), window_(node) {
+  ReadAttributes(node);
+  ReadWeights(node);
+  ReadPadValue(node, pad_value_input);
+}
+
+void ConvNode::ReadAttributes(const NodeInfo& node) {
+  spec_.height = window_.height();
+  spec_.width = window_.width();
+  spec_.channels = node.Int("channels", 1, kMaxExtent);
+  spec_.group = node.Int("group", 1, spec_.channels);
+  if (spec_.channels % spec_.group != 0) {
+    label_.Fail("attribute group = " + Text(spec_.group) +
+                " must divide channels = " + Text(spec_.channels));
+  }
+  const int64_t group_channels = spec_.channels / spec_.group;
+  const int64_t taps = spec_.height.kernel * spec_.width.kernel;
+  if (taps > kMaxProducts / group_channels) {
+    label_.Fail("channels / group = " + Text(group_channels) + " times " + Text(taps) +
+                " kernel taps must be at most " + Text(kMaxProducts) +
+                ", so that sums are exact in float32");
+  }
+}
+
+void ConvNode::ReadWeights(const NodeInfo& node) {
+  const Tensor weights = node.ConstantInput(1, "W");
+  const int64_t group_channels = spec_.channels / spec_.group;
+  const int64_t words = WordsForBits(group_channels);
+  Shape expected;
+  expected.Append(weights.shape[0]);
+  if (window_.rank() == 2) expected.Append(spec_.height.kernel);
+  expected.Append(spec_.width.kernel);
+  expected.Append(words);
+  if (!(weights.shape == expected) || weights.shape[0] < 1) {
+    label_.Fail("input W has shape " + weights.shape.ToString() +
+                ", but channels = " + Text(spec_.channels) + ", group = " + Text(spec_.group) +
+                " and kernel_shape need [output channels, kernel_shape..., ceil(" +
+                Text(group_channels) + " / 32) = " + Text(words) + "]");
+  }
+  spec_.out_channels = weights.shape[0];
+  if (spec_.out_channels % spec_.group != 0) {
+    label_.Fail("input W has " + Text(spec_.out_channels) +
+                " output channels, but group = " + Text(spec_.group) + " must divide them");
+  }
+  weights_ = weights.As<uint32_t>();
+  if (group_channels % 32 == 0) return;
+  const int64_t filter_taps = spec_.out_channels * spec_.height.kernel * spec_.width.kernel;
+  for (int64_t tap = 0; tap < filter_taps; ++tap) {
+    const uint32_t last = weights_[(tap + 1) * words - 1];
+    if (last >> (group_channels % 32) != 0) {
+      label_.Fail("input W has bits set beyond channel " + Text(group_channels - 1) +
+                  " (output channel " + Text(tap / (spec_.height.kernel * spec_.width.kernel)) +
+                  "): the unused bits of a last word must be 0");
+    }
+  }
+}
+
+void ConvNode::ReadPadValue(const NodeInfo& node, size_t index) {
+  const Tensor pad_value = node.ConstantInput(index, "pad_value");
+  const int64_t count = pad_value.shape[0];
+  if (pad_value.shape.rank != 1 || (count != 1 && count != spec_.channels)) {
+    label_.Fail("input pad_value has shape " + pad_value.shape.ToString() +
+                ", but it must be [1] or [channels] = [" + Text(spec_.channels) + "]");
+  }
+  const float* const values = pad_value.As<float>();
+  if (std::all_of(values, values + count, [](float v) { return v == 0.0f; })) return;
+  spec_.pad_bits.assign(static_cast<size_t>(WordsForBits(spec_.channels)), 0);
+  for (int64_t c = 0; c < spec_.channels; ++c) {
+    const float value = values[count == 1 ? 0 : c];
+    if (value != 1.0f && value != -1.0f) {
+      label_.Fail("input pad_value[" + Text(count == 1 ? 0 : c) + "] = " + std::to_string(value) +
+                  ": its values must be all 0, or each -1 or +1");
+    }
+    const auto bit = static_cast<uint32_t>(value == 1.0f);
+    spec_.pad_bits[static_cast<size_t>(c / 32)] |= bit << (c % 32);
+  }
+}
+
+Tensor ConvNode::PerOutput(const NodeInfo& node, size_t index, const char* name) const {
+  const Tensor tensor = node.ConstantInput(index, name);
+  if (tensor.shape.rank != 1 || tensor.shape[0] != spec_.out_channels) {
+    label_.Fail(std::string("input ") + name + " has shape " + tensor.shape.ToString() +
+                ", but W has " + Text(spec_.out_channels) + " output channels and needs [" +
+                Text(spec_.out_channels) + "]");
+  }
+  return tensor;
+}
+
+BitBatch ConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
+  const Tensor x = context.Input(0, label_);
+  window_.CheckInput(x.shape, WordsForBits(spec_.channels), label_);
+  *out_pixels = window_.OutputPixels(x.shape, Rounding::kFloor, label_);
+  const int64_t height = window_.rank() == 2 ? x.shape[1] : 1;
+  return {x.As<uint32_t>(), x.shape[0], height, x.shape[window_.rank()]};
+}
+
+const OpSchema BinaryConv::kSchema = {
+    "BinaryConv", 5, {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat}, kOrtFloat};
+
+BinaryConv::BinaryConv(const NodeInfo& node) : node_(node, 4) {
+  const Tensor scale = node_.PerOutput(node, 2, "scale");
+  const Tensor bias = node_.PerOutput(node, 3, "bias");
+  driver_ = std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
+                                         scale.As<float>(), bias.As<float>());
+}
+
+void BinaryConv::Compute(const Context& context) const {
+  Shape pixels;
+  const BitBatch input = node_.ReadInput(context, &pixels);
+  Shape shape;
+  shape.Append(pixels[0]);
+  shape.Append(node_.spec().out_channels);
+  for (size_t i = 1; i < pixels.rank; ++i) shape.Append(pixels[i]);
+  auto* const out = static_cast<float*>(context.Output(shape));
+  if (input.batch > 0) driver_->Run(input, out, context);
+}
+
+void BinaryConv::InferShape(const ShapeContext& context) {
+  const std::optional<Shape> pixels = InferOutputPixels(context, Rounding::kFloor);
+  if (!pixels) return;
+  Shape shape;
+  shape.Append((*pixels)[0]);
+  shape.Append(InferOutputs(context));
+  for (size_t i = 1; i < pixels->rank; ++i) shape.Append((*pixels)[i]);
+  context.SetOutputShape(shape, kSchema.output_type);
+}
+
+const OpSchema BinaryConvThreshold::kSchema = {
+    "BinaryConvThreshold", 4, {kOrtUint32, kOrtUint32, kOrtInt32, kOrtFloat}, kOrtUint32};
+
+BinaryConvThreshold::BinaryConvThreshold(const NodeInfo& node) : node_(node, 3) {
+  const Tensor threshold = node_.PerOutput(node, 2, "threshold");
+  driver_ = std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
+                                         threshold.As<int32_t>());
+}
+
+void BinaryConvThreshold::Compute(const Context& context) const {
+  Shape shape;
+  const BitBatch input = node_.ReadInput(context, &shape);
+  shape.Append(WordsForBits(node_.spec().out_channels));
+  auto* const out = static_cast<uint32_t*>(context.Output(shape));
+  if (input.batch > 0) driver_->Run(input, out, context);
+}
+
+void BinaryConvThreshold::InferShape(const ShapeContext& context) {
+  std::optional<Shape> shape = InferOutputPixels(context, Rounding::kFloor);
+  if (!shape) return;
+  const int64_t outputs = InferOutputs(context);
+  shape->Append(outputs < 0 ? -1 : WordsForBits(outputs));
+  context.SetOutputShape(*shape, kSchema.output_type);
+}
+
+}  // namespace bnn_deploy

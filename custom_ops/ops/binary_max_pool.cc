@@ -1,0 +1,82 @@
+#include "ops/binary_max_pool.h"
+
+#include <algorithm>
+
+namespace bnn_deploy {
+namespace {
+
+constexpr int64_t kMinTaskWords = int64_t{1} << 15;
+constexpr int64_t kMaxTasks = 256;
+
+Rounding RoundingOf(int64_t ceil_mode) { return ceil_mode ? Rounding::kCeil : Rounding::kFloor; }
+
+struct Image {
+  const uint32_t* data;  // [height][width][words]
+  int64_t height;
+  int64_t width;
+  int64_t words;
+};
+
+// One row of the output. A window wholly in the padding is 0: -1 in every channel.
+void PoolRow(const Image& image, const Axis& rows, const Axis& columns, int64_t out_y,
+             int64_t out_width, uint32_t* out) {
+  const TapRange y_taps = TapsInside(rows, image.height, out_y);
+  for (int64_t out_x = 0; out_x < out_width; ++out_x, out += image.words) {
+    const TapRange x_taps = TapsInside(columns, image.width, out_x);
+    std::fill_n(out, image.words, 0u);
+    for (int64_t i = y_taps.first; i < y_taps.last; ++i) {
+      const int64_t y = out_y * rows.stride - rows.pad_begin + i * rows.dilation;
+      for (int64_t j = x_taps.first; j < x_taps.last; ++j) {
+        const int64_t x = out_x * columns.stride - columns.pad_begin + j * columns.dilation;
+        const uint32_t* const from = image.data + (y * image.width + x) * image.words;
+        for (int64_t k = 0; k < image.words; ++k) out[k] |= from[k];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const OpSchema BinaryMaxPool::kSchema = {"BinaryMaxPool", 1, {kOrtUint32}, kOrtUint32};
+
+BinaryMaxPool::BinaryMaxPool(const NodeInfo& node)
+    : label_(node.label()), window_(node), rounding_(RoundingOf(node.Int("ceil_mode", 0, 1))) {}
+
+void BinaryMaxPool::Compute(const Context& context) const {
+  const Tensor x = context.Input(0, label_);
+  window_.CheckInput(x.shape, x.shape.rank > 0 ? x.shape.back() : 0, label_);
+  const int64_t words = x.shape.back();
+  Shape shape = window_.OutputPixels(x.shape, rounding_, label_);
+  shape.Append(words);
+  auto* const out = static_cast<uint32_t*>(context.Output(shape));
+
+  const Axis height = window_.height();
+  const Axis width = window_.width();
+  const int64_t in_height = window_.rank() == 2 ? x.shape[1] : 1;
+  const int64_t in_width = x.shape[window_.rank()];
+  const int64_t out_height = window_.rank() == 2 ? shape[1] : 1;
+  const int64_t out_width = shape[window_.rank()];
+  const int64_t rows = x.shape[0] * out_height;
+  if (rows == 0 || words == 0) return;
+  const int64_t tasks =
+      std::clamp(rows * out_width * words / kMinTaskWords, int64_t{1}, std::min(rows, kMaxTasks));
+  RunTasks(context, tasks, [&](int64_t task) {
+    const Range range = Part(rows, tasks, task);
+    for (int64_t row = range.begin; row < range.end; ++row) {
+      const Image image{x.As<uint32_t>() + row / out_height * in_height * in_width * words,
+                        in_height, in_width, words};
+      PoolRow(image, height, width, row % out_height, out_width, out + row * out_width * words);
+    }
+  });
+}
+
+void BinaryMaxPool::InferShape(const ShapeContext& context) {
+  const std::optional<int64_t> ceil_mode = context.Int("ceil_mode");
+  if (!ceil_mode) return;
+  std::optional<Shape> shape = InferOutputPixels(context, RoundingOf(*ceil_mode));
+  if (!shape) return;
+  shape->Append(context.InputShape(0)->back());
+  context.SetOutputShape(*shape, kSchema.output_type);
+}
+
+}  // namespace bnn_deploy

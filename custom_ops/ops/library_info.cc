@@ -1,0 +1,28 @@
+#include "ops/library_info.h"
+
+#include <cstring>
+#include <string>
+
+#include "dispatch.h"
+
+namespace bnn_deploy {
+
+const OpSchema LibraryInfo::kSchema = {"LibraryInfo", 1, {kOrtInt64}, kOrtUint8};
+
+void LibraryInfo::Compute(const Context& context) const {
+  const auto quoted = [](const char* text) { return "\"" + std::string(text) + "\""; };
+  std::string isas, calls;
+  for (const Isa* isa : AvailableIsas()) {
+    const char* const separator = isas.empty() ? "" : ", ";
+    isas += separator + quoted(isa->name);
+    calls += separator + quoted(isa->name) + ": " + std::to_string(Calls(*isa));
+  }
+  const std::string json = "{\"version\": " + quoted(BNN_DEPLOY_VERSION) + ", \"isas\": [" + isas +
+                           "], \"selected\": " + quoted(SelectIsa().name) + ", \"calls\": {" +
+                           calls + "}}";
+  Shape shape;
+  shape.Append(static_cast<int64_t>(json.size()));
+  std::memcpy(context.Output(shape), json.data(), json.size());
+}
+
+}  // namespace bnn_deploy

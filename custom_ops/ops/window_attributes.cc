@@ -1,0 +1,95 @@
+#include "ops/window_attributes.h"
+
+#include <algorithm>
+#include <string>
+
+namespace bnn_deploy {
+namespace {
+
+bool AllIn(const int64_t* values, size_t count, int64_t min) {
+  return std::all_of(values, values + count,
+                     [min](int64_t v) { return v >= min && v <= kMaxExtent; });
+}
+
+}  // namespace
+
+WindowAttributes::WindowAttributes(const NodeInfo& node) : rank_(node.IntsCount("kernel_shape")) {
+  if (rank_ < 1 || rank_ > kMaxRank) {
+    node.label().Fail("attribute kernel_shape has " + std::to_string(rank_) +
+                      " values: it must have 1 or 2, one per spatial dimension");
+  }
+  int64_t kernel[kMaxRank], strides[kMaxRank], pads[2 * kMaxRank], dilations[kMaxRank];
+  node.Ints("kernel_shape", kernel, rank_, 1, kMaxExtent);
+  node.Ints("strides", strides, rank_, 1, kMaxExtent);
+  node.Ints("pads", pads, 2 * rank_, 0, kMaxExtent);
+  node.Ints("dilations", dilations, rank_, 1, kMaxExtent);
+  SetAxes(kernel, strides, pads, dilations);
+}
+
+std::optional<WindowAttributes> WindowAttributes::Infer(const ShapeContext& context, size_t rank) {
+  int64_t kernel[kMaxRank], strides[kMaxRank], pads[2 * kMaxRank], dilations[kMaxRank];
+  if (rank < 1 || rank > kMaxRank) return std::nullopt;
+  if (!context.Ints("kernel_shape", kernel, rank) || !AllIn(kernel, rank, 1)) return std::nullopt;
+  if (!context.Ints("strides", strides, rank) || !AllIn(strides, rank, 1)) return std::nullopt;
+  if (!context.Ints("pads", pads, 2 * rank) || !AllIn(pads, 2 * rank, 0)) return std::nullopt;
+  if (!context.Ints("dilations", dilations, rank) || !AllIn(dilations, rank, 1)) {
+    return std::nullopt;
+  }
+  WindowAttributes attributes;
+  attributes.rank_ = rank;
+  attributes.SetAxes(kernel, strides, pads, dilations);
+  return attributes;
+}
+
+void WindowAttributes::SetAxes(const int64_t* kernel, const int64_t* strides, const int64_t* pads,
+                               const int64_t* dilations) {
+  for (size_t i = 0; i < rank_; ++i) {
+    axes_[i] = {kernel[i], strides[i], dilations[i], pads[i], pads[rank_ + i]};
+  }
+}
+
+void WindowAttributes::CheckInput(const Shape& x, int64_t words, const NodeLabel& label) const {
+  const bool fits = x.rank == rank_ + 2 && x.back() == words &&
+                    std::all_of(x.dims.begin(), x.dims.begin() + x.rank,
+                                [](int64_t dim) { return dim <= kMaxExtent; });
+  if (fits) return;
+  label.Fail("input X has shape " + x.ToString() + ", but it must be " +
+             (rank_ == 1 ? "[N, L, " : "[N, H, W, ") + std::to_string(words) + "], each at most " +
+             std::to_string(kMaxExtent));
+}
+
+Shape WindowAttributes::OutputPixels(const Shape& x, Rounding rounding,
+                                     const NodeLabel& label) const {
+  Shape shape;
+  shape.Append(x[0]);
+  for (size_t i = 0; i < rank_; ++i) {
+    const Axis& axis = axes_[i];
+    const int64_t extent = OutputExtent(axis, x[1 + i], rounding);
+    if (extent == 0) {
+      label.Fail("spatial dimension " + std::to_string(i) + " of input X is " +
+                 std::to_string(x[1 + i]) + ", and with pads " + std::to_string(axis.pad_begin) +
+                 " and " + std::to_string(axis.pad_end) + " less than one window of " +
+                 std::to_string((axis.kernel - 1) * axis.dilation + 1));
+    }
+    shape.Append(extent);
+  }
+  return shape;
+}
+
+std::optional<Shape> InferOutputPixels(const ShapeContext& context, Rounding rounding) {
+  const std::optional<Shape> x = context.InputShape(0);
+  if (!x || x->rank < 3) return std::nullopt;
+  const auto attributes = WindowAttributes::Infer(context, x->rank - 2);
+  if (!attributes) return std::nullopt;
+  const Axis axes[] = {attributes->height(), attributes->width()};
+  Shape shape;
+  shape.Append((*x)[0]);
+  for (size_t i = 0; i < attributes->rank(); ++i) {
+    const int64_t extent = (*x)[1 + i];
+    const Axis& axis = axes[WindowAttributes::kMaxRank - attributes->rank() + i];
+    shape.Append(extent < 0 || extent > kMaxExtent ? -1 : OutputExtent(axis, extent, rounding));
+  }
+  return shape;
+}
+
+}  // namespace bnn_deploy

@@ -1,0 +1,174 @@
+// What the operators see of ONNX Runtime: nodes, tensors, shapes and tasks, with errors as C++
+// exceptions. `DefineOp` closes the boundary again: what leaves it is a status.
+
+#ifndef BNN_DEPLOY_ORT_API_H_
+#define BNN_DEPLOY_ORT_API_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "ort_abi.h"
+#include "tasks.h"
+
+namespace bnn_deploy {
+
+// The table of the runtime that registered this library.
+void SetOrtApi(const OrtApi* api);
+const OrtApi& Ort();
+
+// Throws std::runtime_error with the status's message unless it is null, and releases it.
+void Check(OrtStatus* status);
+
+// The status for the exception that is being handled (std::invalid_argument: invalid argument).
+OrtStatus* StatusFromException(const OrtApi& api) noexcept;
+
+struct Shape {
+  static constexpr size_t kMaxRank = 8;
+  size_t rank = 0;
+  std::array<int64_t, kMaxRank> dims{};  // 0 from `rank` on
+
+  int64_t operator[](size_t i) const { return dims[i]; }
+  int64_t back() const { return dims[rank - 1]; }
+  void Append(int64_t dim) { dims[rank++] = dim; }
+  bool operator==(const Shape& other) const { return rank == other.rank && dims == other.dims; }
+  std::string ToString() const;  // "[1, 3, 224, 224]"
+};
+
+struct Tensor {
+  const void* data;
+  Shape shape;
+
+  template <typename T>
+  const T* As() const {
+    return static_cast<const T*>(data);
+  }
+};
+
+// "BinaryConv 'conv1'", and the exception that begins with it.
+class NodeLabel {
+ public:
+  explicit NodeLabel(std::string text) : text_(std::move(text)) {}
+  [[noreturn]] void Fail(const std::string& what) const;
+
+ private:
+  std::string text_;
+};
+
+// A node while its kernel is created.
+class NodeInfo {
+ public:
+  NodeInfo(const OrtKernelInfo* info, const char* op_type);
+
+  const NodeLabel& label() const { return label_; }
+  int64_t Int(const char* name, int64_t min, int64_t max) const;
+  // Exactly `count` values at `out`, each in [min, max].
+  void Ints(const char* name, int64_t* out, size_t count, int64_t min, int64_t max) const;
+  // The number of values of an integer list.
+  size_t IntsCount(const char* name) const;
+  // Valid as long as the session.
+  Tensor ConstantInput(size_t index, const char* name) const;
+
+ private:
+  const OrtKernelInfo* info_;
+  NodeLabel label_;
+};
+
+// A node while it runs.
+class Context : public TaskRunner {
+ public:
+  explicit Context(OrtKernelContext* context) : context_(context) {}
+
+  Tensor Input(size_t index, const NodeLabel& label) const;
+  void* Output(const Shape& shape) const;
+  void Run(size_t count, void (*task)(void*, size_t), void* data) const override;
+
+ private:
+  OrtKernelContext* context_;
+};
+
+// A node while shapes are inferred. An input or attribute that is unknown or malformed is nullopt:
+// shapes are then left open and the kernel's constructor reports the error with the node's name.
+class ShapeContext {
+ public:
+  explicit ShapeContext(OrtShapeInferContext* context) : context_(context) {}
+
+  // -1 for a symbolic dimension.
+  std::optional<Shape> InputShape(size_t index) const;
+  std::optional<int64_t> Int(const char* name) const;
+  // True when `name` has exactly `count` integers, which are then at `out`.
+  bool Ints(const char* name, int64_t* out, size_t count) const;
+  // -1 for an unknown dimension; the first one takes the symbol that input 0 (of a rank that
+  // InputShape accepts) has there. With another unknown dimension the shape is left open.
+  void SetOutputShape(const Shape& shape, OrtElementType type) const;
+
+ private:
+  OrtShapeInferContext* context_;
+};
+
+struct OpSchema {
+  const char* name;
+  size_t inputs;
+  std::array<OrtElementType, 5> input_types;
+  OrtElementType output_type;
+};
+
+// The OrtCustomOp of a class with `static const OpSchema kSchema`, a constructor from NodeInfo,
+// `void Compute(const Context&) const` and `static void InferShape(const ShapeContext&)`.
+template <typename Op>
+const OrtCustomOp* DefineOp() {
+  static const OrtCustomOp op = [] {
+    OrtCustomOp d{};
+    d.version = kOrtApiVersion;
+    d.GetName = [](const OrtCustomOp*) { return Op::kSchema.name; };
+    d.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+    d.GetInputType = [](const OrtCustomOp*, size_t i) { return Op::kSchema.input_types[i]; };
+    d.GetInputTypeCount = [](const OrtCustomOp*) { return Op::kSchema.inputs; };
+    d.GetOutputType = [](const OrtCustomOp*, size_t) { return Op::kSchema.output_type; };
+    d.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+    d.KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
+    d.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return kOrtRequired; };
+    d.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return kOrtRequired; };
+    d.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return kOrtMemoryDefault; };
+    d.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+    d.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    d.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+    d.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    d.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
+                          void** kernel) -> OrtStatus* {
+      try {
+        *kernel = std::make_unique<Op>(NodeInfo(info, Op::kSchema.name)).release();
+        return nullptr;
+      } catch (...) {
+        return StatusFromException(*api);
+      }
+    };
+    d.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatus* {
+      try {
+        static_cast<const Op*>(kernel)->Compute(Context(context));
+        return nullptr;
+      } catch (...) {
+        return StatusFromException(Ort());
+      }
+    };
+    d.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatus* {
+      try {
+        Op::InferShape(ShapeContext(context));
+        return nullptr;
+      } catch (...) {
+        return StatusFromException(Ort());
+      }
+    };
+    d.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    d.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+    return d;
+  }();
+  return &op;
+}
+
+}  // namespace bnn_deploy
+
+#endif  // BNN_DEPLOY_ORT_API_H_

@@ -1,0 +1,56 @@
+// The library's only export: hands the operators to onnxruntime.
+
+#include <string>
+
+#include "ops/binarize.h"
+#include "ops/binary_conv.h"
+#include "ops/binary_max_pool.h"
+#include "ops/library_info.h"
+#include "ort_api.h"
+
+namespace bnn_deploy {
+namespace {
+
+constexpr const char* kDomain = "bnn_deploy";
+
+// onnxruntime keeps pointers to the domain and the operators, so they live as long as the process.
+OrtCustomOpDomain* CreateDomain() {
+  OrtCustomOpDomain* domain = nullptr;
+  Check(Ort().CreateCustomOpDomain(kDomain, &domain));
+  const OrtCustomOp* const ops[] = {
+      DefineOp<Binarize>(),      DefineOp<BinaryConv>(),  DefineOp<BinaryConvThreshold>(),
+      DefineOp<BinaryMaxPool>(), DefineOp<LibraryInfo>(),
+  };
+  for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));
+  return domain;
+}
+
+OrtStatus* RuntimeTooOld(const OrtApiBase& base) {
+  // Any older table will do: CreateStatus has been its first slot since version 1.
+  for (uint32_t version = kOrtApiVersion - 1; version > 0; --version) {
+    const OrtApi* const api = base.GetApi(version);
+    if (api == nullptr) continue;
+    const std::string message = "bnn_deploy needs onnxruntime " + std::string(kOrtOldestRelease) +
+                                " or later (C API version " + std::to_string(kOrtApiVersion) +
+                                "), but this is onnxruntime " + base.GetVersionString();
+    return api->CreateStatus(kOrtFail, message.c_str());
+  }
+  return nullptr;  // not a runtime at all: it offers no way to report an error
+}
+
+}  // namespace
+}  // namespace bnn_deploy
+
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
+    OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace bnn_deploy;
+  const OrtApi* const api = base->GetApi(kOrtApiVersion);
+  if (api == nullptr) return RuntimeTooOld(*base);
+  try {
+    SetOrtApi(api);
+    static OrtCustomOpDomain* const domain = CreateDomain();
+    return api->AddCustomOpDomain(options, domain);
+  } catch (...) {
+    return StatusFromException(*api);
+  }
+}

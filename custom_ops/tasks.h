@@ -1,0 +1,46 @@
+// How a driver splits its work, without knowing whose threads run it.
+
+#ifndef BNN_DEPLOY_TASKS_H_
+#define BNN_DEPLOY_TASKS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bnn_deploy {
+
+class TaskRunner {
+ public:
+  // Runs task(data, i) for i < count, perhaps at the same time, and returns when all are done. An
+  // exception of a task is thrown again here.
+  virtual void Run(size_t count, void (*task)(void*, size_t), void* data) const = 0;
+
+ protected:
+  ~TaskRunner() = default;
+};
+
+// task(i) for i < count; a single task runs right here.
+template <typename Task>
+void RunTasks(const TaskRunner& runner, int64_t count, const Task& task) {
+  if (count == 1) return task(0);
+  const auto call = [](void* data, size_t i) {
+    (*static_cast<const Task*>(data))(static_cast<int64_t>(i));
+  };
+  runner.Run(static_cast<size_t>(count), call, const_cast<Task*>(&task));
+}
+
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
+// Part `index` of `count` items that are split into `parts` of nearly equal size.
+inline Range Part(int64_t count, int64_t parts, int64_t index) {
+  const int64_t size = count / parts;
+  const int64_t larger = count % parts;
+  const int64_t begin = index * size + (index < larger ? index : larger);
+  return {begin, begin + size + (index < larger ? 1 : 0)};
+}
+
+}  // namespace bnn_deploy
+
+#endif  // BNN_DEPLOY_TASKS_H_

@@ -1,0 +1,162 @@
+"""Speed of single layers: Binarize + BinaryConv against onnxruntime's float32 Conv, one thread.
+
+Both take and give float32 tensors of the same shape. All layers and both engines are timed in turn,
+round by round, so that a change of the machine's clock meets them all alike; the table has the
+median and the 10th and 90th percentile over the rounds. 1 GMAC/s is 10^9 multiply-accumulates of
+the convolution per second.
+
+    python tests/benchmarks/layer_speed.py --isa avx512 --json layers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from bnn_deploy.session import library_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    channels: int
+    size: int
+    kernel: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel}x{self.kernel} {self.channels} @ {self.size}x{self.size}"
+
+    @property
+    def macs(self) -> int:
+        return self.channels**2 * self.kernel**2 * self.size**2
+
+
+LAYERS = [Layer(64, 56, 3), Layer(128, 28, 3), Layer(256, 14, 3), Layer(512, 7, 3), Layer(192, 32, 1)]
+
+
+def make_model(layer: Layer, binary: bool) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    channels, kernel, pad = layer.channels, layer.kernel, layer.kernel // 2
+    if binary:
+        words = (channels + 31) // 32
+        constants = {
+            "threshold": rng.standard_normal(channels).astype(np.float32) * 0.1,
+            "W": rng.integers(0, 2**32, (channels, kernel, kernel, words), dtype=np.uint32),
+            "scale": rng.uniform(0.01, 0.1, channels).astype(np.float32),
+            "bias": rng.standard_normal(channels).astype(np.float32),
+            "pad": np.zeros(1, np.float32),
+        }
+        nodes = [
+            helper.make_node("Binarize", ["X", "threshold"], ["bits"], domain="bnn_deploy"),
+            helper.make_node(
+                "BinaryConv",
+                ["bits", "W", "scale", "bias", "pad"],
+                ["Y"],
+                domain="bnn_deploy",
+                channels=channels,
+                kernel_shape=[kernel] * 2,
+                strides=[1, 1],
+                pads=[pad] * 4,
+                dilations=[1, 1],
+                group=1,
+            ),
+        ]
+    else:
+        weights = rng.standard_normal((channels, channels, kernel, kernel)).astype(np.float32)
+        constants = {"W": weights, "bias": rng.standard_normal(channels).astype(np.float32)}
+        nodes = [helper.make_node("Conv", ["X", "W", "bias"], ["Y"], pads=[pad] * 4)]
+    shape = [1, channels, layer.size, layer.size]
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("bnn_deploy", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+class Runner:
+    """A session with its tensors bound, so that a call is onnxruntime's and the kernels' time."""
+
+    def __init__(self, layer: Layer, binary: bool) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        if binary:
+            options.register_custom_ops_library(str(library_path()))
+        model = make_model(layer, binary).SerializeToString()
+        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        x = np.random.default_rng(1).standard_normal((1, layer.channels, layer.size, layer.size))
+        self.binding = self.session.io_binding()
+        self.binding.bind_cpu_input("X", x.astype(np.float32))
+        self.output = ort.OrtValue.ortvalue_from_shape_and_type(x.shape, np.float32)
+        self.binding.bind_ortvalue_output("Y", self.output)
+
+    def milliseconds(self, calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            self.session.run_with_iobinding(self.binding)
+        return (time.perf_counter() - start) / calls * 1e3
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    p10, median, p90 = np.percentile(times, [10, 50, 90])
+    return {"p10_ms": p10, "median_ms": median, "p90_ms": p90}
+
+
+def measure(rounds: int) -> list[dict]:
+    runners = {
+        (layer, engine): Runner(layer, binary=engine == "binary") for layer in LAYERS for engine in ("binary", "float")
+    }
+    # A sample of about 5 ms: long against the clock's resolution, short against the machine's moods.
+    calls = {key: max(1, round(5 / min(runner.milliseconds(3) for _ in range(3)))) for key, runner in runners.items()}
+    times: dict = {key: [] for key in runners}
+    for _ in range(rounds):
+        for key, runner in runners.items():
+            times[key].append(runner.milliseconds(calls[key]))
+    rows = []
+    for layer in LAYERS:
+        row = {"layer": layer.name, "macs": layer.macs}
+        for engine in ("binary", "float"):
+            row[engine] = percentiles(times[layer, engine])
+            row[engine]["gmacs_per_s"] = layer.macs / row[engine]["median_ms"] / 1e6
+        row["ratio"] = row["float"]["median_ms"] / row["binary"]["median_ms"]
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--isa", help="instruction set of the kernels; default: the best")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    arguments = parser.parse_args()
+    if arguments.isa:
+        os.environ["BNN_DEPLOY_ISA"] = arguments.isa
+    rows = measure(arguments.rounds)
+    print(f"onnxruntime {ort.__version__}, ISA {arguments.isa or 'best'}, 1 thread, ms per call")
+    heading = f"{'layer':18} {'binary':>8} {'p10':>8} {'p90':>8} {'GMAC/s':>7}"
+    print(f"{heading} | {'float32':>8} {'p10':>8} {'p90':>8} {'GMAC/s':>7} | ratio")
+    for row in rows:
+        cells = [
+            f"{row[e]['median_ms']:8.4f} {row[e]['p10_ms']:8.4f} {row[e]['p90_ms']:8.4f} {row[e]['gmacs_per_s']:7.0f}"
+            for e in ("binary", "float")
+        ]
+        print(f"{row['layer']:18} {cells[0]} | {cells[1]} | {row['ratio']:5.1f}")
+    if arguments.json:
+        record = {"onnxruntime": ort.__version__, "isa": arguments.isa, "layers": rows}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
