@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_deploy.architectures import ARCHITECTURES, RecipeNetwork
+from bnn_deploy.architectures import ARCHITECTURES, Network
 from bnn_deploy.errors import InputError
 
 LISTED = 8
@@ -118,7 +118,7 @@ def build(arch: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
         raise InputError(f"unknown architecture '{arch}': choose {', '.join(ARCHITECTURES)}, or FILE.py:CLASS")
     found = load_class(arch)
     try:
-        return found.for_state_dict(dict(state_dict)) if issubclass(found, RecipeNetwork) else found()
+        return found.for_state_dict(dict(state_dict)) if issubclass(found, Network) else found()
     except TypeError as error:
         raise InputError(f"--arch {arch}: {found.__name__}() cannot be made without arguments: {error}") from error
 

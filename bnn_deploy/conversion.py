@@ -21,11 +21,14 @@ from bnn_deploy.export import Weights, export_float
 from bnn_deploy.operators import DOMAIN, VERSION, functions
 from bnn_deploy.passes.audit_leftovers import AuditLeftovers
 from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
+from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fold_constants import FoldConstants
 from bnn_deploy.passes.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse_conv_threshold import FuseConvThreshold
+from bnn_deploy.passes.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import Decline, is_binary_op
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 
 IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
@@ -85,6 +88,8 @@ def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
         if not any(result.modified for result in results):
             not_fused = [decline for result in results for decline in result.declined]
             break
+    for late in (FoldBatchNorm(), FuseResidual()):
+        not_fused += late(model).declined
     leftovers = AuditLeftovers(lowered.declined)(model).declined
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
@@ -143,6 +148,7 @@ def convert(
     progress("exporting to float ONNX")
     export = export_float(module, shape, weights)
     FoldConstants()(export.model)
+    SimplifyReshape()(export.model)
     progress("running the passes")
     binary, left_float, not_fused = to_binary(export.model)
     layers = binary_layers(binary)
@@ -173,7 +179,11 @@ def convert(
 
 def binary_layers(model: ir.Model) -> list[str]:
     """The names of the binary convolutions and linear layers of a converted model."""
-    return [node.name or "" for node in model.graph if is_binary_op(node, "BinaryConv", "BinaryConvThreshold")]
+    return [
+        node.name or ""
+        for node in model.graph
+        if is_binary_op(node, "BinaryConv", "BinaryConvThreshold", "BinaryConvResidual")
+    ]
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> None:

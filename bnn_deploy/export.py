@@ -7,6 +7,7 @@ optimisation, no fusion of BatchNorm. Its tensors are named after the nodes of t
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import logging
@@ -104,9 +105,12 @@ def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
         raise BnnDeployError("torch.onnx.export returned nothing")
     model = onnx_program.model
     _name_batch(model)
-    _strip_metadata(model)
     _name_layers(model)
-    return FloatExport(program, model, binarized)
+    _strip_metadata(model)
+    # The exporter's own decomposed program: its nodes have the names of the model's tensors, all of them.
+    decomposed = onnx_program.exported_program
+    assert decomposed is not None
+    return FloatExport(decomposed, model, binarized)
 
 
 def _binarize(program: torch.export.ExportedProgram) -> tuple[str, ...]:
@@ -171,14 +175,13 @@ def _strip_metadata(model: ir.Model) -> None:
 
 
 def _name_layers(model: ir.Model) -> None:
-    """Name each layer's node after its module, which the name of its weight gives away."""
+    """Name each layer's node after the module that it comes from, if that has only one."""
     taken: set[str] = set()
     for node in model.graph:
-        weight = node.inputs[1] if len(node.inputs) > 1 else None
-        name = "" if weight is None or weight.name is None else weight.name.removesuffix(".weight")
-        if node.op_type in ("Conv", "Gemm", "MatMul") and weight is not None and name not in ("", weight.name, *taken):
-            node.name = name
-            taken.add(name)
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        if node.op_type in ("Conv", "Gemm", "MatMul") and len(scopes) > 1 and scopes[-2] not in ("", *taken):
+            node.name = scopes[-2]
+            taken.add(scopes[-2])
 
 
 @contextmanager

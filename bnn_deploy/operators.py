@@ -13,6 +13,9 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
   padding: a padded tap adds nothing), or -1 or +1, for all input channels or per channel. Attributes, all required:
   channels (C), kernel_shape, strides, pads (ONNX order), dilations, group.
 * `BinaryConvThreshold(X, W, threshold int32 [O], pad_value) -> bits`, same attributes: bit = acc >= threshold[o].
+* `BinaryConvResidual(X, W, scale, bias, pad_value, residual float32 [N, O, spatial'...], threshold float32 [O])
+  -> (Y float32 [N, O, spatial'...], bits)`, same attributes: Y = (scale[o] * acc + bias[o]) + residual, three roundings in
+  this order; bit = Y >= threshold[o]. Either output may be absent. It is a Bi-Real block.
 * `BinaryMaxPool(X bits) -> bits`: the OR over the window; attributes kernel_shape, strides, pads, dilations, ceil_mode.
 
 A fully connected layer is a BinaryConv whose kernel covers its input.
@@ -165,12 +168,28 @@ class _Body:
         """Apply a binary operator to x [N, C, S] and parameter [C]."""
         return self.op(op_type, x, self.op("Unsqueeze", parameter, self.const([1])))
 
-    def function(self, output: ir.Value, doc: str) -> ir.Function:
+    def binarize(self, x: ir.Value) -> ir.Value:
+        """x [N, C, spatial...] >= threshold[c] -> bits."""
+        flat = self.op("Reshape", x, self.const([0, 0, -1]))
+        reached = self.per_channel("GreaterOrEqual", flat, self.inputs["threshold"])
+        return self.pack(self.op("Reshape", reached, self.op("Shape", x)))
+
+    def scaled_sum(self) -> ir.Value:
+        """scale[o] * acc + bias[o], float32 [N, O, spatial'...]."""
+        acc = self.accumulate()
+        # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights, which would round otherwise.
+        flat = self.op("Reshape", acc, self.const([0, 0, -1]))
+        scaled = self.per_channel("Mul", flat, self.inputs["scale"])
+        shifted = self.per_channel("Add", scaled, self.inputs["bias"])
+        return self.op("Reshape", shifted, self.op("Shape", acc))
+
+    def function(self, outputs: Sequence[ir.Value], doc: str) -> ir.Function:
         """Finish."""
-        output.name = "Y"
+        for output, name in zip(outputs, ("Y", "bits"), strict=False):
+            output.name = name
         graph = ir.Graph(
             list(self.inputs.values()),
-            [output],
+            list(outputs),
             nodes=self.nodes,
             opset_imports={"": OPSET},
             name=self.name,
@@ -182,30 +201,27 @@ class _Body:
 
 def _binarize() -> ir.Function:
     body = _Body("Binarize", ["X", "threshold"], {})
-    x = body.inputs["X"]
-    flat = body.op("Reshape", x, body.const([0, 0, -1]))
-    reached = body.per_channel("GreaterOrEqual", flat, body.inputs["threshold"])
-    bits = body.pack(body.op("Reshape", reached, body.op("Shape", x)))
-    return body.function(bits, "bit = X >= threshold[c]; NaN gives 0")
+    return body.function([body.binarize(body.inputs["X"])], "bit = X >= threshold[c]; NaN gives 0")
 
 
 def _binary_conv() -> ir.Function:
     body = _Body("BinaryConv", ["X", "W", "scale", "bias", "pad_value"], CONV_ATTRIBUTES)
-    acc = body.accumulate()
-    # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights, which would round differently.
-    flat = body.op("Reshape", acc, body.const([0, 0, -1]))
-    scaled = body.per_channel("Mul", flat, body.inputs["scale"])
-    shifted = body.per_channel("Add", scaled, body.inputs["bias"])
-    return body.function(body.op("Reshape", shifted, body.op("Shape", acc)), "scale[o] * acc + bias[o]")
+    return body.function([body.scaled_sum()], "scale[o] * acc + bias[o]")
+
+
+def _binary_conv_residual() -> ir.Function:
+    inputs = ["X", "W", "scale", "bias", "pad_value", "residual", "threshold"]
+    body = _Body("BinaryConvResidual", inputs, CONV_ATTRIBUTES)
+    y = body.op("Add", body.scaled_sum(), body.inputs["residual"])
+    bits = body.binarize(y)
+    return body.function([y, bits], "Y = (scale[o] * acc + bias[o]) + residual; bit = Y >= threshold[o]")
 
 
 def _binary_conv_threshold() -> ir.Function:
     body = _Body("BinaryConvThreshold", ["X", "W", "threshold", "pad_value"], CONV_ATTRIBUTES)
     acc = body.accumulate()
     integer = body.op("Cast", acc, to=ir.DataType.INT32.value)
-    flat = body.op("Reshape", integer, body.const([0, 0, -1]))
-    reached = body.per_channel("GreaterOrEqual", flat, body.inputs["threshold"])
-    return body.function(body.pack(body.op("Reshape", reached, body.op("Shape", acc))), "bit = acc >= threshold[o]")
+    return body.function([body.binarize(integer)], "bit = acc >= threshold[o]")
 
 
 def _binary_max_pool() -> ir.Function:
@@ -228,9 +244,9 @@ def _binary_max_pool() -> ir.Function:
     stop = body.concat(body.op("Shape", pooled, end=2), kept)
     kept_windows = body.op("Slice", pooled, body.op("Mul", stop, body.const([0])), stop)
     bits = body.pack(body.op("Cast", kept_windows, to=ir.DataType.BOOL.value))
-    return body.function(bits, "the OR of the bits in the window; padding adds nothing")
+    return body.function([bits], "the OR of the bits in the window; padding adds nothing")
 
 
 def functions() -> list[ir.Function]:
-    """The four functions, made anew: an ir.Function belongs to one model."""
-    return [_binarize(), _binary_conv(), _binary_conv_threshold(), _binary_max_pool()]
+    """The functions, made anew: an ir.Function belongs to one model."""
+    return [_binarize(), _binary_conv(), _binary_conv_threshold(), _binary_conv_residual(), _binary_max_pool()]

@@ -7,7 +7,8 @@ metadata. A segment is everything between the cuts that it reads and the one tha
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,16 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators import DOMAIN, VERSION
-from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE
+from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, output_key
 
-LAYERS = ("BinaryConv", "BinaryConvThreshold", "Conv", "Gemm", "MatMul")
-BITS = ("Binarize", "BinaryConvThreshold", "BinaryMaxPool")
+LAYERS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "Conv", "Gemm", "MatMul")
+
+
+def holds_bits(node: NodeProto, output: int) -> bool:
+    """Whether output `output` of a node holds bits."""
+    if node.domain != DOMAIN:
+        return False
+    return node.op_type in ("Binarize", "BinaryConvThreshold", "BinaryMaxPool") or output == 1
 
 
 @dataclass(frozen=True)
@@ -124,8 +131,14 @@ def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
         )
 
 
-def cuts(model: ModelProto) -> list[Cut]:
-    """All cuts, in the order of the graph; float outputs of the model stand for themselves."""
+def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
+    """All cuts, in the order of the graph.
+
+    Args:
+        model: the converted model.
+        names: tensors that the reference has: a float tensor with more than one user that is among them is a cut too, so
+            that a residual path does not tie all layers into one; and the model's float outputs always are.
+    """
     ranks = {
         info.name: len(info.type.tensor_type.shape.dim)
         for info in (*model.graph.value_info, *model.graph.output)
@@ -133,21 +146,26 @@ def cuts(model: ModelProto) -> list[Cut]:
     }
     found = []
     outputs = {info.name for info in model.graph.output}
+    uses = Counter(name for node in model.graph.node for name in node.input)
     for node in model.graph.node:
         properties = {p.key: p.value for p in node.metadata_props}
-        tensor = node.output[0]
-        if SOURCE in properties:
-            channels = tuple(int(c) for c in properties.get(COMPLEMENTED, "").split(",") if c)
-            is_bits = node.domain == DOMAIN and node.op_type in BITS
-            found.append(Cut(tensor, properties[SOURCE], is_bits, channels, ranks.get(tensor)))
-        elif tensor in outputs:
-            found.append(Cut(tensor, tensor, False, (), ranks.get(tensor)))
+        for i, tensor in enumerate(node.output):
+            source = properties.get(output_key(SOURCE, i))
+            if tensor and source is not None:
+                text = properties.get(output_key(COMPLEMENTED, i), "")
+                channels = tuple(int(c) for c in text.split(",") if c)
+                found.append(Cut(tensor, source, holds_bits(node, i), channels, ranks.get(tensor)))
+            elif tensor in outputs or (node.domain != DOMAIN and uses[tensor] > 1 and tensor in names):
+                found.append(Cut(tensor, tensor, False, (), ranks.get(tensor)))
     return found
 
 
-def split(model: ModelProto) -> list[Segment]:
-    """Cut `model` into segments, in the order of the graph. Every node that reaches an output is in at least one."""
-    by_tensor = {cut.tensor: cut for cut in cuts(model)}
+def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
+    """Cut `model` at its `cuts` into segments, in the order of the graph.
+
+    Every node that reaches an output is in at least one.
+    """
+    by_tensor = {cut.tensor: cut for cut in cuts(model, names)}
     producers = {output: node for node in model.graph.node for output in node.output}
     position = {id(node): i for i, node in enumerate(model.graph.node)}
     graph_inputs = {info.name: info for info in model.graph.input}
@@ -190,10 +208,10 @@ def operator_nodes(model: ModelProto) -> list[NodeProto]:
     return [node for node in model.graph.node if node.domain == DOMAIN]
 
 
-def single_node(model: ModelProto, node: NodeProto, inputs: dict[str, NDArray[Any]]) -> ModelProto:
-    """A model of one operator node alone, its constants included, for inputs of the given dtypes and ranks."""
+def single_node(model: ModelProto, node: NodeProto, output: int, inputs: dict[str, NDArray[Any]]) -> ModelProto:
+    """A model of one operator node alone, with one of its outputs, for inputs of the given dtypes and ranks."""
     infos = [_info(name, array.dtype == np.uint32, array.ndim) for name, array in inputs.items()]
-    return piece(model, [node], infos, [_info(node.output[0], node.op_type in BITS, None)])
+    return piece(model, [node], infos, [_info(node.output[output], holds_bits(node, output), None)])
 
 
 def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:
@@ -225,7 +243,7 @@ def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
     copy.CopyFrom(model)
     del copy.graph.output[:]
     known = {info.name: info for info in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
-    bits = {node.output[0] for node in model.graph.node if node.domain == DOMAIN and node.op_type in BITS}
+    bits = {tensor for node in model.graph.node for i, tensor in enumerate(node.output) if holds_bits(node, i)}
     copy.graph.output.extend(known.get(tensor) or _info(tensor, tensor in bits, None) for tensor in tensors)
     return copy
 

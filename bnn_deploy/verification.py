@@ -441,7 +441,7 @@ class _Verifier:
         self.sessions = sessions
         self.tolerances = tolerances
         self.few = few
-        self.pieces = segments.split(proto)
+        self.pieces = segments.split(proto, reference.names)
         self.cuts = {piece.output.tensor: piece.output for piece in self.pieces}
         self.bit_cuts = [cut for cut in self.cuts.values() if cut.is_bits]
         for piece in self.pieces:
@@ -475,7 +475,7 @@ class _Verifier:
         for node in nodes:
             done += 1
             progress(f"verifying: operator {node.name} ({done} of {total})")
-            result.operators.append(self._check_operator(node, feeds))
+            result.operators += [self._check_operator(node, i, feeds) for i, tensor in enumerate(node.output) if tensor]
 
         runners = {piece.output.tensor: self._runners(piece.model) for piece in self.pieces}
         free = self._runners(self.proto)
@@ -520,10 +520,10 @@ class _Verifier:
         )
         return {self.input: x, **dict(zip(names, session.run(names, {self.input: x}), strict=True))}
 
-    def _check_operator(self, node: NodeProto, feeds: Arrays) -> OperatorResult:
-        """Question 1 for one node."""
+    def _check_operator(self, node: NodeProto, output: int, feeds: Arrays) -> OperatorResult:
+        """Question 1 for one output of one node."""
         inputs = {name: feeds[name] for name in self.segments.data_inputs(self.proto, node)}
-        model = self.segments.single_node(self.proto, node, inputs)
+        model = self.segments.single_node(self.proto, node, output, inputs)
         everything = self.sessions.make(model, self.sessions.BODIES)(inputs)
         differing = {}
         for backend in self.backends[1:]:
@@ -532,7 +532,8 @@ class _Verifier:
             expected = everything[:count]
             same_form = got.shape == expected.shape and got.dtype == expected.dtype
             differing[backend] = int((got != expected).sum()) if same_form else expected.size
-        return OperatorResult(node.name, node.op_type, everything.size, differing)
+        name = node.name if output == 0 else f"{node.name} (output {output})"
+        return OperatorResult(name, node.op_type, everything.size, differing)
 
     def _check_layer(
         self, piece: Segment, runners: dict[str, Runner], start: int, x: NDArray[np.float32], values: Arrays

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bnn_deploy
-from bnn_deploy.architectures import ARCHITECTURES, RecipeNetwork
+from bnn_deploy.architectures import ARCHITECTURES, Network
 from bnn_deploy.training import WeightBinarizer
 
 DEMO_DATA = Path(bnn_deploy.__file__).parent / "demo_data"
@@ -55,7 +55,7 @@ def calibrate(model: nn.Module, weights: list[nn.Parameter], data: Tensor, seed:
     model.eval()
 
 
-def random_network(arch: str, seed: int = 0, samples: int = 64) -> RecipeNetwork:
+def random_network(arch: str, seed: int = 0, samples: int = 64) -> Network:
     """A network of the recipe with calibrated BatchNorm."""
     torch.manual_seed(seed)
     model = ARCHITECTURES[arch]()

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from bnn_deploy.architectures.alexnet import AlexNet
-from bnn_deploy.architectures.blocks import RecipeNetwork
+from bnn_deploy.architectures.birealnet18 import BiRealNet18
+from bnn_deploy.architectures.blocks import Network, RecipeNetwork
 from bnn_deploy.architectures.lenet5 import LeNet5
 from bnn_deploy.architectures.nin import NIN
 
-ARCHITECTURES: dict[str, type[RecipeNetwork]] = {"lenet5": LeNet5, "nin": NIN, "alexnet": AlexNet}
+ARCHITECTURES: dict[str, type[Network]] = {
+    "lenet5": LeNet5,
+    "nin": NIN,
+    "alexnet": AlexNet,
+    "birealnet18": BiRealNet18,
+}
 
-__all__ = ["ARCHITECTURES", "NIN", "AlexNet", "LeNet5", "RecipeNetwork"]
+__all__ = ["ARCHITECTURES", "NIN", "AlexNet", "BiRealNet18", "LeNet5", "Network", "RecipeNetwork"]

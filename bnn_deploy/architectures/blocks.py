@@ -60,24 +60,32 @@ def clamp_gamma(module: nn.Module) -> None:
             child.weight.data.clamp_(min=MIN_GAMMA)
 
 
-class RecipeNetwork(nn.Module):
+class Network(nn.Module):
+    """Base of the networks that can be chosen by name."""
+
+    input_shape: tuple[int, ...]
+    """One sample, without the batch dimension: (C, H, W)."""
+
+    @classmethod
+    def for_state_dict(cls, state_dict: dict[str, Any]) -> Self:
+        """Build the variant that `state_dict` was saved from; most architectures have one."""
+        return cls()
+
+    def binary_weights(self) -> list[nn.Parameter]:
+        """The latent weights that `training.WeightBinarizer` binarises; none where forward() does it itself."""
+        return []
+
+
+class RecipeNetwork(Network):
     """Base of the recipe's networks: gamma is clamped in each training step, by eval() and after loading a checkpoint.
 
     The recipe clamps in every forward pass, so a checkpoint may hold gammas that its own forward pass never uses. Here
     an evaluating forward pass changes nothing, which keeps it fit for export.
     """
 
-    input_shape: tuple[int, ...]
-    """One sample, without the batch dimension: (C, H, W)."""
-
     def __init__(self) -> None:
         super().__init__()
         self.register_load_state_dict_post_hook(lambda module, _: clamp_gamma(module))  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def for_state_dict(cls, state_dict: dict[str, Any]) -> RecipeNetwork:
-        """Build the variant that `state_dict` was saved from; most architectures have one."""
-        return cls()
 
     def binary_weights(self) -> list[nn.Parameter]:
         """The latent weights that the recipe binarises: those of every block, in order."""

@@ -19,6 +19,11 @@ COMPLEMENTED = "bnn_deploy.complemented"
 """Node metadata: comma-separated channels whose bits are stored complemented."""
 
 
+def output_key(key: str, output: int) -> str:
+    """The metadata key for a node's output: SOURCE and COMPLEMENTED themselves are those of the first."""
+    return key if output == 0 else f"{key}.{output}"
+
+
 @dataclass(frozen=True)
 class Decline:
     """A node that a pass looked at and left alone.

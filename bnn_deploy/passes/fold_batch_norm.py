@@ -1,0 +1,125 @@
+"""FoldBatchNorm: a BatchNorm that did not become a threshold goes into the layer before or after it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.passes.graph import (
+    SOURCE,
+    PassResult,
+    add_initializer,
+    constant,
+    display_name,
+    ints,
+    is_binary_op,
+    is_op,
+    replace_value,
+    sole_consumer,
+)
+
+
+class FoldBatchNorm:
+    """BatchNormalization(BinaryConv(...))  ==>  BinaryConv(...) with another scale and bias, and
+    Conv | Gemm of BatchNormalization(x)  ==>  Conv | Gemm of x with another weight and bias.
+
+    1. With a = gamma / sqrt(var + eps) and b = beta - mean * a: scale' = a * scale, bias' = a * bias + b before, or
+       W' = W * a, bias' = bias + W b (over the input channels) after; computed in float64 and rounded once.
+    2. The layer and the BatchNorm feed only each other. A Conv after it has no padding, whose zeros would not be
+       shifted, and one group.
+
+    This changes the rounding of floats, by about one unit in the last place; FoldThreshold, which is exact, goes first.
+    (A BatchNorm right after a float Conv is onnxruntime's own to fuse.)
+
+    Declines: nothing; a BatchNorm between other nodes stays.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Fold every BatchNormalization that qualifies."""
+        result = PassResult()
+        for node in list(model.graph):
+            affine = _affine(node) if is_op(node, "BatchNormalization") else None
+            data = node.inputs[0]
+            if affine is None or data is None:
+                continue
+            before, after = data.producer(), sole_consumer(node.outputs[0])
+            if before is not None and is_binary_op(before, "BinaryConv") and sole_consumer(data) is node:
+                _fold_before(model.graph, before, node, *affine)
+            elif after is None or not _fold_after(model.graph, after, node, *affine):
+                continue
+            result.modified += 1
+        return result
+
+
+Doubles = NDArray[np.float64]
+
+
+def _affine(node: ir.Node) -> tuple[Doubles, Doubles] | None:
+    """a and b of a * x + b, per channel."""
+    parameters = [constant(value) for value in node.inputs[1:5]]
+    training = node.attributes.get("training_mode")
+    if any(p is None for p in parameters) or (training is not None and training.as_int()):
+        return None
+    gamma, beta, mean, var = (np.asarray(p, dtype=np.float64) for p in parameters)
+    epsilon = node.attributes.get("epsilon")
+    a = gamma / np.sqrt(var + (1e-5 if epsilon is None else epsilon.as_float()))
+    return a, beta - mean * a
+
+
+def _set_input(graph: ir.Graph, node: ir.Node, index: int, name: str, array: Doubles) -> None:
+    """Give `node` a new constant of its own; the old one may be shared."""
+    node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))
+
+
+def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> None:
+    scale, bias = constant(conv.inputs[2]), constant(conv.inputs[3])
+    assert scale is not None and bias is not None
+    name = norm.outputs[0].name or ""
+    _set_input(graph, conv, 2, f"{name}_scale", a * scale)
+    _set_input(graph, conv, 3, f"{name}_bias", a * bias + b)
+    conv.metadata_props[SOURCE] = name
+    replace_value(norm.outputs[0], conv.outputs[0])
+    conv.outputs[0].name = name
+
+
+def _fold_after(graph: ir.Graph, layer: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> bool:
+    """Fold into the layer behind the BatchNorm; False if it is not one that can take it."""
+    data, weight = norm.inputs[0], constant(layer.inputs[1]) if len(layer.inputs) > 1 else None
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    has_bias = len(layer.inputs) > 2 and layer.inputs[2] is not None
+    if weight is None or data is None or layer.inputs[0] is not norm.outputs[0] or (has_bias and bias is None):
+        return False
+    if is_op(layer, "Conv"):
+        group = layer.attributes.get("group")
+        auto_pad = layer.attributes.get("auto_pad")
+        padded = any(ints(layer, "pads", [])) or (auto_pad is not None and auto_pad.as_string() not in ("", "NOTSET"))
+        if padded or (group is not None and group.as_int() != 1):
+            return False
+        input_axis = 1
+    elif is_op(layer, "Gemm") and weight.ndim == 2 and norm_is_flat(norm):
+        if any(layer.attributes[key].as_float() != 1 for key in ("alpha", "beta") if key in layer.attributes):
+            return False
+        if "transA" in layer.attributes and layer.attributes["transA"].as_int():
+            return False
+        input_axis = 1 if "transB" in layer.attributes and layer.attributes["transB"].as_int() else 0
+    else:
+        return False
+    shape = [1] * weight.ndim
+    shape[input_axis] = len(a)
+    others = tuple(axis for axis in range(weight.ndim) if axis != (1 - input_axis))
+    shift = (weight * b.reshape(shape)).sum(axis=others)
+    name = display_name(layer)
+    _set_input(graph, layer, 1, f"{name}_folded_weight", weight * a.reshape(shape))
+    folded = add_initializer(graph, f"{name}_folded_bias", (shift + (0 if bias is None else bias)).astype(np.float32))
+    if len(layer.inputs) < 3:
+        layer.resize_inputs(3)
+    layer.replace_input_with(2, folded)
+    replace_value(norm.outputs[0], data)
+    return True
+
+
+def norm_is_flat(norm: ir.Node) -> bool:
+    """Whether a BatchNorm works on [N, features]."""
+    shape = norm.outputs[0].shape
+    return shape is not None and len(shape) == 2
