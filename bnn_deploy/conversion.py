@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from numpy.typing import NDArray
 from torch import nn
 
 from bnn_deploy.architectures import ARCHITECTURES
@@ -28,7 +30,9 @@ from bnn_deploy.passes.fuse_conv_threshold import FuseConvThreshold
 from bnn_deploy.passes.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import Decline, is_binary_op
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
+from bnn_deploy.quantization import quantize_edges
 
 IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
@@ -91,6 +95,12 @@ def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
     for late in (FoldBatchNorm(), FuseResidual()):
         not_fused += late(model).declined
     leftovers = AuditLeftovers(lowered.declined)(model).declined
+    finish(model)
+    return model, leftovers, not_fused
+
+
+def finish(model: ir.Model) -> None:
+    """Sort and name the nodes of a binary model, and make it carry the functions of the operators that it uses."""
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     common.NameFixPass()(model)
@@ -103,7 +113,6 @@ def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
     model.ir_version = IR_VERSION
     model.graph.name = "binary"
     model.producer_name, model.producer_version = "bnn-deploy", None
-    return model, leftovers, not_fused
 
 
 def convert(
@@ -114,6 +123,7 @@ def convert(
     input_shape: tuple[int, ...] | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
+    calibration: NDArray[np.float32] | None = None,
     strict: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Conversion:
@@ -126,6 +136,7 @@ def convert(
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: "auto" binarises latent weights by the recipe, "as-is" takes them as they are.
+        calibration: real inputs [N, ...] float32: quantise the layers that stay float to 8 bits, with ranges from these.
         strict: fail if a layer whose input is a sign stays float.
         progress: called with a line of text before each step.
 
@@ -159,6 +170,16 @@ def convert(
     if not layers:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
         raise InputError(f"no layer of {type(module).__name__} is binary: {reasons}")
+    if calibration is not None:
+        if calibration.dtype != np.float32 or calibration.shape[1:] != shape or len(calibration) == 0:
+            raise InputError(
+                f"the calibration inputs are {calibration.dtype} {list(calibration.shape)}; "
+                f"the network needs float32 {['N', *shape]}, N >= 1"
+            )
+        progress(f"quantising the float layers with {len(calibration)} inputs")
+        binary = quantize_edges(binary, calibration)
+        LowerQuantized()(binary)
+        finish(binary)
     for model in (binary, export.model):
         model.metadata_props[SHAPE_KEY] = ",".join(map(str, shape))
         if arch in ARCHITECTURES:

@@ -7,6 +7,8 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
 
 * `Binarize(X float32 [N, C, spatial...], threshold float32 [C]) -> bits`: bit = X >= threshold[c]; NaN gives 0. No
   attributes.
+* `BinarizeQuantized(X uint8 [N, spatial..., C], threshold int32 [C]) -> bits`: bit = X >= threshold[c], behind a quantised
+  layer, whose output stays in 8 bits and channels last. No attributes.
 * `BinaryConv(X bits, W bits [O, kernel..., ceil((C/group)/32)], scale float32 [O], bias float32 [O],
   pad_value float32 [1] or [C]) -> float32 [N, O, spatial'...]`: scale[o] * acc + bias[o], a float32 product and then a
   float32 sum; acc is the integer sum of the products of ±1. `pad_value` is what a padded tap holds: 0 (PyTorch's zero
@@ -120,18 +122,22 @@ class _Body:
 
     def pack(self, x: ir.Value) -> ir.Value:
         """Bool [N, C, spatial...] -> bits [N, spatial..., ceil(C/32)]."""
-        flat = self.op("Reshape", self.op("Cast", x, to=ir.DataType.INT64.value), self.const([0, 0, -1]))
-        rows = self.op("Transpose", flat, perm=[0, 2, 1])
-        channels = self.op("Shape", x, start=1, end=2)
+        flat = self.op("Reshape", x, self.const([0, 0, -1]))
+        lead = self.concat(self.op("Shape", x, start=0, end=1), self.op("Shape", x, start=2))
+        return self.pack_last(self.op("Transpose", flat, perm=[0, 2, 1]), lead)
+
+    def pack_last(self, x: ir.Value, lead: ir.Value) -> ir.Value:
+        """Bool [..., C] -> bits [*lead, ceil(C/32)]."""
+        channels = self.op("Shape", x, start=-1)
+        rows = self.op("Reshape", x, self.concat(self.const([-1]), channels))
         words = self.op("Div", self.op("Add", channels, self.const([31])), self.const([32]))
         missing = self.op("Sub", self.op("Mul", words, self.const([32])), channels)
-        padded = self.op("Pad", rows, self.concat(self.const([0, 0, 0, 0, 0]), missing))
-        split = self.op("Reshape", padded, self.concat(self.const([0, 0]), words, self.const([32])))
+        integers = self.op("Cast", rows, to=ir.DataType.INT64.value)
+        padded = self.op("Pad", integers, self.concat(self.const([0, 0, 0]), missing))
+        split = self.op("Reshape", padded, self.concat(self.const([-1]), words, self.const([32])))
         weighted = self.op("Mul", split, self.const(2 ** np.arange(32, dtype=np.int64)))
-        total = self.op("ReduceSum", weighted, self.const([3]), keepdims=0)
-        word = self.op("Cast", total, to=ir.DataType.UINT32.value)
-        shape = self.concat(self.op("Shape", x, start=0, end=1), self.op("Shape", x, start=2), words)
-        return self.op("Reshape", word, shape)
+        total = self.op("ReduceSum", weighted, self.const([2]), keepdims=0)
+        return self.op("Reshape", self.op("Cast", total, to=ir.DataType.UINT32.value), self.concat(lead, words))
 
     def split_pads(self) -> tuple[ir.Value, ir.Value]:
         """The attribute pads as begins and ends, each int64 [spatial dimensions]."""
@@ -204,6 +210,14 @@ def _binarize() -> ir.Function:
     return body.function([body.binarize(body.inputs["X"])], "bit = X >= threshold[c]; NaN gives 0")
 
 
+def _binarize_quantized() -> ir.Function:
+    body = _Body("BinarizeQuantized", ["X", "threshold"], {})
+    integers = body.op("Cast", body.inputs["X"], to=ir.DataType.INT32.value)
+    reached = body.op("GreaterOrEqual", integers, body.inputs["threshold"])
+    bits = body.pack_last(reached, body.op("Shape", integers, start=0, end=-1))
+    return body.function([bits], "bit = X >= threshold[c], channels last")
+
+
 def _binary_conv() -> ir.Function:
     body = _Body("BinaryConv", ["X", "W", "scale", "bias", "pad_value"], CONV_ATTRIBUTES)
     return body.function([body.scaled_sum()], "scale[o] * acc + bias[o]")
@@ -249,4 +263,11 @@ def _binary_max_pool() -> ir.Function:
 
 def functions() -> list[ir.Function]:
     """The functions, made anew: an ir.Function belongs to one model."""
-    return [_binarize(), _binary_conv(), _binary_conv_threshold(), _binary_conv_residual(), _binary_max_pool()]
+    return [
+        _binarize(),
+        _binarize_quantized(),
+        _binary_conv(),
+        _binary_conv_threshold(),
+        _binary_conv_residual(),
+        _binary_max_pool(),
+    ]

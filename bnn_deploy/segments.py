@@ -31,7 +31,7 @@ def holds_bits(node: NodeProto, output: int) -> bool:
     """Whether output `output` of a node holds bits."""
     if node.domain != DOMAIN:
         return False
-    return node.op_type in ("Binarize", "BinaryConvThreshold", "BinaryMaxPool") or output == 1
+    return node.op_type in ("Binarize", "BinarizeQuantized", "BinaryConvThreshold", "BinaryMaxPool") or output == 1
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Segment:
         nodes: the names of its nodes, in order.
         inputs: the tensors that it reads: cuts, or inputs of the model.
         output: the cut that it makes.
+        quantized: whether a layer in it has 8-bit weights and activations.
         model: the piece as a model of its own.
     """
 
@@ -89,6 +90,7 @@ class Segment:
     nodes: tuple[str, ...]
     inputs: tuple[str, ...]
     output: Cut
+    quantized: bool
     model: ModelProto
 
 
@@ -197,6 +199,7 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
                 tuple(n.name for n in ordered),
                 tuple(inputs),
                 cut,
+                any(n.op_type == "QuantizeLinear" for n in ordered),
                 piece(model, ordered, infos, [output]),
             )
         )
@@ -210,7 +213,10 @@ def operator_nodes(model: ModelProto) -> list[NodeProto]:
 
 def single_node(model: ModelProto, node: NodeProto, output: int, inputs: dict[str, NDArray[Any]]) -> ModelProto:
     """A model of one operator node alone, with one of its outputs, for inputs of the given dtypes and ranks."""
-    infos = [_info(name, array.dtype == np.uint32, array.ndim) for name, array in inputs.items()]
+    infos = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+        for name, array in inputs.items()
+    ]
     return piece(model, [node], infos, [_info(node.output[output], holds_bits(node, output), None)])
 
 

@@ -53,10 +53,22 @@ class Tolerances:
         flip_margin: a bit may differ from the reference's sign where |pre-activation| <= this times the root mean
             square of its channel's pre-activations.
         float_relative: a float may differ by this times the largest magnitude in the reference's tensor.
+        quantized_flip_margin: the same as flip_margin for a layer with 8-bit weights and activations.
+        quantized_float_relative: the same as float_relative for such a layer.
     """
 
     flip_margin: float = 1e-4
     float_relative: float = 1e-4
+    quantized_flip_margin: float = 0.25
+    quantized_float_relative: float = 0.05
+
+    def margin(self, quantized: bool) -> float:
+        """The flip margin of a layer."""
+        return self.quantized_flip_margin if quantized else self.flip_margin
+
+    def relative(self, quantized: bool) -> float:
+        """The relative error of a layer's floats."""
+        return self.quantized_float_relative if quantized else self.float_relative
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ class LayerResult:
         layer: its name.
         source: the tensor of the float graph that its output stands for.
         kind: "bits" or "floats".
+        quantized: whether it has 8-bit weights and activations, and so the wider tolerances.
         values: bits or floats compared, per backend.
         differing: bits that differ from the reference's sign (the largest number over the backends).
         margin: the largest |pre-activation| of a differing bit, in units of its channel's root mean square; 0 if none.
@@ -102,6 +115,7 @@ class LayerResult:
     layer: str
     source: str
     kind: str
+    quantized: bool = False
     values: int = 0
     differing: int = 0
     margin: float = 0.0
@@ -203,12 +217,12 @@ class Verification:
             if not layer.passed and layer.kind == "bits":
                 lines.append(
                     f"layer '{layer.layer}': {layer.differing} of {layer.values} bits differ from the reference, by "
-                    f"up to {layer.margin:.2g} (allowed {self.tolerances.flip_margin:g}); {layer.worst}"
+                    f"up to {layer.margin:.2g} (allowed {self.tolerances.margin(layer.quantized):g}); {layer.worst}"
                 )
             elif not layer.passed:
                 lines.append(
                     f"layer '{layer.layer}': error {layer.max_error:.3g} where the largest value is "
-                    f"{layer.max_value:.3g} (allowed {self.tolerances.float_relative:g} of it); {layer.worst}"
+                    f"{layer.max_value:.3g} (allowed {self.tolerances.relative(layer.quantized):g} of it); {layer.worst}"
                 )
         unexplained = [d for d in self.disagreements if not d.explained]
         if unexplained:
@@ -457,7 +471,7 @@ class _Verifier:
         self.result = Verification(name, reference.description, "", 0, few, [], tolerances)
         self.layers = {
             piece.output.tensor: LayerResult(
-                piece.name, piece.output.source, "bits" if piece.output.is_bits else "floats"
+                piece.name, piece.output.source, "bits" if piece.output.is_bits else "floats", piece.quantized
             )
             for piece in self.pieces
         }
@@ -554,9 +568,9 @@ class _Verifier:
             got = run({name: array[:count] for name, array in feed.items()})
             if cut.is_bits:
                 before = values[self.reference.before_sign(cut.source)]
-                now = self._compare_bits(cut, got, expected[:count], before, start)
+                now = self._compare_bits(cut, piece.quantized, got, expected[:count], before, start)
             else:
-                now = self._compare_floats(got, expected[:count], start)
+                now = self._compare_floats(piece.quantized, got, expected[:count], start)
             worst.differing = max(worst.differing, now.differing)
             for name in ("margin", "max_error"):
                 if getattr(now, name) > getattr(worst, name):
@@ -570,7 +584,7 @@ class _Verifier:
         self.layers[cut.tensor] = worst
 
     def _compare_bits(
-        self, cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], start: int
+        self, cut: Cut, quantized: bool, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], start: int
     ) -> LayerResult:
         """Bits against the reference's signs; `before` are the pre-activations of the whole batch."""
         result = LayerResult("", cut.source, "bits")
@@ -585,10 +599,10 @@ class _Verifier:
                 f"worst at sample {start + place[0]}, channel {place[1]}"
                 f"{f', position {place[2:]}' if place[2:] else ''}: pre-activation {float(before[index]):.3g}"
             )
-            result.passed = result.margin <= self.tolerances.flip_margin
+            result.passed = result.margin <= self.tolerances.margin(quantized)
         return result
 
-    def _compare_floats(self, got: NDArray[Any], expected: NDArray[Any], start: int) -> LayerResult:
+    def _compare_floats(self, quantized: bool, got: NDArray[Any], expected: NDArray[Any], start: int) -> LayerResult:
         """Floats against the reference's."""
         result = LayerResult("", "", "floats")
         error = np.abs(got.reshape(expected.shape).astype(np.float64) - expected)
@@ -597,7 +611,7 @@ class _Verifier:
         result.max_value = float(np.abs(expected).max())
         place = [int(i) for i in index]
         result.worst = f"worst at sample {start + place[0]}, index {place[1:]}: reference {float(expected[index]):.6g}"
-        result.passed = bool(result.max_error <= self.tolerances.float_relative * result.max_value)
+        result.passed = bool(result.max_error <= self.tolerances.relative(quantized) * result.max_value)
         return result
 
     def _check_outputs(
@@ -635,15 +649,16 @@ class _Verifier:
         traced = dict(zip(names, session.run(names, {self.input: x}), strict=True))
         expected = values[self.reference.output]
         for i in wrong:
-            layer, margin = "", 0.0
+            layer, margin, allowed = "", 0.0, 0.0
             for cut in self.bit_cuts:
                 signs = values[cut.source]
                 flips = cut.decode(traced[cut.tensor], signs.shape)[i] != (signs[i] >= 0)
                 if flips.any():
                     before = values[self.reference.before_sign(cut.source)]
                     layer, margin = self.layers[cut.tensor].layer, float(relative_margin(before)[i][flips].max())
+                    allowed = self.tolerances.margin(self.layers[cut.tensor].quantized)
                     break
-            explained = layer != "" and margin <= self.tolerances.flip_margin
+            explained = layer != "" and margin <= allowed
             self.result.disagreements.append(
                 Disagreement(start + int(i), int(expected[i].argmax()), int(got[i].argmax()), layer, margin, explained)
             )

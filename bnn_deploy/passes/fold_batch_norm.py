@@ -21,8 +21,10 @@ from bnn_deploy.passes.graph import (
 
 
 class FoldBatchNorm:
-    """BatchNormalization(BinaryConv(...))  ==>  BinaryConv(...) with another scale and bias, and
-    Conv | Gemm of BatchNormalization(x)  ==>  Conv | Gemm of x with another weight and bias.
+    """BatchNormalization next to a layer  ==>  the layer with other constants.
+
+    BatchNormalization(BinaryConv(x)) gives another scale and bias; BatchNormalization(Conv(x)) and
+    Conv | Gemm(BatchNormalization(x)) another weight and bias.
 
     1. With a = gamma / sqrt(var + eps) and b = beta - mean * a: scale' = a * scale, bias' = a * bias + b before, or
        W' = W * a, bias' = bias + W b (over the input channels) after; computed in float64 and rounded once.
@@ -30,7 +32,6 @@ class FoldBatchNorm:
        shifted, and one group.
 
     This changes the rounding of floats, by about one unit in the last place; FoldThreshold, which is exact, goes first.
-    (A BatchNorm right after a float Conv is onnxruntime's own to fuse.)
 
     Declines: nothing; a BatchNorm between other nodes stays.
     """
@@ -46,6 +47,9 @@ class FoldBatchNorm:
             before, after = data.producer(), sole_consumer(node.outputs[0])
             if before is not None and is_binary_op(before, "BinaryConv") and sole_consumer(data) is node:
                 _fold_before(model.graph, before, node, *affine)
+            elif before is not None and is_op(before, "Conv") and sole_consumer(data) is node:
+                if not _fold_into_conv(model.graph, before, node, *affine):
+                    continue
             elif after is None or not _fold_after(model.graph, after, node, *affine):
                 continue
             result.modified += 1
@@ -81,6 +85,24 @@ def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: D
     conv.metadata_props[SOURCE] = name
     replace_value(norm.outputs[0], conv.outputs[0])
     conv.outputs[0].name = name
+
+
+def _fold_into_conv(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> bool:
+    """Fold into the float Conv before the BatchNorm; False if its weight or bias is not constant."""
+    weight = constant(conv.inputs[1])
+    bias_value = conv.inputs[2] if len(conv.inputs) > 2 else None
+    bias = constant(bias_value)
+    if weight is None or (bias_value is not None and bias is None):
+        return False
+    name = norm.outputs[0].name or ""
+    _set_input(graph, conv, 1, f"{name}_weight", weight * a.reshape(-1, *[1] * (weight.ndim - 1)))
+    folded = add_initializer(graph, f"{name}_bias", (b + a * (0 if bias is None else bias)).astype(np.float32))
+    if len(conv.inputs) < 3:
+        conv.resize_inputs(3)
+    conv.replace_input_with(2, folded)
+    replace_value(norm.outputs[0], conv.outputs[0])
+    conv.outputs[0].name = name
+    return True
 
 
 def _fold_after(graph: ir.Graph, layer: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> bool:

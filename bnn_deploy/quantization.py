@@ -1,0 +1,64 @@
+"""8-bit edges: the layers that stay float, quantised by onnxruntime's static quantisation."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.passes.graph import is_op
+
+
+def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Model:
+    """Quantise the float Conv and Gemm layers of a binary model to 8 bits.
+
+    Weights are int8 per output channel, activations uint8 per tensor with ranges from `calibration`; the result holds
+    QuantizeLinear and DequantizeLinear around each layer, which onnxruntime fuses.
+
+    Args:
+        model: a binary model, without the operators' functions.
+        calibration: real inputs [N, ...] float32; some hundred are enough.
+
+    Returns:
+        The quantised model.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            name = model.graph.inputs[0].name
+            self.samples: Iterator[dict[str, Any]] = iter(
+                {name: calibration[i : i + 1]} for i in range(len(calibration))
+            )
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.samples, None)
+
+    layers = [node.name for node in model.graph if is_op(node, "Conv", "Gemm")]
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it recommends a pre-processing that would inline the operators
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder) / "model.onnx", Path(folder) / "quantized.onnx"
+            ir.save(model, source)
+            quantize_static(
+                source,
+                target,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "Gemm"],
+                nodes_to_quantize=layers,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+            return ir.from_proto(ir.to_proto(ir.load(target)))
+    finally:
+        logger.setLevel(level)
