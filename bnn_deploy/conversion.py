@@ -136,7 +136,7 @@ def convert(
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: "auto" binarises latent weights by the recipe, "as-is" takes them as they are.
-        calibration: real inputs [N, ...] float32: quantise the layers that stay float to 8 bits, with ranges from these.
+        calibration: real inputs [N, ...] float32; quantise the layers that stay float to 8 bits, with their ranges.
         strict: fail if a layer whose input is a sign stays float.
         progress: called with a line of text before each step.
 

@@ -29,6 +29,8 @@ Dim = int | str | None
 
 Shape = tuple[Dim, ...]
 
+CONVOLUTIONS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual")
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -57,6 +59,7 @@ class Layer:
         binary_macs: products of ±1 per sample; None if a shape that they depend on is unknown.
         float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul; None as above.
         constant_bytes: bytes of the constant inputs: weights, thresholds, scales, shapes.
+        quantized: whether its constants are stored in 8 bits; constant_bytes counts them so, with their scales.
         source: the tensor of the float graph that the output stands for, as the converter noted it.
     """
 
@@ -73,6 +76,7 @@ class Layer:
     binary_macs: int | None
     float_macs: int | None
     constant_bytes: int
+    quantized: bool
     source: str | None
 
     @property
@@ -159,6 +163,11 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
 
     binary_inputs = {name for node in graph.node if node.domain == DOMAIN for name in node.input}
     layers = []
+    dequantized = {
+        node.output[0]: sum(constants[name] for name in node.input)
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and all(name in constants for name in node.input)
+    }
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             continue
@@ -177,7 +186,8 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
                 group=_int(node, "group"),
                 binary_macs=binary_macs,
                 float_macs=float_macs,
-                constant_bytes=sum(constants.get(name, 0) for name in set(node.input)),
+                constant_bytes=sum(constants.get(name, 0) + dequantized.get(name, 0) for name in set(node.input)),
+                quantized=any(name in dequantized for name in node.input),
                 source=next((p.value for p in node.metadata_props if p.key == f"{DOMAIN}.source"), None),
             )
         )
@@ -267,8 +277,16 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
             if result is None:
                 continue
             shapes[output] = new[output] = result
-            dtype = onnx.TensorProto.FLOAT if node.op_type == "BinaryConv" else onnx.TensorProto.UINT32
+            is_float = node.op_type in ("BinaryConv", "BinaryConvResidual")
+            dtype = onnx.TensorProto.FLOAT if is_float else onnx.TensorProto.UINT32
             work.graph.value_info.append(onnx.helper.make_tensor_value_info(output, dtype, result))
+            if node.op_type == "BinaryConvResidual" and len(node.output) > 1 and isinstance(result[1], int):
+                bits = node.output[1]
+                channels[bits] = result[1]
+                shapes[bits] = new[bits] = (result[0], *result[2:], words(result[1]))
+                work.graph.value_info.append(
+                    onnx.helper.make_tensor_value_info(bits, onnx.TensorProto.UINT32, shapes[bits])
+                )
         if not new:
             return shapes, dtypes, channels
         found |= new
@@ -302,15 +320,20 @@ def _binary_shape(path: Path, node: NodeProto, shapes: dict[str, Shape], channel
             return None
         channels[output] = count
         return (batch, *rest[1:], words(count))
+    if node.op_type == "BinarizeQuantized":
+        if not isinstance(rest[-1], int):
+            return None
+        channels[output] = rest[-1]
+        return (batch, *rest[:-1], words(rest[-1]))
     spatial = _window_output(path, node, rest[:-1])
     if node.op_type == "BinaryMaxPool":
         if node.input[0] in channels:
             channels[output] = channels[node.input[0]]
         return (batch, *spatial, rest[-1])
     filters = shapes.get(node.input[1], (None,))[0]
-    if not isinstance(filters, int) or node.op_type not in ("BinaryConv", "BinaryConvThreshold"):
+    if not isinstance(filters, int) or node.op_type not in CONVOLUTIONS:
         return None
-    if node.op_type == "BinaryConv":
+    if node.op_type != "BinaryConvThreshold":
         return (batch, filters, *spatial)
     channels[output] = filters
     return (batch, *spatial, words(filters))
@@ -344,13 +367,13 @@ def _window_output(path: Path, node: NodeProto, sizes: Sequence[Dim]) -> list[Di
 def _macs(path: Path, node: NodeProto, shapes: dict[str, Shape]) -> tuple[int | None, int | None]:
     """Binary and float MACs of a node per sample (dimension 0 is the batch); None where a shape is unknown."""
     first, second, output = (shapes.get(name) for name in (*(*node.input, "", "")[:2], node.output[0]))
-    if node.domain == DOMAIN and node.op_type in ("BinaryConv", "BinaryConvThreshold"):
+    if node.domain == DOMAIN and node.op_type in CONVOLUTIONS:
         (channels,) = _required(path, node, "channels")
         (group,) = _required(path, node, "group")
         taps = math.prod(_required(path, node, "kernel_shape")) * channels // max(group, 1)
         if output is None or second is None:
             return None, 0
-        outputs = output[1:] if node.op_type == "BinaryConv" else (second[0], *output[1:-1])
+        outputs = (second[0], *output[1:-1]) if node.op_type == "BinaryConvThreshold" else output[1:]
         return _product((*outputs, taps)), 0
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0, 0

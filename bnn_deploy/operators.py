@@ -7,8 +7,8 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
 
 * `Binarize(X float32 [N, C, spatial...], threshold float32 [C]) -> bits`: bit = X >= threshold[c]; NaN gives 0. No
   attributes.
-* `BinarizeQuantized(X uint8 [N, spatial..., C], threshold int32 [C]) -> bits`: bit = X >= threshold[c], behind a quantised
-  layer, whose output stays in 8 bits and channels last. No attributes.
+* `BinarizeQuantized(X uint8 [N, spatial..., C], threshold int32 [C]) -> bits`: bit = X >= threshold[c], behind a
+  quantised layer, whose output stays in 8 bits and channels last. No attributes.
 * `BinaryConv(X bits, W bits [O, kernel..., ceil((C/group)/32)], scale float32 [O], bias float32 [O],
   pad_value float32 [1] or [C]) -> float32 [N, O, spatial'...]`: scale[o] * acc + bias[o], a float32 product and then a
   float32 sum; acc is the integer sum of the products of ±1. `pad_value` is what a padded tap holds: 0 (PyTorch's zero
@@ -16,8 +16,8 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
   channels (C), kernel_shape, strides, pads (ONNX order), dilations, group.
 * `BinaryConvThreshold(X, W, threshold int32 [O], pad_value) -> bits`, same attributes: bit = acc >= threshold[o].
 * `BinaryConvResidual(X, W, scale, bias, pad_value, residual float32 [N, O, spatial'...], threshold float32 [O])
-  -> (Y float32 [N, O, spatial'...], bits)`, same attributes: Y = (scale[o] * acc + bias[o]) + residual, three roundings in
-  this order; bit = Y >= threshold[o]. Either output may be absent. It is a Bi-Real block.
+  -> (Y float32 [N, O, spatial'...], bits)`, same attributes: Y = (scale[o] * acc + bias[o]) + residual, three
+  roundings in this order; bit = Y >= threshold[o]. Either output may be absent. It is a Bi-Real block.
 * `BinaryMaxPool(X bits) -> bits`: the OR over the window; attributes kernel_shape, strides, pads, dilations, ceil_mode.
 
 A fully connected layer is a BinaryConv whose kernel covers its input.
@@ -175,7 +175,7 @@ class _Body:
         return self.op(op_type, x, self.op("Unsqueeze", parameter, self.const([1])))
 
     def binarize(self, x: ir.Value) -> ir.Value:
-        """x [N, C, spatial...] >= threshold[c] -> bits."""
+        """Compare x [N, C, spatial...] with threshold [C] -> bits."""
         flat = self.op("Reshape", x, self.const([0, 0, -1]))
         reached = self.per_channel("GreaterOrEqual", flat, self.inputs["threshold"])
         return self.pack(self.op("Reshape", reached, self.op("Shape", x)))
@@ -183,7 +183,7 @@ class _Body:
     def scaled_sum(self) -> ir.Value:
         """scale[o] * acc + bias[o], float32 [N, O, spatial'...]."""
         acc = self.accumulate()
-        # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights, which would round otherwise.
+        # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights: that rounds otherwise.
         flat = self.op("Reshape", acc, self.const([0, 0, -1]))
         scaled = self.per_channel("Mul", flat, self.inputs["scale"])
         shifted = self.per_channel("Add", scaled, self.inputs["bias"])

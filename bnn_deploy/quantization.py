@@ -32,7 +32,7 @@ def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Mode
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            name = model.graph.inputs[0].name
+            name = model.graph.inputs[0].name or ""
             self.samples: Iterator[dict[str, Any]] = iter(
                 {name: calibration[i : i + 1]} for i in range(len(calibration))
             )

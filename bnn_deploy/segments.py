@@ -138,8 +138,8 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
 
     Args:
         model: the converted model.
-        names: tensors that the reference has: a float tensor with more than one user that is among them is a cut too, so
-            that a residual path does not tie all layers into one; and the model's float outputs always are.
+        names: tensors that the reference has: a float tensor with more than one user that is among them is a cut too,
+            so that a residual path does not tie all layers into one; and the model's float outputs always are.
     """
     ranks = {
         info.name: len(info.type.tensor_type.shape.dim)

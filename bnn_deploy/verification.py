@@ -222,7 +222,8 @@ class Verification:
             elif not layer.passed:
                 lines.append(
                     f"layer '{layer.layer}': error {layer.max_error:.3g} where the largest value is "
-                    f"{layer.max_value:.3g} (allowed {self.tolerances.relative(layer.quantized):g} of it); {layer.worst}"
+                    f"{layer.max_value:.3g} (allowed {self.tolerances.relative(layer.quantized):g} of it); "
+                    f"{layer.worst}"
                 )
         unexplained = [d for d in self.disagreements if not d.explained]
         if unexplained:
@@ -356,7 +357,7 @@ def load_data(
     labels: NDArray[Any] | None,
     samples: int | None,
     name: str,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None,
 ) -> Inputs:
     """Get inputs for a model.
 
@@ -367,13 +368,14 @@ def load_data(
         labels: classes [N]; these win over the file's.
         samples: keep only the first so many.
         name: the model's input.
-        shape: one sample's shape.
+        shape: one sample's shape; None checks it later.
 
     Raises:
         InputError: no such file, no such array, or not float32 [N, *shape].
     """
     origin = "given array"
     if data is None:
+        assert shape is not None
         data = np.random.default_rng(0).standard_normal((32, *shape)).astype(np.float32)
         origin = "random normal inputs (give --data for real ones)"
     elif not isinstance(data, np.ndarray):
@@ -384,8 +386,10 @@ def load_data(
         raise InputError(
             f"{origin}: the inputs are {data.dtype}; the network needs float32, normalised as in its training"
         )
-    if data.shape[1:] != shape or len(data) == 0:
-        raise InputError(f"{origin}: the inputs have shape {list(data.shape)}; the model needs {['N', *shape]}, N >= 1")
+    if len(data) == 0 or (shape is not None and data.shape[1:] != shape):
+        raise InputError(
+            f"{origin}: the inputs have shape {list(data.shape)}; the model needs {['N', *(shape or ['...'])]}, N >= 1"
+        )
     if labels is not None and np.shape(labels) != (len(data),):
         raise InputError(
             f"{origin}: the labels have shape {list(np.shape(labels))}; {len(data)} inputs need [{len(data)}]"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 from bnn_deploy.cli.console import (
     TIMES,
@@ -23,6 +25,8 @@ from bnn_deploy.cli.console import (
     table,
 )
 from bnn_deploy.errors import InputError
+from bnn_deploy.session import load_session
+from bnn_deploy.verification import Inputs, load_data
 
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion
@@ -58,6 +62,13 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     default="auto",
     help="auto: binarise latent weights by the recipe; as-is: leave them.",
 )
+@click.option(
+    "--edges",
+    type=click.Choice(["float", "int8"]),
+    default="float",
+    help="What to do with the layers that are not binary; int8 needs --calibration.",
+)
+@click.option("--calibration", type=_PATH, metavar="FILE", help="Real inputs for int8: .npz or .npy, as for verify.")
 @click.option("--strict", is_flag=True, help="Fail if a layer whose input is a sign stays float.")
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
@@ -67,6 +78,8 @@ def command(
     float_output: Path | None,
     input_shape: str | None,
     weights: str,
+    edges: str,
+    calibration: Path | None,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -78,6 +91,9 @@ def command(
     from bnn_deploy.conversion import convert
     from bnn_deploy.inspection import inspect_model
 
+    if (edges == "int8") != (calibration is not None):
+        raise click.UsageError("--edges int8 and --calibration FILE go together")
+    inputs = None if calibration is None else load_data(calibration, None, None, "input", None)
     shape = parse_shape(input_shape)
     with progress() as step, tempfile.TemporaryDirectory() as folder:
         float_file = float_output or Path(folder) / "float.onnx"
@@ -88,17 +104,46 @@ def command(
             input_shape=shape,
             float_output=float_file,
             weights="auto" if weights == "auto" else "as-is",
+            calibration=None if inputs is None else inputs.x,
             strict=strict,
             progress=step,
         )
         step("counting")
         before, after = inspect_model(float_file), inspect_model(output)
+        cost = None if inputs is None else quantization_cost(float_file, output, inputs, step)
     if as_json:
-        print_json(result.to_json() | {"before": before.to_json(), "after": after.to_json()})
+        report = {"before": before.to_json(), "after": after.to_json(), "quantization": cost}
+        print_json(result.to_json() | report)
     else:
         print_conversion(checkpoint, result, before, after)
+        if cost is not None:
+            show(f"8-bit edges, measured on the {cost['samples']} calibration inputs against the float model:")
+            show(f"  same class    {cost['same_class']} of {cost['samples']}")
+            if cost["accuracy"] is not None:
+                show(f"  accuracy      {cost['float_accuracy']:.2f} % float, {cost['accuracy']:.2f} % with 8-bit edges")
+            show("")
         written = f"wrote {output}, {exact_bytes(after.file_bytes)}"
         show(written + (f", and {float_output}, {exact_bytes(before.file_bytes)}" if float_output else ""))
+
+
+def quantization_cost(
+    float_model: Path, model: Path, inputs: Inputs, step: Callable[[str], None]
+) -> dict[str, float | int | None]:
+    """What 8-bit edges cost: predictions of the float and the converted model on the calibration inputs."""
+    sessions = [load_session(float_model, kernels=False), load_session(model)]
+    classes = []
+    for session in sessions:
+        step("measuring what 8-bit edges cost")
+        name = session.get_inputs()[0].name
+        parts = [session.run(None, {name: inputs.x[i : i + 50]})[0] for i in range(0, len(inputs.x), 50)]
+        classes.append(np.concatenate(parts).argmax(-1))
+    accuracies = [None if inputs.labels is None else 100 * float((c == inputs.labels).mean()) for c in classes]
+    return {
+        "samples": len(inputs.x),
+        "same_class": int((classes[0] == classes[1]).sum()),
+        "float_accuracy": accuracies[0],
+        "accuracy": accuracies[1],
+    }
 
 
 def print_conversion(source: Path, result: Conversion, before: ModelReport, after: ModelReport) -> None:
@@ -139,7 +184,7 @@ def print_conversion(source: Path, result: Conversion, before: ModelReport, afte
         if old is not None and old.float_macs:
             layers.add_row(
                 printable(layer.name),
-                layer.op_type if layer.binary else f"{layer.op_type} (float)",
+                layer.op_type if layer.binary else f"{layer.op_type} ({'int8' if layer.quantized else 'float'})",
                 _weight_text(layer, old),
                 human_count(old.float_macs),
                 human_bytes(old.constant_bytes),

@@ -60,7 +60,7 @@ Doubles = NDArray[np.float64]
 
 
 def _affine(node: ir.Node) -> tuple[Doubles, Doubles] | None:
-    """a and b of a * x + b, per channel."""
+    """Return a and b of a * x + b, per channel."""
     parameters = [constant(value) for value in node.inputs[1:5]]
     training = node.attributes.get("training_mode")
     if any(p is None for p in parameters) or (training is not None and training.as_int()):

@@ -11,8 +11,8 @@ from bnn_deploy.passes.graph import PassResult, add_initializer, constant, is_op
 class SimplifyReshape:
     """Reshape(x, Concat(batch of x, constants))  ==>  Reshape(x, [0, constants]).
 
-    PyTorch's x.view(x.shape[0], ...) exports as Shape -> Squeeze -> Reshape -> Concat -> Reshape: five nodes that cost a
-    small network a noticeable part of its time.
+    PyTorch's x.view(x.shape[0], ...) exports as Shape -> Squeeze -> Reshape -> Concat -> Reshape: five nodes that cost
+    a small network a noticeable part of its time.
 
     Conditions: the first dimension of the data and of the result are the same symbol, and all others are known.
 
