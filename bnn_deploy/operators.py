@@ -17,7 +17,7 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
 * `BinaryConvThreshold(X, W, threshold int32 [O], pad_value) -> bits`, same attributes: bit = acc >= threshold[o].
 * `BinaryConvResidual(X, W, scale, bias, pad_value, residual float32 [N, O, spatial'...], threshold float32 [O])
   -> (Y float32 [N, O, spatial'...], bits)`, same attributes: Y = (scale[o] * acc + bias[o]) + residual, three
-  roundings in this order; bit = Y >= threshold[o]. Either output may be absent. It is a Bi-Real block.
+  roundings in this order; bit = Y >= threshold[o]. It is a Bi-Real block.
 * `BinaryMaxPool(X bits) -> bits`: the OR over the window; attributes kernel_shape, strides, pads, dilations, ceil_mode.
 
 A fully connected layer is a BinaryConv whose kernel covers its input.

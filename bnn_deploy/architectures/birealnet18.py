@@ -1,5 +1,4 @@
-"""Bi-Real Net, 18 layers, for ImageNet (3x224x224): Liu et al., "Bi-Real Net", ECCV 2018; published top-1 accuracy 56.4
-%."""
+"""Bi-Real Net with 18 layers for ImageNet (3x224x224): Liu et al., ECCV 2018; published top-1 accuracy 56.4 %."""
 
 from __future__ import annotations
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.bits import words
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.graph import (
     COMPLEMENTED,
     SOURCE,
     PassResult,
-    add_initializer,
-    constant,
     is_binary_op,
     is_op,
     output_key,
@@ -25,9 +21,10 @@ class FuseResidual:
     """y = Add(BinaryConv(...), r); b = Binarize(y, t)  ==>  y, b = BinaryConvResidual(..., r, t).
 
     1. The BinaryConv feeds only the Add, and r has its shape. The sums are made in the same order, so every bit agrees.
-    2. The bits are made while y is in registers; without a Binarize the second output stays absent.
+    2. The bits are made while y is in registers.
 
-    Declines: an Add whose other operand is broadcast, or of unknown shape; a BinaryConv that something else uses too.
+    Declines: an Add that no Binarize reads; one whose other operand is broadcast, or of unknown shape; a BinaryConv that
+    something else uses too.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -45,25 +42,21 @@ class FuseResidual:
                     result.decline(node, f"'{conv_value.name}' is used elsewhere too")
                 elif residual.shape is None or list(residual.shape) != list(conv_value.shape or []):
                     result.decline(node, f"its operand '{residual.name}' is broadcast, or of unknown shape")
+                elif (binarize := _binarize(node.outputs[0])) is None:
+                    result.decline(node, "no sign reads it")
                 else:
-                    self._fuse(model.graph, conv, node, residual)
+                    self._fuse(model.graph, conv, node, residual, binarize)
                     result.modified += 1
                     break
         return result
 
-    def _fuse(self, graph: ir.Graph, conv: ir.Node, add: ir.Node, residual: ir.Value) -> None:
-        old = add.outputs[0]
-        name = old.name or ""
-        binarize = next((c for c in old.consumers() if is_binary_op(c, "Binarize")), None)
-        scale = constant(conv.inputs[2])
-        assert scale is not None and old.shape is not None
-        threshold = None if binarize is None else binarize.inputs[1]
-        if threshold is None:
-            threshold = add_initializer(graph, f"{name}_threshold", np.zeros(len(scale), dtype=np.float32))
+    def _fuse(self, graph: ir.Graph, conv: ir.Node, add: ir.Node, residual: ir.Value, binarize: ir.Node) -> None:
+        old, old_bits = add.outputs[0], binarize.outputs[0]
+        name, bits_name = old.name or "", old_bits.name
         new = ir.Node(
             DOMAIN,
             "BinaryConvResidual",
-            [*conv.inputs, residual, threshold],
+            [*conv.inputs, residual, binarize.inputs[1]],
             list(conv.attributes.values()),
             num_outputs=2,
             name=conv.name,
@@ -71,17 +64,16 @@ class FuseResidual:
         )
         y, bits = new.outputs
         y.type, y.shape, y.name = old.type, old.shape, f"{name}_new"
-        bits.name = ""
+        bits.type, bits.shape, bits.name = old_bits.type, old_bits.shape, f"{bits_name}_new"
+        for key in (SOURCE, COMPLEMENTED):
+            if key in binarize.metadata_props:
+                new.metadata_props[output_key(key, 1)] = binarize.metadata_props[key]
         graph.insert_before(add, new)
-        if binarize is not None:
-            old_bits = binarize.outputs[0]
-            bits_name = old_bits.name
-            bits.dtype = ir.DataType.UINT32
-            bits.shape = ir.Shape([old.shape[0], *old.shape[2:], words(len(scale))])
-            for key in (SOURCE, COMPLEMENTED):
-                if key in binarize.metadata_props:
-                    new.metadata_props[output_key(key, 1)] = binarize.metadata_props[key]
-            replace_value(old_bits, bits)
-            bits.name = bits_name
+        replace_value(old_bits, bits)
         replace_value(old, y)
-        y.name = name
+        y.name, bits.name = name, bits_name
+
+
+def _binarize(value: ir.Value) -> ir.Node | None:
+    """The first Binarize of a value, if there is one; others stay, and read the float."""
+    return next((consumer for consumer in value.consumers() if is_binary_op(consumer, "Binarize")), None)
