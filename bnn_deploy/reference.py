@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.segments import with_outputs
 from bnn_deploy.session import PROVIDERS
 
@@ -107,6 +107,9 @@ class OnnxReference:
             try:
                 self._sessions[tensors] = ort.InferenceSession(data, options, providers=PROVIDERS)
             except Exception as error:  # onnxruntime's exception types are not public
-                raise InputError(f"onnxruntime cannot load the float model: {str(error).splitlines()[0]}") from error
-        results = self._sessions[tensors].run(list(tensors), {self._input: x})
+                raise InputError(f"onnxruntime cannot load the float model: {one_line(error)}") from error
+        try:
+            results = self._sessions[tensors].run(list(tensors), {self._input: x})
+        except Exception as error:  # onnxruntime's exception types are not public
+            raise InputError(f"{self.description}: it does not run on the model's inputs: {one_line(error)}") from error
         return dict(zip(tensors, map(np.asarray, results), strict=True))

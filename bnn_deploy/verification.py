@@ -25,7 +25,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.errors import InputError, SetupError, one_line
 from bnn_deploy.session import library_info, load_session
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ Runner = Callable[[Arrays], NDArray[Any]]
 
 Progress = Callable[[str], None]
 """Called with what is being done."""
+
+
+class RunError(Exception):
+    """A backend cannot run a model on the inputs that it was given, or gives another shape than the reference."""
+
 
 BATCH = 50
 """Samples that run at a time: bounds the memory that a large network's activations need."""
@@ -96,6 +101,7 @@ class LayerResult:
         zeros: pre-activations that are exactly 0, where PyTorch's sign is 0 and the paper's is +1.
         max_error: largest absolute error of a float.
         max_value: largest magnitude of the reference's floats.
+        error: why it could not be compared: it does not run, or its output has another shape.
         passed: whether both are within the tolerances.
     """
 
@@ -109,6 +115,7 @@ class LayerResult:
     zeros: int = 0
     max_error: float = 0.0
     max_value: float = 0.0
+    error: str = ""
     passed: bool = True
 
 
@@ -172,6 +179,7 @@ class Verification:
         layers: question 2; empty when onnx is not installed.
         outputs: question 3.
         disagreements: samples with another class than the reference's.
+        errors: what could not be run.
         notes: what the reader must know.
     """
 
@@ -186,12 +194,13 @@ class Verification:
     layers: list[LayerResult] = field(default_factory=list)
     outputs: list[OutputResult] = field(default_factory=list)
     disagreements: list[Disagreement] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def failures(self) -> list[str]:
         """One line for everything that failed, with the layer's name."""
-        lines = []
+        lines = list(self.errors)
         for op in self.operators:
             for backend, count in op.differing.items():
                 if count:
@@ -200,7 +209,9 @@ class Verification:
                         f"in {count} of {op.values} values"
                     )
         for layer in self.layers:
-            if not layer.passed and layer.kind == "bits":
+            if layer.error:
+                lines.append(f"layer '{layer.layer}': {layer.error}")
+            elif not layer.passed and layer.kind == "bits":
                 lines.append(
                     f"layer '{layer.layer}': {layer.differing} of {layer.values} bits differ from the reference, by "
                     f"up to {layer.margin:.2g} (allowed {self.tolerances.flip_margin:g}); {layer.worst}"
@@ -225,8 +236,17 @@ class Verification:
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for `--json`."""
-        return {**asdict(self), "passed": self.passed, "failures": self.failures}
+        """All of it, for `--json`; JSON has no infinity and no NaN, they become null."""
+        return {**finite(asdict(self)), "passed": self.passed, "failures": self.failures}
+
+
+def finite(value: Any) -> Any:
+    """`value`, of plain types, with None for floats that are not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 class _Sessions:
@@ -248,15 +268,31 @@ class _Sessions:
             evaluator = ReferenceEvaluator(model)
 
             def evaluate(inputs: Arrays) -> NDArray[Any]:
-                with np.errstate(all="ignore"):
-                    (output,) = evaluator.run(None, inputs)
+                try:
+                    with np.errstate(all="ignore"):
+                        (output,) = evaluator.run(None, inputs)
+                except Exception as error:  # whatever numpy or the evaluator raises for shapes that do not fit
+                    raise RunError(one_line(error)) from error
                 return np.asarray(output)
 
             return evaluate
         isa = None if backend == self.BODIES else backend.removeprefix("kernels, ")
         data = model if isinstance(model, str) else model.SerializeToString()
         session = load_session(data, self.threads, isa=isa, kernels=isa is not None)
-        return lambda inputs: np.asarray(session.run(None, inputs)[0])
+        return lambda inputs: np.asarray(run_session(session, None, inputs)[0])
+
+
+def run_session(session: ort.InferenceSession, names: list[str] | None, inputs: Arrays) -> list[Any]:
+    """Run a session.
+
+    Raises:
+        RunError: with what onnxruntime says.
+    """
+    try:
+        outputs: list[Any] = session.run(names, inputs)
+    except Exception as error:  # onnxruntime's exception types are not public
+        raise RunError(one_line(error)) from error
+    return outputs
 
 
 def verify(
@@ -283,7 +319,7 @@ def verify(
             None for 32 random normal ones.
         labels: classes [N], for accuracy; a .npz file may hold them.
         samples: use only the first so many inputs.
-        reference_samples: how many of them the ReferenceEvaluator runs.
+        reference_samples: how many of them the ReferenceEvaluator runs; 0 leaves it out.
         isas: instruction sets to run; None means all that this machine has.
         threads: intra-op threads.
         tolerances: what counts as rounding.
@@ -298,7 +334,7 @@ def verify(
     """
     tolerances = tolerances or Tolerances()
     info = library_info()
-    isas = list(info.isas) if isas is None else list(isas)
+    isas = list(isas or info.isas)
     for isa in isas:
         library_info(isa)  # an unknown name is an error now, not after minutes
     if not Path(model).is_file():
@@ -319,6 +355,9 @@ def verify(
         result = verifier.run(inputs, progress)
     after = library_info().calls
     result.isas = [isa for isa in isas if after.get(isa, 0) > info.calls.get(isa, 0)]
+    idle = [isa for isa in isas if isa not in result.isas]
+    if idle:
+        result.errors.append(f"the kernels of {', '.join(idle)} did not run, by the library's own count")
     return result
 
 
@@ -388,9 +427,7 @@ def _read_arrays(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any] | No
             return loaded, None
         arrays = {key: loaded[key] for key in loaded.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: not a .npy or .npz file of plain arrays ({str(error).splitlines()[0][:120]})"
-        ) from error
+        raise InputError(f"{path}: not a .npy or .npz file of plain arrays ({one_line(error, 120)})") from error
     labels = next((arrays.pop(key) for key in ("labels", "y") if key in arrays), None)
     key = next((key for key in (name, "images", "x", "data") if key in arrays), None)
     if key is None and len(arrays) == 1:
@@ -407,7 +444,14 @@ def _reference(against: Any, arch: str | None, proto: ModelProto, shape: tuple[i
     from bnn_deploy import reference, segments
 
     if isinstance(against, str | os.PathLike) and str(against).endswith(".onnx"):
-        return reference.OnnxReference(segments.load_model(against), Path(against).name)
+        model = segments.load_model(against)
+        own = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)[1:]
+        if own != shape:
+            raise InputError(
+                f"{against}: its input is {['N', *own]}, the converted model's {['N', *shape]}: "
+                "it is not what this model was converted from"
+            )
+        return reference.OnnxReference(model, Path(against).name)
     from bnn_deploy.checkpoint import load_module
     from bnn_deploy.export import export_float
 
@@ -453,7 +497,7 @@ class _Verifier:
                     f"{name}: layer '{piece.name}' stands for the tensor '{cut.source}', which the reference "
                     "does not have: it is not what this model was converted from"
                 )
-        self.backends = [*sessions.onnxruntime, sessions.EVALUATOR]
+        self.backends = [*sessions.onnxruntime, *([sessions.EVALUATOR] if few else [])]
         self.result = Verification(name, reference.description, "", 0, few, [], tolerances)
         self.layers = {
             piece.output.tensor: LayerResult(
@@ -468,10 +512,15 @@ class _Verifier:
         result, x = self.result, inputs.x
         result.data, result.samples = inputs.origin, len(x)
         nodes = self.segments.operator_nodes(self.proto)
+        try:
+            feeds = self._operator_inputs(nodes, x[:BATCH])
+        except RunError as error:
+            # The layers, each alone, will show which one it is.
+            result.errors.append(f"the function bodies do not run as a whole: {error}")
+            nodes, feeds = [], {}
         starts = range(0, len(x), BATCH)
         total = len(nodes) + len(starts) * len(self.pieces)
         done = 0
-        feeds = self._operator_inputs(nodes, x[:BATCH])
         for node in nodes:
             done += 1
             progress(f"verifying: operator {node.name} ({done} of {total})")
@@ -518,7 +567,7 @@ class _Verifier:
         session = load_session(
             self.segments.with_outputs(self.proto, names).SerializeToString(), self.sessions.threads, kernels=False
         )
-        return {self.input: x, **dict(zip(names, session.run(names, {self.input: x}), strict=True))}
+        return {self.input: x, **dict(zip(names, run_session(session, names, {self.input: x}), strict=True))}
 
     def _check_operator(self, node: NodeProto, feeds: Arrays) -> OperatorResult:
         """Question 1 for one node."""
@@ -528,8 +577,12 @@ class _Verifier:
         differing = {}
         for backend in self.backends[1:]:
             count = self._share(backend, 0, len(everything))
-            got = self.sessions.make(model, backend)({name: array[:count] for name, array in inputs.items()})
             expected = everything[:count]
+            try:
+                got = self.sessions.make(model, backend)({name: array[:count] for name, array in inputs.items()})
+            except RunError as error:
+                self.result.errors.append(f"{node.op_type} '{node.name}': {backend}: {error}")
+                got = expected[:0]
             same_form = got.shape == expected.shape and got.dtype == expected.dtype
             differing[backend] = int((got != expected).sum()) if same_form else expected.size
         return OperatorResult(node.name, node.op_type, everything.size, differing)
@@ -541,21 +594,25 @@ class _Verifier:
         cut = piece.output
         layer = self.layers[cut.tensor]
         expected = values[self._source(cut)]
-        feed = {
-            name: self.cuts[name].encode(values[self._source(self.cuts[name])]) if name in self.cuts else x
-            for name in piece.inputs
-        }
         worst = replace(layer, differing=0)
         for backend, run in runners.items():
             count = self._share(backend, start, len(x))
             if count == 0:
                 continue
-            got = run({name: array[:count] for name, array in feed.items()})
-            if cut.is_bits:
-                before = values[self.reference.before_sign(cut.source)]
-                now = self._compare_bits(cut, got, expected[:count], before, start)
-            else:
-                now = self._compare_floats(got, expected[:count], start)
+            try:
+                feed = {
+                    name: self.cuts[name].encode(values[self._source(self.cuts[name])]) if name in self.cuts else x
+                    for name in piece.inputs
+                }
+                got = run({name: array[:count] for name, array in feed.items()})
+                if cut.is_bits:
+                    before = values[self.reference.before_sign(cut.source)]
+                    now = self._compare_bits(cut, got, expected[:count], before, start)
+                else:
+                    now = self._compare_floats(got, expected[:count], start)
+            except (RunError, ValueError, IndexError) as error:  # from numpy: shapes that do not fit
+                worst.error, worst.passed = f"it does not fit the reference: {one_line(error)} ({backend})", False
+                continue
             worst.differing = max(worst.differing, now.differing)
             for name in ("margin", "max_error"):
                 if getattr(now, name) > getattr(worst, name):
@@ -592,7 +649,7 @@ class _Verifier:
         result = LayerResult("", "", "floats")
         error = np.abs(got.reshape(expected.shape).astype(np.float64) - expected)
         index = np.unravel_index(int(np.where(np.isnan(error), np.inf, error).argmax()), error.shape)
-        result.max_error = float(error[index])
+        result.max_error = float(np.where(np.isnan(error[index]), np.inf, error[index]))
         result.max_value = float(np.abs(expected).max())
         place = [int(i) for i in index]
         result.worst = f"worst at sample {start + place[0]}, index {place[1:]}: reference {float(expected[index]):.6g}"
@@ -610,11 +667,18 @@ class _Verifier:
         """Question 3 for one batch."""
         expected = values[self.reference.output]
         best = self.sessions.onnxruntime[1]
-        for backend, run in free.items():
+        for backend, run in list(free.items()):
             count = self._share(backend, start, len(x))
             if count == 0:
                 continue
-            got = run({self.input: x[:count]})
+            try:
+                got = run({self.input: x[:count]})
+                if got.shape != expected[:count].shape:
+                    raise RunError(f"its output has shape {list(got.shape)}, the reference's {list(expected.shape)}")
+            except RunError as error:
+                self.result.errors.append(f"{backend}, running free: {error}")
+                del free[backend]
+                continue
             add_output(self.outputs[backend], got, expected[:count], None if labels is None else labels[:count])
             if backend == best and expected.ndim == 2:
                 wrong = np.flatnonzero(got.argmax(1) != expected.argmax(1))
@@ -637,7 +701,11 @@ class _Verifier:
             layer, margin = "", 0.0
             for cut in self.bit_cuts:
                 signs = values[cut.source]
-                flips = cut.decode(traced[cut.tensor], signs.shape)[i] != (signs[i] >= 0)
+                try:
+                    flips = cut.decode(traced[cut.tensor], signs.shape)[i] != (signs[i] >= 0)
+                except ValueError:  # another shape: no rounding explains that
+                    layer, margin = self.layers[cut.tensor].layer, float("inf")
+                    break
                 if flips.any():
                     before = values[self.reference.before_sign(cut.source)]
                     layer, margin = self.layers[cut.tensor].layer, float(relative_margin(before)[i][flips].max())
