@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_deploy.architectures import ARCHITECTURES, Network
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, one_line
 
 LISTED = 8
 """How many keys an error names."""
@@ -52,6 +52,11 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if "Unsupported operand" in str(error) and zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path}: its pickle protocol is not the one that torch.save writes by default and that can be read "
+                "without running code (2): save it again without pickle_protocol"
+            ) from error
         if found is None or found[1] == "persistent_load":
             raise InputError(f"{path}: not a PyTorch checkpoint") from error
         raise InputError(
@@ -60,9 +65,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         kind = "truncated or damaged" if path.open("rb").read(2) == b"PK" else "not a PyTorch checkpoint"
-        raise InputError(
-            f"{path}: {kind} ({str(error).strip().splitlines()[0][:120] or type(error).__name__})"
-        ) from error
+        raise InputError(f"{path}: {kind} ({one_line(error, 120)})") from error
     state = loaded
     for key in ("state_dict", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -72,7 +75,13 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     )
     if not tensors:
         raise InputError(f"{path}: no state dict in it: expected a dict of tensors, or one under 'state_dict'")
-    return {".".join(part for part in key.split(".") if part != "module"): value for key, value in tensors.items()}
+    stripped: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        name = ".".join(part for part in key.split(".") if part != "module")
+        if name in stripped:
+            raise InputError(f"{path}: {name} is there twice, with and without 'module.'")
+        stripped[name] = value
+    return stripped
 
 
 def load_class(spec: str) -> type[nn.Module]:
@@ -86,17 +95,22 @@ def load_class(spec: str) -> type[nn.Module]:
     if not path.is_file():
         raise InputError(f"--arch {spec}: no such file {path}")
     # Its neighbours may be imported, as if it had been run.
-    sys.path.insert(0, str(path.parent.resolve()))
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)
+    # A name of its own: a file called json.py must not take that module's place.
+    import_name = f"bnn_deploy_arch_{path.stem}"
     try:
-        module_spec = importlib.util.spec_from_file_location(path.stem, path)
+        module_spec = importlib.util.spec_from_file_location(import_name, path)
         assert module_spec is not None and module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
-        sys.modules[path.stem] = module
+        sys.modules[import_name] = module  # where dataclasses, for one, look it up
         module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"--arch {spec}: importing {path} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"--arch {spec}: importing {path} failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         classes = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
@@ -119,8 +133,11 @@ def build(arch: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     found = load_class(arch)
     try:
         return found.for_state_dict(dict(state_dict)) if issubclass(found, Network) else found()
-    except TypeError as error:
-        raise InputError(f"--arch {arch}: {found.__name__}() cannot be made without arguments: {error}") from error
+    except Exception as error:
+        raise InputError(
+            f"--arch {arch}: {found.__name__}() cannot be made without arguments: "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:

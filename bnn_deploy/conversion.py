@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from bnn_deploy.passes.fold_constants import FoldConstants
 from bnn_deploy.passes.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse_conv_threshold import FuseConvThreshold
 from bnn_deploy.passes.fuse_residual import FuseResidual
-from bnn_deploy.passes.graph import Decline, is_binary_op
+from bnn_deploy.passes.graph import Decline, display_name, is_binary_op
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
@@ -39,6 +39,7 @@ IR_VERSION = 10
 
 ARCH_KEY = "bnn_deploy.arch"
 SHAPE_KEY = "bnn_deploy.input_shape"
+WEIGHTS_KEY = "bnn_deploy.weights"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
     """
     model = ir.from_proto(ir.to_proto(model))
     FoldConstants()(model)
+    for node in model.graph:  # reports go by name: each node has one, and its own
+        node.name = display_name(node)
+    common.NameFixPass()(model)
     lowered = LowerBinaryConv()(model)
     common.RemoveUnusedNodesPass()(model)
     not_fused: list[Decline] = []
@@ -147,6 +151,17 @@ def convert(
         InputError: the checkpoint, architecture or shape cannot be used, or no layer is binary.
         BnnDeployError: `strict`, and a layer whose input is a sign stays float.
     """
+    outputs = [Path(output)] if float_output is None else [Path(output), Path(float_output)]
+    for path in outputs:
+        if (
+            isinstance(module_or_checkpoint, str | os.PathLike)
+            and path.resolve() == Path(module_or_checkpoint).resolve()
+        ):
+            raise InputError(f"{path} is the checkpoint itself: choose another name for the output")
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise InputError(f"{output} is asked for twice, for the binary model and for the float one")
     if isinstance(module_or_checkpoint, nn.Module):
         module = module_or_checkpoint
     elif arch is None:
@@ -160,6 +175,11 @@ def convert(
     export = export_float(module, shape, weights)
     FoldConstants()(export.model)
     SimplifyReshape()(export.model)
+    if len(export.model.graph.outputs) != 1 or len(export.model.graph.inputs) != 1:
+        raise InputError(
+            f"{type(module).__name__} has {len(export.model.graph.inputs)} inputs and "
+            f"{len(export.model.graph.outputs)} outputs; convert takes networks with one of each"
+        )
     progress("running the passes")
     binary, left_float, not_fused = to_binary(export.model)
     layers = binary_layers(binary)
@@ -182,12 +202,11 @@ def convert(
         finish(binary)
     for model in (binary, export.model):
         model.metadata_props[SHAPE_KEY] = ",".join(map(str, shape))
+        model.metadata_props[WEIGHTS_KEY] = weights
         if arch in ARCHITECTURES:
             model.metadata_props[ARCH_KEY] = arch
     progress("writing")
-    save(binary, output)
-    if float_output is not None:
-        save(export.model, float_output)
+    save(zip((binary, export.model), outputs, strict=False))
     return Conversion(
         Path(output),
         None if float_output is None else Path(float_output),
@@ -207,20 +226,21 @@ def binary_layers(model: ir.Model) -> list[str]:
     ]
 
 
-def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
-    """Write a model to a temporary file beside `path` and rename it, so that no half-written file is ever left."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
+def save(files: Iterable[tuple[ir.Model, Path]]) -> None:
+    """Write models to temporary files, and rename them when all are written: no half-written file is ever left."""
+    # mkstemp makes private files; give the umask its say.
+    umask = os.umask(0)
+    os.umask(umask)
+    written: list[tuple[Path, Path]] = []
     try:
-        ir.save(model, temporary)
-        # mkstemp makes private files; give the umask its say.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        for model, path in files:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            os.close(handle)
+            written.append((Path(name), path))
+            ir.save(model, name)
+            Path(name).chmod(0o666 & ~umask)
+        for temporary, path in written:
+            temporary.replace(path)
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What an exception from elsewhere says, on one line of at most `limit` characters; its type if it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 class BnnDeployError(Exception):
     """Base of every error that bnn-deploy raises on purpose; its text is one line that says what to do."""
 

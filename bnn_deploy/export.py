@@ -12,16 +12,17 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from bnn_deploy.errors import BnnDeployError, InputError
+from bnn_deploy.errors import BnnDeployError, InputError, one_line
 from bnn_deploy.operators import OPSET
 from bnn_deploy.training import binarize_weight
 
@@ -34,7 +35,12 @@ _PASS_THROUGH = {
     torch.ops.aten.reshape.default,
     torch.ops.aten.contiguous.default,
     torch.ops.aten.clone.default,
+    torch.ops.aten.max_pool1d.default,
     torch.ops.aten.max_pool2d.default,
+    torch.ops.aten.squeeze.dim,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.transpose.int,
     torch.ops.aten.alias.default,
 }
 _LAYERS = {
@@ -85,22 +91,24 @@ def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
         with torch.no_grad():
             module(example)
     except Exception as error:
-        text = str(error).strip().splitlines()[0]
-        raise InputError(f"{type(module).__name__} does not run on an input of shape {[2, *shape]}: {text}") from error
+        raise InputError(
+            f"{type(module).__name__} does not run on an input of shape {[2, *shape]}: {one_line(error)}"
+        ) from error
     with _quiet():
         try:
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            with _CopyData():
+                program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            # Without in-place operators: sign_() is a sign, and tensors are called as in the ONNX model.
+            program = program.run_decompositions({})
         except Exception as error:
-            text = str(error).strip().splitlines()[0]
-            raise InputError(f"torch.export cannot trace {type(module).__name__}: {text}") from error
+            raise InputError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
         binarized = _binarize(program) if weights == "auto" else ()
         try:
             onnx_program = torch.onnx.export(
                 program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=["input"]
             )
         except Exception as error:
-            text = str(error).strip().splitlines()[0]
-            raise InputError(f"torch.onnx cannot export {type(module).__name__}: {text}") from error
+            raise InputError(f"torch.onnx cannot export {type(module).__name__}: {one_line(error)}") from error
     if onnx_program is None:
         raise BnnDeployError("torch.onnx.export returned nothing")
     model = onnx_program.model
@@ -111,6 +119,22 @@ def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
     decomposed = onnx_program.exported_program
     assert decomposed is not None
     return FloatExport(decomposed, model, binarized)
+
+
+class _CopyData(TorchFunctionMode):
+    """While the module is traced, `tensor.data` is a copy.
+
+    The recipe clamps BatchNorm's weights in every forward pass, through `.data`, which torch.export cannot trace. The
+    pass over the example has done that already.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, but for the getter of `data`."""
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
 
 
 def _binarize(program: torch.export.ExportedProgram) -> tuple[str, ...]:

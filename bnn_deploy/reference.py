@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.segments import with_outputs
 from bnn_deploy.session import PROVIDERS
 
@@ -29,8 +29,8 @@ class Reference(Protocol):
     output: str
     """The name of its output."""
 
-    def before_sign(self, sign: str) -> str:
-        """The name of the tensor that the Sign with output `sign` reads."""
+    def before_sign(self, name: str) -> str | None:
+        """The tensor that the Sign with output `name` reads; None if `name` is no Sign's output but, say, a pool's."""
         ...
 
     def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
@@ -54,10 +54,12 @@ class TorchReference:
             result = result[0]
         self.output: str = result.name
 
-    def before_sign(self, sign: str) -> str:
+    def before_sign(self, name: str) -> str | None:
         """See Reference."""
-        name: str = self._nodes[sign].args[0].name
-        return name
+        import torch
+
+        node = self._nodes[name]
+        return node.args[0].name if node.target in (torch.ops.aten.sign.default, torch.ops.aten.sgn.default) else None
 
     def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
         """See Reference."""
@@ -91,10 +93,10 @@ class OnnxReference:
         self._input: str = model.graph.input[0].name
         self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
 
-    def before_sign(self, sign: str) -> str:
+    def before_sign(self, name: str) -> str | None:
         """See Reference."""
-        name: str = self._producers[sign].input[0]
-        return name
+        node = self._producers[name]
+        return str(node.input[0]) if node.op_type == "Sign" else None
 
     def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
         """See Reference."""
@@ -107,6 +109,9 @@ class OnnxReference:
             try:
                 self._sessions[tensors] = ort.InferenceSession(data, options, providers=PROVIDERS)
             except Exception as error:  # onnxruntime's exception types are not public
-                raise InputError(f"onnxruntime cannot load the float model: {str(error).splitlines()[0]}") from error
-        results = self._sessions[tensors].run(list(tensors), {self._input: x})
+                raise InputError(f"onnxruntime cannot load the float model: {one_line(error)}") from error
+        try:
+            results = self._sessions[tensors].run(list(tensors), {self._input: x})
+        except Exception as error:  # onnxruntime's exception types are not public
+            raise InputError(f"{self.description}: it does not run on the model's inputs: {one_line(error)}") from error
         return dict(zip(tensors, map(np.asarray, results), strict=True))

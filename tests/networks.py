@@ -1,6 +1,7 @@
 """Checkpoints for tests: weights from a seeded initialisation, BatchNorm calibrated on real images.
 
-With BatchNorm statistics left at their defaults most signs of a random network are constant, and a corrupted layer goes unseen.
+With BatchNorm statistics left at their defaults most signs of a random network are constant, and a corrupted layer goes
+unseen.
 """
 
 from __future__ import annotations

@@ -198,6 +198,13 @@ def print_conversion(source: Path, result: Conversion, before: ModelReport, afte
         left.add_row(printable(decline.node), decline.op_type, printable(decline.reason))
     show(left)
     show("")
+    suspicious = [decline for decline in result.left_float if decline.has_sign_input]
+    if suspicious:
+        show(
+            f"WARNING: {plural(len(suspicious), 'layer')} read a sign but stay float, with their weights as they are: "
+            f"{', '.join(printable(decline.node) for decline in suspicious)}; was that how the network was trained?"
+        )
+        show("")
     if result.not_fused:
         unfused = table("Not fused", ["binarisation", "reason"])
         for decline in result.not_fused:

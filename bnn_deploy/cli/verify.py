@@ -79,7 +79,10 @@ def print_verification(result: Verification) -> None:
         show("")
     for failure in result.failures:
         show(f"FAILED: {printable(failure)}")
-    show("PASSED" if result.passed else "FAILED")
+    if result.passed:
+        show("PASSED" if result.complete else "PASSED (outputs only)")
+    else:
+        show("FAILED")
 
 
 def _print_operators(result: Verification) -> None:
@@ -124,8 +127,7 @@ def _print_layers(result: Verification) -> None:
             margin = f"{layer.margin:.1e}" if layer.differing else "-"
             cells = [count, f"{layer.differing:,}", margin, "", "", f"{layer.zeros:,}"]
         else:
-            relative = layer.max_error / layer.max_value if layer.max_value else layer.max_error
-            cells = [count, "", "", f"{layer.max_error:.2e}", f"{relative:.1e}", ""]
+            cells = [count, "", "", f"{layer.max_error:.2e}", f"{layer.relative_error:.1e}", ""]
         rows.add_row(printable(layer.layer), layer.kind, *cells, verdict)
     show(rows)
 
@@ -137,20 +139,24 @@ def _print_outputs(result: Verification) -> None:
     columns = ["backend", "samples", "max abs error", "same class", *(["accuracy", "reference's"] if labelled else [])]
     rows = table(None, columns, set(columns[1:]))
     for output in result.outputs:
-        cells = [f"{output.samples:,}", f"{output.max_error:.2e}", f"{output.same_class:,} of {output.samples:,}"]
+        same = "-" if output.same_class is None else f"{output.same_class:,} of {output.samples:,}"
+        cells = [f"{output.samples:,}", f"{output.max_error:.2e}", same]
         rows.add_row(output.backend, *cells, *(_accuracies(output) if labelled else []))
     show(rows)
+    if all(output.same_class is None for output in result.outputs):
+        show("   Classes were not compared: the output is not [N, classes].")
     if result.disagreements:
         show("")
         show("   Predictions that differ, and the first layer in which a bit flipped:")
         flips = table(
             None,
-            ["sample", "reference", "model", "layer", "margin", "explained"],
+            ["backend", "sample", "reference", "model", "layer", "margin", "explained"],
             {"sample", "reference", "model", "margin"},
         )
         for d in result.disagreements[:20]:
             where = printable(d.layer) or "none"
             flips.add_row(
+                d.backend,
                 str(d.sample),
                 str(d.reference_class),
                 str(d.model_class),

@@ -9,6 +9,9 @@ import onnx_ir as ir
 
 from bnn_deploy.passes.graph import Decline, PassResult, display_name, is_op
 
+_KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators whose output is ±1 (or the padding's 0) if their first input is."""
+
 
 class AuditLeftovers:
     """Every Conv, ConvTranspose, Gemm and MatMul that is still float -> one line with the reason. Changes nothing.
@@ -26,11 +29,23 @@ class AuditLeftovers:
         for node in model.graph:
             if is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv"):
                 declined = self.declined.get(display_name(node))
-                if declined is None:
-                    result.decline(node, _reason(node))
-                else:
+                if declined is not None:
                     result.declined.append(replace(declined, has_sign_input=True))
+                elif stranger := _behind_sign(node):
+                    reason = f"{stranger.op_type} stands between the sign and it, which no pass looks through"
+                    result.declined.append(Decline(display_name(node), node.op_type, reason, has_sign_input=True))
+                else:
+                    result.decline(node, _reason(node))
         return result
+
+
+def _behind_sign(node: ir.Node) -> ir.Node | None:
+    """The operator that `node` reads, if that hands on the output of a Sign."""
+    first = current = None if node.inputs[0] is None else node.inputs[0].producer()
+    while current is not None and is_op(current, *_KEEPS_SIGNS):
+        value = current.inputs[0]
+        current = None if value is None else value.producer()
+    return first if is_op(current, "Sign") else None
 
 
 def _reason(node: ir.Node) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, PassResult, is_binary_op, is_op, remove_if_dead
-from bnn_deploy.passes.lower_binary_conv import insert_max_pool
+from bnn_deploy.passes.lower_binary_conv import insert_max_pool, is_plain_pool
 
 
 class CommuteMaxPool:
@@ -26,8 +26,7 @@ class CommuteMaxPool:
             pool = None if pooled is None else pooled.producer()
             if pooled is None or pool is None or not is_op(pool, "MaxPool"):
                 continue
-            auto_pad = pool.attributes.get("auto_pad")
-            if len(pool.outputs) > 1 or (auto_pad is not None and auto_pad.as_string() not in ("NOTSET", "")):
+            if not is_plain_pool(pool):
                 result.decline(node, f"MaxPool '{pooled.name}' has an index output or auto_pad")
                 continue
             if len(list(pooled.uses())) > 1 or pooled.is_graph_output():

@@ -27,7 +27,7 @@ class FoldConstants:
         fold_constants(model, onnx_shape_inference=True, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
         for step in (
             common.IdentityEliminationPass(),
-            common.LiftConstantsToInitializersPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             common.RemoveUnusedNodesPass(),
         ):
             step(model)

@@ -140,11 +140,13 @@ def monotone(node: ir.Node, channels: int) -> Monotone | str:
     if is_op(node, "LeakyRelu"):
         attribute = node.attributes.get("alpha")
         slope = np.float32(0.01 if attribute is None else attribute.as_float())
-        return _leaky(np.full(channels, slope))
+        return _leaky(node, np.full(channels, slope))
     if is_op(node, "PRelu"):
         slopes = _per_channel(node, 1, channels)
-        return slopes if isinstance(slopes, str) else _leaky(slopes)
+        return slopes if isinstance(slopes, str) else _leaky(node, slopes)
     if is_op(node, "Clip"):
+        if node.attributes:
+            return "the bounds of Clip are attributes, as before opset 11: convert the model to a newer opset"
         bounds = [constant(v) if v is not None else None for v in list(node.inputs[1:3])]
         if any(v is not None and b is None for v, b in zip(node.inputs[1:3], bounds, strict=False)):
             return "the bounds of Clip are not constant"
@@ -159,9 +161,10 @@ def monotone(node: ir.Node, channels: int) -> Monotone | str:
     return ""
 
 
-def _leaky(slopes: Floats) -> Monotone | str:
+def _leaky(node: ir.Node, slopes: Floats) -> Monotone | str:
     if (slopes < 0).any():
-        return f"channel {int(np.flatnonzero(slopes < 0)[0])} of the PRelu has a negative slope, so it is not monotone"
+        channel, name = int(np.flatnonzero(slopes < 0)[0]), node.outputs[0].name
+        return f"channel {channel} of {node.op_type} '{name}' has a negative slope, so it is not monotone"
     return lambda x: np.where(x < 0, x * slopes, x)
 
 
@@ -210,6 +213,8 @@ def _per_channel(node: ir.Node, index: int, channels: int) -> Floats | str:
         return f"the operand of {node.op_type} '{name}' is not constant, or its shape is unknown"
     if array.ndim > len(shape):
         return f"the operand of {node.op_type} '{name}' has more dimensions than the data"
+    if shape[1] != channels:
+        return f"{node.op_type} '{name}' broadcasts its data to more channels, or their number is unknown"
     aligned = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     per_channel = [1] * len(shape)
     per_channel[1] = aligned.shape[1]

@@ -91,6 +91,11 @@ class FuseConvThreshold:
             if flatten is not None and not all(is_op(c, "Unsqueeze") for c in consumers):
                 result.decline(node, "the bits of a linear layer feed something that is no binary layer")
                 continue
+            thresholds, scales = constant(node.inputs[1]), constant(conv.inputs[2])
+            assert thresholds is not None and scales is not None
+            if len(thresholds) != len(scales):
+                result.decline(node, "it flattens positions, each with a threshold of its own")
+                continue
             self._fuse(model.graph, conv, node, [c for c in consumers if flatten is not None])
             result.modified += 1
         return result

@@ -20,7 +20,7 @@ from bnn_deploy.passes.graph import (
 class FuseResidual:
     """y = Add(BinaryConv(...), r); b = Binarize(y, t)  ==>  y, b = BinaryConvResidual(..., r, t).
 
-    1. The BinaryConv feeds only the Add, and r has its shape. The sums are made in the same order, so every bit agrees.
+    1. The BinaryConv feeds only the Add, and r has its shape. The sums are made in the same order: every bit agrees.
     2. The bits are made while y is in registers.
 
     Declines: an Add that no Binarize reads; one whose other operand is broadcast, or of unknown shape; a BinaryConv that

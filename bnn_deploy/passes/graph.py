@@ -107,9 +107,9 @@ def ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
 
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Add a constant to the graph under `name`, which must be new, and return its value."""
-    if name in graph.initializers:
-        raise ValueError(f"initializer {name} exists already")
+    """Add a constant to the graph under `name`, or a longer one if that is taken, and return its value."""
+    while name in graph.initializers:
+        name += "_"
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)

@@ -145,7 +145,7 @@ class LowerBinaryConv:
             if is_op(producer, "Sign"):
                 return _SignInput(producer, pools[::-1], flattened)
             data = producer.inputs[0]
-            if is_op(producer, "MaxPool") and len(producer.outputs) == 1:
+            if is_op(producer, "MaxPool"):
                 pools.append(producer)
             elif (
                 is_op(producer, "Flatten", "Reshape")
@@ -216,9 +216,14 @@ class LowerBinaryConv:
         sign_shape = static_shape(source.sign.outputs[0])
         if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
             return "the shape of its input is unknown: export with static channels"
+        for pool in source.pools:
+            if not is_plain_pool(pool):
+                return f"MaxPool '{pool.outputs[0].name}' has an index output or auto_pad"
         channels = sign_shape[1]
         weight = layer.weight
         if layer.linear:
+            if source.flattened is None and len(sign_shape) != 2:
+                return f"its input has {len(sign_shape)} dimensions; a linear layer's has 2"
             features = source.flattened or [channels]
             if math.prod(features) != weight.shape[1]:
                 return f"its input has {math.prod(features)} features, its weight {weight.shape[1]}"
@@ -311,6 +316,12 @@ class LowerBinaryConv:
                 self._bits[value] = insert_max_pool(pool, bits, value)
             bits = self._bits[value]
         return bits
+
+
+def is_plain_pool(pool: ir.Node) -> bool:
+    """Whether a MaxPool says all that a BinaryMaxPool needs: explicit pads, and no index output."""
+    auto_pad = pool.attributes.get("auto_pad")
+    return len(pool.outputs) == 1 and (auto_pad is None or auto_pad.as_string() in ("NOTSET", ""))
 
 
 def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value:

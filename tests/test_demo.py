@@ -1,0 +1,56 @@
+"""The demo, end to end, with few timed runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import Converted
+
+from bnn_deploy import verification
+from bnn_deploy.cli import main
+from bnn_deploy.session import library_info
+
+FILES = {"lenet5.onnx", "lenet5_float.onnx", "lenet5.pth.tar", "mnist_1000.npz"}
+
+
+def test_the_demo_does_the_whole_job(tmp_path: Path, lenet5: Converted) -> None:
+    folder = tmp_path / "a" / "demo"
+    result = CliRunner().invoke(main, ["demo", "-o", str(folder), "--runs", "3"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert lines.count("PASSED") == 1
+    short = {line.split("  ")[0]: line for line in lines[lines.index("In short") :]}
+    assert short["equivalent"].endswith("yes: verify PASSED")
+    assert "1000 of 1000 images" in short["same class"]
+    assert short["accuracy"].split()[1] == short["accuracy"].split()[4]  # PyTorch's and the binary model's
+    assert float(short["accuracy"].split()[1]) > 99
+    for command in ("convert", "verify", "profile"):
+        assert any(line.startswith(f"$ bnn-deploy {command} ") for line in lines)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert (folder / "lenet5.onnx").read_bytes() == lenet5.model.read_bytes()
+    with np.load(folder / "mnist_1000.npz") as data:
+        assert (data["input"].shape, data["input"].dtype, data["labels"].shape) == (
+            (1000, 1, 28, 28),
+            np.float32,
+            (1000,),
+        )
+        # A damaged image or label would change the accuracy that is printed.
+        assert len(np.unique(data["labels"])) == 10
+
+
+def test_the_demo_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few images: the other test has all of them."""
+    few = functools.partial(verification.verify, samples=20, reference_samples=1, isas=library_info().isas[:1])
+    monkeypatch.setattr(verification, "verify", few)
+    result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path), "--runs", "2", "--json"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    report = json.loads(result.stdout, parse_constant=lambda name: None)
+    assert report["verification"]["passed"] is True
+    assert report["conversion"]["binary_layers"] == ["bin_conv2.conv", "bin_ip1.linear"]
+    assert report["profile"]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
