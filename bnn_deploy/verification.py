@@ -437,7 +437,7 @@ def load_data(
         )
     if not np.isfinite(data).all():
         raise InputError(f"{origin}: the inputs hold NaN or infinity")
-    if len(data) == 0 or (shape is not None and data.shape[1:] != shape):
+    if data.ndim == 0 or len(data) == 0 or (shape is not None and data.shape[1:] != shape):
         raise InputError(
             f"{origin}: the inputs have shape {list(data.shape)}; the model needs {['N', *(shape or ['...'])]}, N >= 1"
         )

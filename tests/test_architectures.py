@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_deploy.architectures import ARCHITECTURES, NIN, AlexNet, LeNet5, RecipeNetwork
+from bnn_deploy.architectures import ARCHITECTURES, NIN, AlexNet, BiRealNet18, LeNet5, RecipeNetwork
 from bnn_deploy.architectures.blocks import BinConv2d, BinLinear, clamp_gamma
 
 pytestmark = pytest.mark.usefixtures("seeded_torch")
@@ -192,7 +192,12 @@ def test_checkpoint_of_2017_without_batch_counters_loads_strictly() -> None:
 
 
 def test_names() -> None:
-    assert list(ARCHITECTURES.items()) == [("lenet5", LeNet5), ("nin", NIN), ("alexnet", AlexNet)]
+    assert list(ARCHITECTURES.items()) == [
+        ("lenet5", LeNet5),
+        ("nin", NIN),
+        ("alexnet", AlexNet),
+        ("birealnet18", BiRealNet18),
+    ]
 
 
 @pytest.mark.parametrize("name", ["lenet5", "nin"])

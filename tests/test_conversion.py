@@ -78,7 +78,11 @@ def test_the_file_is_a_valid_model(lenet5: Converted) -> None:
     assert model.ir_version == 10
     assert {f.name for f in model.functions} == {n.op_type for n in model.graph.node if n.domain == DOMAIN}
     metadata = {p.key: p.value for p in model.metadata_props}
-    assert metadata == {"bnn_deploy.input_shape": "1,28,28", "bnn_deploy.arch": "lenet5"}
+    assert metadata == {
+        "bnn_deploy.input_shape": "1,28,28",
+        "bnn_deploy.weights": "auto",
+        "bnn_deploy.arch": "lenet5",
+    }
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names) and all(names)
 
@@ -406,7 +410,7 @@ def test_one_file_for_both_models_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_needs_an_architecture(lenet5: Converted, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"say which architecture it is: lenet5, nin, alexnet or FILE.py:CLASS"):
+    with pytest.raises(InputError, match=r"which architecture it is: lenet5, nin, alexnet, birealnet18 or FILE"):
         convert(lenet5.checkpoint, tmp_path / "m.onnx")
 
 

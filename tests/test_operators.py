@@ -577,6 +577,8 @@ SIGNATURES = {
     "Binarize": (["X", "threshold"], []),
     "BinaryConv": (["X", "W", "scale", "bias", "pad_value"], CONV_ATTRIBUTES),
     "BinaryConvThreshold": (["X", "W", "threshold", "pad_value"], CONV_ATTRIBUTES),
+    "BinarizeQuantized": (["X", "threshold"], []),
+    "BinaryConvResidual": (["X", "W", "scale", "bias", "pad_value", "residual", "threshold"], CONV_ATTRIBUTES),
     "BinaryMaxPool": (["X"], ["kernel_shape", "strides", "pads", "dilations", "ceil_mode"]),
 }
 
@@ -587,7 +589,7 @@ def test_names_inputs_and_attributes() -> None:
     assert found == SIGNATURES
     for function in FUNCTIONS:
         assert function.domain == "bnn_deploy"
-        assert list(function.output) == ["Y"]
+        assert list(function.output) == (["Y", "bits"] if function.name == "BinaryConvResidual" else ["Y"])
         assert not function.attribute_proto  # no defaults: the reference evaluator does not apply them
 
 

@@ -151,7 +151,8 @@ def test_a_kernel_that_is_wrong_only_in_the_whole_model_is_caught(
 
     def make(self: Any, model: Any, backend: str) -> Any:
         run = real(self, model, backend)
-        if backend == f"kernels, {ISAS[0]}" and len(model.graph.node) == len(whole.graph.node):
+        is_whole = [o.name for o in model.graph.output] == [o.name for o in whole.graph.output]
+        if backend == f"kernels, {ISAS[0]}" and is_whole and len(model.graph.node) == len(whole.graph.node):
             return lambda inputs: np.roll(run(inputs), 1, axis=1)
         return run
 
@@ -293,7 +294,12 @@ def test_json(lenet5: Converted) -> None:
     report = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert (report["passed"], report["failures"], report["isas"]) == (True, [], BEST)
     assert report["layers"][1]["layer"] == "bin_conv2.conv"
-    assert report["tolerances"] == {"flip_margin": 1e-4, "float_relative": 1e-4}
+    assert report["tolerances"] == {
+        "flip_margin": 1e-4,
+        "float_relative": 1e-4,
+        "quantized_flip_margin": 0.25,
+        "quantized_float_relative": 0.05,
+    }
 
 
 def test_json_has_no_infinity() -> None:
@@ -311,7 +317,7 @@ def test_outputs_that_are_not_numbers_fail(lenet5: Converted, tmp_path: Path) ->
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     onnx.save(model, tmp_path / "nan.onnx")
     result = verify(tmp_path / "nan.onnx", lenet5.float_model, data=lenet5.images[:2], isas=BEST, reference_samples=1)
-    assert "layer 'ip2': error inf" in result.failures[0]
+    assert "layer 'ip2': floats differ by up to inf" in result.failures[0]
     assert json.loads(json.dumps(result.to_json(), allow_nan=False))["layers"][3]["max_error"] is None
 
 

@@ -23,7 +23,7 @@ class FuseResidual:
     1. The BinaryConv feeds only the Add, and r has its shape. The sums are made in the same order: every bit agrees.
     2. The bits are made while y is in registers.
 
-    Declines: an Add that no Binarize reads; one whose other operand is broadcast, or of unknown shape; a BinaryConv that
+    Declines: an Add that no Binarize reads; one whose operand is broadcast, or of unknown shape; a BinaryConv that
     something else uses too.
     """
 
