@@ -26,9 +26,9 @@ from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
 from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fold_constants import FoldConstants
 from bnn_deploy.passes.fold_threshold import FoldThreshold
-from bnn_deploy.passes.fuse_conv_threshold import FuseConvThreshold
+from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold
 from bnn_deploy.passes.fuse_residual import FuseResidual
-from bnn_deploy.passes.graph import Decline, display_name, is_binary_op
+from bnn_deploy.passes.graph import Decline, constant, display_name, is_binary_op
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
@@ -53,6 +53,7 @@ class Conversion:
         left_float: every convolution and linear layer that stayed float, with the reason.
         not_fused: what the passes declined to fuse between binary layers, with the reason.
         binarized: the parameters whose latent weights were binarised by the recipe.
+        constant_channels: for each binarisation with channels whose bit never changes: its name, how many, of how many.
     """
 
     output: Path
@@ -61,6 +62,7 @@ class Conversion:
     left_float: tuple[Decline, ...]
     not_fused: tuple[Decline, ...]
     binarized: tuple[str, ...]
+    constant_channels: tuple[tuple[str, int, int], ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for json.dumps."""
@@ -214,7 +216,25 @@ def convert(
         tuple(left_float),
         tuple(not_fused),
         export.binarized,
+        tuple(constant_channels(binary)),
     )
+
+
+def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
+    """The binarisations of a binary model that have channels whose threshold is always, or never, reached.
+
+    A BatchNorm with gamma 0 makes one; a ReLU right before a sign makes all of them so, which is hardly meant.
+    """
+    found = []
+    for node in model.graph:
+        if is_binary_op(node, "Binarize", "BinaryConvThreshold"):
+            threshold = constant(node.inputs[1 if node.op_type == "Binarize" else 2])
+            assert threshold is not None
+            limits = (-np.inf, np.inf) if node.op_type == "Binarize" else (ALWAYS, NEVER)
+            count = int(np.isin(threshold, limits).sum())
+            if count:
+                found.append((display_name(node), count, len(threshold)))
+    return found
 
 
 def binary_layers(model: ir.Model) -> list[str]:

@@ -205,6 +205,10 @@ def print_conversion(source: Path, result: Conversion, before: ModelReport, afte
             f"{', '.join(printable(decline.node) for decline in suspicious)}; was that how the network was trained?"
         )
         show("")
+    for name, count, channels in result.constant_channels:
+        show(f"note: {count} of {channels} channels of '{printable(name)}' have the same bit whatever the input")
+    if result.constant_channels:
+        show("")
     if result.not_fused:
         unfused = table("Not fused", ["binarisation", "reason"])
         for decline in result.not_fused:
