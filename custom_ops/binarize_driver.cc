@@ -9,7 +9,7 @@ namespace bnn_deploy {
 namespace {
 
 constexpr int64_t kMinTaskElements = int64_t{1} << 16;  // some 10 microseconds
-constexpr int64_t kPixelGranule = 64;                   // what a vector unit handles at once
+constexpr int64_t kPixelGranule = 256;                  // what a vector unit handles at once
 
 }  // namespace
 

@@ -12,14 +12,29 @@
 namespace bnn_deploy {
 namespace {
 
-// A task has at least this much work, some 10 to 20 microseconds with vector units: more than it
-// costs to hand it to another thread.
-constexpr int64_t kMinTaskWordOps = int64_t{1} << 19;
+// Work is shared from some 10 microseconds (with vector units) on, which is more than it costs to
+// wake another thread; it is then cut into smaller tasks, so that the threads finish together.
+constexpr double kMinSharedWordOps = 1 << 19;
+constexpr double kTaskWordOps = 1 << 17;
 constexpr int64_t kMinCopyTaskWords = int64_t{1} << 16;
 constexpr int64_t kMaxTasks = 256;
 // Pads are unlimited in the contract, memory is not.
 constexpr int64_t kMaxPaddedWords = int64_t{1} << 31;
 constexpr const char* kPaddedInput = "the padded input";
+// Patches pay where the transpose from channels to planes is dear: in images that are large enough
+// for whole vectors of pixels, and for windows that are short (and whose patches fit into the
+// caches).
+constexpr int64_t kMinPatchPixels = 256;
+constexpr int64_t kMaxPatchWords = 128;
+// Pixels whose windows are looked up once for all output channels, and whose gathered windows stay
+// in the second-level cache.
+constexpr int64_t kBlockPixels = 4 * kTilePixels;
+constexpr int64_t kMaxGatheredWords = int64_t{1} << 15;
+// Rows of different channels that are a multiple of 4096 bytes apart fall into the same cache sets.
+// Written 64 bytes at a time they push each other out, so they are put together in a buffer with
+// another distance and copied in pieces of kBlockPixels.
+constexpr int64_t kConflictPixels = 4096 / sizeof(float);
+constexpr int64_t kStagingStride = kBlockPixels + 16;
 
 bool HasPadding(const Axis& axis) { return axis.pad_begin > 0 || axis.pad_end > 0; }
 
@@ -32,6 +47,17 @@ void CopyBits(const uint32_t* from, int64_t first, int64_t count, uint32_t* to) 
     uint32_t word = *from >> shift;
     if (shift + bits > 32) word |= from[1] << (32 - shift);
     *to = bits == 32 ? word : word & ((1u << bits) - 1);
+  }
+}
+
+// to[i] = from[i * stride]
+void CopyStrided(const uint32_t* from, int64_t stride, int64_t count, uint32_t* to) {
+  if (stride == 1) {
+    std::copy_n(from, count, to);
+  } else if (stride == 2) {  // with this constant the compiler makes it a loop of shuffles
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i * 2];
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i * stride];
   }
 }
 
@@ -69,6 +95,18 @@ Patterns FindPatterns(const Axis& axis, int64_t input, bool zero_padding) {
   return patterns;
 }
 
+// Calls body(part, first) for parts of up to kTilePixels pixels, of which `first` is the first.
+template <typename Body>
+void ForEachTile(const AccumulateArgs& args, const Body& body) {
+  AccumulateArgs part = args;
+  for (int64_t first = 0; first < args.pixels; first += kTilePixels) {
+    part.windows = args.windows + first;
+    part.initial = args.initial + first;
+    part.pixels = std::min(kTilePixels, args.pixels - first);
+    body(part, first);
+  }
+}
+
 }  // namespace
 
 struct ConvDriver::Plan {
@@ -80,10 +118,22 @@ struct ConvDriver::Plan {
   int64_t padded_width;
   std::vector<int64_t> run_offsets;
   int64_t run_words;
-  // table[row_offset[y] + column_offset[x] + tile.table_offset + o]
-  std::vector<int64_t> row_offset;
-  std::vector<int64_t> column_offset;
+  // A row of pixels has pattern row_pattern[y], and its pixels have these initial sums (rows of
+  // table_width in `table`) and numbers of products: [row pattern][out_width].
+  std::vector<int64_t> row_pattern;
+  std::vector<const int32_t*> initial;
+  std::vector<float> products;
   Buffer<int32_t> table;
+
+  // Only for micro-kernels that work on patches: the planes that the input is split into are
+  // [batch][group][word][padded_height][plane_width]. A row has the pixels 0, stride, 2 * stride
+  // and so on first, then 1, 1 + stride and so on: the same tap of neighbouring windows is then in
+  // neighbouring words.
+  bool uses_patches = false;
+  int64_t plane_width = 0;
+  std::vector<int64_t> patch_offsets;
+  std::vector<int32_t> patterns;  // [row pattern][out_width]
+  Buffer<int32_t> pattern_sums;   // [table_width][kMaxPatterns]: `table`, transposed
 };
 
 struct ConvDriver::Image {
@@ -92,6 +142,13 @@ struct ConvDriver::Image {
   int64_t group_stride;
   int64_t row_stride;
   int64_t pixel_stride;
+};
+
+// As in AccumulateArgs and FinishFloatArgs.
+struct ConvDriver::PixelBlock {
+  const uint32_t* windows[kBlockPixels];
+  const int32_t* initial[kBlockPixels];
+  float products[kBlockPixels];
 };
 
 ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights)
@@ -115,19 +172,28 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights)
       weights_size += blocks * isa_.channel_block * window_words_;
     }
   }
+  if (isa_.convolve_patches != nullptr && window_words_ <= kMaxPatchWords) {
+    plain_weights_.assign(weights, weights + spec_.out_channels * window_words_);
+  }
   weights_ = Buffer<uint32_t>(weights_size, 0);
   PackWeights(weights);
   if (spec_.pad_bits.empty()) CountTapBits(weights);
 }
 
-ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights, const float* scale,
-                       const float* bias)
+ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
+                       const FloatConstants& constants)
     : ConvDriver(isa, std::move(spec), weights) {
-  scale_ = Buffer<float>(table_width_, 0.0f);
-  bias_ = Buffer<float>(table_width_, 0.0f);
-  for (const ChannelTile& tile : tiles_) {
-    std::copy_n(scale + tile.channel, tile.channels, scale_.data() + tile.table_offset);
-    std::copy_n(bias + tile.channel, tile.channels, bias_.data() + tile.table_offset);
+  const auto by_tiles = [this](const float* values, float unused) {
+    Buffer<float> padded(table_width_, unused);
+    for (const ChannelTile& tile : tiles_) {
+      std::copy_n(values + tile.channel, tile.channels, padded.data() + tile.table_offset);
+    }
+    return padded;
+  };
+  scale_ = by_tiles(constants.scale, 0.0f);
+  bias_ = by_tiles(constants.bias, 0.0f);
+  if (constants.threshold != nullptr) {
+    float_threshold_ = by_tiles(constants.threshold, std::numeric_limits<float>::quiet_NaN());
   }
 }
 
@@ -145,10 +211,12 @@ void ConvDriver::PackWeights(const uint32_t* weights) {
   const auto* const all = reinterpret_cast<const uint8_t*>(weights);
   for (const ChannelTile& tile : tiles_) {
     auto* const packed = reinterpret_cast<uint8_t*>(weights_.data() + tile.weights_offset);
+    const int64_t block_bytes = block * (isa_.blocks_together ? granule : window_words_ * 4);
+    const int64_t step_bytes = block * granule * (isa_.blocks_together ? tile.blocks : 1);
     for (int64_t o = 0; o < tile.channels; ++o) {
       const uint8_t* from = all + (tile.channel + o) * bytes;
-      uint8_t* to = packed + o / block * block * window_words_ * 4 + o % block * granule;
-      for (int64_t k = 0; k < bytes; ++k) to[k / granule * block * granule + k % granule] = from[k];
+      uint8_t* to = packed + o / block * block_bytes + o % block * granule;
+      for (int64_t k = 0; k < bytes; ++k) to[k / granule * step_bytes + k % granule] = from[k];
     }
   }
 }
@@ -170,21 +238,26 @@ void ConvDriver::CountTapBits(const uint32_t* weights) {
   }
 }
 
-int32_t ConvDriver::TableEntry(int64_t channel, TapRange rows, TapRange columns) const {
-  int64_t base = group_channels_ * (rows.last - rows.first) * (columns.last - columns.first);
+int32_t ConvDriver::InitialSum(int64_t channel, TapRange rows, TapRange columns) const {
+  int64_t outside = 0;
   if (!tap_bits_.empty()) {
     const int64_t stride = spec_.width.kernel + 1;
     const int32_t* sums = tap_bits_.data() + channel * (spec_.height.kernel + 1) * stride;
     const auto at = [&](int64_t y, int64_t x) { return sums[y * stride + x]; };
     const int32_t inside = at(rows.last, columns.last) - at(rows.first, columns.last) -
                            at(rows.last, columns.first) + at(rows.first, columns.first);
-    base += 2 * (at(spec_.height.kernel, spec_.width.kernel) - inside);
+    outside = at(spec_.height.kernel, spec_.width.kernel) - inside;
   }
-  if (threshold_.empty()) return static_cast<int32_t>(base);
-  // base - 2 * mis >= threshold  <=>  mis <= floor((base - threshold) / 2); no mis is negative.
-  const int64_t slack = base - threshold_[static_cast<size_t>(channel)];
-  if (slack < 0) return -1;
-  return static_cast<int32_t>(std::min<int64_t>(slack / 2, std::numeric_limits<int32_t>::max()));
+  if (threshold_.empty()) return static_cast<int32_t>(-outside);
+  // With `counted` mismatches, acc = products + 2 * outside - 2 * counted, and
+  // acc >= threshold  <=>  counted <= limit = floor((products + 2 * outside - threshold) / 2)
+  //                   <=>  counted - limit - 1 < 0.
+  const int64_t products =
+      group_channels_ * (rows.last - rows.first) * (columns.last - columns.first);
+  const int64_t slack = products + 2 * outside - threshold_[static_cast<size_t>(channel)];
+  if (slack < 0) return 0;  // never: nothing counted is negative
+  const int64_t limit = std::min<int64_t>(slack / 2, std::numeric_limits<int32_t>::max());
+  return static_cast<int32_t>(-limit - 1);
 }
 
 std::shared_ptr<const ConvDriver::Plan> ConvDriver::PlanFor(int64_t height, int64_t width) const {
@@ -222,26 +295,62 @@ std::shared_ptr<const ConvDriver::Plan> ConvDriver::MakePlan(int64_t height, int
   const Patterns columns = FindPatterns(spec_.width, width, zero_padding);
   const auto row_patterns = static_cast<int64_t>(rows.ranges.size());
   const auto column_patterns = static_cast<int64_t>(columns.ranges.size());
-  for (const int64_t pattern : rows.of_window) {
-    plan->row_offset.push_back(pattern * column_patterns * table_width_);
-  }
-  for (const int64_t pattern : columns.of_window) {
-    plan->column_offset.push_back(pattern * table_width_);
-  }
-  // The -1 of unused channels makes their bits 0.
-  plan->table = Buffer<int32_t>(row_patterns * column_patterns * table_width_, -1);
+  plan->row_pattern = rows.of_window;
+  // The 0 of unused channels makes their bits 0.
+  plan->table = Buffer<int32_t>(row_patterns * column_patterns * table_width_, 0);
   int32_t* entries = plan->table.data();
   for (const TapRange& row : rows.ranges) {
+    for (const int64_t pattern : columns.of_window) {
+      const TapRange& column = columns.ranges[static_cast<size_t>(pattern)];
+      const int64_t taps = (row.last - row.first) * (column.last - column.first);
+      plan->initial.push_back(entries + pattern * table_width_);
+      plan->products.push_back(static_cast<float>(group_channels_ * taps));
+    }
     for (const TapRange& column : columns.ranges) {
       for (const ChannelTile& tile : tiles_) {
         for (int64_t o = 0; o < tile.channels; ++o) {
-          entries[tile.table_offset + o] = TableEntry(tile.channel + o, row, column);
+          entries[tile.table_offset + o] = InitialSum(tile.channel + o, row, column);
         }
       }
       entries += table_width_;
     }
   }
+
+  const int64_t patterns = row_patterns * column_patterns;
+  plan->uses_patches = threshold_.empty() && !plain_weights_.empty() && patterns <= kMaxPatterns &&
+                       plan->out_height * plan->out_width >= kMinPatchPixels;
+  if (plan->uses_patches) AddPatches(patterns, row_patterns, columns.of_window, plan.get());
   return plan;
+}
+
+void ConvDriver::AddPatches(int64_t patterns, int64_t row_patterns,
+                            const std::vector<int64_t>& column_patterns, Plan* plan) const {
+  const int64_t stride = spec_.width.stride;
+  const int64_t part_width = CeilDiv(plan->padded_width, stride);
+  plan->plane_width = stride * part_width;
+  for (int64_t y = 0; y < spec_.height.kernel; ++y) {
+    for (int64_t x = 0; x < spec_.width.kernel; ++x) {
+      const int64_t column = x * spec_.width.dilation;
+      for (int64_t word = 0; word < group_words_; ++word) {
+        const int64_t row = word * plan->padded_height + y * spec_.height.dilation;
+        plan->patch_offsets.push_back(row * plan->plane_width + column % stride * part_width +
+                                      column / stride);
+      }
+    }
+  }
+  const auto distinct_columns = patterns / row_patterns;
+  for (int64_t row = 0; row < row_patterns; ++row) {
+    for (const int64_t column : column_patterns) {
+      plan->patterns.push_back(static_cast<int32_t>(row * distinct_columns + column));
+    }
+  }
+  plan->pattern_sums = Buffer<int32_t>(table_width_ * kMaxPatterns, 0);
+  for (int64_t o = 0; o < table_width_; ++o) {
+    for (int64_t pattern = 0; pattern < patterns; ++pattern) {
+      plan->pattern_sums.data()[o * kMaxPatterns + pattern] =
+          plan->table.data()[pattern * table_width_ + o];
+    }
+  }
 }
 
 // One row of the padded copy, [padded_width][group_words_].
@@ -271,6 +380,18 @@ void ConvDriver::CopyRow(const BitBatch& input, int64_t image, int64_t group, in
   pad(spec_.width.pad_end);
 }
 
+// The words of the padded input with rows of `width` pixels.
+int64_t ConvDriver::PaddedSize(int64_t batch, const Plan& plan, int64_t width) const {
+  const int64_t size =
+      CheckedProduct({batch, spec_.group, plan.padded_height, width, group_words_}, kPaddedInput);
+  if (size > kMaxPaddedWords) {
+    throw std::invalid_argument(std::string(kPaddedInput) + " has " + std::to_string(size) +
+                                " words, at most " + std::to_string(kMaxPaddedWords) +
+                                " are supported: use smaller pads or a smaller batch");
+  }
+  return size;
+}
+
 // The input itself, or its padded copy [batch][group][padded_height][padded_width][group_words_],
 // which belongs to the calling thread and lives until its next call.
 ConvDriver::Image ConvDriver::Prepare(const BitBatch& input, const Plan& plan,
@@ -280,14 +401,9 @@ ConvDriver::Image ConvDriver::Prepare(const BitBatch& input, const Plan& plan,
     return {input.data, input.height * input.width * words, group_words_, input.width * words,
             words};
   }
-  const int64_t row_words = CheckedProduct({plan.padded_width, group_words_}, kPaddedInput);
-  const int64_t rows = CheckedProduct({input.batch, spec_.group, plan.padded_height}, kPaddedInput);
-  const int64_t size = CheckedProduct({rows, row_words}, kPaddedInput);
-  if (size > kMaxPaddedWords) {
-    throw std::invalid_argument(std::string(kPaddedInput) + " has " + std::to_string(size) +
-                                " words, at most " + std::to_string(kMaxPaddedWords) +
-                                " are supported: use smaller pads or a smaller batch");
-  }
+  const int64_t row_words = plan.padded_width * group_words_;
+  const int64_t rows = input.batch * spec_.group * plan.padded_height;
+  const int64_t size = PaddedSize(input.batch, plan, plan.padded_width);
   thread_local Buffer<uint32_t> padded;
   uint32_t* const copy = padded.Reserve(size);
   const int64_t tasks = std::clamp(size / kMinCopyTaskWords, int64_t{1}, std::min(rows, kMaxTasks));
@@ -303,150 +419,329 @@ ConvDriver::Image ConvDriver::Prepare(const BitBatch& input, const Plan& plan,
   return {copy, spec_.group * plane_words, plane_words, row_words, group_words_};
 }
 
-// Finds the window and the table row of each pixel.
-void ConvDriver::LocatePixels(const Plan& plan, const Image& image, const ChannelTile& tile,
-                              Range pixels, const uint32_t** windows, const int32_t** rows) const {
-  const uint32_t* const group = image.data + tile.group * image.group_stride;
-  const int32_t* const table = plan.table.data() + tile.table_offset;
+void ConvDriver::LocatePixels(const Plan& plan, const Image& image, int64_t group, Range pixels,
+                              PixelBlock* block) const {
+  const int64_t step = spec_.width.stride * image.pixel_stride;
   int64_t x = pixels.begin % plan.out_width;
   int64_t y = pixels.begin / plan.out_width % plan.out_height;
   int64_t n = pixels.begin / plan.out_width / plan.out_height;
-  for (int64_t p = 0; p < pixels.end - pixels.begin; ++p) {
-    windows[p] = group + n * image.image_stride + y * spec_.height.stride * image.row_stride +
-                 x * spec_.width.stride * image.pixel_stride;
-    rows[p] = table + plan.row_offset[static_cast<size_t>(y)] +
-              plan.column_offset[static_cast<size_t>(x)];
-    if (++x < plan.out_width) continue;
-    x = 0;
+  const int64_t count = pixels.end - pixels.begin;
+  for (int64_t p = 0; p < count; x = 0) {
+    const int64_t row_end = std::min(count, p + plan.out_width - x);
+    const uint32_t* window = image.data + group * image.group_stride + n * image.image_stride +
+                             y * spec_.height.stride * image.row_stride + x * step;
+    const int64_t first = plan.row_pattern[static_cast<size_t>(y)] * plan.out_width + x;
+    std::copy_n(plan.initial.data() + first, row_end - p, block->initial + p);
+    std::copy_n(plan.products.data() + first, row_end - p, block->products + p);
+    for (; p < row_end; ++p, window += step) block->windows[p] = window;
     if (++y < plan.out_height) continue;
     y = 0;
     ++n;
   }
 }
 
-// Copies the words of each window to a row of whole granules and points to these rows instead.
-void ConvDriver::GatherWindows(const Plan& plan, int64_t pixels, const uint32_t** windows,
-                               Buffer<uint32_t>& gathered) const {
-  uint32_t* row = gathered.Reserve(kTilePixels * window_words_);
+// Copies the words of each window to a row of whole granules and points to these rows instead. The
+// rows belong to the calling thread and live until its next call.
+void ConvDriver::GatherWindows(const Plan& plan, int64_t pixels, PixelBlock* block) const {
+  thread_local Buffer<uint32_t> gathered;
+  uint32_t* row = gathered.Reserve(pixels * window_words_);
   for (int64_t p = 0; p < pixels; ++p) {
     uint32_t* to = row;
     for (const int64_t offset : plan.run_offsets) {
-      to = std::copy_n(windows[p] + offset, plan.run_words, to);
+      to = std::copy_n(block->windows[p] + offset, plan.run_words, to);
     }
     std::fill(to, row + window_words_, 0u);
-    windows[p] = row;
+    block->windows[p] = row;
     row += window_words_;
   }
 }
 
-// Calls finish(tile, pixels, mismatches, table rows) for every tile of channels and pixels; pixels
-// are counted through the whole batch. Tasks get disjoint ranges of pixels, and, where
-// `split_channels` allows it, of channel tiles.
-template <typename Finish>
-void ConvDriver::ForEachTile(const BitBatch& input, bool split_channels, const TaskRunner& runner,
-                             const Finish& finish) const {
-  const std::shared_ptr<const Plan> plan_owner = PlanFor(input.height, input.width);
-  const Plan& plan = *plan_owner;
-  const int64_t image_pixels = plan.out_height * plan.out_width;
-  const int64_t pixels = input.batch * image_pixels;
+// How many tasks, at most `most`, the convolution of `pixels` pixels is worth.
+int64_t ConvDriver::TaskCount(int64_t pixels, int64_t most) const {
+  const double work = static_cast<double>(pixels) * static_cast<double>(spec_.out_channels) *
+                      static_cast<double>(window_words_);
+  if (work < kMinSharedWordOps) return 1;
+  return static_cast<int64_t>(std::min(work / kTaskWordOps, static_cast<double>(most)));
+}
+
+// Calls process(tile, pixels, products, args) for every tile of channels and block of up to
+// kBlockPixels pixels, which are counted through the whole batch; args lacks the output and counts
+// all pixels of the block. Tasks get disjoint ranges of pixels, cut at multiples of `grain`, and,
+// where `split_channels` allows it, of channel tiles.
+template <typename Process>
+void ConvDriver::ForEachBlock(const BitBatch& input, const Plan& plan, int64_t grain,
+                              bool split_channels, const TaskRunner& runner,
+                              const Process& process) const {
+  const int64_t pixels = input.batch * plan.out_height * plan.out_width;
   if (pixels == 0) return;
   const Image image = Prepare(input, plan, runner);
 
-  const int64_t pixel_tiles = CeilDiv(pixels, kTilePixels);
+  const int64_t grains = CeilDiv(pixels, grain);
   const auto channel_tiles = static_cast<int64_t>(tiles_.size());
-  const double work = static_cast<double>(pixels) * static_cast<double>(spec_.out_channels) *
-                      static_cast<double>(window_words_);
-  const auto wanted =
-      static_cast<int64_t>(std::clamp(work / kMinTaskWordOps, 1.0, static_cast<double>(kMaxTasks)));
-  const int64_t pixel_parts = std::min(wanted, pixel_tiles);
+  const int64_t wanted = TaskCount(pixels, kMaxTasks);
+  const int64_t pixel_parts = std::min(wanted, grains);
   const int64_t channel_parts =
       split_channels ? std::min(CeilDiv(wanted, pixel_parts), channel_tiles) : 1;
 
   const bool gathers =
       isa_.granule > 4 && !(plan.run_offsets.size() == 1 && plan.run_words == window_words_);
+  const int64_t gathered_tiles = kMaxGatheredWords / (kTilePixels * window_words_);
+  const int64_t block_pixels =
+      gathers ? std::clamp(gathered_tiles * kTilePixels, kTilePixels, kBlockPixels) : kBlockPixels;
   const int64_t no_offset = 0;
 
   RunTasks(runner, pixel_parts * channel_parts, [&](int64_t task) {
-    const Range pixel_range = Part(pixel_tiles, pixel_parts, task / channel_parts);
+    const Range grain_range = Part(grains, pixel_parts, task / channel_parts);
     const Range channel_range = Part(channel_tiles, channel_parts, task % channel_parts);
-    // Lanes that no micro-kernel writes stay 0, above the limit of -1 that unused channels have.
-    alignas(64) int32_t mismatches[kTilePixels * kTileChannels] = {};
-    const uint32_t* windows[kTilePixels];
-    const int32_t* rows[kTilePixels];
-    thread_local Buffer<uint32_t> gathered;
-
-    AccumulateArgs args;
-    args.windows = windows;
-    args.mismatches = mismatches;
+    const int64_t task_end = std::min(grain_range.end * grain, pixels);
+    PixelBlock block;
+    AccumulateArgs args{};
+    args.windows = block.windows;
     args.run_offsets = gathers ? &no_offset : plan.run_offsets.data();
     args.runs = gathers ? 1 : static_cast<int64_t>(plan.run_offsets.size());
     args.run_words = gathers ? window_words_ : plan.run_words;
-    // Channels outside, pixels inside: the weights of a tile stay in the first-level cache.
-    for (int64_t c = channel_range.begin; c < channel_range.end; ++c) {
-      const ChannelTile& tile = tiles_[static_cast<size_t>(c)];
-      args.weights = weights_.data() + tile.weights_offset;
-      args.blocks = tile.blocks;
-      for (int64_t t = pixel_range.begin; t < pixel_range.end; ++t) {
-        const int64_t begin = t * kTilePixels;
-        const int64_t count = std::min(kTilePixels, pixels - begin);
-        LocatePixels(plan, image, tile, Range{begin, begin + count}, windows, rows);
-        if (gathers) GatherWindows(plan, count, windows, gathered);
-        args.pixels = count;
-        isa_.accumulate(args);
-        finish(tile, Range{begin, begin + count}, mismatches, rows);
+    args.initial = block.initial;
+    for (int64_t begin = grain_range.begin * grain; begin < task_end; begin += block_pixels) {
+      args.pixels = std::min(block_pixels, task_end - begin);
+      const Range range{begin, begin + args.pixels};
+      int64_t located_group = -1;
+      // Channels outside, pixels inside: the weights of a tile stay in the first-level cache.
+      for (int64_t c = channel_range.begin; c < channel_range.end; ++c) {
+        const ChannelTile& tile = tiles_[static_cast<size_t>(c)];
+        if (tile.group != located_group) {
+          LocatePixels(plan, image, tile.group, range, &block);
+          if (gathers) GatherWindows(plan, args.pixels, &block);
+          located_group = tile.group;
+        }
+        args.weights = weights_.data() + tile.weights_offset;
+        args.blocks = tile.blocks;
+        args.initial_offset = tile.table_offset;
+        process(tile, range, block.products, args);
       }
     }
-    CountCalls(isa_, static_cast<uint64_t>((channel_range.end - channel_range.begin) *
-                                           (pixel_range.end - pixel_range.begin)));
+    const int64_t tiles = CeilDiv(task_end - grain_range.begin * grain, kTilePixels);
+    CountCalls(isa_, static_cast<uint64_t>((channel_range.end - channel_range.begin) * tiles));
   });
 }
 
-void ConvDriver::Run(const BitBatch& input, float* out, const TaskRunner& runner) const {
-  const int64_t image_pixels =
-      OutputExtent(spec_.height, input.height) * OutputExtent(spec_.width, input.width);
-  ForEachTile(
-      input, true, runner,
-      [&](const ChannelTile& tile, Range pixels, const int32_t* mismatches,
-          const int32_t* const* rows) {
-        // A tile can run over several images; each has its own planes.
-        for (int64_t pixel = pixels.begin; pixel < pixels.end;) {
-          const int64_t image = pixel / image_pixels;
-          const int64_t end = std::min(pixels.end, (image + 1) * image_pixels);
-          const int64_t first = pixel - pixels.begin;
-          isa_.finish_float({mismatches + first * kTileChannels, rows + first,
-                             scale_.data() + tile.table_offset, bias_.data() + tile.table_offset,
-                             end - pixel, tile.channels,
-                             out + (image * spec_.out_channels + tile.channel) * image_pixels +
-                                 pixel % image_pixels,
-                             image_pixels});
-          pixel = end;
-        }
-      });
+bool ConvDriver::GroupsAreWholeWords() const {
+  return spec_.group == 1 || spec_.out_channels / spec_.group % 32 == 0;
+}
+
+// Calls fill(to, stride), which writes the words of a tile's pixels, and sees to it that they end
+// up in `out`: [pixels][ceil(out_channels / 32)].
+template <typename Fill>
+void ConvDriver::WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out,
+                           const Fill& fill) const {
+  const int64_t words = WordsForBits(spec_.out_channels);
+  const int64_t count = pixels.end - pixels.begin;
+  uint32_t* const to = out + pixels.begin * words;
+  if (GroupsAreWholeWords()) return fill(to + tile.channel / 32, words);
+  // Groups that share words are merged by one task, into words that are 0.
+  if (tile.channel == 0) std::fill_n(to, count * words, 0u);
+  constexpr int64_t kTileWords = kTileChannels / 32;
+  uint32_t bits[kTilePixels * kTileWords];
+  fill(bits, kTileWords);
+  for (int64_t p = 0; p < count; ++p) {
+    MergeBits(bits + p * kTileWords, tile.channels, tile.channel, to + p * words);
+  }
 }
 
 void ConvDriver::Run(const BitBatch& input, uint32_t* out, const TaskRunner& runner) const {
-  const int64_t words = WordsForBits(spec_.out_channels);
-  // Groups that share words of the output are merged by one task, into words that are 0.
-  const bool aligned = spec_.group == 1 || spec_.out_channels / spec_.group % 32 == 0;
-  ForEachTile(
-      input, aligned, runner,
-      [&](const ChannelTile& tile, Range pixels, const int32_t* mismatches,
-          const int32_t* const* rows) {
-        const int64_t count = pixels.end - pixels.begin;
-        const int64_t tile_words = WordsForBits(tile.channels);
-        uint32_t* const to = out + pixels.begin * words;
-        if (aligned) {
-          isa_.finish_bits({mismatches, rows, count, tile_words, to + tile.channel / 32, words});
-          return;
+  const std::shared_ptr<const Plan> plan = PlanFor(input.height, input.width);
+  ForEachBlock(input, *plan, kTilePixels, GroupsAreWholeWords(), runner,
+               [&](const ChannelTile& tile, Range block, const float*, const AccumulateArgs& args) {
+                 alignas(64) int32_t sums[kTilePixels * kTileChannels];
+                 ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
+                   const int64_t begin = block.begin + first;
+                   part.sums = sums;
+                   WriteBits(tile, Range{begin, begin + part.pixels}, out,
+                             [&](uint32_t* to, int64_t stride) {
+                               isa_.accumulate_bits({part, to, stride});
+                             });
+                 });
+               });
+}
+
+void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
+                     const TaskRunner& runner) const {
+  const std::shared_ptr<const Plan> plan = PlanFor(input.height, input.width);
+  if (plan->uses_patches) return RunWithPatches(input, *plan, output, runner);
+  const int64_t image_pixels = plan->out_height * plan->out_width;
+  const bool staged = output.out != nullptr && image_pixels % kConflictPixels == 0;
+  static_assert(kConflictPixels % kBlockPixels == 0, "a staged block lies in one image");
+  const int64_t grain = staged ? kBlockPixels : kTilePixels;
+  const bool split_channels = output.bits == nullptr || GroupsAreWholeWords();
+
+  const auto process = [&](const ChannelTile& tile, Range block, const float* products,
+                           const AccumulateArgs& args) {
+    alignas(64) int32_t sums[kTilePixels * kTileChannels];
+    thread_local Buffer<float> staging_buffer;
+    float* const staging =
+        staged ? staging_buffer.Reserve(kTileChannels * kStagingStride) : nullptr;
+    const auto plane = [&](int64_t pixel) {  // where the tile's first channel has this pixel
+      const int64_t image = pixel / image_pixels;
+      return (image * spec_.out_channels + tile.channel) * image_pixels + pixel % image_pixels;
+    };
+    const auto copy_rows = [&](const float* from, int64_t from_stride, float* to,
+                               int64_t to_stride) {
+      for (int64_t o = 0; o < tile.channels; ++o) {
+        std::copy_n(from + o * from_stride, args.pixels, to + o * to_stride);
+      }
+    };
+    if (staged && output.residual != nullptr) {
+      copy_rows(output.residual + plane(block.begin), image_pixels, staging, kStagingStride);
+    }
+    ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
+      part.sums = sums;
+      isa_.accumulate(part);
+      // A tile can run over several images; each has its own planes.
+      for (int64_t p = 0; p < part.pixels;) {
+        const int64_t pixel = block.begin + first + p;
+        const int64_t left = image_pixels - pixel % image_pixels;
+        FinishFloatArgs finish{};
+        finish.sums = sums + p * kTileChannels;
+        finish.products = products + first + p;
+        finish.scale = scale_.data() + tile.table_offset;
+        finish.bias = bias_.data() + tile.table_offset;
+        finish.pixels = std::min(part.pixels - p, left);
+        finish.channels = tile.channels;
+        finish.channel_stride = staged ? kStagingStride : image_pixels;
+        if (output.out != nullptr) {
+          finish.out = staged ? staging + first + p : output.out + plane(pixel);
         }
-        if (tile.channel == 0) std::fill_n(to, count * words, 0u);
-        constexpr int64_t kTileWords = kTileChannels / 32;
-        uint32_t bits[kTilePixels * kTileWords];
-        isa_.finish_bits({mismatches, rows, count, tile_words, bits, kTileWords});
-        for (int64_t p = 0; p < count; ++p) {
-          MergeBits(bits + p * kTileWords, tile.channels, tile.channel, to + p * words);
+        if (output.residual != nullptr) {
+          finish.residual = staged ? staging + first + p : output.residual + plane(pixel);
         }
-      });
+        if (output.bits != nullptr) {
+          finish.threshold = float_threshold_.data() + tile.table_offset;
+          WriteBits(tile, Range{pixel, pixel + finish.pixels}, output.bits,
+                    [&](uint32_t* to, int64_t stride) {
+                      finish.bits = to;
+                      finish.bits_stride = stride;
+                      isa_.finish_float(finish);
+                    });
+        } else {
+          isa_.finish_float(finish);
+        }
+        p += finish.pixels;
+      }
+    });
+    if (staged) copy_rows(staging, kStagingStride, output.out + plane(block.begin), image_pixels);
+  };
+  ForEachBlock(input, *plan, grain, split_channels, runner, process);
+}
+
+// The padded input as planes, which belong to the calling thread and live until its next call.
+const uint32_t* ConvDriver::SplitPlanes(const BitBatch& input, const Plan& plan,
+                                        const TaskRunner& runner) const {
+  thread_local Buffer<uint32_t> buffer;
+  uint32_t* const planes =
+      buffer.Reserve(PaddedSize(input.batch, plan, plan.plane_width) + kPatchSlack);
+  const int64_t rows = input.batch * spec_.group * plan.padded_height;
+  const int64_t row_words = plan.padded_width * group_words_;
+  const int64_t stride = spec_.width.stride;
+  const int64_t part_width = plan.plane_width / stride;
+  const int64_t tasks =
+      std::clamp(rows * row_words / kMinCopyTaskWords, int64_t{1}, std::min(rows, kMaxTasks));
+  RunTasks(runner, tasks, [&](int64_t task) {
+    const Range range = Part(rows, tasks, task);
+    thread_local Buffer<uint32_t> row_buffer;
+    uint32_t* const row = row_buffer.Reserve(row_words);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const int64_t plane = i / plan.padded_height;
+      const int64_t y = i % plan.padded_height;
+      CopyRow(input, plane / spec_.group, plane % spec_.group, y, plan.padded_width, row);
+      for (int64_t word = 0; word < group_words_; ++word) {
+        uint32_t* const to =
+            planes + ((plane * group_words_ + word) * plan.padded_height + y) * plan.plane_width;
+        for (int64_t part = 0; part < stride; ++part) {
+          CopyStrided(row + part * group_words_ + word, stride * group_words_,
+                      CeilDiv(plan.padded_width - part, stride), to + part * part_width);
+        }
+      }
+    }
+  });
+  return planes;
+}
+
+void ConvDriver::RunWithPatches(const BitBatch& input, const Plan& plan, const FloatOutput& output,
+                                const TaskRunner& runner) const {
+  const uint32_t* const planes = SplitPlanes(input, plan, runner);
+  const int64_t group_plane = group_words_ * plan.padded_height * plan.plane_width;
+  const int64_t image_pixels = plan.out_height * plan.out_width;
+  const int64_t image_tiles = CeilDiv(image_pixels, kTilePixels);
+  const int64_t tiles = input.batch * image_tiles;
+  const int64_t tasks = TaskCount(input.batch * image_pixels, std::min(tiles, kMaxTasks));
+  RunTasks(runner, tasks, [&](int64_t task) {
+    const Range range = Part(tiles, tasks, task);
+    thread_local Buffer<uint32_t> patch_buffer;
+    PatchSegment segments[kTilePixels];
+    alignas(64) int32_t patterns[kTilePixels] = {};
+    alignas(64) float products[kTilePixels] = {};
+    GatherPatchesArgs gather{};
+    gather.segments = segments;
+    gather.offsets = plan.patch_offsets.data();
+    gather.words = window_words_;
+    gather.patches = patch_buffer.Reserve(window_words_ * kTilePixels + kPatchSlack);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const int64_t image = i / image_tiles;
+      const int64_t first = i % image_tiles * kTilePixels;
+      const int64_t count = std::min(kTilePixels, image_pixels - first);
+      gather.segment_count = 0;
+      int64_t x = first % plan.out_width;
+      int64_t y = first / plan.out_width;
+      for (int64_t p = 0; p < count; x = 0, ++y) {
+        const int64_t pixels = std::min(count - p, plan.out_width - x);
+        const int64_t at = plan.row_pattern[static_cast<size_t>(y)] * plan.out_width + x;
+        std::copy_n(plan.patterns.data() + at, pixels, patterns + p);
+        std::copy_n(plan.products.data() + at, pixels, products + p);
+        segments[gather.segment_count++] = {planes + image * spec_.group * group_plane +
+                                                y * spec_.height.stride * plan.plane_width + x,
+                                            pixels};
+        p += pixels;
+      }
+      int64_t group = -1;
+      for (const ChannelTile& tile : tiles_) {
+        if (tile.group != group) {
+          if (tile.group > 0) {
+            for (int64_t s = 0; s < gather.segment_count; ++s) segments[s].words += group_plane;
+          }
+          isa_.gather_patches(gather);
+          group = tile.group;
+        }
+        ConvolvePatchesArgs args{};
+        args.patches = gather.patches;
+        args.words = window_words_;
+        args.patterns = patterns;
+        args.weights = plain_weights_.data() + tile.channel * window_words_;
+        args.initial = plan.pattern_sums.data() + tile.table_offset * kMaxPatterns;
+        const int64_t plane = (image * spec_.out_channels + tile.channel) * image_pixels + first;
+        args.finish.products = products;
+        args.finish.scale = scale_.data() + tile.table_offset;
+        args.finish.bias = bias_.data() + tile.table_offset;
+        args.finish.pixels = count;
+        args.finish.channels = tile.channels;
+        args.finish.channel_stride = image_pixels;
+        if (output.out != nullptr) args.finish.out = output.out + plane;
+        if (output.residual != nullptr) args.finish.residual = output.residual + plane;
+        if (output.bits == nullptr) {
+          isa_.convolve_patches(args);
+          continue;
+        }
+        args.finish.threshold = float_threshold_.data() + tile.table_offset;
+        const int64_t begin = image * image_pixels + first;
+        WriteBits(tile, Range{begin, begin + count}, output.bits,
+                  [&](uint32_t* to, int64_t stride) {
+                    args.finish.bits = to;
+                    args.finish.bits_stride = stride;
+                    isa_.convolve_patches(args);
+                  });
+      }
+    }
+    CountCalls(isa_, static_cast<uint64_t>((range.end - range.begin) *
+                                           static_cast<int64_t>(tiles_.size())));
+  });
 }
 
 }  // namespace bnn_deploy

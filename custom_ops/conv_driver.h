@@ -1,15 +1,16 @@
 // A binary convolution with its weights: padding, tiles and threads around the micro-kernels.
 //
-// With bits for +1 and -1, a window of n = channels / group * taps products of which `mis` differ
-// sums to acc = n - 2 * mis. Padded taps hold the given pad bits, or, for zero padding, 0 bits and
-// a correction: let R be the taps of the window inside the image. A tap outside contributes
-// popcount(W there) to mis and must contribute nothing to acc, so that
+// With bits for +1 and -1, a window of n products of which mis differ sums to acc = n - 2 * mis.
+// Padded taps hold the given pad bits, or, for zero padding, 0 bits and a correction: let R be the
+// taps of the window inside the image. A tap outside must contribute nothing, so n counts only the
+// products of R, and the popcount(W there) that a tap outside adds to mis is taken off beforehand:
 //
-//   acc = base - 2 * mis   with   base = channels / group * |R| + 2 * popcount(W outside R).
+//   n = channels / group * |R|   and   mis = -popcount(W outside of R) + all counted mismatches.
 //
 // R is a rectangle that depends on the output row and column alone and takes few values (9 for a
-// 3x3 kernel with padding 1), so `base` is a small table per image size and the micro-kernels know
-// no special case. For bit output the table holds the largest mis that still reaches the threshold.
+// 3x3 kernel with padding 1), so n and the initial value of mis are a small table per image size
+// and the micro-kernels know no special case. For bit output the threshold is part of the initial
+// value, too: acc >= threshold exactly where the sum is negative.
 
 #ifndef BNN_DEPLOY_CONV_DRIVER_H_
 #define BNN_DEPLOY_CONV_DRIVER_H_
@@ -43,17 +44,31 @@ struct BitBatch {
   int64_t width;
 };
 
+struct FloatConstants {
+  const float* scale;
+  const float* bias;
+  const float* threshold;  // null: the driver gives no bits next to floats
+};
+
+// out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x];
+// bits[n][y][x]: the bit of channel o is out[n][o][y][x] >= threshold[o].
+struct FloatOutput {
+  float* out;             // may be null next to bits
+  const float* residual;  // null: none, and then no bits
+  uint32_t* bits;         // may be null
+};
+
 class ConvDriver {
  public:
   // weights: [out_channels][kernel height][kernel width][ceil(channels / group / 32)], unused bits
   // 0. Everything is copied. The caller has checked: group divides both channel counts, and
   // channels / group * taps < 2^24.
-  ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights, const float* scale,
-             const float* bias);
+  ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
+             const FloatConstants& constants);
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights, const int32_t* threshold);
 
-  // out: [batch][out_channels][output height][output width], for a driver with scale and bias.
-  void Run(const BitBatch& input, float* out, const TaskRunner& runner) const;
+  // For a driver with float constants.
+  void Run(const BitBatch& input, const FloatOutput& output, const TaskRunner& runner) const;
   // out: [batch][output height][output width][ceil(out_channels / 32)], for one with thresholds.
   void Run(const BitBatch& input, uint32_t* out, const TaskRunner& runner) const;
 
@@ -63,29 +78,41 @@ class ConvDriver {
     int64_t group;
     int64_t channel;  // the first output channel
     int64_t channels;
-    int64_t table_offset;    // of the first channel in scale_, bias_, threshold_ and table rows
+    int64_t table_offset;    // of the first channel in scale_, bias_, float_threshold_, table rows
     int64_t weights_offset;  // in weights_
     int64_t blocks;
   };
-  struct Plan;   // what depends on the image size
-  struct Image;  // where the words of a window are
+  struct Plan;        // what depends on the image size
+  struct Image;       // where the words of a window are
+  struct PixelBlock;  // where the windows of some pixels are
 
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights);
   void PackWeights(const uint32_t* weights);
   void CountTapBits(const uint32_t* weights);
   std::shared_ptr<const Plan> PlanFor(int64_t height, int64_t width) const;
   std::shared_ptr<const Plan> MakePlan(int64_t height, int64_t width) const;
-  int32_t TableEntry(int64_t channel, TapRange rows, TapRange columns) const;
+  int32_t InitialSum(int64_t channel, TapRange rows, TapRange columns) const;
   Image Prepare(const BitBatch& input, const Plan& plan, const TaskRunner& runner) const;
   void CopyRow(const BitBatch& input, int64_t image, int64_t group, int64_t row,
                int64_t padded_width, uint32_t* out) const;
-  void LocatePixels(const Plan& plan, const Image& image, const ChannelTile& tile, Range pixels,
-                    const uint32_t** windows, const int32_t** rows) const;
-  void GatherWindows(const Plan& plan, int64_t pixels, const uint32_t** windows,
-                     Buffer<uint32_t>& gathered) const;
-  template <typename Finish>
-  void ForEachTile(const BitBatch& input, bool split_channels, const TaskRunner& runner,
-                   const Finish& finish) const;
+  void LocatePixels(const Plan& plan, const Image& image, int64_t group, Range pixels,
+                    PixelBlock* block) const;
+  void GatherWindows(const Plan& plan, int64_t pixels, PixelBlock* block) const;
+  void RunWithPatches(const BitBatch& input, const Plan& plan, const FloatOutput& output,
+                      const TaskRunner& runner) const;
+  const uint32_t* SplitPlanes(const BitBatch& input, const Plan& plan,
+                              const TaskRunner& runner) const;
+  int64_t TaskCount(int64_t pixels, int64_t most) const;
+  int64_t PaddedSize(int64_t batch, const Plan& plan, int64_t width) const;
+  void AddPatches(int64_t patterns, int64_t row_patterns,
+                  const std::vector<int64_t>& column_patterns, Plan* plan) const;
+  template <typename Process>
+  void ForEachBlock(const BitBatch& input, const Plan& plan, int64_t grain, bool split_channels,
+                    const TaskRunner& runner, const Process& process) const;
+  template <typename Fill>
+  void WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out, const Fill& fill) const;
+  // Whether tasks can write the bits of different groups, which then share no word.
+  bool GroupsAreWholeWords() const;
 
   const Isa& isa_;
   const ConvSpec spec_;
@@ -96,10 +123,12 @@ class ConvDriver {
   std::vector<ChannelTile> tiles_;
   int64_t table_width_ = 0;
   Buffer<uint32_t> weights_;
+  std::vector<uint32_t> plain_weights_;  // as given, for micro-kernels that work on patches
   // Per output channel, the set bits of the taps above and left of each tap (summed-area table).
   std::vector<int32_t> tap_bits_;
   Buffer<float> scale_;
   Buffer<float> bias_;
+  Buffer<float> float_threshold_;   // NaN for unused channels
   std::vector<int32_t> threshold_;  // empty: float output
 
   mutable std::mutex plan_mutex_;

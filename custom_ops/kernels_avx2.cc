@@ -46,22 +46,25 @@ __m256i TableRow(unsigned offset) {
   return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(row)));
 }
 
+__m256i LoadInts(const int32_t* values) {
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(values));
+}
+
 void AddTo(int32_t* out, __m128i sums) {
   __m256i* const to = reinterpret_cast<__m256i*>(out);
   _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), _mm256_cvtepu16_epi32(sums)));
 }
 
 template <int kPixels, int kVectors>
-void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
-  const int64_t block_size = args.runs * args.run_words * kBlock;
-  const uint32_t* const first = args.weights + block * block_size;
-  const uint8_t* weights = reinterpret_cast<const uint8_t*>(first);
-  const int64_t vector_stride = block_size * 4;
-  int32_t* const out = args.mismatches + pixel * kTileChannels + block * kBlock;
+void AccumulateTile(const AccumulateArgs& args, int64_t pixel) {
+  const uint8_t* weights = reinterpret_cast<const uint8_t*>(args.weights);
+  int32_t* const out = args.sums + pixel * kTileChannels;
   const __m256i zero = _mm256_setzero_si256();
   for (int p = 0; p < kPixels; ++p) {
+    const int32_t* const initial = args.initial[pixel + p] + args.initial_offset;
     for (int i = 0; i < kVectors * kBlock; i += 8) {
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out + p * kTileChannels + i), zero);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out + p * kTileChannels + i),
+                         LoadInts(initial + i));
     }
   }
   // 16-bit sums: low[p][v] of the channels 0-7 and 16-23 of vector v, high[p][v] of the others.
@@ -98,12 +101,12 @@ void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
       UNROLL for (int p = 0; p < kPixels; ++p) {
         UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = zero;
       }
-      for (const int64_t end = k + bytes; k < end; ++k, weights += kBlock) {
+      for (const int64_t end = k + bytes; k < end; ++k, weights += kVectors * kBlock) {
         const __m256i nibble = _mm256_set1_epi8(15);
         __m256i w0[kVectors], w1[kVectors];
         UNROLL for (int v = 0; v < kVectors; ++v) {
           const __m256i w =
-              _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + v * vector_stride));
+              _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + v * kBlock));
           w0[v] = _mm256_and_si256(w, nibble);
           w1[v] = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
         }
@@ -130,20 +133,35 @@ void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
 }
 
 template <int kVectors>
-void AccumulateVectors(const AccumulateArgs& args, int64_t block) {
+void AccumulateVectors(const AccumulateArgs& args) {
   int64_t pixel = 0;
   for (; pixel + kMaxPixels <= args.pixels; pixel += kMaxPixels) {
-    AccumulateTile<kMaxPixels, kVectors>(args, pixel, block);
+    AccumulateTile<kMaxPixels, kVectors>(args, pixel);
   }
-  for (; pixel < args.pixels; ++pixel) AccumulateTile<1, kVectors>(args, pixel, block);
+  for (; pixel < args.pixels; ++pixel) AccumulateTile<1, kVectors>(args, pixel);
 }
 
 void Accumulate(const AccumulateArgs& args) {
   static_assert(kMaxVectors * kBlock == kTileChannels, "a tile is one register tile wide");
   if (args.blocks == 2) {
-    AccumulateVectors<2>(args, 0);
+    AccumulateVectors<2>(args);
   } else {
-    AccumulateVectors<1>(args, 0);
+    AccumulateVectors<1>(args);
+  }
+}
+
+void AccumulateBits(const AccumulateBitsArgs& args) {
+  Accumulate(args.accumulate);
+  for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
+    const int32_t* const sums = args.accumulate.sums + p * kTileChannels;
+    for (int64_t block = 0; block < args.accumulate.blocks; ++block) {
+      uint32_t bits = 0;
+      for (int64_t i = 0; i < kBlock; i += 8) {
+        const __m256 signs = _mm256_castsi256_ps(LoadInts(sums + block * kBlock + i));
+        bits |= static_cast<uint32_t>(_mm256_movemask_ps(signs)) << i;
+      }
+      args.out[p * args.pixel_stride + block] = bits;
+    }
   }
 }
 
@@ -173,60 +191,82 @@ __m256i FirstLanes(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes);
 }
 
-__m256i LoadInts(const int32_t* values) {
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(values));
-}
-
+// The values, without a residual, of 8 channels of a pixel.
 __m256 ScaledSums(const FinishFloatArgs& args, int64_t pixel, int64_t channel) {
-  const __m256i mismatches = LoadInts(args.mismatches + pixel * kTileChannels + channel);
-  const __m256i base = LoadInts(args.base[pixel] + channel);
-  const __m256 sums = _mm256_cvtepi32_ps(_mm256_sub_epi32(base, _mm256_slli_epi32(mismatches, 1)));
-  return _mm256_add_ps(_mm256_mul_ps(sums, _mm256_load_ps(args.scale + channel)),
+  const __m256 sums = _mm256_cvtepi32_ps(LoadInts(args.sums + pixel * kTileChannels + channel));
+  const __m256 products = _mm256_broadcast_ss(args.products + pixel);
+  const __m256 dot = _mm256_sub_ps(products, _mm256_add_ps(sums, sums));  // exact
+  return _mm256_add_ps(_mm256_mul_ps(dot, _mm256_load_ps(args.scale + channel)),
                        _mm256_load_ps(args.bias + channel));
 }
 
-void FinishFloat(const FinishFloatArgs& args) {
-  for (int64_t channel = 0; channel < args.channels; channel += 8) {
-    const int64_t rest = args.channels - channel;
-    const int64_t channels = rest < 8 ? rest : 8;
-    float* out = args.out + channel * args.channel_stride;
-    if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected: rows are channels
-      _mm256_maskstore_ps(out, FirstLanes(channels), ScaledSums(args, 0, channel));
-      continue;
+// A block of up to 8 channels x 8 pixels. Returns the bits of the channels for each pixel.
+template <bool kResidual>
+__m256i FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel) {
+  const int64_t last = args.pixels - 1 - pixel;
+  const int64_t channels = args.channels - channel < 8 ? args.channels - channel : 8;
+  __m256 rows[8];
+  // Rows past the last pixel repeat it and are masked.
+  for (int i = 0; i < 8; ++i) rows[i] = ScaledSums(args, pixel + (i < last ? i : last), channel);
+  Transpose8x8(rows);
+  const int64_t offset = channel * args.channel_stride + pixel;
+  const __m256i mask = FirstLanes(last + 1);
+  if (kResidual) {
+    for (int64_t i = 0; i < channels; ++i) {
+      const float* const residual = args.residual + offset + i * args.channel_stride;
+      rows[i] = _mm256_add_ps(rows[i], _mm256_maskload_ps(residual, mask));
     }
+  }
+  if (args.out != nullptr) {
+    float* const out = args.out + offset;
+    if (last >= 7) {
+      for (int64_t i = 0; i < channels; ++i) {
+        _mm256_storeu_ps(out + i * args.channel_stride, rows[i]);
+      }
+    } else {
+      for (int64_t i = 0; i < channels; ++i) {
+        _mm256_maskstore_ps(out + i * args.channel_stride, mask, rows[i]);
+      }
+    }
+  }
+  __m256i bits = _mm256_setzero_si256();
+  if (kResidual && args.bits != nullptr) {
+    for (int i = 0; i < 8; ++i) {
+      const __m256 threshold = _mm256_broadcast_ss(args.threshold + channel + i);
+      const __m256i above = _mm256_castps_si256(_mm256_cmp_ps(rows[i], threshold, _CMP_GE_OQ));
+      bits = _mm256_or_si256(bits, _mm256_and_si256(above, _mm256_set1_epi32(1 << i)));
+    }
+  }
+  return bits;
+}
+
+template <bool kResidual>
+void FinishTile(const FinishFloatArgs& args) {
+  for (int64_t channel = 0; channel < args.channels; channel += 32) {
     for (int64_t pixel = 0; pixel < args.pixels; pixel += 8) {
-      const int64_t last = args.pixels - 1 - pixel;
-      __m256 rows[8];
-      // Rows past the last pixel repeat it; the mask keeps them from being stored.
-      for (int i = 0; i < 8; ++i)
-        rows[i] = ScaledSums(args, pixel + (i < last ? i : last), channel);
-      Transpose8x8(rows);
-      if (last >= 7) {
-        for (int64_t i = 0; i < channels; ++i) {
-          _mm256_storeu_ps(out + i * args.channel_stride + pixel, rows[i]);
-        }
-      } else {
-        const __m256i mask = FirstLanes(last + 1);
-        for (int64_t i = 0; i < channels; ++i) {
-          _mm256_maskstore_ps(out + i * args.channel_stride + pixel, mask, rows[i]);
+      __m256i bits = _mm256_setzero_si256();
+      for (int64_t i = 0; i < 32 && channel + i < args.channels; i += 8) {
+        const __m256i part = FinishBlock<kResidual>(args, channel + i, pixel);
+        bits = _mm256_or_si256(bits, _mm256_slli_epi32(part, static_cast<int>(i)));
+      }
+      if (kResidual && args.bits != nullptr) {
+        alignas(32) uint32_t words[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(words), bits);
+        uint32_t* const out = args.bits + pixel * args.bits_stride + channel / 32;
+        for (int64_t p = 0; p < 8 && pixel + p < args.pixels; ++p) {
+          out[p * args.bits_stride] = words[p];
         }
       }
     }
   }
 }
 
-void FinishBits(const FinishBitsArgs& args) {
-  for (int64_t p = 0; p < args.pixels; ++p) {
-    const int32_t* mismatches = args.mismatches + p * kTileChannels;
-    for (int64_t word = 0; word < args.words; ++word) {
-      uint32_t above = 0;
-      for (int64_t i = 0; i < 32; i += 8) {
-        const __m256i greater = _mm256_cmpgt_epi32(LoadInts(mismatches + word * 32 + i),
-                                                   LoadInts(args.limit[p] + word * 32 + i));
-        above |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(greater))) << i;
-      }
-      args.out[p * args.pixel_stride + word] = ~above;
-    }
+void FinishFloat(const FinishFloatArgs& args) {
+  if (args.residual != nullptr) return FinishTile<true>(args);
+  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false>(args);
+  for (int64_t channel = 0; channel < args.channels; channel += 8) {  // fully connected
+    _mm256_maskstore_ps(args.out + channel, FirstLanes(args.channels - channel),
+                        ScaledSums(args, 0, channel));
   }
 }
 
@@ -273,7 +313,8 @@ void Binarize(const BinarizeArgs& args) {
 }  // namespace
 
 extern const Isa kIsaAvx2 = {
-    "avx2", kBlock, kGranule, Accumulate, FinishFloat, FinishBits, Binarize,
+    "avx2",         kBlock,      kGranule, true,    Accumulate,
+    AccumulateBits, FinishFloat, Binarize, nullptr, nullptr,
 };
 
 }  // namespace bnn_deploy

@@ -3,13 +3,17 @@
 // vpaddd. On the four 512-bit pipes of Zen 5 that allows 683 per cycle; the loop below reaches 660
 // with weights in the first-level cache. A tile of 6 pixels x 4 vectors keeps its 24 sums in
 // registers and needs 10 loads for 72 operations.
+//
+// Large images with float output go the other way round (ConvolvePatches): a vector holds one word
+// of 16 pixels, the weight word is broadcast, and the sums are rows of the output planes as they
+// are. The finish that transposes took 18 % of a 3x3 convolution of 64 channels at 56x56.
 
 #include <immintrin.h>
 
 #include "micro_kernel.h"
 
 // Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 
 namespace bnn_deploy {
 namespace {
@@ -19,21 +23,24 @@ constexpr int64_t kGranule = 4;     // bytes of a channel side by side
 constexpr int kMaxPixels = 6;       // pixels per register tile
 constexpr int64_t kMaxVectors = 4;  // vectors per register tile
 
-template <int kPixels, int kVectors>
-void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
-  const int64_t block_size = args.runs * args.run_words * kBlock;
-  const uint32_t* weights = args.weights + block * block_size;
+// Calls finish(pixel, sums) with the sums of a register tile.
+template <int kPixels, int kVectors, typename Finish>
+void AccumulateTile(const AccumulateArgs& args, int64_t pixel, const Finish& finish) {
+  const uint32_t* weights = args.weights;
   __m512i sums[kPixels][kVectors];
   UNROLL for (int p = 0; p < kPixels; ++p) {
-    UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = _mm512_setzero_si512();
+    const int32_t* const initial = args.initial[pixel + p] + args.initial_offset;
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      sums[p][v] = _mm512_load_si512(initial + v * kBlock);
+    }
   }
   for (int64_t run = 0; run < args.runs; ++run) {
     const uint32_t* a[kPixels];
     UNROLL for (int p = 0; p < kPixels; ++p) a[p] = args.windows[pixel + p] + args.run_offsets[run];
     for (int64_t k = 0; k < args.run_words; ++k) {
       __m512i w[kVectors];
-      UNROLL for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(weights + v * block_size);
-      weights += kBlock;
+      UNROLL for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(weights + v * kBlock);
+      weights += kVectors * kBlock;
       UNROLL for (int p = 0; p < kPixels; ++p) {
         const __m512i word = _mm512_set1_epi32(static_cast<int>(a[p][k]));
         UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -43,46 +50,80 @@ void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
       }
     }
   }
-  int32_t* out = args.mismatches + pixel * kTileChannels + block * kBlock;
-  UNROLL for (int p = 0; p < kPixels; ++p) {
-    UNROLL for (int v = 0; v < kVectors; ++v) {
-      _mm512_store_si512(out + p * kTileChannels + v * kBlock, sums[p][v]);
-    }
-  }
+  finish(pixel, sums);
 }
 
-template <int kVectors>
-void AccumulateVectors(const AccumulateArgs& args, int64_t block) {
+template <int kVectors, typename Finish>
+void AccumulateVectors(const AccumulateArgs& args, const Finish& finish) {
   int64_t pixel = 0;
   for (; pixel + kMaxPixels <= args.pixels; pixel += kMaxPixels) {
-    AccumulateTile<kMaxPixels, kVectors>(args, pixel, block);
+    AccumulateTile<kMaxPixels, kVectors>(args, pixel, finish);
   }
   switch (args.pixels - pixel) {
     case 5:
-      return AccumulateTile<5, kVectors>(args, pixel, block);
+      return AccumulateTile<5, kVectors>(args, pixel, finish);
     case 4:
-      return AccumulateTile<4, kVectors>(args, pixel, block);
+      return AccumulateTile<4, kVectors>(args, pixel, finish);
     case 3:
-      return AccumulateTile<3, kVectors>(args, pixel, block);
+      return AccumulateTile<3, kVectors>(args, pixel, finish);
     case 2:
-      return AccumulateTile<2, kVectors>(args, pixel, block);
+      return AccumulateTile<2, kVectors>(args, pixel, finish);
     case 1:
-      return AccumulateTile<1, kVectors>(args, pixel, block);
+      return AccumulateTile<1, kVectors>(args, pixel, finish);
   }
 }
 
-void Accumulate(const AccumulateArgs& args) {
+template <typename Finish>
+void AccumulateBlocks(const AccumulateArgs& args, const Finish& finish) {
   static_assert(kMaxVectors * kBlock == kTileChannels, "a tile is one register tile wide");
   switch (args.blocks) {
     case 4:
-      return AccumulateVectors<4>(args, 0);
+      return AccumulateVectors<4>(args, finish);
     case 3:
-      return AccumulateVectors<3>(args, 0);
+      return AccumulateVectors<3>(args, finish);
     case 2:
-      return AccumulateVectors<2>(args, 0);
+      return AccumulateVectors<2>(args, finish);
     case 1:
-      return AccumulateVectors<1>(args, 0);
+      return AccumulateVectors<1>(args, finish);
   }
+}
+
+// What becomes of the sums of a register tile.
+struct StoreSums {
+  int32_t* out;
+
+  template <int kPixels, int kVectors>
+  void operator()(int64_t pixel, const __m512i (&sums)[kPixels][kVectors]) const {
+    int32_t* const to = out + pixel * kTileChannels;
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        _mm512_store_si512(to + p * kTileChannels + v * kBlock, sums[p][v]);
+      }
+    }
+  }
+};
+
+struct StoreSigns {
+  uint32_t* out;
+  int64_t pixel_stride;
+
+  template <int kPixels, int kVectors>
+  void operator()(int64_t pixel, const __m512i (&sums)[kPixels][kVectors]) const {
+    uint32_t* const to = out + pixel * pixel_stride;
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      UNROLL for (int v = 0; v < kVectors; v += 2) {
+        const __mmask16 low = _mm512_movepi32_mask(sums[p][v]);
+        const __mmask16 high = v + 1 < kVectors ? _mm512_movepi32_mask(sums[p][v + 1]) : 0;
+        to[p * pixel_stride + v / 2] = _mm512_kunpackw(high, low);
+      }
+    }
+  }
+};
+
+void Accumulate(const AccumulateArgs& args) { AccumulateBlocks(args, StoreSums{args.sums}); }
+
+void AccumulateBits(const AccumulateBitsArgs& args) {
+  AccumulateBlocks(args.accumulate, StoreSigns{args.out, args.pixel_stride});
 }
 
 // rows[i][j] becomes rows[j][i]: 32-bit pairs, then 64-bit pairs, then 128-bit lanes, twice.
@@ -112,112 +153,273 @@ __attribute__((always_inline)) inline void Transpose16x16(__m512 rows[16]) {
   }
 }
 
+// The first `count` lanes: none for a count below 0, all for one above 16.
+__mmask16 FirstLanes(int64_t count) {
+  return static_cast<__mmask16>(count < 0 ? 0 : count < 16 ? (1u << count) - 1 : 0xffffu);
+}
+
+// Lane p goes to out[p * pixel_stride].
+void StoreColumn(__m512i words, __mmask16 mask, uint32_t* out, int64_t pixel_stride) {
+  const __m512i offsets =
+      _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(pixel_stride)),
+                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  _mm512_mask_i32scatter_epi32(out, mask, offsets, words, 4);
+}
+
+// The values, without a residual, of 16 channels of a pixel.
 __m512 ScaledSums(const FinishFloatArgs& args, int64_t pixel, int64_t channel) {
-  const __m512i mismatches = _mm512_load_si512(args.mismatches + pixel * kTileChannels + channel);
-  const __m512i base = _mm512_load_si512(args.base[pixel] + channel);
-  const __m512i sums = _mm512_sub_epi32(base, _mm512_slli_epi32(mismatches, 1));
-  const __m512 scaled =
-      _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_load_ps(args.scale + channel));
+  const __m512 sums =
+      _mm512_cvtepi32_ps(_mm512_load_si512(args.sums + pixel * kTileChannels + channel));
+  const __m512 products = _mm512_set1_ps(args.products[pixel]);
+  const __m512 dot = _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), sums, products);  // exact
+  const __m512 scaled = _mm512_mul_ps(dot, _mm512_load_ps(args.scale + channel));
   return _mm512_add_ps(scaled, _mm512_load_ps(args.bias + channel));
 }
 
-// One block of up to 16 channels x 16 pixels. Rows past the last pixel repeat it and are masked.
-template <bool kWhole>
-void FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel) {
+// A block of up to 16 channels x 16 pixels. Returns the bits of the channels for each pixel.
+template <bool kWhole, bool kResidual>
+__m512i FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel) {
   const int64_t pixels = args.pixels - pixel;
   const int64_t channels = args.channels - channel;
   __m512 rows[16];
+  // Rows past the last pixel repeat it and are masked.
   for (int i = 0; i < 16; ++i) {
     rows[i] = ScaledSums(args, pixel + (kWhole || i < pixels ? i : pixels - 1), channel);
   }
   Transpose16x16(rows);
-  float* out = args.out + channel * args.channel_stride + pixel;
-  if (kWhole) {
-    for (int i = 0; i < 16; ++i) _mm512_storeu_ps(out + i * args.channel_stride, rows[i]);
-    return;
+  const int64_t offset = channel * args.channel_stride + pixel;
+  const __mmask16 mask = kWhole ? 0xffff : FirstLanes(pixels);
+  if (kResidual) {
+    const float* const residual = args.residual + offset;
+    for (int i = 0; i < 16 && (kWhole || i < channels); ++i) {
+      const __m512 other = _mm512_maskz_loadu_ps(mask, residual + i * args.channel_stride);
+      rows[i] = _mm512_add_ps(rows[i], other);
+    }
   }
-  const __mmask16 mask = static_cast<__mmask16>(pixels < 16 ? (1u << pixels) - 1 : 0xffffu);
-  for (int i = 0; i < 16 && i < channels; ++i) {
-    _mm512_mask_storeu_ps(out + i * args.channel_stride, mask, rows[i]);
+  if (!kResidual || args.out != nullptr) {
+    float* const out = args.out + offset;
+    for (int i = 0; i < 16 && (kWhole || i < channels); ++i) {
+      _mm512_mask_storeu_ps(out + i * args.channel_stride, mask, rows[i]);
+    }
   }
+  __m512i bits = _mm512_setzero_si512();
+  if (kResidual && args.bits != nullptr) {
+    for (int i = 0; i < 16; ++i) {
+      const __m512 threshold = _mm512_set1_ps(args.threshold[channel + i]);
+      const __mmask16 above = _mm512_cmp_ps_mask(rows[i], threshold, _CMP_GE_OQ);
+      bits = _mm512_mask_or_epi32(bits, above, bits, _mm512_set1_epi32(1 << i));
+    }
+  }
+  return bits;
 }
 
-void FinishFloat(const FinishFloatArgs& args) {
-  for (int64_t channel = 0; channel < args.channels; channel += 16) {
-    const int64_t channels = args.channels - channel;
-    if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected: rows are channels
-      const __mmask16 mask = static_cast<__mmask16>(channels < 16 ? (1u << channels) - 1 : 0xffffu);
-      _mm512_mask_storeu_ps(args.out + channel, mask, ScaledSums(args, 0, channel));
-      continue;
-    }
+template <bool kResidual>
+void FinishTile(const FinishFloatArgs& args) {
+  for (int64_t channel = 0; channel < args.channels; channel += 32) {
     for (int64_t pixel = 0; pixel < args.pixels; pixel += 16) {
-      if (channels >= 16 && args.pixels - pixel >= 16) {
-        FinishBlock<true>(args, channel, pixel);
-      } else {
-        FinishBlock<false>(args, channel, pixel);
+      const int64_t pixels = args.pixels - pixel < 16 ? args.pixels - pixel : 16;
+      __m512i bits = _mm512_setzero_si512();
+      for (int64_t half = 0; half < 32 && channel + half < args.channels; half += 16) {
+        const bool whole = pixels == 16 && args.channels - channel - half >= 16;
+        const __m512i half_bits = whole
+                                      ? FinishBlock<true, kResidual>(args, channel + half, pixel)
+                                      : FinishBlock<false, kResidual>(args, channel + half, pixel);
+        bits = _mm512_or_si512(bits, half == 0 ? half_bits : _mm512_slli_epi32(half_bits, 16));
+      }
+      if (kResidual && args.bits != nullptr) {
+        StoreColumn(bits, FirstLanes(pixels), args.bits + pixel * args.bits_stride + channel / 32,
+                    args.bits_stride);
       }
     }
   }
 }
 
-void FinishBits(const FinishBitsArgs& args) {
-  for (int64_t p = 0; p < args.pixels; ++p) {
-    const int32_t* mismatches = args.mismatches + p * kTileChannels;
-    const int32_t* limit = args.limit[p];
-    for (int64_t word = 0; word < args.words; ++word) {
-      const __mmask16 low = _mm512_cmple_epi32_mask(_mm512_load_si512(mismatches + word * 32),
-                                                    _mm512_load_si512(limit + word * 32));
-      const __mmask16 high = _mm512_cmple_epi32_mask(_mm512_load_si512(mismatches + word * 32 + 16),
-                                                     _mm512_load_si512(limit + word * 32 + 16));
-      args.out[p * args.pixel_stride + word] = _mm512_kunpackw(high, low);
+void FinishFloat(const FinishFloatArgs& args) {
+  if (args.residual != nullptr) return FinishTile<true>(args);
+  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false>(args);
+  for (int64_t channel = 0; channel < args.channels; channel += 16) {  // fully connected
+    _mm512_mask_storeu_ps(args.out + channel, FirstLanes(args.channels - channel),
+                          ScaledSums(args, 0, channel));
+  }
+}
+
+void GatherPatches(const GatherPatchesArgs& args) {
+  for (int64_t k = 0; k < args.words; ++k) {
+    // Each segment overwrites what the last vector of the one before wrote too much.
+    uint32_t* to = args.patches + k * kTilePixels;
+    for (int64_t s = 0; s < args.segment_count; ++s) {
+      const PatchSegment& segment = args.segments[s];
+      const uint32_t* const from = segment.words + args.offsets[k];
+      for (int64_t p = 0; p < segment.pixels; p += 16) {
+        _mm512_storeu_si512(to + p, _mm512_loadu_si512(from + p));
+      }
+      to += segment.pixels;
+    }
+  }
+}
+
+// A register tile of channels x vectors of 16 pixels. words: the bits of 32 channels per pixel, to
+// which those of this tile are added.
+template <int kChannels, int kVectors, bool kResidual>
+void ConvolveTile(const ConvolvePatchesArgs& args, int64_t channel, uint32_t* words) {
+  const uint32_t* w[kChannels];
+  __m512i sums[kChannels][kVectors];
+  UNROLL for (int c = 0; c < kChannels; ++c) {
+    w[c] = args.weights + (channel + c) * args.words;
+    const __m512i initial = _mm512_load_si512(args.initial + (channel + c) * kMaxPatterns);
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const __m512i patterns = _mm512_load_si512(args.patterns + v * 16);
+      sums[c][v] = _mm512_permutexvar_epi32(patterns, initial);
+    }
+  }
+  const uint32_t* patches = args.patches;
+  for (int64_t k = 0; k < args.words; ++k, patches += kTilePixels) {
+    __m512i a[kVectors];
+    UNROLL for (int v = 0; v < kVectors; ++v) a[v] = _mm512_load_si512(patches + v * 16);
+    UNROLL for (int c = 0; c < kChannels; ++c) {
+      const __m512i word = _mm512_set1_epi32(static_cast<int>(w[c][k]));
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        const __m512i differing = _mm512_xor_si512(word, a[v]);
+        sums[c][v] = _mm512_add_epi32(sums[c][v], _mm512_popcnt_epi32(differing));
+        // Keeps GCC from making all differences first, for which there are no registers.
+        __asm__ volatile("" : "+v"(sums[c][v]));
+      }
+    }
+  }
+  // A local copy, as far as the compiler knows no store changes it.
+  const FinishFloatArgs finish = args.finish;
+  const __mmask16 last_mask = FirstLanes(finish.pixels - (kVectors - 1) * 16);
+  int64_t offset = channel * finish.channel_stride;
+  UNROLL for (int c = 0; c < kChannels; ++c) {
+    const int64_t o = channel + c;
+    const __m512 scale = _mm512_set1_ps(finish.scale[o]);
+    const __m512 bias = _mm512_set1_ps(finish.bias[o]);
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const __mmask16 mask = v + 1 < kVectors ? static_cast<__mmask16>(0xffff) : last_mask;
+      const __m512 products = _mm512_load_ps(finish.products + v * 16);
+      const __m512 dot =
+          _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), _mm512_cvtepi32_ps(sums[c][v]), products);
+      __m512 value = _mm512_add_ps(_mm512_mul_ps(dot, scale), bias);
+      if (kResidual) {
+        const float* const residual = finish.residual + offset + v * 16;
+        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, residual));
+      }
+      if (!kResidual || finish.out != nullptr) {
+        _mm512_mask_storeu_ps(finish.out + offset + v * 16, mask, value);
+      }
+      if (kResidual && finish.bits != nullptr) {
+        const __m512 threshold = _mm512_set1_ps(finish.threshold[o]);
+        const __mmask16 above = _mm512_cmp_ps_mask(value, threshold, _CMP_GE_OQ);
+        uint32_t* const word = words + o / 32 * kTilePixels + v * 16;
+        const __m512i bits = _mm512_load_si512(word);
+        const __m512i bit = _mm512_set1_epi32(static_cast<int>(1u << (o % 32)));
+        _mm512_store_si512(word, _mm512_mask_or_epi32(bits, above, bits, bit));
+      }
+    }
+    offset += finish.channel_stride;
+  }
+}
+
+template <int kVectors, bool kResidual>
+void ConvolveVectors(const ConvolvePatchesArgs& args, uint32_t* words) {
+  constexpr int kMaxChannels = 6;
+  const int64_t channels = args.finish.channels;
+  int64_t channel = 0;
+  for (; channel + kMaxChannels <= channels; channel += kMaxChannels) {
+    ConvolveTile<kMaxChannels, kVectors, kResidual>(args, channel, words);
+  }
+  switch (channels - channel) {
+    case 5:
+      return ConvolveTile<5, kVectors, kResidual>(args, channel, words);
+    case 4:
+      return ConvolveTile<4, kVectors, kResidual>(args, channel, words);
+    case 3:
+      return ConvolveTile<3, kVectors, kResidual>(args, channel, words);
+    case 2:
+      return ConvolveTile<2, kVectors, kResidual>(args, channel, words);
+    case 1:
+      return ConvolveTile<1, kVectors, kResidual>(args, channel, words);
+  }
+}
+
+template <bool kResidual>
+void ConvolveResidual(const ConvolvePatchesArgs& args, uint32_t* words) {
+  switch ((args.finish.pixels + 15) / 16) {
+    case 4:
+      return ConvolveVectors<4, kResidual>(args, words);
+    case 3:
+      return ConvolveVectors<3, kResidual>(args, words);
+    case 2:
+      return ConvolveVectors<2, kResidual>(args, words);
+    case 1:
+      return ConvolveVectors<1, kResidual>(args, words);
+  }
+}
+
+void ConvolvePatches(const ConvolvePatchesArgs& args) {
+  static_assert(kTilePixels == 64 && kTileChannels == 64 && kMaxPatterns == 16,
+                "what the tiles below are made for");
+  const FinishFloatArgs& finish = args.finish;
+  if (finish.residual == nullptr) return ConvolveResidual<false>(args, nullptr);
+  alignas(64) uint32_t words[kTileChannels / 32 * kTilePixels] = {};
+  ConvolveResidual<true>(args, words);
+  if (finish.bits == nullptr) return;
+  for (int64_t word = 0; word * 32 < finish.channels; ++word) {
+    for (int64_t p = 0; p < finish.pixels; p += 16) {
+      StoreColumn(_mm512_load_si512(words + word * kTilePixels + p), FirstLanes(finish.pixels - p),
+                  finish.bits + p * finish.bits_stride + word, finish.bits_stride);
     }
   }
 }
 
 // Lane i of a vector collects the word of pixel i, one channel (bit) at a time. kVectors vectors
-// are filled together, so that each plane is read in pieces of several cache lines.
-template <int kVectors>
-void BinarizeVectors(const BinarizeArgs& args, int64_t pixel, __mmask16 mask) {
+// are filled together: the longer the piece of a plane that is read at once, the less the planes
+// get in each other's way in the caches. kWhole: there are 16 * kVectors pixels.
+template <int kVectors, bool kWhole>
+void BinarizeVectors(const BinarizeArgs& args, int64_t pixel) {
+  const int64_t pixels = kWhole ? 16 * kVectors : args.pixels - pixel;
   const int64_t words = (args.channels + 31) / 32;
   for (int64_t word = 0; word < words; ++word) {
     const int64_t begin = word * 32;
     const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
     __m512i bits[kVectors];
-    for (int v = 0; v < kVectors; ++v) bits[v] = _mm512_setzero_si512();
+    UNROLL for (int v = 0; v < kVectors; ++v) bits[v] = _mm512_setzero_si512();
     __m512i bit = _mm512_set1_epi32(1);
     for (int64_t c = begin; c < end; ++c) {
       const float* plane = args.planes + c * args.channel_stride + pixel;
       const __m512 threshold = _mm512_set1_ps(args.threshold[c]);
-      for (int v = 0; v < kVectors; ++v) {
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        const __mmask16 mask = kWhole ? 0xffff : FirstLanes(pixels - v * 16);
         const __m512 x = _mm512_maskz_loadu_ps(mask, plane + v * 16);
         const __mmask16 above = _mm512_cmp_ps_mask(x, threshold, _CMP_GE_OQ);
         bits[v] = _mm512_mask_or_epi32(bits[v], above, bits[v], bit);
       }
       bit = _mm512_slli_epi32(bit, 1);
     }
-    uint32_t* out = args.out + pixel * words + word;
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512i offsets = _mm512_mullo_epi32(
-          _mm512_set1_epi32(static_cast<int>(words)),
-          _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-      _mm512_mask_i32scatter_epi32(out + v * 16 * words, mask, offsets, bits[v], 4);
+    uint32_t* const out = args.out + pixel * words + word;
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const __mmask16 mask = kWhole ? 0xffff : FirstLanes(pixels - v * 16);
+      StoreColumn(bits[v], mask, out + v * 16 * words, words);
     }
   }
 }
 
 void Binarize(const BinarizeArgs& args) {
   int64_t pixel = 0;
-  for (; pixel + 64 <= args.pixels; pixel += 64) BinarizeVectors<4>(args, pixel, 0xffff);
-  for (; pixel + 16 <= args.pixels; pixel += 16) BinarizeVectors<1>(args, pixel, 0xffff);
-  if (pixel < args.pixels) {
-    BinarizeVectors<1>(args, pixel, static_cast<__mmask16>((1u << (args.pixels - pixel)) - 1));
+  for (; pixel + 256 <= args.pixels; pixel += 256) BinarizeVectors<16, true>(args, pixel);
+  for (; pixel + 64 <= args.pixels; pixel += 64) BinarizeVectors<4, true>(args, pixel);
+  if (args.pixels - pixel > 16) {
+    BinarizeVectors<4, false>(args, pixel);
+  } else if (args.pixels > pixel) {
+    BinarizeVectors<1, false>(args, pixel);
   }
 }
 
 }  // namespace
 
 extern const Isa kIsaAvx512 = {
-    "avx512", kBlock, kGranule, Accumulate, FinishFloat, FinishBits, Binarize,
+    "avx512",       kBlock,      kGranule, true,          Accumulate,
+    AccumulateBits, FinishFloat, Binarize, GatherPatches, ConvolvePatches,
 };
 
 }  // namespace bnn_deploy

@@ -30,7 +30,11 @@ template <int kPixels>
 void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
   const uint32_t* weights = args.weights + block * args.run_words * kBlock;
   uint32x4_t low[kPixels], high[kPixels];
-  for (int p = 0; p < kPixels; ++p) low[p] = high[p] = vdupq_n_u32(0);
+  for (int p = 0; p < kPixels; ++p) {
+    const int32_t* const initial = args.initial[pixel + p] + args.initial_offset + block * kBlock;
+    low[p] = vreinterpretq_u32_s32(vld1q_s32(initial));
+    high[p] = vreinterpretq_u32_s32(vld1q_s32(initial + 4));
+  }
   const int64_t steps = args.run_words / kWordGranule;
   for (int64_t step = 0; step < steps;) {
     const int64_t end = steps - step < kMaxSteps ? steps : step + kMaxSteps;
@@ -55,7 +59,7 @@ void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
       high[p] = vaddw_u16(high[p], vget_high_u16(sums[p]));
     }
   }
-  int32_t* out = args.mismatches + pixel * kTileChannels + block * kBlock;
+  int32_t* out = args.sums + pixel * kTileChannels + block * kBlock;
   for (int p = 0; p < kPixels; ++p) {
     vst1q_s32(out + p * kTileChannels, vreinterpretq_s32_u32(low[p]));
     vst1q_s32(out + p * kTileChannels + 4, vreinterpretq_s32_u32(high[p]));
@@ -72,6 +76,24 @@ void Accumulate(const AccumulateArgs& args) {
   }
 }
 
+void AccumulateBits(const AccumulateBitsArgs& args) {
+  Accumulate(args.accumulate);
+  const int32_t lanes[4] = {0, 1, 2, 3};
+  const int32x4_t lane = vld1q_s32(lanes);
+  const int64_t channels = args.accumulate.blocks * kBlock;
+  for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
+    const int32_t* const sums = args.accumulate.sums + p * kTileChannels;
+    for (int64_t begin = 0; begin < channels; begin += 32) {
+      uint32_t bits = 0;
+      for (int64_t i = 0; i < 32 && begin + i < channels; i += 4) {
+        const uint32x4_t values = vreinterpretq_u32_s32(vld1q_s32(sums + begin + i));
+        bits |= vaddvq_u32(vshlq_u32(vshrq_n_u32(values, 31), lane)) << i;
+      }
+      args.out[p * args.pixel_stride + begin / 32] = bits;
+    }
+  }
+}
+
 // rows[i][j] becomes rows[j][i].
 void Transpose4x4(float32x4_t rows[4]) {
   const float32x4x2_t even = vtrnq_f32(rows[0], rows[1]);
@@ -82,11 +104,21 @@ void Transpose4x4(float32x4_t rows[4]) {
   }
 }
 
+// The values, without a residual, of 4 channels of a pixel.
 float32x4_t ScaledSums(const FinishFloatArgs& args, int64_t pixel, int64_t channel) {
-  const int32x4_t mismatches = vld1q_s32(args.mismatches + pixel * kTileChannels + channel);
-  const int32x4_t sums = vmlsq_n_s32(vld1q_s32(args.base[pixel] + channel), mismatches, 2);
-  const float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(sums), vld1q_f32(args.scale + channel));
+  const float32x4_t sums = vcvtq_f32_s32(vld1q_s32(args.sums + pixel * kTileChannels + channel));
+  const float32x4_t products = vdupq_n_f32(args.products[pixel]);
+  const float32x4_t dot = vfmsq_f32(products, sums, vdupq_n_f32(2.0f));  // exact
+  const float32x4_t scaled = vmulq_f32(dot, vld1q_f32(args.scale + channel));
   return vaddq_f32(scaled, vld1q_f32(args.bias + channel));
+}
+
+float32x4_t LoadFirst(const float* values, int64_t count) {
+  if (count >= 4) return vld1q_f32(values);
+  float32x4_t row = vld1q_dup_f32(values);
+  if (count > 1) row = vld1q_lane_f32(values + 1, row, 1);
+  if (count > 2) row = vld1q_lane_f32(values + 2, row, 2);
+  return row;
 }
 
 void StoreFirst(float* out, float32x4_t row, int64_t count) {
@@ -96,42 +128,50 @@ void StoreFirst(float* out, float32x4_t row, int64_t count) {
   if (count > 2) vst1q_lane_f32(out + 2, row, 2);
 }
 
-void FinishFloat(const FinishFloatArgs& args) {
-  for (int64_t channel = 0; channel < args.channels; channel += 4) {
-    const int64_t rest = args.channels - channel;
-    const int64_t channels = rest < 4 ? rest : 4;
-    float* out = args.out + channel * args.channel_stride;
-    if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected: rows are channels
-      StoreFirst(out, ScaledSums(args, 0, channel), channels);
-      continue;
+// A block of up to 4 channels x 4 pixels. Returns the bits of the channels for each pixel.
+uint32x4_t FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel) {
+  const int64_t last = args.pixels - 1 - pixel;
+  const int64_t channels = args.channels - channel < 4 ? args.channels - channel : 4;
+  float32x4_t rows[4];
+  // Rows past the last pixel repeat it and are not stored.
+  for (int i = 0; i < 4; ++i) rows[i] = ScaledSums(args, pixel + (i < last ? i : last), channel);
+  Transpose4x4(rows);
+  uint32x4_t bits = vdupq_n_u32(0);
+  for (int64_t i = 0; i < channels; ++i) {
+    const int64_t at = (channel + i) * args.channel_stride + pixel;
+    if (args.residual != nullptr) {
+      rows[i] = vaddq_f32(rows[i], LoadFirst(args.residual + at, last + 1));
     }
-    for (int64_t pixel = 0; pixel < args.pixels; pixel += 4) {
-      const int64_t last = args.pixels - 1 - pixel;
-      float32x4_t rows[4];
-      // Rows past the last pixel repeat it and are not stored.
-      for (int i = 0; i < 4; ++i)
-        rows[i] = ScaledSums(args, pixel + (i < last ? i : last), channel);
-      Transpose4x4(rows);
-      for (int64_t i = 0; i < channels; ++i) {
-        StoreFirst(out + i * args.channel_stride + pixel, rows[i], last + 1);
-      }
+    if (args.out != nullptr) StoreFirst(args.out + at, rows[i], last + 1);
+    if (args.bits != nullptr) {
+      const uint32x4_t above = vcgeq_f32(rows[i], vdupq_n_f32(args.threshold[channel + i]));
+      bits = vorrq_u32(bits, vandq_u32(above, vdupq_n_u32(1u << ((channel + i) % 32))));
     }
   }
+  return bits;
 }
 
-void FinishBits(const FinishBitsArgs& args) {
-  const int32_t powers[4] = {1, 2, 4, 8};
-  const uint32x4_t bit = vreinterpretq_u32_s32(vld1q_s32(powers));
-  for (int64_t p = 0; p < args.pixels; ++p) {
-    const int32_t* mismatches = args.mismatches + p * kTileChannels;
-    for (int64_t word = 0; word < args.words; ++word) {
-      uint32_t bits = 0;
-      for (int64_t i = 0; i < 32; i += 4) {
-        const uint32x4_t within = vcleq_s32(vld1q_s32(mismatches + word * 32 + i),
-                                            vld1q_s32(args.limit[p] + word * 32 + i));
-        bits |= vaddvq_u32(vandq_u32(within, bit)) << i;
+void FinishFloat(const FinishFloatArgs& args) {
+  if (args.pixels == 1 && args.channel_stride == 1 && args.residual == nullptr) {
+    for (int64_t channel = 0; channel < args.channels; channel += 4) {  // fully connected
+      StoreFirst(args.out + channel, ScaledSums(args, 0, channel), args.channels - channel);
+    }
+    return;
+  }
+  for (int64_t channel = 0; channel < args.channels; channel += 32) {
+    for (int64_t pixel = 0; pixel < args.pixels; pixel += 4) {
+      uint32x4_t bits = vdupq_n_u32(0);
+      for (int64_t i = 0; i < 32 && channel + i < args.channels; i += 4) {
+        bits = vorrq_u32(bits, FinishBlock(args, channel + i, pixel));
       }
-      args.out[p * args.pixel_stride + word] = bits;
+      if (args.bits != nullptr) {
+        uint32_t words[4];
+        vst1q_u32(words, bits);
+        uint32_t* const out = args.bits + pixel * args.bits_stride + channel / 32;
+        for (int64_t p = 0; p < 4 && pixel + p < args.pixels; ++p) {
+          out[p * args.bits_stride] = words[p];
+        }
+      }
     }
   }
 }
@@ -182,7 +222,8 @@ void Binarize(const BinarizeArgs& args) {
 }  // namespace
 
 extern const Isa kIsaNeon = {
-    "neon", kBlock, kWordGranule * 4, Accumulate, FinishFloat, FinishBits, Binarize,
+    "neon",         kBlock,      kWordGranule * 4, false,   Accumulate,
+    AccumulateBits, FinishFloat, Binarize,         nullptr, nullptr,
 };
 
 }  // namespace bnn_deploy

@@ -46,33 +46,50 @@ void Accumulate(const AccumulateArgs& args) {
   for (int64_t o = 0; o < args.blocks; ++o) {
     const uint32_t* w = args.weights + o * args.run_words;
     for (int64_t p = 0; p < args.pixels; ++p) {
-      args.mismatches[p * kTileChannels + o] =
+      args.sums[p * kTileChannels + o] =
+          args.initial[p][args.initial_offset + o] +
           CountMismatches(args.windows[p] + args.run_offsets[0], w, args.run_words);
     }
   }
 }
 
-void FinishFloat(const FinishFloatArgs& args) {
-  for (int64_t o = 0; o < args.channels; ++o) {
-    for (int64_t p = 0; p < args.pixels; ++p) {
-      const int32_t sum = args.base[p][o] - 2 * args.mismatches[p * kTileChannels + o];
-      args.out[o * args.channel_stride + p] =
-          args.scale[o] * static_cast<float>(sum) + args.bias[o];
+uint32_t Signs(const int32_t* sums, int64_t count) {
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < count; ++i) bits |= static_cast<uint32_t>(sums[i] < 0) << i;
+  return bits;
+}
+
+void AccumulateBits(const AccumulateBitsArgs& args) {
+  Accumulate(args.accumulate);
+  const int64_t channels = args.accumulate.blocks;  // a block is one channel
+  for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
+    const int32_t* const sums = args.accumulate.sums + p * kTileChannels;
+    for (int64_t begin = 0; begin < channels; begin += 32) {
+      const int64_t left = channels - begin;  // a constant 32 makes a faster loop
+      args.out[p * args.pixel_stride + begin / 32] =
+          left < 32 ? Signs(sums + begin, left) : Signs(sums + begin, 32);
     }
   }
 }
 
-void FinishBits(const FinishBitsArgs& args) {
-  for (int64_t p = 0; p < args.pixels; ++p) {
-    const int32_t* mismatches = args.mismatches + p * kTileChannels;
-    const int32_t* limit = args.limit[p];
-    for (int64_t word = 0; word < args.words; ++word) {
-      uint32_t bits = 0;
-      for (int64_t i = 0; i < 32; ++i) {
-        const bool bit = mismatches[word * 32 + i] <= limit[word * 32 + i];
-        bits |= static_cast<uint32_t>(bit) << i;
+void FinishFloat(const FinishFloatArgs& args) {
+  for (int64_t word = 0; word * 32 < args.channels; ++word) {
+    const int64_t end = word * 32 + 32 < args.channels ? word * 32 + 32 : args.channels;
+    uint32_t bits[kTilePixels] = {};
+    for (int64_t o = word * 32; o < end; ++o) {
+      for (int64_t p = 0; p < args.pixels; ++p) {
+        const int64_t at = o * args.channel_stride + p;
+        const float sum = static_cast<float>(args.sums[p * kTileChannels + o]);
+        float value = args.scale[o] * (args.products[p] - 2.0f * sum) + args.bias[o];
+        if (args.residual != nullptr) value += args.residual[at];
+        if (args.out != nullptr) args.out[at] = value;
+        if (args.bits != nullptr) {
+          bits[p] |= static_cast<uint32_t>(value >= args.threshold[o]) << (o % 32);
+        }
       }
-      args.out[p * args.pixel_stride + word] = bits;
+    }
+    for (int64_t p = 0; args.bits != nullptr && p < args.pixels; ++p) {
+      args.bits[p * args.bits_stride + word] = bits[p];
     }
   }
 }
@@ -96,7 +113,8 @@ void Binarize(const BinarizeArgs& args) {
 }  // namespace
 
 extern const Isa kIsaScalar = {
-    "scalar", 1, kWordGranule * 4, Accumulate, FinishFloat, FinishBits, Binarize,
+    "scalar",       1,           kWordGranule * 4, false,   Accumulate,
+    AccumulateBits, FinishFloat, Binarize,         nullptr, nullptr,
 };
 
 }  // namespace bnn_deploy

@@ -15,17 +15,20 @@ namespace bnn_deploy {
 constexpr int64_t kTilePixels = 64;    // a multiple of 16
 constexpr int64_t kTileChannels = 64;  // a multiple of 32, so that tiles meet at word boundaries
 
-// mismatches[p][o] = sum over r < runs, k < run_words of
+// sums[p][o] = initial[p][initial_offset + o] + sum over r < runs, k < run_words of
 //     popcount(windows[p][run_offsets[r] + k] ^ W[o][r * run_words + k])
 // for p < pixels and o < blocks * channel_block.
 //
 // Units: offsets, lengths and strides count elements (32-bit words). K = runs * run_words.
-// weights: [blocks][4 * K / granule][channel_block][granule] bytes (words are little-endian),
+// weights: [blocks][4 * K / granule][channel_block][granule] bytes (words are little-endian), or
+// [4 * K / granule][blocks][channel_block][granule] where the unit takes the blocks together;
 // aligned to the last two dimensions (at most 64 bytes).
 // windows: word aligned, read only inside the runs (no over-read).
 // granule > 4: runs is 1 and 4 * run_words is a multiple of granule.
-// mismatches: [pixels][kTileChannels], 64-byte aligned; lanes beyond the last block keep their
-// value. A sum is at most 32 * K, and the caller keeps K below 2^26.
+// initial: rows that are readable up to the next multiple of 32 channels, 64-byte aligned at the
+// offset; values of at most 0. The population counts add up to at most 32 * K, and the caller
+// keeps K below 2^26.
+// sums: [pixels][kTileChannels], 64-byte aligned; lanes beyond the last block are left alone.
 struct AccumulateArgs {
   const uint32_t* const* windows;
   int64_t pixels;  // 1 .. kTilePixels
@@ -34,41 +37,90 @@ struct AccumulateArgs {
   int64_t run_words;
   const uint32_t* weights;
   int64_t blocks;  // blocks * channel_block <= kTileChannels
-  int32_t* mismatches;
+  const int32_t* const* initial;
+  int64_t initial_offset;
+  int32_t* sums;
 };
 using AccumulateFn = void (*)(const AccumulateArgs& args);
 
-// out[o * channel_stride + p] = scale[o] * float(base[p][o] - 2 * mismatches[p][o]) + bias[o]
-// for p < pixels and o < channels, as a float32 multiply and then a float32 add.
+// The signs of these sums: bit o % 32 of out[p * pixel_stride + o / 32] = (sums[p][o] < 0)
+// for p < pixels and o < 32 * ceil(blocks * channel_block / 32); 0 beyond the last block.
 //
-// mismatches: as above. base[p], scale, bias: readable up to the next multiple of 32 channels,
-// 64-byte aligned. out: float aligned; nothing outside the formula is written.
+// accumulate.sums is scratch space and may be left untouched. out: word aligned, every word is
+// stored once.
+struct AccumulateBitsArgs {
+  AccumulateArgs accumulate;
+  uint32_t* out;
+  int64_t pixel_stride;
+};
+using AccumulateBitsFn = void (*)(const AccumulateBitsArgs& args);
+
+// value[p][o] = scale[o] * (products[p] - 2 * sums[p][o]) + bias[o], plus
+//     residual[o * channel_stride + p] unless residual is null;
+// out[o * channel_stride + p] = value[p][o] unless out is null;
+// bit o % 32 of bits[p * bits_stride + o / 32] = (value[p][o] >= threshold[o]) unless bits is null;
+// for p < pixels and o < channels. Without a residual, out is not null and bits is.
+//
+// The parenthesis is an integer below 2^24 in magnitude, so it is exact in float32 (products is
+// one, too); then follow a float32 multiply and one or two float32 adds. A NaN gives bit 0, and the
+// unused bits of the last word are 0; every word of bits is stored once.
+// sums: as above; the lanes up to the next multiple of 16 are read, whatever they hold. scale,
+// bias, threshold (read only for bits): readable up to the next multiple of 32 channels, 64-byte
+// aligned; threshold holds NaN beyond the channels. out, residual and bits: aligned to their
+// elements, out may be residual; nothing outside of the formula is read or written.
 struct FinishFloatArgs {
-  const int32_t* mismatches;
-  const int32_t* const* base;
+  const int32_t* sums;
+  const float* products;
   const float* scale;
   const float* bias;
   int64_t pixels;
   int64_t channels;
-  float* out;
   int64_t channel_stride;
+  float* out;
+  const float* residual;
+  const float* threshold;
+  uint32_t* bits;
+  int64_t bits_stride;
 };
 using FinishFloatFn = void (*)(const FinishFloatArgs& args);
 
-// Bit o % 32 of out[p * pixel_stride + o / 32] = (mismatches[p][o] <= limit[p][o])
-// for p < pixels and o < 32 * words.
+// The convolution and its finish at once, for units that take pixels as the lanes of a vector, so
+// that sums need no transpose on their way to planes of floats: FinishFloatArgs with
 //
-// All 32 * words lanes of mismatches and limit are readable and 64-byte aligned; a limit of -1
-// gives the 0 of an unused bit. out: word aligned, every word is stored once.
-struct FinishBitsArgs {
-  const int32_t* mismatches;
-  const int32_t* const* limit;
-  int64_t pixels;
+// sums[p][o] = initial[o * kMaxPatterns + patterns[p]] + sum over k < words of
+//     popcount(patches[k * kTilePixels + p] ^ weights[o * words + k])
+//
+// patches, patterns and finish.products: 64-byte aligned, readable for all kTilePixels pixels;
+// patterns are below kMaxPatterns; initial is 64-byte aligned. finish.sums is not used.
+constexpr int64_t kMaxPatterns = 16;
+struct ConvolvePatchesArgs {
+  const uint32_t* patches;
   int64_t words;
-  uint32_t* out;
-  int64_t pixel_stride;
+  const int32_t* patterns;
+  const uint32_t* weights;
+  const int32_t* initial;
+  FinishFloatArgs finish;
 };
-using FinishBitsFn = void (*)(const FinishBitsArgs& args);
+using ConvolvePatchesFn = void (*)(const ConvolvePatchesArgs& args);
+
+// patches[k * kTilePixels + p] = segments[s].words[offsets[k] + i] for k < words, where pixel p is
+// the i-th of the pixels of segment s; the segments hold up to kTilePixels pixels.
+//
+// patches: 64-byte aligned, and up to kPatchSlack elements after the last may be written. As many
+// may be read after the end of a segment.
+constexpr int64_t kPatchSlack = 16;
+struct PatchSegment {
+  const uint32_t* words;
+  int64_t pixels;
+};
+struct GatherPatchesArgs {
+  const PatchSegment* segments;
+  int64_t segment_count;
+  const int64_t* offsets;
+  int64_t words;
+  uint32_t* patches;
+};
+using GatherPatchesFn = void (*)(const GatherPatchesArgs& args);
 
 // Bit c % 32 of out[p * ceil(channels / 32) + c / 32] = (planes[c * channel_stride + p] >=
 // threshold[c]) for p < pixels and c < channels; the unused bits of the last word are 0, and so is
@@ -88,10 +140,15 @@ struct Isa {
   int64_t channel_block;  // output channels in a block of packed weights; divides 32
   int64_t granule;        // bytes of a channel that lie together; more than 4: windows are
                           // gathered, and padded to a multiple of it
+  bool blocks_together;   // the blocks of a tile alternate in its weights, which the micro-kernel
+                          // then reads from one end to the other: from memory, a single stream is
+                          // faster than one per block
   AccumulateFn accumulate;
+  AccumulateBitsFn accumulate_bits;
   FinishFloatFn finish_float;
-  FinishBitsFn finish_bits;
   BinarizeFn binarize;
+  GatherPatchesFn gather_patches;      // null: the unit does without patches, and
+  ConvolvePatchesFn convolve_patches;  // this is null, too
 };
 
 extern const Isa kIsaScalar;

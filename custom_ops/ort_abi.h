@@ -33,7 +33,7 @@ enum OrtElementType : int {
   kOrtUint32 = 12,
 };
 enum OrtAttributeType : int { kOrtAttributeInt = 1, kOrtAttributeInts = 2 };
-enum OrtCharacteristic : int { kOrtRequired = 0 };
+enum OrtCharacteristic : int { kOrtRequired = 0, kOrtOptional = 1 };
 enum OrtMemoryType : int { kOrtMemoryDefault = 0 };
 
 // Each function returns null on success unless its return type says otherwise. A status that we

@@ -165,9 +165,10 @@ Tensor Context::Input(size_t index, const NodeLabel& label) const {
   return ReadTensor(value);
 }
 
-void* Context::Output(const Shape& shape) const {
+void* Context::Output(size_t index, const Shape& shape) const {
   OrtValue* value = nullptr;
-  Check(Ort().KernelContext_GetOutput(context_, 0, shape.dims.data(), shape.rank, &value));
+  Check(Ort().KernelContext_GetOutput(context_, index, shape.dims.data(), shape.rank, &value));
+  if (value == nullptr) return nullptr;
   void* data = nullptr;
   Check(Ort().GetTensorMutableData(value, &data));
   return data;
@@ -188,8 +189,8 @@ void Context::Run(size_t count, void (*task)(void*, size_t), void* data) const {
       std::call_once(j->failed, [j] { j->error = std::current_exception(); });
     }
   };
-  constexpr size_t kOneBatchPerThread = 0;
-  Check(Ort().KernelContext_ParallelFor(context_, run, count, kOneBatchPerThread, &job));
+  // As many batches as tasks, so that a thread that is done takes the next one.
+  Check(Ort().KernelContext_ParallelFor(context_, run, count, count, &job));
   if (job.error) std::rethrow_exception(job.error);
 }
 
@@ -224,7 +225,7 @@ bool ShapeContext::Ints(const char* name, int64_t* out, size_t count) const {
   return false;
 }
 
-void ShapeContext::SetOutputShape(const Shape& shape, OrtElementType type) const {
+void ShapeContext::SetOutputShape(size_t index, const Shape& shape, OrtElementType type) const {
   std::array<const char*, Shape::kMaxRank> names;
   names.fill("");
   if (shape[0] < 0) {
@@ -243,7 +244,7 @@ void ShapeContext::SetOutputShape(const Shape& shape, OrtElementType type) const
   Check(Ort().SetTensorElementType(output.get(), type));
   Check(Ort().SetDimensions(output.get(), shape.dims.data(), shape.rank));
   Check(Ort().SetSymbolicDimensions(output.get(), names.data(), shape.rank));
-  Check(Ort().ShapeInferContext_SetOutputTypeShape(context_, 0, output.get()));
+  Check(Ort().ShapeInferContext_SetOutputTypeShape(context_, index, output.get()));
 }
 
 }  // namespace bnn_deploy

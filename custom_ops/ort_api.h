@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ort_abi.h"
 #include "tasks.h"
@@ -83,7 +84,8 @@ class Context : public TaskRunner {
   explicit Context(OrtKernelContext* context) : context_(context) {}
 
   Tensor Input(size_t index, const NodeLabel& label) const;
-  void* Output(const Shape& shape) const;
+  // Null for an optional output that is absent from the node.
+  void* Output(size_t index, const Shape& shape) const;
   void Run(size_t count, void (*task)(void*, size_t), void* data) const override;
 
  private:
@@ -101,19 +103,20 @@ class ShapeContext {
   std::optional<int64_t> Int(const char* name) const;
   // True when `name` has exactly `count` integers, which are then at `out`.
   bool Ints(const char* name, int64_t* out, size_t count) const;
-  // -1 for an unknown dimension; the first one takes the symbol that input 0 (of a rank that
-  // InputShape accepts) has there. With another unknown dimension the shape is left open.
-  void SetOutputShape(const Shape& shape, OrtElementType type) const;
+  // Of output `index`, -1 for an unknown dimension; the first one takes the symbol that input 0 (of
+  // a rank that InputShape accepts) has there. With another unknown dimension the shape is left
+  // open.
+  void SetOutputShape(size_t index, const Shape& shape, OrtElementType type) const;
 
  private:
   OrtShapeInferContext* context_;
 };
 
+// All inputs are required; of several outputs each may be absent.
 struct OpSchema {
   const char* name;
-  size_t inputs;
-  std::array<OrtElementType, 5> input_types;
-  OrtElementType output_type;
+  std::vector<OrtElementType> inputs;
+  std::vector<OrtElementType> outputs;
 };
 
 // The OrtCustomOp of a class with `static const OpSchema kSchema`, a constructor from NodeInfo,
@@ -125,13 +128,15 @@ const OrtCustomOp* DefineOp() {
     d.version = kOrtApiVersion;
     d.GetName = [](const OrtCustomOp*) { return Op::kSchema.name; };
     d.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-    d.GetInputType = [](const OrtCustomOp*, size_t i) { return Op::kSchema.input_types[i]; };
-    d.GetInputTypeCount = [](const OrtCustomOp*) { return Op::kSchema.inputs; };
-    d.GetOutputType = [](const OrtCustomOp*, size_t) { return Op::kSchema.output_type; };
-    d.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+    d.GetInputType = [](const OrtCustomOp*, size_t i) { return Op::kSchema.inputs[i]; };
+    d.GetInputTypeCount = [](const OrtCustomOp*) { return Op::kSchema.inputs.size(); };
+    d.GetOutputType = [](const OrtCustomOp*, size_t i) { return Op::kSchema.outputs[i]; };
+    d.GetOutputTypeCount = [](const OrtCustomOp*) { return Op::kSchema.outputs.size(); };
     d.KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
     d.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return kOrtRequired; };
-    d.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return kOrtRequired; };
+    d.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) {
+      return Op::kSchema.outputs.size() > 1 ? kOrtOptional : kOrtRequired;
+    };
     d.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return kOrtMemoryDefault; };
     d.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
     d.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };

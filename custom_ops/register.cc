@@ -18,8 +18,8 @@ OrtCustomOpDomain* CreateDomain() {
   OrtCustomOpDomain* domain = nullptr;
   Check(Ort().CreateCustomOpDomain(kDomain, &domain));
   const OrtCustomOp* const ops[] = {
-      DefineOp<Binarize>(),      DefineOp<BinaryConv>(),  DefineOp<BinaryConvThreshold>(),
-      DefineOp<BinaryMaxPool>(), DefineOp<LibraryInfo>(),
+      DefineOp<Binarize>(),           DefineOp<BinaryConv>(),    DefineOp<BinaryConvThreshold>(),
+      DefineOp<BinaryConvResidual>(), DefineOp<BinaryMaxPool>(), DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));
   return domain;

@@ -144,9 +144,18 @@ class ConvCase:
         self.threshold = rng.integers(-spread, spread + 1, self.outputs, dtype=np.int32)
         self.threshold[:: max(5, self.outputs // 4)] = INT32.max
         self.threshold[1 :: max(5, self.outputs // 4)] = INT32.min
+        self.residual_seed = rng.integers(2**32)
+        self._sums: tuple = (None, None)  # what they were made from, and the sums
+        self._float_threshold: np.ndarray | None = None
 
     def sums(self) -> np.ndarray:
         """acc, [N, O, spatial...] int32: one tap at a time over the explicitly padded input."""
+        key = (self.pads, self.x.tobytes(), self.w.tobytes())
+        if self._sums[0] != key:
+            self._sums = (key, self._make_sums())
+        return self._sums[1]
+
+    def _make_sums(self) -> np.ndarray:
         rank = len(self.kernel)
         padded_size = [n + self.pads[i] + self.pads[rank + i] for i, n in enumerate(self.size)]
         pad = np.broadcast_to(self.pad.astype(np.int32), self.channels)
@@ -172,13 +181,43 @@ class ConvCase:
             total += np.einsum("ngc...,goc->ngo...", values, taps, optimize=True).astype(np.int32)
         return total.reshape(self.batch, self.outputs, *out)
 
-    def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """The outputs of BinaryConv and BinaryConvThreshold."""
+    def expected(self) -> list[np.ndarray]:
+        """The outputs of BinaryConv, BinaryConvThreshold and BinaryConvResidual."""
         acc = self.sums()
         column = (-1, *[1] * len(self.kernel))
-        scaled = self.scale.reshape(column) * acc.astype(np.float32)
+        y = self.scale.reshape(column) * acc.astype(np.float32) + self.bias.reshape(column)
         bits = acc >= self.threshold.reshape(column)
-        return scaled + self.bias.reshape(column), pack(np.where(bits, 1, -1), 1)
+        sums = y + self.residual(acc.shape)
+        residual_bits = sums >= self.float_threshold(acc.shape).reshape(column)
+        return [y, pack(np.where(bits, 1, -1), 1), sums, pack(np.where(residual_bits, 1, -1), 1)]
+
+    def out_shape(self) -> tuple[int, ...]:
+        rank = len(self.kernel)
+        spatial = [
+            (n + self.pads[i] + self.pads[rank + i] - (k - 1) * d - 1) // s + 1
+            for i, (n, k, d, s) in enumerate(zip(self.size, self.kernel, self.dilations, self.strides, strict=True))
+        ]
+        return (self.batch, self.outputs, *spatial)
+
+    def residual(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Of the spread of the convolution, so that no summand drowns the other; with NaN and infinities."""
+        rng = np.random.default_rng(self.residual_seed)
+        residual = (rng.standard_normal(shape) * np.sqrt(self.w[0].size)).astype(np.float32)
+        special = rng.choice(np.array([np.nan, np.inf, -np.inf], np.float32), shape)
+        return np.where(rng.random(shape) < 0.02, special, residual)
+
+    def float_threshold(self, shape: tuple[int, ...]) -> np.ndarray:
+        """[O] float32: a value that Y has at some pixel, so that equality occurs; also NaN and infinities."""
+        if not self.batch:
+            return np.zeros(self.outputs, np.float32)
+        if self._float_threshold is None:
+            column = (-1, *[1] * len(self.kernel))
+            y = self.scale.reshape(column) * self.sums().astype(np.float32) + self.bias.reshape(column)
+            first = (y + self.residual(shape))[(0, slice(None), *[0] * len(self.kernel))]
+            first[5::13] = np.inf
+            first[7::13] = -np.inf
+            self._float_threshold = np.where(np.isnan(first) & (np.arange(first.size) % 2 == 0), 0, first)
+        return self._float_threshold
 
     def constants(self) -> dict[str, np.ndarray]:
         return {
@@ -187,11 +226,14 @@ class ConvCase:
             "bias": self.bias,
             "threshold": self.threshold,
             "pad": self.pad,
+            "float_threshold": self.float_threshold(self.out_shape()),
         }
 
 
 class ConvBatch:
-    """A model with the two convolution operators for each case."""
+    """A model with the three convolution operators for each case."""
+
+    OUTPUTS = 4  # per case
 
     def __init__(self, cases: Sequence[ConvCase], constants: Sequence[dict] | None = None) -> None:
         self.cases = cases
@@ -213,24 +255,43 @@ class ConvBatch:
             bits = [f"X{i}", names["W"], names["threshold"], names["pad"]]
             nodes.append(helper.make_node("BinaryConv", floats, [f"Y{i}"], **attributes))
             nodes.append(helper.make_node("BinaryConvThreshold", bits, [f"B{i}"], **attributes))
+            residual = [*floats, f"R{i}", names["float_threshold"]]
+            nodes.append(helper.make_node("BinaryConvResidual", residual, [f"RY{i}", f"RB{i}"], **attributes))
             shape = [None] * (len(case.kernel) + 2)
             inputs.append(helper.make_tensor_value_info(f"X{i}", TensorProto.UINT32, shape))
+            inputs.append(helper.make_tensor_value_info(f"R{i}", TensorProto.FLOAT, shape))
             outputs.append(helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT, shape))
             outputs.append(helper.make_tensor_value_info(f"B{i}", TensorProto.UINT32, shape))
+            outputs.append(helper.make_tensor_value_info(f"RY{i}", TensorProto.FLOAT, shape))
+            outputs.append(helper.make_tensor_value_info(f"RB{i}", TensorProto.UINT32, shape))
         self.model = make_model(nodes, inputs, outputs, initializers)
-        self.feeds = {f"X{i}": pack(case.x, 1) for i, case in enumerate(cases)}
+        self.feeds = {}
+        for i, case in enumerate(cases):
+            self.feeds |= {f"X{i}": pack(case.x, 1), f"R{i}": case.residual(case.out_shape())}
 
     def differences(self, isa: str, threads: int = 1) -> list[str]:
         """The cases whose outputs are not those of the reference, bit for bit."""
         got = make_session(self.model, isa, threads).run(None, self.feeds)
         wrong = []
         for i, case in enumerate(self.cases):
-            for actual, expected in zip(got[2 * i : 2 * i + 2], case.expected(), strict=True):
+            outputs = got[self.OUTPUTS * i : self.OUTPUTS * (i + 1)]
+            for number, (actual, expected) in enumerate(zip(outputs, case.expected(), strict=True)):
                 assert actual.dtype == expected.dtype
-                same = actual.shape == expected.shape and actual.tobytes() == expected.tobytes()
-                if not same:
-                    wrong.append(f"{expected.dtype} output of {case}")
+                if not same(actual, expected):
+                    wrong.append(f"output {number} of {case}")
         return wrong
+
+
+def same(actual: np.ndarray, expected: np.ndarray) -> bool:
+    """Bit for bit, except that a NaN equals any other: which NaN an addition gives is the processor's choice."""
+    if actual.shape != expected.shape:
+        return False
+    if expected.dtype == np.float32:
+        nan = np.isnan(expected)
+        if not np.array_equal(nan, np.isnan(actual)):
+            return False
+        actual, expected = actual[~nan], expected[~nan]
+    return actual.tobytes() == expected.tobytes()
 
 
 def assert_convs(cases: Sequence[ConvCase], isa: str, threads: int = 1) -> None:
@@ -267,6 +328,33 @@ def test_every_pixel_tile_tail(isa: str) -> None:
     cases = [ConvCase(40, 20, (3, 1), (3, w), seed=w) for w in widths]
     cases += [ConvCase(64, 64, (3, 3), (n, n), pads=(1,) * 4, seed=n) for n in (7, 14, 9)]
     cases += [ConvCase(64, 40, (3, 3), (7, 7), pads=(1,) * 4, batch=b, seed=b) for b in (2, 3, 5)]
+    assert_convs(cases, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pad_value", PAD_VALUES)
+def test_large_images(isa: str, pad_value: str) -> None:
+    """From 256 pixels on a unit may take pixels, not channels, as the lanes of its vectors."""
+    cases = [
+        ConvCase(c, o, (3, 3), size, strides, pads, dilations, group, batch=2, pad_value=pad_value, seed=o)
+        for c, o, group in ((32, 6, 1), (40, 67, 1), (33, 32, 1), (70, 21, 1), (64, 70, 2), (66, 40, 2), (9, 27, 9))
+        for size, strides, pads, dilations in (
+            ((16, 16), (1, 1), (1, 1, 1, 1), (1, 1)),
+            ((17, 29), (1, 1), (1, 1, 1, 1), (1, 1)),
+            ((39, 41), (2, 2), (1, 0, 2, 1), (1, 1)),
+            ((19, 67), (1, 3), (0, 3, 0, 1), (2, 3)),
+        )
+    ]
+    # Every number of taps and of words, and more border patterns than a vector has lanes.
+    cases += [ConvCase(40, 7, (k, k), (18, 19), pads=(k // 2,) * 4, pad_value=pad_value) for k in range(1, 8)]
+    cases += [ConvCase(c, 13, (3, 1), (9, 40), pad_value=pad_value) for c in (1, 95, 96, 129, 1400)]
+    cases += [ConvCase(64, 33, (5,), (300,), (1,), (2, 2), pad_value=pad_value)]
+    assert_convs(cases, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_tail_of_pixels_in_a_large_image(isa: str) -> None:
+    cases = [ConvCase(40, 1 + tail % 13, (1, 3), (1, 258 + tail)) for tail in range(65)]
     assert_convs(cases, isa)
 
 
@@ -363,6 +451,30 @@ def test_empty_batch(isa: str) -> None:
     assert not ConvBatch(cases).differences(isa)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("absent", [0, 1, None])
+@pytest.mark.parametrize(("size", "group"), [((7, 9), 1), ((17, 19), 1), ((32, 32), 1), ((5, 5), 2), ((17, 16), 2)])
+def test_residual_with_an_absent_output(isa: str, absent: int | None, size: tuple[int, int], group: int) -> None:
+    case = ConvCase(64, 72, (3, 3), size, pads=(1,) * 4, group=group, batch=2)
+    batch = ConvBatch([case])
+    node = batch.model.graph.node[2]
+    assert node.op_type == "BinaryConvResidual"
+    expected = dict(zip(node.output, case.expected()[2:], strict=True))
+    if absent is not None:
+        del expected[node.output[absent]]
+        if absent == 0:
+            node.output[0] = ""
+        else:
+            del node.output[1]
+    kept = [output for output in batch.model.graph.output if output.name in expected]
+    del batch.model.graph.output[:]
+    batch.model.graph.output.extend(kept)
+    del batch.model.graph.node[:2]
+    with only_runs(isa):
+        got = make_session(batch.model, isa).run(list(expected), batch.feeds)
+    assert all(same(actual, wanted) for actual, wanted in zip(got, expected.values(), strict=True))
+
+
 def test_extreme_thresholds_are_never_and_always() -> None:
     case = ConvCase(64, 64, (3, 3), (6, 6), pads=(1,) * 4)
     case.threshold[:32] = INT32.max
@@ -418,16 +530,23 @@ def corrupted(case: ConvCase, what: str) -> dict[str, np.ndarray]:
         case.threshold[7] = acc.max()
     elif what == "bias":
         values["bias"][3] = np.nextafter(values["bias"][3] + 1, np.float32(np.inf))
+    elif what == "float threshold":  # the threshold is a value of Y: one step up, and its bit is lost
+        values["float_threshold"][3] = np.nextafter(values["float_threshold"][3], np.float32(np.inf))
     elif what == "pad value":
         values["pad"] = np.ones(1, np.float32)
     return values
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("what", ["nothing", "weight bit", "threshold", "bias", "pad value", "pads"])
-def test_a_corruption_is_caught(isa: str, what: str) -> None:
-    case = ConvCase(70, 40, (3, 3), (6, 7), pads=(1, 1, 1, 1), seed=5)
+@pytest.mark.parametrize(
+    "what", ["nothing", "weight bit", "threshold", "float threshold", "bias", "residual", "pad value", "pads"]
+)
+@pytest.mark.parametrize("size", [(6, 7), (20, 17)])
+def test_a_corruption_is_caught(isa: str, what: str, size: tuple[int, int]) -> None:
+    case = ConvCase(70, 40, (3, 3), size, pads=(1, 1, 1, 1), seed=5)
     batch = ConvBatch([case], [corrupted(case, what)])
+    if what == "residual":
+        batch.feeds["R0"][0, 39, 5, 6] += 1
     if what == "pads":  # the kernel gets pads (1, 1, 1, 1), the reference (2, 1, 0, 1)
         case.pads = (2, 1, 0, 1)
     assert bool(batch.differences(isa)) == (what != "nothing")
@@ -441,6 +560,8 @@ LARGE_CASES = [
     ConvCase(120, 120, (3, 3), (20, 20), group=5, pads=(1,) * 4, batch=4),
     ConvCase(512, 512, (3, 3), (7, 7), pads=(1,) * 4, pad_value="one"),
     ConvCase(4096, 1000, (1, 1), (1, 1), batch=8),
+    ConvCase(96, 80, (3, 3), (32, 32), pads=(1,) * 4, batch=3),  # planes a multiple of 4096 bytes apart
+    ConvCase(40, 36, (1, 1), (64, 32), group=2, batch=2),
 ]
 
 
@@ -459,14 +580,16 @@ def test_concurrent_runs_on_one_session(isa: str) -> None:
     for case in cases:  # one set of weights, whatever the size
         case.w, case.scale, case.bias = cases[0].w, cases[0].scale, cases[0].bias
         case.threshold = cases[0].threshold
+        case._float_threshold = cases[0].float_threshold(cases[0].out_shape())
     session = make_session(ConvBatch(cases[:1]).model, isa, threads=2)
     expected = [case.expected() for case in cases]
     wrong = []
 
-    def work(case: ConvCase, outputs: tuple[np.ndarray, np.ndarray]) -> None:
+    def work(case: ConvCase, outputs: list[np.ndarray]) -> None:
+        feeds = {"X0": pack(case.x, 1), "R0": case.residual(case.out_shape())}
         for _ in range(30):
-            got = session.run(None, {"X0": pack(case.x, 1)})
-            if any(a.tobytes() != b.tobytes() for a, b in zip(got, outputs, strict=True)):
+            got = session.run(None, feeds)
+            if not all(same(a, b) for a, b in zip(got, outputs, strict=True)):
                 wrong.append(case)
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(cases, expected, strict=True)]
@@ -655,6 +778,7 @@ def test_max_pool_a_flipped_bit_is_caught() -> None:
 def test_shape_inference_keeps_the_symbolic_batch() -> None:
     case = ConvCase(40, 50, (3, 3), (8, 9), strides=(2, 1), pads=(1, 1, 1, 1))
     constants = {**case.constants(), "t": np.zeros(40, np.float32)}
+    residual = ["bits", "W", "scale", "bias", "pad", "R", "float_threshold"]
     attributes = {
         "channels": 40,
         "kernel_shape": (3, 3),
@@ -677,11 +801,17 @@ def test_shape_inference_keeps_the_symbolic_batch() -> None:
         helper.make_node("BinaryConv", ["bits", "W", "scale", "bias", "pad"], ["Y"], **attributes),
         helper.make_node("BinaryConvThreshold", ["bits", "W", "threshold", "pad"], ["B"], **attributes),
         helper.make_node("BinaryMaxPool", ["B"], ["P"], **pool),
+        helper.make_node("BinaryConvResidual", residual, ["RY", "RB"], **attributes),
+        helper.make_node("BinaryConvResidual", residual, ["RY2"], **attributes),
+        helper.make_node("BinaryConvResidual", residual, ["", "RB2"], **attributes),
     ]
     model = make_model(
         nodes,
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["batch", 40, 8, 9])],
-        [helper.make_empty_tensor_value_info(name) for name in ("Y", "B", "P")],
+        [
+            helper.make_tensor_value_info("X", TensorProto.FLOAT, ["batch", 40, 8, 9]),
+            helper.make_tensor_value_info("R", TensorProto.FLOAT, ["batch", 50, 4, 9]),
+        ],
+        [helper.make_empty_tensor_value_info(name) for name in ("Y", "B", "P", "RY", "RB", "RY2", "RB2")],
         constants,
     )
     shapes = {output.name: output.shape for output in make_session(model, None).get_outputs()}
@@ -689,6 +819,10 @@ def test_shape_inference_keeps_the_symbolic_batch() -> None:
         "Y": ["batch", 50, 4, 9],
         "B": ["batch", 4, 9, 2],
         "P": ["batch", 2, 4, 2],
+        "RY": ["batch", 50, 4, 9],
+        "RB": ["batch", 4, 9, 2],
+        "RY2": ["batch", 50, 4, 9],
+        "RB2": ["batch", 4, 9, 2],
     }
 
 

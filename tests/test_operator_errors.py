@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bnn_deploy.session import library_path
 
@@ -35,25 +35,37 @@ CONSTANTS = {
     "bias": np.zeros(8, np.float32),
     "threshold": np.zeros(8, np.int32),
     "pad_value": np.zeros(1, np.float32),
+    "residual": np.zeros((1, 8, 5, 5), np.float32),
+    "float_threshold": np.zeros(8, np.float32),
 }
 INPUTS = {
     "Binarize": ["X", "threshold"],
     "BinaryConv": ["X", "W", "scale", "bias", "pad_value"],
     "BinaryConvThreshold": ["X", "W", "threshold", "pad_value"],
+    "BinaryConvResidual": ["X", "W", "scale", "bias", "pad_value", "residual", "float_threshold"],
     "BinaryMaxPool": ["X"],
 }
-CONV_OPS = ["BinaryConv", "BinaryConvThreshold"]
+CONV_OPS = ["BinaryConv", "BinaryConvThreshold", "BinaryConvResidual"]
 
 
-def run(op: str, x: np.ndarray, attributes: dict, constants: dict, fed: str | None = None) -> np.ndarray:
-    """Run a model of one node; the constant named ``fed`` is a graph input instead.
+def run(
+    op: str,
+    x: np.ndarray,
+    attributes: dict,
+    constants: dict,
+    fed: str | None = None,
+    outputs: tuple[str, ...] = ("Y",),
+) -> np.ndarray:
+    """Run a model of one node; the constant named ``fed`` is a graph input instead, as a residual always is.
 
     An attribute or constant that is None is left out or, for constants, unchanged.
     """
     attributes = {name: value for name, value in attributes.items() if value is not None}
-    node = helper.make_node(op, INPUTS[op], ["Y"], name="layer7", domain="bnn_deploy", **attributes)
+    node = helper.make_node(op, INPUTS[op], outputs, name="layer7", domain="bnn_deploy", **attributes)
     feeds = {"X": x}
     constants = dict(constants)
+    if "residual" in INPUTS[op]:
+        feeds["residual"] = constants.pop("residual")
     if fed is not None:
         feeds[fed] = constants.pop(fed)
     graph = helper.make_graph(
@@ -195,6 +207,8 @@ def test_conv_constants(op: str, constants: dict, text: str) -> None:
         ("BinaryConv", "scale"),
         ("BinaryConv", "bias"),
         ("BinaryConvThreshold", "threshold"),
+        ("BinaryConvResidual", "scale"),
+        ("BinaryConvResidual", "bias"),
     ],
 )
 def test_per_output_constants(op: str, name: str) -> None:
@@ -208,12 +222,52 @@ def test_per_output_constants(op: str, name: str) -> None:
     [
         *(("BinaryConv", name) for name in ("W", "scale", "bias", "pad_value")),
         *(("BinaryConvThreshold", name) for name in ("W", "threshold", "pad_value")),
+        *(("BinaryConvResidual", name) for name in ("W", "scale", "bias", "pad_value")),
     ],
 )
 def test_constants_must_be_constant(op: str, name: str) -> None:
     error = message(op, X, CONV, CONSTANTS, fed=name)
     text = f"input {name} is not a constant: make it an initializer that is not also a graph input"
     assert f"{op} 'layer7': {text}" in error
+
+
+def test_residual_threshold() -> None:
+    label = "BinaryConvResidual 'layer7': input threshold"
+    constants = CONSTANTS | {"float_threshold": np.zeros(7, np.float32)}
+    text = f"{label} has shape [7], but W has 8 output channels and needs [8]"
+    assert text in message("BinaryConvResidual", X, CONV, constants)
+    error = message("BinaryConvResidual", X, CONV, CONSTANTS, fed="float_threshold")
+    assert f"{label} is not a constant: make it an initializer that is not also a graph input" in error
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 5, 4), (1, 7, 5, 5), (2, 8, 5, 5), (1, 8, 25), (1, 8, 5, 5, 1), (1, 1, 1, 1)])
+def test_residual_shape(shape: tuple[int, ...]) -> None:
+    """Y has shape [1, 8, 5, 5], and a residual is not broadcast."""
+    error = message("BinaryConvResidual", X, CONV, CONSTANTS | {"residual": np.zeros(shape, np.float32)})
+    text = f"input residual has shape {list(shape)}, but it must have the shape of Y, [1, 8, 5, 5]"
+    assert f"BinaryConvResidual 'layer7': {text}" in error
+
+
+def test_residual_with_both_outputs_absent() -> None:
+    op = "BinaryConvResidual"
+    nodes = [
+        helper.make_node(op, INPUTS[op], ["", ""], "layer7", domain="bnn_deploy", **CONV),
+        helper.make_node("Identity", ["X"], ["Y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "no_output",
+        [helper.make_tensor_value_info("X", TensorProto.UINT32, X.shape)],
+        [helper.make_tensor_value_info("Y", TensorProto.UINT32, X.shape)],
+        [numpy_helper.from_array(CONSTANTS[name], name) for name in INPUTS[op][1:]],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("bnn_deploy", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    options.log_severity_level = 4
+    with pytest.raises(Exception, match="BinaryConvResidual 'layer7': both outputs are absent: give Y or bits a name"):
+        ort.InferenceSession(model, options).run(None, {"X": X})
 
 
 @pytest.mark.parametrize("op", CONV_OPS)
@@ -235,7 +289,7 @@ def test_conv_input_shape(op: str, shape: tuple[int, ...], text: str) -> None:
     assert text in message(op, np.zeros(shape, np.uint32), CONV, CONSTANTS)
 
 
-@pytest.mark.parametrize("op", CONV_OPS)
+@pytest.mark.parametrize("op", ["BinaryConv", "BinaryConvThreshold"])
 def test_huge_sizes_are_errors(op: str) -> None:
     """Each attribute is in its range; the tensors they ask for cannot exist."""
     most = 2**31 - 1

@@ -20,7 +20,7 @@ Shape OutputShape(const Shape& x) {
 
 }  // namespace
 
-const OpSchema Binarize::kSchema = {"Binarize", 2, {kOrtFloat, kOrtFloat}, kOrtUint32};
+const OpSchema Binarize::kSchema = {"Binarize", {kOrtFloat, kOrtFloat}, {kOrtUint32}};
 
 Binarize::Binarize(const NodeInfo& node) : label_(node.label()), isa_(SelectIsa()) {
   const Tensor threshold = node.ConstantInput(1, "threshold");
@@ -41,7 +41,7 @@ void Binarize::Compute(const Context& context) const {
                 std::to_string(channels) + "]");
   }
   const Shape shape = OutputShape(x.shape);
-  auto* const out = static_cast<uint32_t*>(context.Output(shape));
+  auto* const out = static_cast<uint32_t*>(context.Output(0, shape));
   int64_t pixels = 1;
   for (size_t i = 2; i < x.shape.rank; ++i) {
     pixels = CheckedProduct({pixels, x.shape[i]}, "input X");
@@ -52,7 +52,7 @@ void Binarize::Compute(const Context& context) const {
 void Binarize::InferShape(const ShapeContext& context) {
   const std::optional<Shape> x = context.InputShape(0);
   if (!x || x->rank < kMinRank || x->rank > kMaxRank) return;
-  context.SetOutputShape(OutputShape(*x), kSchema.output_type);
+  context.SetOutputShape(0, OutputShape(*x), kOrtUint32);
 }
 
 }  // namespace bnn_deploy

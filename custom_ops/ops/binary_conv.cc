@@ -19,6 +19,22 @@ int64_t InferOutputs(const ShapeContext& context) {
   return weights && weights->rank > 0 ? (*weights)[0] : -1;
 }
 
+// [N, spatial...] -> [N, O, spatial...]. An unknown extent is -1.
+Shape PlanesShape(const Shape& pixels, int64_t outputs) {
+  Shape shape;
+  shape.Append(pixels[0]);
+  shape.Append(outputs);
+  for (size_t i = 1; i < pixels.rank; ++i) shape.Append(pixels[i]);
+  return shape;
+}
+
+// [N, spatial...] -> [N, spatial..., ceil(O / 32)]. An unknown extent is -1.
+Shape BitsShape(const Shape& pixels, int64_t outputs) {
+  Shape shape = pixels;
+  shape.Append(outputs < 0 ? -1 : WordsForBits(outputs));
+  return shape;
+}
+
 }  // namespace
 
 ConvNode::ConvNode(const NodeInfo& node, size_t pad_value_input)
@@ -119,38 +135,73 @@ BitBatch ConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
 }
 
 const OpSchema BinaryConv::kSchema = {
-    "BinaryConv", 5, {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat}, kOrtFloat};
+    "BinaryConv", {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat}, {kOrtFloat}};
 
 BinaryConv::BinaryConv(const NodeInfo& node) : node_(node, 4) {
   const Tensor scale = node_.PerOutput(node, 2, "scale");
   const Tensor bias = node_.PerOutput(node, 3, "bias");
-  driver_ = std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
-                                         scale.As<float>(), bias.As<float>());
+  driver_ =
+      std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
+                                   FloatConstants{scale.As<float>(), bias.As<float>(), nullptr});
 }
 
 void BinaryConv::Compute(const Context& context) const {
   Shape pixels;
   const BitBatch input = node_.ReadInput(context, &pixels);
-  Shape shape;
-  shape.Append(pixels[0]);
-  shape.Append(node_.spec().out_channels);
-  for (size_t i = 1; i < pixels.rank; ++i) shape.Append(pixels[i]);
-  auto* const out = static_cast<float*>(context.Output(shape));
-  if (input.batch > 0) driver_->Run(input, out, context);
+  const Shape shape = PlanesShape(pixels, node_.spec().out_channels);
+  auto* const out = static_cast<float*>(context.Output(0, shape));
+  if (input.batch > 0) driver_->Run(input, {out, nullptr, nullptr}, context);
 }
 
 void BinaryConv::InferShape(const ShapeContext& context) {
   const std::optional<Shape> pixels = InferOutputPixels(context, Rounding::kFloor);
+  if (pixels) context.SetOutputShape(0, PlanesShape(*pixels, InferOutputs(context)), kOrtFloat);
+}
+
+const OpSchema BinaryConvResidual::kSchema = {
+    "BinaryConvResidual",
+    {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat},
+    {kOrtFloat, kOrtUint32}};
+
+BinaryConvResidual::BinaryConvResidual(const NodeInfo& node) : node_(node, 4) {
+  const Tensor scale = node_.PerOutput(node, 2, "scale");
+  const Tensor bias = node_.PerOutput(node, 3, "bias");
+  const Tensor threshold = node_.PerOutput(node, 6, "threshold");
+  driver_ = std::make_unique<ConvDriver>(
+      SelectIsa(), node_.spec(), node_.weights(),
+      FloatConstants{scale.As<float>(), bias.As<float>(), threshold.As<float>()});
+}
+
+void BinaryConvResidual::Compute(const Context& context) const {
+  Shape pixels;
+  const BitBatch input = node_.ReadInput(context, &pixels);
+  const Shape shape = PlanesShape(pixels, node_.spec().out_channels);
+  const Tensor residual = context.Input(5, node_.label());
+  if (!(residual.shape == shape)) {
+    node_.label().Fail("input residual has shape " + residual.shape.ToString() +
+                       ", but it must have the shape of Y, " + shape.ToString());
+  }
+  // onnxruntime gives null for an absent output.
+  auto* const out = static_cast<float*>(context.Output(0, shape));
+  const Shape bits_shape = BitsShape(pixels, node_.spec().out_channels);
+  auto* const bits = static_cast<uint32_t*>(context.Output(1, bits_shape));
+  if (input.batch == 0) return;  // nor does an empty one have an address
+  if (out == nullptr && bits == nullptr) {
+    node_.label().Fail("both outputs are absent: give Y or bits a name");
+  }
+  driver_->Run(input, {out, residual.As<float>(), bits}, context);
+}
+
+void BinaryConvResidual::InferShape(const ShapeContext& context) {
+  const std::optional<Shape> pixels = InferOutputPixels(context, Rounding::kFloor);
   if (!pixels) return;
-  Shape shape;
-  shape.Append((*pixels)[0]);
-  shape.Append(InferOutputs(context));
-  for (size_t i = 1; i < pixels->rank; ++i) shape.Append((*pixels)[i]);
-  context.SetOutputShape(shape, kSchema.output_type);
+  const int64_t outputs = InferOutputs(context);
+  context.SetOutputShape(0, PlanesShape(*pixels, outputs), kOrtFloat);
+  context.SetOutputShape(1, BitsShape(*pixels, outputs), kOrtUint32);
 }
 
 const OpSchema BinaryConvThreshold::kSchema = {
-    "BinaryConvThreshold", 4, {kOrtUint32, kOrtUint32, kOrtInt32, kOrtFloat}, kOrtUint32};
+    "BinaryConvThreshold", {kOrtUint32, kOrtUint32, kOrtInt32, kOrtFloat}, {kOrtUint32}};
 
 BinaryConvThreshold::BinaryConvThreshold(const NodeInfo& node) : node_(node, 3) {
   const Tensor threshold = node_.PerOutput(node, 2, "threshold");
@@ -159,19 +210,16 @@ BinaryConvThreshold::BinaryConvThreshold(const NodeInfo& node) : node_(node, 3) 
 }
 
 void BinaryConvThreshold::Compute(const Context& context) const {
-  Shape shape;
-  const BitBatch input = node_.ReadInput(context, &shape);
-  shape.Append(WordsForBits(node_.spec().out_channels));
-  auto* const out = static_cast<uint32_t*>(context.Output(shape));
+  Shape pixels;
+  const BitBatch input = node_.ReadInput(context, &pixels);
+  const Shape shape = BitsShape(pixels, node_.spec().out_channels);
+  auto* const out = static_cast<uint32_t*>(context.Output(0, shape));
   if (input.batch > 0) driver_->Run(input, out, context);
 }
 
 void BinaryConvThreshold::InferShape(const ShapeContext& context) {
-  std::optional<Shape> shape = InferOutputPixels(context, Rounding::kFloor);
-  if (!shape) return;
-  const int64_t outputs = InferOutputs(context);
-  shape->Append(outputs < 0 ? -1 : WordsForBits(outputs));
-  context.SetOutputShape(*shape, kSchema.output_type);
+  const std::optional<Shape> pixels = InferOutputPixels(context, Rounding::kFloor);
+  if (pixels) context.SetOutputShape(0, BitsShape(*pixels, InferOutputs(context)), kOrtUint32);
 }
 
 }  // namespace bnn_deploy

@@ -4,6 +4,11 @@
 //       y = scale * float(acc) + bias, a float32 multiply and then a float32 add
 //   BinaryConvThreshold(X, W, threshold int32 [O], pad_value) -> bits [N, spatial..., ceil(O / 32)]
 //       bit = acc >= threshold
+//   BinaryConvResidual(X, W, scale [O], bias [O], pad_value, residual float [N, O, spatial...],
+//                      threshold float [O])
+//       -> (Y float [N, O, spatial...], bits [N, spatial..., ceil(O / 32)])
+//       y = (scale * float(acc) + bias) + residual, bit = y >= threshold and 0 for NaN;
+//       either output may be absent, but not both
 //
 // X bits [N, spatial..., ceil(C / 32)], W bits [O, kernel..., ceil(C / group / 32)], 1 or 2 spatial
 // dimensions. pad_value ([1] or [C]): all 0, a padded tap adds nothing; else ±1 per input channel.
@@ -20,7 +25,7 @@
 
 namespace bnn_deploy {
 
-// What the two operators share: attributes and inputs, read and checked.
+// What the operators share: attributes and inputs, read and checked.
 class ConvNode {
  public:
   ConvNode(const NodeInfo& node, size_t pad_value_input);
@@ -49,6 +54,18 @@ class BinaryConv {
  public:
   static const OpSchema kSchema;
   explicit BinaryConv(const NodeInfo& node);
+  void Compute(const Context& context) const;
+  static void InferShape(const ShapeContext& context);
+
+ private:
+  ConvNode node_;
+  std::unique_ptr<const ConvDriver> driver_;
+};
+
+class BinaryConvResidual {
+ public:
+  static const OpSchema kSchema;
+  explicit BinaryConvResidual(const NodeInfo& node);
   void Compute(const Context& context) const;
   static void InferShape(const ShapeContext& context);
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "buffer.h"
+
 namespace bnn_deploy {
 namespace {
 
@@ -17,27 +19,39 @@ struct Image {
   int64_t words;
 };
 
-// One row of the output. A window wholly in the padding is 0: -1 in every channel.
+// One row of the output: whole rows of the image first, then the columns of their OR. A window
+// wholly in the padding is 0: -1 in every channel.
 void PoolRow(const Image& image, const Axis& rows, const Axis& columns, int64_t out_y,
              int64_t out_width, uint32_t* out) {
+  const int64_t row_words = image.width * image.words;
   const TapRange y_taps = TapsInside(rows, image.height, out_y);
+  thread_local Buffer<uint32_t> merged_rows;
+  uint32_t* const merged = merged_rows.Reserve(row_words);
+  std::fill_n(merged, row_words, 0u);
+  for (int64_t i = y_taps.first; i < y_taps.last; ++i) {
+    const int64_t y = out_y * rows.stride - rows.pad_begin + i * rows.dilation;
+    const uint32_t* const from = image.data + y * row_words;
+    for (int64_t k = 0; k < row_words; ++k) merged[k] |= from[k];
+  }
+  const int64_t last_tap = (columns.kernel - 1) * columns.dilation;
   for (int64_t out_x = 0; out_x < out_width; ++out_x, out += image.words) {
-    const TapRange x_taps = TapsInside(columns, image.width, out_x);
-    std::fill_n(out, image.words, 0u);
-    for (int64_t i = y_taps.first; i < y_taps.last; ++i) {
-      const int64_t y = out_y * rows.stride - rows.pad_begin + i * rows.dilation;
-      for (int64_t j = x_taps.first; j < x_taps.last; ++j) {
-        const int64_t x = out_x * columns.stride - columns.pad_begin + j * columns.dilation;
-        const uint32_t* const from = image.data + (y * image.width + x) * image.words;
-        for (int64_t k = 0; k < image.words; ++k) out[k] |= from[k];
+    const int64_t x = out_x * columns.stride - columns.pad_begin;
+    const bool inside = x >= 0 && x + last_tap < image.width;
+    const TapRange taps =
+        inside ? TapRange{0, columns.kernel} : TapsInside(columns, image.width, out_x);
+    for (int64_t k = 0; k < image.words; ++k) {
+      uint32_t bits = 0;
+      for (int64_t j = taps.first; j < taps.last; ++j) {
+        bits |= merged[(x + j * columns.dilation) * image.words + k];
       }
+      out[k] = bits;
     }
   }
 }
 
 }  // namespace
 
-const OpSchema BinaryMaxPool::kSchema = {"BinaryMaxPool", 1, {kOrtUint32}, kOrtUint32};
+const OpSchema BinaryMaxPool::kSchema = {"BinaryMaxPool", {kOrtUint32}, {kOrtUint32}};
 
 BinaryMaxPool::BinaryMaxPool(const NodeInfo& node)
     : label_(node.label()), window_(node), rounding_(RoundingOf(node.Int("ceil_mode", 0, 1))) {}
@@ -48,7 +62,7 @@ void BinaryMaxPool::Compute(const Context& context) const {
   const int64_t words = x.shape.back();
   Shape shape = window_.OutputPixels(x.shape, rounding_, label_);
   shape.Append(words);
-  auto* const out = static_cast<uint32_t*>(context.Output(shape));
+  auto* const out = static_cast<uint32_t*>(context.Output(0, shape));
 
   const Axis height = window_.height();
   const Axis width = window_.width();
@@ -76,7 +90,7 @@ void BinaryMaxPool::InferShape(const ShapeContext& context) {
   std::optional<Shape> shape = InferOutputPixels(context, RoundingOf(*ceil_mode));
   if (!shape) return;
   shape->Append(context.InputShape(0)->back());
-  context.SetOutputShape(*shape, kSchema.output_type);
+  context.SetOutputShape(0, *shape, kOrtUint32);
 }
 
 }  // namespace bnn_deploy

@@ -7,7 +7,7 @@
 
 namespace bnn_deploy {
 
-const OpSchema LibraryInfo::kSchema = {"LibraryInfo", 1, {kOrtInt64}, kOrtUint8};
+const OpSchema LibraryInfo::kSchema = {"LibraryInfo", {kOrtInt64}, {kOrtUint8}};
 
 void LibraryInfo::Compute(const Context& context) const {
   const auto quoted = [](const char* text) { return "\"" + std::string(text) + "\""; };
@@ -22,7 +22,7 @@ void LibraryInfo::Compute(const Context& context) const {
                            calls + "}}";
   Shape shape;
   shape.Append(static_cast<int64_t>(json.size()));
-  std::memcpy(context.Output(shape), json.data(), json.size());
+  std::memcpy(context.Output(0, shape), json.data(), json.size());
 }
 
 }  // namespace bnn_deploy

@@ -1,0 +1,1 @@
+"""The engines that compare.py measures, and the process that runs them."""

@@ -1,0 +1,94 @@
+"""Holds engines in a process of its own and does what it is told, one line of JSON in and one out.
+
+    {"do": "versions", "engine": E}                                  -> {"versions": {...}}
+    {"do": "load", "engine": E, "name": NAME, "model": PATH, ...}    -> {}   (the rest goes to the engine)
+    {"do": "output", "name": NAME, "input": X.npy, "output": Y.npy}  -> {}
+    {"do": "time", "name": NAME, "warm_ms": 2, "timed_ms": 10}       -> {"ms": [each run]}
+    {"do": "unload", "name": NAME}                                   -> {}
+
+Every engine is timed by the same loop here, so none pays for another's process, thread pool or allocator. An error is
+answered with {"error": text}.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Engine(Protocol):
+    """One model, ready to run on one batch."""
+
+    def output(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Put in [N, C, H, W] and run; returns [N, ...] (NCHW)."""
+        ...
+
+    def run(self) -> None:
+        """Run on what `output` was last called with. This is what is timed."""
+        ...
+
+
+def time_runs(run: Callable[[], None], warm_ms: float, timed_ms: float) -> list[float]:
+    """Run untimed for `warm_ms`, since another engine had the caches, then timed for `timed_ms`; ms of each run."""
+    start = time.perf_counter_ns()
+    while True:
+        run()
+        if time.perf_counter_ns() - start >= warm_ms * 1e6:
+            break
+    times = []
+    total = 0
+    while total < timed_ms * 1e6:
+        start = time.perf_counter_ns()
+        run()
+        times.append(time.perf_counter_ns() - start)
+        total += times[-1]
+    return [ns / 1e6 for ns in times]
+
+
+def answer(engines: dict[str, Engine], request: dict[str, Any]) -> dict[str, Any]:
+    """Do what one request says."""
+    do = request.pop("do")
+    if do == "versions":
+        return {"versions": importlib.import_module(f"peers.{request['engine']}").versions()}
+    if do == "load":
+        module = importlib.import_module(f"peers.{request.pop('engine')}")
+        name, model = request.pop("name"), Path(request.pop("model"))
+        engines[name] = module.load(model, **request)
+        return {}
+    engine = engines[request["name"]]
+    if do == "output":
+        np.save(request["output"], engine.output(np.load(request["input"])))
+        return {}
+    if do == "time":
+        return {"ms": time_runs(engine.run, request["warm_ms"], request["timed_ms"])}
+    if do == "unload":
+        del engines[request["name"]]
+        return {}
+    raise ValueError(f"unknown request {do}")
+
+
+def main() -> None:
+    # The answers have the real stdout to themselves: libraries print to it, from C++ too.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    engines: dict[str, Engine] = {}
+    for line in sys.stdin:
+        try:
+            result = answer(engines, json.loads(line))
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            result = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
+        answers.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
