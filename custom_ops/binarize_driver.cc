@@ -9,7 +9,9 @@ namespace bnn_deploy {
 namespace {
 
 constexpr int64_t kMinTaskElements = int64_t{1} << 16;  // some 10 microseconds
-constexpr int64_t kPixelGranule = 256;                  // what a vector unit handles at once
+constexpr int64_t kMinTaskBytes = int64_t{1} << 19;     // likewise
+constexpr int64_t kMaxByteTasks = 256;
+constexpr int64_t kPixelGranule = 256;  // what a vector unit handles at once
 
 }  // namespace
 
@@ -33,6 +35,21 @@ void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64
                     std::min(item_pixels, pixels - pixel), out + (image * pixels + pixel) * words});
     }
     CountCalls(isa, static_cast<uint64_t>(range.end - range.begin));
+  });
+}
+
+void BinarizeBytesBatch(const Isa& isa, const uint8_t* x, const uint8_t* level,
+                        const uint32_t* reachable, int64_t channels, int64_t pixels, uint32_t* out,
+                        const TaskRunner& runner) {
+  if (pixels == 0) return;
+  const int64_t words = WordsForBits(channels);
+  const int64_t tasks =
+      std::clamp(channels * pixels / kMinTaskBytes, int64_t{1}, std::min(pixels, kMaxByteTasks));
+  RunTasks(runner, tasks, [&](int64_t task) {
+    const Range range = Part(pixels, tasks, task);
+    isa.binarize_bytes({x + range.begin * channels, level, reachable, channels,
+                        range.end - range.begin, out + range.begin * words});
+    CountCalls(isa, 1);
   });
 }
 

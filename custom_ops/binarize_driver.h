@@ -14,6 +14,12 @@ namespace bnn_deploy {
 void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
                    int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner);
 
+// x: [pixels][channels], pixels counted through the whole batch; level and reachable as in
+// BinarizeBytesArgs; out: [pixels][ceil(channels / 32)].
+void BinarizeBytesBatch(const Isa& isa, const uint8_t* x, const uint8_t* level,
+                        const uint32_t* reachable, int64_t channels, int64_t pixels, uint32_t* out,
+                        const TaskRunner& runner);
+
 }  // namespace bnn_deploy
 
 #endif  // BNN_DEPLOY_BINARIZE_DRIVER_H_

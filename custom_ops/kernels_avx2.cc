@@ -310,11 +310,37 @@ void Binarize(const BinarizeArgs& args) {
   }
 }
 
+// The bytes of `x` that are at least those of `level`: x = max(x, level), as there is no unsigned
+// compare.
+uint32_t AtLeast(const uint8_t* x, const uint8_t* level) {
+  const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  const __m256i least = _mm256_load_si256(reinterpret_cast<const __m256i*>(level));
+  const __m256i reached = _mm256_cmpeq_epi8(_mm256_max_epu8(value, least), value);
+  return static_cast<uint32_t>(_mm256_movemask_epi8(reached));
+}
+
+void BinarizeBytes(const BinarizeBytesArgs& args) {
+  const int64_t whole = args.channels / 32;
+  const int64_t rest = args.channels % 32;
+  const uint8_t* x = args.x;
+  uint32_t* out = args.out;
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    for (int64_t word = 0; word < whole; ++word, x += 32) {
+      *out++ = AtLeast(x, args.level + word * 32) & args.reachable[word];
+    }
+    if (rest > 0) {
+      uint8_t tail[32] = {};
+      for (int64_t i = 0; i < rest; ++i) tail[i] = *x++;
+      *out++ = AtLeast(tail, args.level + whole * 32) & args.reachable[whole];
+    }
+  }
+}
+
 }  // namespace
 
 extern const Isa kIsaAvx2 = {
-    "avx2",         kBlock,      kGranule, true,    Accumulate,
-    AccumulateBits, FinishFloat, Binarize, nullptr, nullptr,
+    "avx2",      kBlock,   kGranule,      true,    Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeBytes, nullptr, nullptr,
 };
 
 }  // namespace bnn_deploy

@@ -415,11 +415,28 @@ void Binarize(const BinarizeArgs& args) {
   }
 }
 
+void BinarizeBytes(const BinarizeBytesArgs& args) {
+  const uint8_t* x = args.x;
+  uint32_t* out = args.out;
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    for (int64_t begin = 0; begin < args.channels; begin += 64) {
+      const int64_t rest = args.channels - begin;
+      const __mmask64 lanes = rest < 64 ? (__mmask64{1} << rest) - 1 : ~__mmask64{0};
+      const __m512i value = _mm512_maskz_loadu_epi8(lanes, x + begin);
+      const uint64_t reached =
+          _mm512_mask_cmpge_epu8_mask(lanes, value, _mm512_load_si512(args.level + begin));
+      *out++ = static_cast<uint32_t>(reached) & args.reachable[begin / 32];
+      if (rest > 32) *out++ = static_cast<uint32_t>(reached >> 32) & args.reachable[begin / 32 + 1];
+    }
+    x += args.channels;
+  }
+}
+
 }  // namespace
 
 extern const Isa kIsaAvx512 = {
-    "avx512",       kBlock,      kGranule, true,          Accumulate,
-    AccumulateBits, FinishFloat, Binarize, GatherPatches, ConvolvePatches,
+    "avx512",    kBlock,   kGranule,      true,          Accumulate,      AccumulateBits,
+    FinishFloat, Binarize, BinarizeBytes, GatherPatches, ConvolvePatches,
 };
 
 }  // namespace bnn_deploy

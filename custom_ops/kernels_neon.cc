@@ -219,11 +219,41 @@ void Binarize(const BinarizeArgs& args) {
   for (; pixel < args.pixels; ++pixel) BinarizePixel(args, pixel);
 }
 
+// The bytes of `x` that are at least those of `level`, as 32 bits: each keeps the bit of its place
+// in a group of eight, and three pairwise additions collect the groups.
+uint32_t AtLeast(const uint8_t* x, const uint8_t* level) {
+  static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const uint8x16_t places = vld1q_u8(kPlaces);
+  const uint8x16_t low = vandq_u8(vcgeq_u8(vld1q_u8(x), vld1q_u8(level)), places);
+  const uint8x16_t high = vandq_u8(vcgeq_u8(vld1q_u8(x + 16), vld1q_u8(level + 16)), places);
+  uint8x16_t sums = vpaddq_u8(low, high);
+  sums = vpaddq_u8(sums, sums);
+  sums = vpaddq_u8(sums, sums);
+  return vgetq_lane_u32(vreinterpretq_u32_u8(sums), 0);
+}
+
+void BinarizeBytes(const BinarizeBytesArgs& args) {
+  const int64_t whole = args.channels / 32;
+  const int64_t rest = args.channels % 32;
+  const uint8_t* x = args.x;
+  uint32_t* out = args.out;
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    for (int64_t word = 0; word < whole; ++word, x += 32) {
+      *out++ = AtLeast(x, args.level + word * 32) & args.reachable[word];
+    }
+    if (rest > 0) {
+      uint8_t tail[32] = {};
+      for (int64_t i = 0; i < rest; ++i) tail[i] = *x++;
+      *out++ = AtLeast(tail, args.level + whole * 32) & args.reachable[whole];
+    }
+  }
+}
+
 }  // namespace
 
 extern const Isa kIsaNeon = {
-    "neon",         kBlock,      kWordGranule * 4, false,   Accumulate,
-    AccumulateBits, FinishFloat, Binarize,         nullptr, nullptr,
+    "neon",      kBlock,   kWordGranule * 4, false,   Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeBytes,    nullptr, nullptr,
 };
 
 }  // namespace bnn_deploy

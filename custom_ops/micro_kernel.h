@@ -135,6 +135,21 @@ struct BinarizeArgs {
 };
 using BinarizeFn = void (*)(const BinarizeArgs& args);
 
+// Bit c % 32 of out[p * words + c / 32] = (x[p * channels + c] >= level[c]), where bit c % 32 of
+// reachable[c / 32] is set, else 0; for p < pixels and c < channels, words = ceil(channels / 32).
+// The unused bits of the last word are 0, in reachable, too.
+//
+// level: readable up to the next multiple of 64 channels, 64-byte aligned. x: no over-read.
+struct BinarizeBytesArgs {
+  const uint8_t* x;
+  const uint8_t* level;
+  const uint32_t* reachable;
+  int64_t channels;
+  int64_t pixels;
+  uint32_t* out;
+};
+using BinarizeBytesFn = void (*)(const BinarizeBytesArgs& args);
+
 struct Isa {
   const char* name;
   int64_t channel_block;  // output channels in a block of packed weights; divides 32
@@ -147,6 +162,7 @@ struct Isa {
   AccumulateBitsFn accumulate_bits;
   FinishFloatFn finish_float;
   BinarizeFn binarize;
+  BinarizeBytesFn binarize_bytes;
   GatherPatchesFn gather_patches;      // null: the unit does without patches, and
   ConvolvePatchesFn convolve_patches;  // this is null, too
 };

@@ -27,7 +27,7 @@ def process(*arguments: str | Path, before: str = "") -> subprocess.CompletedPro
     """The command in a process of its own; `before` is Python that runs first."""
     code = f"import sys\n{before}\nfrom bnn_deploy.cli import main\nmain(prog_name='bnn-deploy')"
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-P", "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -674,6 +674,72 @@ def test_binarize_a_moved_threshold_is_caught(isa: str) -> None:
     assert binarize_differences([x], [threshold.view(Moved)], isa)
 
 
+# --- BinarizeQuantized ------------------------------------------------------------------------
+
+
+def quantized_differences(
+    arrays: Sequence[np.ndarray],
+    thresholds: Sequence[np.ndarray],
+    isa: str,
+    threads: int = 1,
+    moved: int = 0,
+) -> list[tuple[int, ...]]:
+    """Shapes for which the kernel differs; the reference's thresholds are `moved`."""
+    nodes, inputs, outputs, constants = [], [], [], {}
+    for i, (x, threshold) in enumerate(zip(arrays, thresholds, strict=True)):
+        nodes.append(helper.make_node("BinarizeQuantized", [f"X{i}", f"t{i}"], [f"Y{i}"], domain=DOMAIN))
+        constants[f"t{i}"] = threshold
+        shape = [None] * x.ndim
+        inputs.append(helper.make_tensor_value_info(f"X{i}", TensorProto.UINT8, shape))
+        outputs.append(helper.make_tensor_value_info(f"Y{i}", TensorProto.UINT32, shape))
+    session = make_session(make_model(nodes, inputs, outputs, constants), isa, threads)
+    got = session.run(None, {f"X{i}": x for i, x in enumerate(arrays)})
+    wrong = []
+    for x, threshold, actual in zip(arrays, thresholds, got, strict=True):
+        reached = x.astype(np.int64) >= threshold.astype(np.int64) + moved
+        expected = pack(np.where(reached, 1, -1), -1)
+        if actual.shape != expected.shape or actual.tobytes() != expected.tobytes():
+            wrong.append(x.shape)
+    return wrong
+
+
+def quantized_inputs(shapes: Sequence[tuple[int, ...]]) -> tuple[list, list]:
+    """All bytes, and thresholds below, inside and above their range."""
+    rng = np.random.default_rng(5)
+    arrays = [rng.integers(0, 256, shape).astype(np.uint8) for shape in shapes]
+    limits = [np.iinfo(np.int32).min, -1, 0, 1, 254, 255, 256, np.iinfo(np.int32).max]
+    thresholds = []
+    for shape in shapes:
+        threshold = rng.integers(0, 257, shape[-1]).astype(np.int32)
+        threshold[::3] = rng.choice(limits, len(threshold[::3]))
+        thresholds.append(threshold)
+    return arrays, thresholds
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_binarize_quantized(isa: str) -> None:
+    shapes: list[tuple[int, ...]] = [(2, 3, 5, c) for c in CHANNEL_TAILS]
+    shapes += [(3, 70), (2, 9, 33), (2, 2, 3, 7, 5), (0, 4, 4, 5), (1, 1, 1, 4096)]
+    arrays, thresholds = quantized_inputs(shapes)
+    with only_runs(isa):
+        assert not quantized_differences(arrays, thresholds, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_binarize_quantized_threads(isa: str) -> None:
+    arrays, thresholds = quantized_inputs([(2, 112, 112, 64), (1, 224, 224, 33)])
+    with only_runs(isa):
+        assert not quantized_differences(arrays, thresholds, isa, threads=2)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_binarize_quantized_a_moved_threshold_is_caught(isa: str) -> None:
+    arrays, thresholds = quantized_inputs([(2, 16, 16, 40)])
+    thresholds = [np.clip(t, 1, 254) for t in thresholds]
+    assert not quantized_differences(arrays, thresholds, isa)
+    assert quantized_differences(arrays, thresholds, isa, moved=1)
+
+
 # --- BinaryMaxPool ----------------------------------------------------------------------------
 
 
