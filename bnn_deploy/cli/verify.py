@@ -103,7 +103,9 @@ def _print_layers(result: Verification) -> None:
     show("")
     show("2. Layers: each fed with the reference's own activations; the worst over all backends.")
     show(f"   Tolerances: a bit may differ where |pre-activation| <= {tolerance.flip_margin:g} of its channel's root")
-    show(f"   mean square (margin), a float by {tolerance.float_relative:g} of the largest magnitude (relative error).")
+    show(
+        f"   mean square (margin), a float by {tolerance.float_relative:g} of the largest in its channel (relative error)."
+    )
     numbers = {"compared", "bits differ", "largest margin", "max abs error", "relative error", "exact zeros"}
     rows = table(
         None,
