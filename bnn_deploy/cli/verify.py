@@ -102,10 +102,14 @@ def _print_layers(result: Verification) -> None:
     tolerance = result.tolerances
     show("")
     show("2. Layers: each fed with the reference's own activations; the worst over all backends.")
-    show(f"   Tolerances: a bit may differ where |pre-activation| <= {tolerance.flip_margin:g} of its channel's root")
+    margin, relative = f"{tolerance.flip_margin:g}", f"{tolerance.float_relative:g}"
     show(
-        f"   mean square (margin), a float by {tolerance.float_relative:g} of the largest in its channel (relative error)."
+        f"   Tolerances: a bit may differ where |pre-activation| <= {margin} of its channel's root mean square (margin),"
     )
+    show(f"   a float by {relative} of the largest in its channel (relative error).")
+    if any(layer.quantized for layer in result.layers):
+        wider = f"{tolerance.quantized_flip_margin:g} and {tolerance.quantized_float_relative:g}"
+        show(f"   For layers with 8-bit weights, marked int8: {wider}.")
     numbers = {"compared", "bits differ", "largest margin", "max abs error", "relative error", "exact zeros"}
     rows = table(
         None,
@@ -130,7 +134,8 @@ def _print_layers(result: Verification) -> None:
             cells = [count, f"{layer.differing:,}", margin, "", "", f"{layer.zeros:,}"]
         else:
             cells = [count, "", "", f"{layer.max_error:.2e}", f"{layer.relative_error:.1e}", ""]
-        rows.add_row(printable(layer.layer), layer.kind, *cells, verdict)
+        kind = f"{layer.kind}, int8" if layer.quantized else layer.kind
+        rows.add_row(printable(layer.layer), kind, *cells, verdict)
     show(rows)
 
 
