@@ -31,6 +31,7 @@ from bnn_deploy.passes.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import Decline, constant, display_name, is_binary_op
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
+from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 from bnn_deploy.quantization import quantize_edges
 
@@ -72,11 +73,12 @@ class Conversion:
         }
 
 
-def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
+def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, list[Decline], list[Decline]]:
     """Run the passes on a float model.
 
     Args:
         model: float ONNX; it is not changed.
+        channels_last: binarise the outputs of float convolutions channels last; not if they are to be quantised.
 
     Returns:
         The binary model, carrying the operators' functions; what stayed float and why; what was not fused and why.
@@ -101,6 +103,8 @@ def to_binary(model: ir.Model) -> tuple[ir.Model, list[Decline], list[Decline]]:
     for late in (FoldBatchNorm(), FuseResidual()):
         not_fused += late(model).declined
     leftovers = AuditLeftovers(lowered.declined)(model).declined
+    if channels_last:
+        PreferChannelsLast()(model)
     finish(model)
     return model, leftovers, not_fused
 
@@ -183,7 +187,7 @@ def convert(
             f"{len(export.model.graph.outputs)} outputs; convert takes networks with one of each"
         )
     progress("running the passes")
-    binary, left_float, not_fused = to_binary(export.model)
+    binary, left_float, not_fused = to_binary(export.model, channels_last=calibration is None)
     layers = binary_layers(binary)
     declined = [decline for decline in left_float if decline.has_sign_input]
     if strict and declined:
@@ -227,10 +231,10 @@ def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
     """
     found = []
     for node in model.graph:
-        if is_binary_op(node, "Binarize", "BinaryConvThreshold"):
-            threshold = constant(node.inputs[1 if node.op_type == "Binarize" else 2])
+        if is_binary_op(node, "Binarize", "BinarizeChannelsLast", "BinaryConvThreshold"):
+            threshold = constant(node.inputs[2 if node.op_type == "BinaryConvThreshold" else 1])
             assert threshold is not None
-            limits = (-np.inf, np.inf) if node.op_type == "Binarize" else (ALWAYS, NEVER)
+            limits = (ALWAYS, NEVER) if node.op_type == "BinaryConvThreshold" else (-np.inf, np.inf)
             count = int(np.isin(threshold, limits).sum())
             if count:
                 found.append((display_name(node), count, len(threshold)))

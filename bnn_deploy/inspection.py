@@ -320,7 +320,7 @@ def _binary_shape(path: Path, node: NodeProto, shapes: dict[str, Shape], channel
             return None
         channels[output] = count
         return (batch, *rest[1:], words(count))
-    if node.op_type == "BinarizeQuantized":
+    if node.op_type in ("BinarizeChannelsLast", "BinarizeQuantized"):
         if not isinstance(rest[-1], int):
             return None
         channels[output] = rest[-1]

@@ -7,6 +7,8 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
 
 * `Binarize(X float32 [N, C, spatial...], threshold float32 [C]) -> bits`: bit = X >= threshold[c]; NaN gives 0. No
   attributes.
+* `BinarizeChannelsLast(X float32 [N, spatial..., C], threshold float32 [C]) -> bits`: the same for a tensor with
+  channels last. No attributes.
 * `BinarizeQuantized(X uint8 [N, spatial..., C], threshold int32 [C]) -> bits`: bit = X >= threshold[c], behind a
   quantised layer, whose output stays in 8 bits and channels last. No attributes.
 * `BinaryConv(X bits, W bits [O, kernel..., ceil((C/group)/32)], scale float32 [O], bias float32 [O],
@@ -180,6 +182,11 @@ class _Body:
         reached = self.per_channel("GreaterOrEqual", flat, self.inputs["threshold"])
         return self.pack(self.op("Reshape", reached, self.op("Shape", x)))
 
+    def binarize_last(self, x: ir.Value) -> ir.Value:
+        """Compare x [N, spatial..., C] with threshold [C] -> bits."""
+        reached = self.op("GreaterOrEqual", x, self.inputs["threshold"])
+        return self.pack_last(reached, self.op("Shape", x, start=0, end=-1))
+
     def scaled_sum(self) -> ir.Value:
         """scale[o] * acc + bias[o], float32 [N, O, spatial'...]."""
         acc = self.accumulate()
@@ -210,12 +217,15 @@ def _binarize() -> ir.Function:
     return body.function([body.binarize(body.inputs["X"])], "bit = X >= threshold[c]; NaN gives 0")
 
 
+def _binarize_channels_last() -> ir.Function:
+    body = _Body("BinarizeChannelsLast", ["X", "threshold"], {})
+    return body.function([body.binarize_last(body.inputs["X"])], "bit = X >= threshold[c]; NaN gives 0; channels last")
+
+
 def _binarize_quantized() -> ir.Function:
     body = _Body("BinarizeQuantized", ["X", "threshold"], {})
     integers = body.op("Cast", body.inputs["X"], to=ir.DataType.INT32.value)
-    reached = body.op("GreaterOrEqual", integers, body.inputs["threshold"])
-    bits = body.pack_last(reached, body.op("Shape", integers, start=0, end=-1))
-    return body.function([bits], "bit = X >= threshold[c], channels last")
+    return body.function([body.binarize_last(integers)], "bit = X >= threshold[c], channels last")
 
 
 def _binary_conv() -> ir.Function:
@@ -265,6 +275,7 @@ def functions() -> list[ir.Function]:
     """The functions, made anew: an ir.Function belongs to one model."""
     return [
         _binarize(),
+        _binarize_channels_last(),
         _binarize_quantized(),
         _binary_conv(),
         _binary_conv_threshold(),

@@ -24,6 +24,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.operators import DOMAIN, VERSION
 from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, output_key
 
+BITS = ("Binarize", "BinarizeChannelsLast", "BinarizeQuantized", "BinaryConvThreshold", "BinaryMaxPool")
 LAYERS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "Conv", "Gemm", "MatMul")
 
 
@@ -31,7 +32,7 @@ def holds_bits(node: NodeProto, output: int) -> bool:
     """Whether output `output` of a node holds bits."""
     if node.domain != DOMAIN:
         return False
-    return node.op_type in ("Binarize", "BinarizeQuantized", "BinaryConvThreshold", "BinaryMaxPool") or output == 1
+    return node.op_type in BITS or output == 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,15 @@ constexpr int64_t kMinTaskBytes = int64_t{1} << 19;     // likewise
 constexpr int64_t kMaxByteTasks = 256;
 constexpr int64_t kPixelGranule = 256;  // what a vector unit handles at once
 
+// Calls run(range) in parallel for ranges of pixels that together are all, for `bytes` per pixel.
+template <typename Body>
+void ForPixelRanges(int64_t bytes, int64_t pixels, const TaskRunner& runner, const Body& run) {
+  if (pixels == 0) return;
+  const int64_t tasks =
+      std::clamp(bytes * pixels / kMinTaskBytes, int64_t{1}, std::min(pixels, kMaxByteTasks));
+  RunTasks(runner, tasks, [&](int64_t task) { run(Part(pixels, tasks, task)); });
+}
+
 }  // namespace
 
 void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
@@ -38,17 +47,21 @@ void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64
   });
 }
 
+void BinarizeRowsBatch(const Isa& isa, const float* x, const float* threshold, int64_t channels,
+                       int64_t pixels, uint32_t* out, const TaskRunner& runner) {
+  ForPixelRanges(channels * static_cast<int64_t>(sizeof(float)), pixels, runner, [&](Range range) {
+    isa.binarize_rows({x + range.begin * channels, threshold, channels, range.end - range.begin,
+                       out + range.begin * WordsForBits(channels)});
+    CountCalls(isa, 1);
+  });
+}
+
 void BinarizeBytesBatch(const Isa& isa, const uint8_t* x, const uint8_t* level,
                         const uint32_t* reachable, int64_t channels, int64_t pixels, uint32_t* out,
                         const TaskRunner& runner) {
-  if (pixels == 0) return;
-  const int64_t words = WordsForBits(channels);
-  const int64_t tasks =
-      std::clamp(channels * pixels / kMinTaskBytes, int64_t{1}, std::min(pixels, kMaxByteTasks));
-  RunTasks(runner, tasks, [&](int64_t task) {
-    const Range range = Part(pixels, tasks, task);
+  ForPixelRanges(channels, pixels, runner, [&](Range range) {
     isa.binarize_bytes({x + range.begin * channels, level, reachable, channels,
-                        range.end - range.begin, out + range.begin * words});
+                        range.end - range.begin, out + range.begin * WordsForBits(channels)});
     CountCalls(isa, 1);
   });
 }

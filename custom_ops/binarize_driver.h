@@ -14,6 +14,11 @@ namespace bnn_deploy {
 void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
                    int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner);
 
+// x: [pixels][channels], pixels counted through the whole batch; threshold: [channels]; out as
+// below.
+void BinarizeRowsBatch(const Isa& isa, const float* x, const float* threshold, int64_t channels,
+                       int64_t pixels, uint32_t* out, const TaskRunner& runner);
+
 // x: [pixels][channels], pixels counted through the whole batch; level and reachable as in
 // BinarizeBytesArgs; out: [pixels][ceil(channels / 32)].
 void BinarizeBytesBatch(const Isa& isa, const uint8_t* x, const uint8_t* level,

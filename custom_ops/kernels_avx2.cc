@@ -310,6 +310,25 @@ void Binarize(const BinarizeArgs& args) {
   }
 }
 
+void BinarizeRows(const BinarizeRowsArgs& args) {
+  const float* x = args.x;
+  uint32_t* out = args.out;
+  for (int64_t p = 0; p < args.pixels; ++p, x += args.channels) {
+    for (int64_t begin = 0; begin < args.channels; begin += 32) {
+      uint32_t bits = 0;
+      for (int64_t c = begin; c < begin + 32 && c < args.channels; c += 8) {
+        const __m256i lanes = FirstLanes(args.channels - c);
+        const __m256 value = _mm256_maskload_ps(x + c, lanes);
+        const __m256 threshold = _mm256_maskload_ps(args.threshold + c, lanes);
+        const __m256 reached =
+            _mm256_and_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ), _mm256_castsi256_ps(lanes));
+        bits |= static_cast<uint32_t>(_mm256_movemask_ps(reached)) << (c - begin);
+      }
+      *out++ = bits;
+    }
+  }
+}
+
 // The bytes of `x` that are at least those of `level`: x = max(x, level), as there is no unsigned
 // compare.
 uint32_t AtLeast(const uint8_t* x, const uint8_t* level) {
@@ -339,8 +358,8 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaAvx2 = {
-    "avx2",      kBlock,   kGranule,      true,    Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeBytes, nullptr, nullptr,
+    "avx2",      kBlock,   kGranule,     true,          Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeRows, BinarizeBytes, nullptr,    nullptr,
 };
 
 }  // namespace bnn_deploy

@@ -415,6 +415,38 @@ void Binarize(const BinarizeArgs& args) {
   }
 }
 
+// The bits of the first `rest` channels, fewer than 32.
+uint32_t BinarizeTail(const float* x, const float* threshold, int64_t rest) {
+  const uint32_t lanes = (1u << rest) - 1;
+  const auto low = static_cast<__mmask16>(lanes);
+  const auto high = static_cast<__mmask16>(lanes >> 16);
+  const __mmask16 first = _mm512_mask_cmp_ps_mask(
+      low, _mm512_maskz_loadu_ps(low, x), _mm512_maskz_loadu_ps(low, threshold), _CMP_GE_OQ);
+  const __mmask16 second =
+      _mm512_mask_cmp_ps_mask(high, _mm512_maskz_loadu_ps(high, x + 16),
+                              _mm512_maskz_loadu_ps(high, threshold + 16), _CMP_GE_OQ);
+  return _mm512_kunpackw(second, first);
+}
+
+void BinarizeRows(const BinarizeRowsArgs& args) {
+  const int64_t whole = args.channels / 32;
+  const int64_t rest = args.channels % 32;
+  const float* x = args.x;
+  uint32_t* out = args.out;
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    const float* threshold = args.threshold;
+    for (int64_t word = 0; word < whole; ++word, x += 32, threshold += 32) {
+      const __mmask16 first =
+          _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_loadu_ps(threshold), _CMP_GE_OQ);
+      const __mmask16 second =
+          _mm512_cmp_ps_mask(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(threshold + 16), _CMP_GE_OQ);
+      *out++ = _mm512_kunpackw(second, first);
+    }
+    if (rest > 0) *out++ = BinarizeTail(x, threshold, rest);
+    x += rest;
+  }
+}
+
 void BinarizeBytes(const BinarizeBytesArgs& args) {
   const uint8_t* x = args.x;
   uint32_t* out = args.out;
@@ -435,8 +467,8 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaAvx512 = {
-    "avx512",    kBlock,   kGranule,      true,          Accumulate,      AccumulateBits,
-    FinishFloat, Binarize, BinarizeBytes, GatherPatches, ConvolvePatches,
+    "avx512",    kBlock,   kGranule,     true,          Accumulate,    AccumulateBits,
+    FinishFloat, Binarize, BinarizeRows, BinarizeBytes, GatherPatches, ConvolvePatches,
 };
 
 }  // namespace bnn_deploy

@@ -219,6 +219,28 @@ void Binarize(const BinarizeArgs& args) {
   for (; pixel < args.pixels; ++pixel) BinarizePixel(args, pixel);
 }
 
+void BinarizeRows(const BinarizeRowsArgs& args) {
+  const uint32_t kPlaces[4] = {1, 2, 4, 8};
+  const uint32x4_t places = vld1q_u32(kPlaces);
+  const float* x = args.x;
+  uint32_t* out = args.out;
+  for (int64_t p = 0; p < args.pixels; ++p, x += args.channels) {
+    for (int64_t begin = 0; begin < args.channels; begin += 32) {
+      const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+      uint32_t bits = 0;
+      int64_t c = begin;
+      for (; c + 4 <= end; c += 4) {
+        const uint32x4_t reached = vcgeq_f32(vld1q_f32(x + c), vld1q_f32(args.threshold + c));
+        bits |= vaddvq_u32(vandq_u32(reached, places)) << (c - begin);
+      }
+      for (; c < end; ++c) {
+        bits |= static_cast<uint32_t>(x[c] >= args.threshold[c]) << (c - begin);
+      }
+      *out++ = bits;
+    }
+  }
+}
+
 // The bytes of `x` that are at least those of `level`, as 32 bits: each keeps the bit of its place
 // in a group of eight, and three pairwise additions collect the groups.
 uint32_t AtLeast(const uint8_t* x, const uint8_t* level) {
@@ -252,8 +274,8 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaNeon = {
-    "neon",      kBlock,   kWordGranule * 4, false,   Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeBytes,    nullptr, nullptr,
+    "neon",      kBlock,   kWordGranule * 4, false,         Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeRows,     BinarizeBytes, nullptr,    nullptr,
 };
 
 }  // namespace bnn_deploy

@@ -110,6 +110,21 @@ void Binarize(const BinarizeArgs& args) {
   }
 }
 
+void BinarizeRows(const BinarizeRowsArgs& args) {
+  const float* x = args.x;
+  uint32_t* out = args.out;
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    for (int64_t begin = 0; begin < args.channels; begin += 32) {
+      const int64_t count = args.channels - begin < 32 ? args.channels - begin : 32;
+      uint32_t bits = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        bits |= static_cast<uint32_t>(*x++ >= args.threshold[begin + i]) << i;
+      }
+      *out++ = bits;
+    }
+  }
+}
+
 void BinarizeBytes(const BinarizeBytesArgs& args) {
   const uint8_t* x = args.x;
   uint32_t* out = args.out;
@@ -128,8 +143,8 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaScalar = {
-    "scalar",    1,        kWordGranule * 4, false,   Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeBytes,    nullptr, nullptr,
+    "scalar",    1,        kWordGranule * 4, false,         Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeRows,     BinarizeBytes, nullptr,    nullptr,
 };
 
 }  // namespace bnn_deploy

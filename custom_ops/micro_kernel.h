@@ -135,6 +135,18 @@ struct BinarizeArgs {
 };
 using BinarizeFn = void (*)(const BinarizeArgs& args);
 
+// Bit c % 32 of out[p * words + c / 32] = (x[p * channels + c] >= threshold[c]) for p < pixels and
+// c < channels, words = ceil(channels / 32); the unused bits of the last word are 0, and so is the
+// bit of a NaN. x, threshold and out: element aligned, no over-read.
+struct BinarizeRowsArgs {
+  const float* x;
+  const float* threshold;
+  int64_t channels;
+  int64_t pixels;
+  uint32_t* out;
+};
+using BinarizeRowsFn = void (*)(const BinarizeRowsArgs& args);
+
 // Bit c % 32 of out[p * words + c / 32] = (x[p * channels + c] >= level[c]), where bit c % 32 of
 // reachable[c / 32] is set, else 0; for p < pixels and c < channels, words = ceil(channels / 32).
 // The unused bits of the last word are 0, in reachable, too.
@@ -162,6 +174,7 @@ struct Isa {
   AccumulateBitsFn accumulate_bits;
   FinishFloatFn finish_float;
   BinarizeFn binarize;
+  BinarizeRowsFn binarize_rows;
   BinarizeBytesFn binarize_bytes;
   GatherPatchesFn gather_patches;      // null: the unit does without patches, and
   ConvolvePatchesFn convolve_patches;  // this is null, too

@@ -674,6 +674,47 @@ def test_binarize_a_moved_threshold_is_caught(isa: str) -> None:
     assert binarize_differences([x], [threshold.view(Moved)], isa)
 
 
+# --- BinarizeChannelsLast ---------------------------------------------------------------------
+
+
+def channels_last_differences(shapes: Sequence[tuple[int, ...]], isa: str, threads: int = 1, moved: float = 0) -> list:
+    """Shapes, channels second, for which the kernel differs; the reference's thresholds are `moved`."""
+    arrays, thresholds = binarize_inputs(shapes)
+    nodes, inputs, outputs, constants, feeds = [], [], [], {}, {}
+    for i, (x, threshold) in enumerate(zip(arrays, thresholds, strict=True)):
+        nodes.append(helper.make_node("BinarizeChannelsLast", [f"X{i}", f"t{i}"], [f"Y{i}"], domain=DOMAIN))
+        constants[f"t{i}"] = threshold
+        inputs.append(helper.make_tensor_value_info(f"X{i}", TensorProto.FLOAT, [None] * x.ndim))
+        outputs.append(helper.make_tensor_value_info(f"Y{i}", TensorProto.UINT32, [None] * x.ndim))
+        feeds[f"X{i}"] = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    got = make_session(make_model(nodes, inputs, outputs, constants), isa, threads).run(None, feeds)
+    wrong = []
+    for x, threshold, actual in zip(feeds.values(), thresholds, got, strict=True):
+        expected = pack(np.where(x >= threshold + np.float32(moved), 1, -1), -1)
+        if actual.shape != expected.shape or actual.tobytes() != expected.tobytes():
+            wrong.append(x.shape)
+    return wrong
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_binarize_channels_last(isa: str) -> None:
+    shapes: list[tuple[int, ...]] = [(2, c, 3, 3) for c in CHANNEL_TAILS]
+    shapes += [(3, 70), (2, 33, 9), (2, 5, 2, 3, 7), (0, 5, 4, 4), (1, 4096, 1, 1)]
+    with only_runs(isa):
+        assert not channels_last_differences(shapes, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_binarize_channels_last_threads(isa: str) -> None:
+    with only_runs(isa):
+        assert not channels_last_differences([(2, 64, 56, 56), (1, 33, 112, 112)], isa, threads=2)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_binarize_channels_last_a_moved_threshold_is_caught(isa: str) -> None:
+    assert channels_last_differences([(1, 40, 5, 5)], isa, moved=0.5)
+
+
 # --- BinarizeQuantized ------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ CONSTANTS = {
 }
 INPUTS = {
     "Binarize": ["X", "threshold"],
+    "BinarizeChannelsLast": ["X", "threshold"],
     "BinarizeQuantized": ["X", "threshold"],
     "BinaryConv": ["X", "W", "scale", "bias", "pad_value"],
     "BinaryConvThreshold": ["X", "W", "threshold", "pad_value"],
@@ -321,18 +322,22 @@ def test_binarize() -> None:
     assert f"{label}input threshold is not a constant" in error
 
 
-def test_binarize_quantized() -> None:
-    x = np.zeros((1, 4, 4, 3), np.uint8)
-    threshold = np.zeros(3, np.int32)
-    assert run("BinarizeQuantized", x, {}, {"threshold": threshold}).shape == (1, 4, 4, 1)
-    label = "BinarizeQuantized 'layer7': "
-    error = message("BinarizeQuantized", x, {}, {"threshold": np.zeros((3, 1), np.int32)})
+@pytest.mark.parametrize(
+    ("op", "dtype", "threshold_dtype"),
+    [("BinarizeChannelsLast", np.float32, np.float32), ("BinarizeQuantized", np.uint8, np.int32)],
+)
+def test_binarize_channels_last(op: str, dtype: type, threshold_dtype: type) -> None:
+    x = np.zeros((1, 4, 4, 3), dtype)
+    threshold = np.zeros(3, threshold_dtype)
+    assert run(op, x, {}, {"threshold": threshold}).shape == (1, 4, 4, 1)
+    label = f"{op} 'layer7': "
+    error = message(op, x, {}, {"threshold": np.zeros((3, 1), threshold_dtype)})
     assert f"{label}input threshold has shape [3, 1], but it must be [C]" in error
-    error = message("BinarizeQuantized", x, {}, {"threshold": np.zeros(4, np.int32)})
+    error = message(op, x, {}, {"threshold": np.zeros(4, threshold_dtype)})
     assert f"{label}input X has shape [1, 4, 4, 3], but it must be [N, 0 to 3 spatial dimensions, 4]" in error
-    error = message("BinarizeQuantized", x[0, 0, 0], {}, {"threshold": threshold})
+    error = message(op, x[0, 0, 0], {}, {"threshold": threshold})
     assert f"{label}input X has shape [3], but it must be [N," in error
-    error = message("BinarizeQuantized", x, {}, {"threshold": threshold}, fed="threshold")
+    error = message(op, x, {}, {"threshold": threshold}, fed="threshold")
     assert f"{label}input threshold is not a constant" in error
 
 

@@ -577,6 +577,7 @@ SIGNATURES = {
     "Binarize": (["X", "threshold"], []),
     "BinaryConv": (["X", "W", "scale", "bias", "pad_value"], CONV_ATTRIBUTES),
     "BinaryConvThreshold": (["X", "W", "threshold", "pad_value"], CONV_ATTRIBUTES),
+    "BinarizeChannelsLast": (["X", "threshold"], []),
     "BinarizeQuantized": (["X", "threshold"], []),
     "BinaryConvResidual": (["X", "W", "scale", "bias", "pad_value", "residual", "threshold"], CONV_ATTRIBUTES),
     "BinaryMaxPool": (["X"], ["kernel_shape", "strides", "pads", "dilations", "ceil_mode"]),

@@ -103,10 +103,8 @@ def _print_layers(result: Verification) -> None:
     show("")
     show("2. Layers: each fed with the reference's own activations; the worst over all backends.")
     margin, relative = f"{tolerance.flip_margin:g}", f"{tolerance.float_relative:g}"
-    show(
-        f"   Tolerances: a bit may differ where |pre-activation| <= {margin} of its channel's root mean square (margin),"
-    )
-    show(f"   a float by {relative} of the largest in its channel (relative error).")
+    show(f"   Tolerances: a bit may differ where |pre-activation| <= {margin} of its channel's root mean square,")
+    show(f"   a float by {relative} of the largest in its channel. Margin and relative error are so measured.")
     if any(layer.quantized for layer in result.layers):
         wider = f"{tolerance.quantized_flip_margin:g} and {tolerance.quantized_float_relative:g}"
         show(f"   For layers with 8-bit weights, marked int8: {wider}.")
