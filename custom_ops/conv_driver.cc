@@ -21,11 +21,12 @@ constexpr int64_t kMaxTasks = 256;
 // Pads are unlimited in the contract, memory is not.
 constexpr int64_t kMaxPaddedWords = int64_t{1} << 31;
 constexpr const char* kPaddedInput = "the padded input";
-// Patches pay where the transpose from channels to planes is dear: in images that are large enough
-// for whole vectors of pixels, and for windows that are short (and whose patches fit into the
-// caches).
-constexpr int64_t kMinPatchPixels = 256;
-constexpr int64_t kMaxPatchWords = 128;
+// Pixels as lanes pay where the transpose from channels to planes is dear: in images that are large
+// enough for whole vectors of pixels, and for windows that are short. They take a copy of the input
+// per column of the kernel (and stride), which should not outgrow the caches.
+constexpr int64_t kMinPlanePixels = 256;
+constexpr int64_t kMaxPlaneWords = 128;
+constexpr int64_t kMaxPlaneCopies = 8;
 // Pixels whose windows are looked up once for all output channels, and whose gathered windows stay
 // in the second-level cache.
 constexpr int64_t kBlockPixels = 4 * kTilePixels;
@@ -47,17 +48,6 @@ void CopyBits(const uint32_t* from, int64_t first, int64_t count, uint32_t* to) 
     uint32_t word = *from >> shift;
     if (shift + bits > 32) word |= from[1] << (32 - shift);
     *to = bits == 32 ? word : word & ((1u << bits) - 1);
-  }
-}
-
-// to[i] = from[i * stride]
-void CopyStrided(const uint32_t* from, int64_t stride, int64_t count, uint32_t* to) {
-  if (stride == 1) {
-    std::copy_n(from, count, to);
-  } else if (stride == 2) {  // with this constant the compiler makes it a loop of shuffles
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i * 2];
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i * stride];
   }
 }
 
@@ -125,15 +115,20 @@ struct ConvDriver::Plan {
   std::vector<float> products;
   Buffer<int32_t> table;
 
-  // Only for micro-kernels that work on patches: the planes that the input is split into are
-  // [batch][group][word][padded_height][plane_width]. A row has the pixels 0, stride, 2 * stride
-  // and so on first, then 1, 1 + stride and so on: the same tap of neighbouring windows is then in
-  // neighbouring words.
-  bool uses_patches = false;
-  int64_t plane_width = 0;
-  std::vector<int64_t> patch_offsets;
-  std::vector<int32_t> patterns;  // [row pattern][out_width]
-  Buffer<int32_t> pattern_sums;   // [table_width][kMaxPatterns]: `table`, transposed
+  // Only for micro-kernels that take pixels as lanes: the input is split into planes
+  // [batch][group][word][kernel column][plane_height][out_width], which hold one word, at one
+  // column of the kernel, of all output pixels. Its rows 0, stride, 2 * stride and so on come
+  // first, then 1, 1 + stride and so on. So a tap of all windows of the image is one array.
+  bool uses_planes = false;
+  int64_t plane_height = 0;
+  std::vector<int64_t> plane_offsets;  // of the words of a window
+  Buffer<uint8_t> patterns;            // [out_height][out_width]
+  Buffer<float> constant;              // [table_width][kMaxPatterns]: products - 2 * `table`
+
+  // Where a row of the padded input is in its plane.
+  int64_t PlaneRow(int64_t y, int64_t stride) const {
+    return (y % stride * (plane_height / stride) + y / stride) * out_width;
+  }
 };
 
 struct ConvDriver::Image {
@@ -172,8 +167,9 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights)
       weights_size += blocks * isa_.channel_block * window_words_;
     }
   }
-  if (isa_.convolve_patches != nullptr && window_words_ <= kMaxPatchWords) {
-    plain_weights_.assign(weights, weights + spec_.out_channels * window_words_);
+  if (isa_.convolve_planes != nullptr && window_words_ <= kMaxPlaneWords &&
+      spec_.width.kernel <= kMaxPlaneCopies * spec_.width.stride) {
+    PackPlaneWeights(weights);
   }
   weights_ = Buffer<uint32_t>(weights_size, 0);
   PackWeights(weights);
@@ -217,6 +213,21 @@ void ConvDriver::PackWeights(const uint32_t* weights) {
       const uint8_t* from = all + (tile.channel + o) * bytes;
       uint8_t* to = packed + o / block * block_bytes + o % block * granule;
       for (int64_t k = 0; k < bytes; ++k) to[k / granule * step_bytes + k % granule] = from[k];
+    }
+  }
+}
+
+// To the layout of ConvolvePlanesArgs::weights.
+void ConvDriver::PackPlaneWeights(const uint32_t* weights) {
+  for (const ChannelTile& tile : tiles_) {
+    for (int64_t o = 0; o < tile.channels; o += kPlaneChannels) {
+      const int64_t channels = std::min(kPlaneChannels, tile.channels - o);
+      const uint32_t* const from = weights + (tile.channel + o) * window_words_;
+      for (int64_t k = 0; k < window_words_; ++k) {
+        for (int64_t c = 0; c < channels; ++c) {
+          plane_weights_.push_back(from[c * window_words_ + k]);
+        }
+      }
     }
   }
 }
@@ -317,38 +328,44 @@ std::shared_ptr<const ConvDriver::Plan> ConvDriver::MakePlan(int64_t height, int
   }
 
   const int64_t patterns = row_patterns * column_patterns;
-  plan->uses_patches = threshold_.empty() && !plain_weights_.empty() && patterns <= kMaxPatterns &&
-                       plan->out_height * plan->out_width >= kMinPatchPixels;
-  if (plan->uses_patches) AddPatches(patterns, row_patterns, columns.of_window, plan.get());
+  plan->uses_planes = threshold_.empty() && !plane_weights_.empty() && patterns <= kMaxPatterns &&
+                      plan->out_height * plan->out_width >= kMinPlanePixels;
+  if (plan->uses_planes) AddPlanes(patterns, row_patterns, columns.of_window, plan.get());
   return plan;
 }
 
-void ConvDriver::AddPatches(int64_t patterns, int64_t row_patterns,
-                            const std::vector<int64_t>& column_patterns, Plan* plan) const {
-  const int64_t stride = spec_.width.stride;
-  const int64_t part_width = CeilDiv(plan->padded_width, stride);
-  plan->plane_width = stride * part_width;
+void ConvDriver::AddPlanes(int64_t patterns, int64_t row_patterns,
+                           const std::vector<int64_t>& column_patterns, Plan* plan) const {
+  const int64_t stride = spec_.height.stride;
+  plan->plane_height = RoundUp(plan->padded_height, stride);
   for (int64_t y = 0; y < spec_.height.kernel; ++y) {
+    const int64_t row = plan->PlaneRow(y * spec_.height.dilation, stride);
     for (int64_t x = 0; x < spec_.width.kernel; ++x) {
-      const int64_t column = x * spec_.width.dilation;
       for (int64_t word = 0; word < group_words_; ++word) {
-        const int64_t row = word * plan->padded_height + y * spec_.height.dilation;
-        plan->patch_offsets.push_back(row * plan->plane_width + column % stride * part_width +
-                                      column / stride);
+        const int64_t plane = word * spec_.width.kernel + x;
+        plan->plane_offsets.push_back(plane * plan->plane_height * plan->out_width + row);
       }
     }
   }
-  const auto distinct_columns = patterns / row_patterns;
-  for (int64_t row = 0; row < row_patterns; ++row) {
-    for (const int64_t column : column_patterns) {
-      plan->patterns.push_back(static_cast<int32_t>(row * distinct_columns + column));
+  const int64_t distinct_columns = patterns / row_patterns;
+  plan->patterns =
+      Buffer<uint8_t>(RoundUp(plan->out_height * plan->out_width, kPlaneSlack), uint8_t{0});
+  std::vector<float> products(kMaxPatterns);
+  uint8_t* to = plan->patterns.data();
+  for (const int64_t row : plan->row_pattern) {
+    for (int64_t x = 0; x < plan->out_width; ++x) {
+      const int64_t pattern = row * distinct_columns + column_patterns[static_cast<size_t>(x)];
+      *to++ = static_cast<uint8_t>(pattern);
+      products[static_cast<size_t>(pattern)] =
+          plan->products[static_cast<size_t>(row * plan->out_width + x)];
     }
   }
-  plan->pattern_sums = Buffer<int32_t>(table_width_ * kMaxPatterns, 0);
+  plan->constant = Buffer<float>(table_width_ * kMaxPatterns, 0.0f);
   for (int64_t o = 0; o < table_width_; ++o) {
     for (int64_t pattern = 0; pattern < patterns; ++pattern) {
-      plan->pattern_sums.data()[o * kMaxPatterns + pattern] =
-          plan->table.data()[pattern * table_width_ + o];
+      plan->constant.data()[o * kMaxPatterns + pattern] =
+          products[static_cast<size_t>(pattern)] -
+          2.0f * static_cast<float>(plan->table.data()[pattern * table_width_ + o]);
     }
   }
 }
@@ -380,10 +397,10 @@ void ConvDriver::CopyRow(const BitBatch& input, int64_t image, int64_t group, in
   pad(spec_.width.pad_end);
 }
 
-// The words of the padded input with rows of `width` pixels.
-int64_t ConvDriver::PaddedSize(int64_t batch, const Plan& plan, int64_t width) const {
+// The words of copies of the padded input, or of its planes.
+int64_t ConvDriver::PaddedSize(int64_t batch, int64_t height, int64_t width) const {
   const int64_t size =
-      CheckedProduct({batch, spec_.group, plan.padded_height, width, group_words_}, kPaddedInput);
+      CheckedProduct({batch, spec_.group, height, width, group_words_}, kPaddedInput);
   if (size > kMaxPaddedWords) {
     throw std::invalid_argument(std::string(kPaddedInput) + " has " + std::to_string(size) +
                                 " words, at most " + std::to_string(kMaxPaddedWords) +
@@ -403,7 +420,7 @@ ConvDriver::Image ConvDriver::Prepare(const BitBatch& input, const Plan& plan,
   }
   const int64_t row_words = plan.padded_width * group_words_;
   const int64_t rows = input.batch * spec_.group * plan.padded_height;
-  const int64_t size = PaddedSize(input.batch, plan, plan.padded_width);
+  const int64_t size = PaddedSize(input.batch, plan.padded_height, plan.padded_width);
   thread_local Buffer<uint32_t> padded;
   uint32_t* const copy = padded.Reserve(size);
   const int64_t tasks = std::clamp(size / kMinCopyTaskWords, int64_t{1}, std::min(rows, kMaxTasks));
@@ -566,7 +583,7 @@ void ConvDriver::Run(const BitBatch& input, uint32_t* out, const TaskRunner& run
 void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
                      const TaskRunner& runner) const {
   const std::shared_ptr<const Plan> plan = PlanFor(input.height, input.width);
-  if (plan->uses_patches) return RunWithPatches(input, *plan, output, runner);
+  if (plan->uses_planes) return RunWithPlanes(input, *plan, output, runner);
   const int64_t image_pixels = plan->out_height * plan->out_width;
   const bool staged = output.out != nullptr && image_pixels % kConflictPixels == 0;
   static_assert(kConflictPixels % kBlockPixels == 0, "a staged block lies in one image");
@@ -636,106 +653,88 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
 const uint32_t* ConvDriver::SplitPlanes(const BitBatch& input, const Plan& plan,
                                         const TaskRunner& runner) const {
   thread_local Buffer<uint32_t> buffer;
-  uint32_t* const planes =
-      buffer.Reserve(PaddedSize(input.batch, plan, plan.plane_width) + kPatchSlack);
+  uint32_t* const planes = buffer.Reserve(
+      PaddedSize(input.batch, plan.plane_height, spec_.width.kernel * plan.out_width) +
+      kPlaneSlack);
+  const int64_t plane_words = plan.plane_height * plan.out_width;
   const int64_t rows = input.batch * spec_.group * plan.padded_height;
   const int64_t row_words = plan.padded_width * group_words_;
-  const int64_t stride = spec_.width.stride;
-  const int64_t part_width = plan.plane_width / stride;
   const int64_t tasks =
       std::clamp(rows * row_words / kMinCopyTaskWords, int64_t{1}, std::min(rows, kMaxTasks));
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(rows, tasks, task);
+    // Some rows at a time: what was just stored in pieces is slow to load in others.
+    constexpr int64_t kRows = 16;
     thread_local Buffer<uint32_t> row_buffer;
-    uint32_t* const row = row_buffer.Reserve(row_words);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const int64_t plane = i / plan.padded_height;
-      const int64_t y = i % plan.padded_height;
-      CopyRow(input, plane / spec_.group, plane % spec_.group, y, plan.padded_width, row);
-      for (int64_t word = 0; word < group_words_; ++word) {
-        uint32_t* const to =
-            planes + ((plane * group_words_ + word) * plan.padded_height + y) * plan.plane_width;
-        for (int64_t part = 0; part < stride; ++part) {
-          CopyStrided(row + part * group_words_ + word, stride * group_words_,
-                      CeilDiv(plan.padded_width - part, stride), to + part * part_width);
-        }
+    uint32_t* const buffered = row_buffer.Reserve(kRows * row_words + kRowSlack);
+    SplitRowArgs args{};
+    args.words = group_words_;
+    args.stride = spec_.width.stride;
+    args.dilation = spec_.width.dilation;
+    args.kernel = spec_.width.kernel;
+    args.out_width = plan.out_width;
+    args.plane_words = plane_words;
+    for (int64_t first = range.begin; first < range.end; first += kRows) {
+      const int64_t last = std::min(first + kRows, range.end);
+      uint32_t* row = buffered;
+      for (int64_t i = first; i < last; ++i, row += row_words) {
+        const int64_t plane = i / plan.padded_height;
+        CopyRow(input, plane / spec_.group, plane % spec_.group, i % plan.padded_height,
+                plan.padded_width, row);
+      }
+      args.row = buffered;
+      for (int64_t i = first; i < last; ++i, args.row += row_words) {
+        const int64_t plane = i / plan.padded_height;
+        args.planes = planes + plane * group_words_ * spec_.width.kernel * plane_words +
+                      plan.PlaneRow(i % plan.padded_height, spec_.height.stride);
+        isa_.split_row(args);
       }
     }
   });
   return planes;
 }
 
-void ConvDriver::RunWithPatches(const BitBatch& input, const Plan& plan, const FloatOutput& output,
-                                const TaskRunner& runner) const {
+void ConvDriver::RunWithPlanes(const BitBatch& input, const Plan& plan, const FloatOutput& output,
+                               const TaskRunner& runner) const {
   const uint32_t* const planes = SplitPlanes(input, plan, runner);
-  const int64_t group_plane = group_words_ * plan.padded_height * plan.plane_width;
+  const int64_t group_words =
+      group_words_ * spec_.width.kernel * plan.plane_height * plan.out_width;
   const int64_t image_pixels = plan.out_height * plan.out_width;
   const int64_t image_tiles = CeilDiv(image_pixels, kTilePixels);
   const int64_t tiles = input.batch * image_tiles;
   const int64_t tasks = TaskCount(input.batch * image_pixels, std::min(tiles, kMaxTasks));
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(tiles, tasks, task);
-    thread_local Buffer<uint32_t> patch_buffer;
-    PatchSegment segments[kTilePixels];
-    alignas(64) int32_t patterns[kTilePixels] = {};
-    alignas(64) float products[kTilePixels] = {};
-    GatherPatchesArgs gather{};
-    gather.segments = segments;
-    gather.offsets = plan.patch_offsets.data();
-    gather.words = window_words_;
-    gather.patches = patch_buffer.Reserve(window_words_ * kTilePixels + kPatchSlack);
+    ConvolvePlanesArgs args{};
+    args.offsets = plan.plane_offsets.data();
+    args.words = window_words_;
+    args.finish.channel_stride = image_pixels;
     for (int64_t i = range.begin; i < range.end; ++i) {
       const int64_t image = i / image_tiles;
       const int64_t first = i % image_tiles * kTilePixels;
-      const int64_t count = std::min(kTilePixels, image_pixels - first);
-      gather.segment_count = 0;
-      int64_t x = first % plan.out_width;
-      int64_t y = first / plan.out_width;
-      for (int64_t p = 0; p < count; x = 0, ++y) {
-        const int64_t pixels = std::min(count - p, plan.out_width - x);
-        const int64_t at = plan.row_pattern[static_cast<size_t>(y)] * plan.out_width + x;
-        std::copy_n(plan.patterns.data() + at, pixels, patterns + p);
-        std::copy_n(plan.products.data() + at, pixels, products + p);
-        segments[gather.segment_count++] = {planes + image * spec_.group * group_plane +
-                                                y * spec_.height.stride * plan.plane_width + x,
-                                            pixels};
-        p += pixels;
-      }
-      int64_t group = -1;
+      args.patterns = plan.patterns.data() + first;
+      args.finish.pixels = std::min(kTilePixels, image_pixels - first);
       for (const ChannelTile& tile : tiles_) {
-        if (tile.group != group) {
-          if (tile.group > 0) {
-            for (int64_t s = 0; s < gather.segment_count; ++s) segments[s].words += group_plane;
-          }
-          isa_.gather_patches(gather);
-          group = tile.group;
-        }
-        ConvolvePatchesArgs args{};
-        args.patches = gather.patches;
-        args.words = window_words_;
-        args.patterns = patterns;
-        args.weights = plain_weights_.data() + tile.channel * window_words_;
-        args.initial = plan.pattern_sums.data() + tile.table_offset * kMaxPatterns;
+        args.input = planes + (image * spec_.group + tile.group) * group_words + first;
+        args.weights = plane_weights_.data() + tile.channel * window_words_;
+        args.constant = plan.constant.data() + tile.table_offset * kMaxPatterns;
         const int64_t plane = (image * spec_.out_channels + tile.channel) * image_pixels + first;
-        args.finish.products = products;
         args.finish.scale = scale_.data() + tile.table_offset;
         args.finish.bias = bias_.data() + tile.table_offset;
-        args.finish.pixels = count;
         args.finish.channels = tile.channels;
-        args.finish.channel_stride = image_pixels;
         if (output.out != nullptr) args.finish.out = output.out + plane;
         if (output.residual != nullptr) args.finish.residual = output.residual + plane;
         if (output.bits == nullptr) {
-          isa_.convolve_patches(args);
+          isa_.convolve_planes(args);
           continue;
         }
         args.finish.threshold = float_threshold_.data() + tile.table_offset;
         const int64_t begin = image * image_pixels + first;
-        WriteBits(tile, Range{begin, begin + count}, output.bits,
-                  [&](uint32_t* to, int64_t stride) {
+        WriteBits(tile, Range{begin, begin + args.finish.pixels}, output.bits,
+                  [&](uint32_t* to, int64_t to_stride) {
                     args.finish.bits = to;
-                    args.finish.bits_stride = stride;
-                    isa_.convolve_patches(args);
+                    args.finish.bits_stride = to_stride;
+                    isa_.convolve_planes(args);
                   });
       }
     }

@@ -88,6 +88,7 @@ class ConvDriver {
 
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights);
   void PackWeights(const uint32_t* weights);
+  void PackPlaneWeights(const uint32_t* weights);
   void CountTapBits(const uint32_t* weights);
   std::shared_ptr<const Plan> PlanFor(int64_t height, int64_t width) const;
   std::shared_ptr<const Plan> MakePlan(int64_t height, int64_t width) const;
@@ -98,14 +99,14 @@ class ConvDriver {
   void LocatePixels(const Plan& plan, const Image& image, int64_t group, Range pixels,
                     PixelBlock* block) const;
   void GatherWindows(const Plan& plan, int64_t pixels, PixelBlock* block) const;
-  void RunWithPatches(const BitBatch& input, const Plan& plan, const FloatOutput& output,
-                      const TaskRunner& runner) const;
+  void RunWithPlanes(const BitBatch& input, const Plan& plan, const FloatOutput& output,
+                     const TaskRunner& runner) const;
   const uint32_t* SplitPlanes(const BitBatch& input, const Plan& plan,
                               const TaskRunner& runner) const;
   int64_t TaskCount(int64_t pixels, int64_t most) const;
-  int64_t PaddedSize(int64_t batch, const Plan& plan, int64_t width) const;
-  void AddPatches(int64_t patterns, int64_t row_patterns,
-                  const std::vector<int64_t>& column_patterns, Plan* plan) const;
+  int64_t PaddedSize(int64_t batch, int64_t height, int64_t width) const;
+  void AddPlanes(int64_t patterns, int64_t row_patterns,
+                 const std::vector<int64_t>& column_patterns, Plan* plan) const;
   template <typename Process>
   void ForEachBlock(const BitBatch& input, const Plan& plan, int64_t grain, bool split_channels,
                     const TaskRunner& runner, const Process& process) const;
@@ -123,7 +124,7 @@ class ConvDriver {
   std::vector<ChannelTile> tiles_;
   int64_t table_width_ = 0;
   Buffer<uint32_t> weights_;
-  std::vector<uint32_t> plain_weights_;  // as given, for micro-kernels that work on patches
+  std::vector<uint32_t> plane_weights_;  // for micro-kernels that take pixels as lanes
   // Per output channel, the set bits of the taps above and left of each tap (summed-area table).
   std::vector<int32_t> tap_bits_;
   Buffer<float> scale_;

@@ -4,7 +4,7 @@
 // with weights in the first-level cache. A tile of 6 pixels x 4 vectors keeps its 24 sums in
 // registers and needs 10 loads for 72 operations.
 //
-// Large images with float output go the other way round (ConvolvePatches): a vector holds one word
+// Large images with float output go the other way round (ConvolvePlanes): a vector holds one word
 // of 16 pixels, the weight word is broadcast, and the sums are rows of the output planes as they
 // are. The finish that transposes took 18 % of a 3x3 convolution of 64 channels at 56x56.
 
@@ -243,69 +243,106 @@ void FinishFloat(const FinishFloatArgs& args) {
   }
 }
 
-void GatherPatches(const GatherPatchesArgs& args) {
-  for (int64_t k = 0; k < args.words; ++k) {
-    // Each segment overwrites what the last vector of the one before wrote too much.
-    uint32_t* to = args.patches + k * kTilePixels;
-    for (int64_t s = 0; s < args.segment_count; ++s) {
-      const PatchSegment& segment = args.segments[s];
-      const uint32_t* const from = segment.words + args.offsets[k];
-      for (int64_t p = 0; p < segment.pixels; p += 16) {
-        _mm512_storeu_si512(to + p, _mm512_loadu_si512(from + p));
+// to[i] = from[i * step], from `step` vectors at a time. kStep: the step, or 0 for any up to 16.
+template <int kStep>
+void CopyStrided(const uint32_t* from, int64_t any_step, int64_t count, uint32_t* to) {
+  const int step = kStep > 0 ? kStep : static_cast<int>(any_step);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i index = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step));
+  const __m512i vectors = _mm512_srli_epi32(index, 4);  // a permutation takes the index modulo 16
+  for (int64_t i = 0; i < count; i += 16, from += 16 * step) {
+    __m512i words = _mm512_permutexvar_epi32(index, _mm512_loadu_si512(from));
+    UNROLL for (int v = 1; v < step; ++v) {
+      const __mmask16 mask = _mm512_cmpeq_epi32_mask(vectors, _mm512_set1_epi32(v));
+      const __m512i vector = _mm512_loadu_si512(from + v * 16);
+      words = _mm512_mask_permutexvar_epi32(words, mask, index, vector);
+    }
+    _mm512_mask_storeu_epi32(to + i, FirstLanes(count - i), words);
+  }
+}
+
+void SplitRow(const SplitRowArgs& args) {
+  const int64_t step = args.stride * args.words;
+  static_assert(kRowSlack >= 16 * 16, "what the vectors of the largest step read");
+  uint32_t* to = args.planes;
+  for (int64_t word = 0; word < args.words; ++word) {
+    for (int64_t x = 0; x < args.kernel; ++x, to += args.plane_words) {
+      const uint32_t* const from = args.row + x * args.dilation * args.words + word;
+      if (step == 1) {
+        CopyStrided<1>(from, step, args.out_width, to);
+      } else if (step == 2) {
+        CopyStrided<2>(from, step, args.out_width, to);
+      } else if (step == 4) {
+        CopyStrided<4>(from, step, args.out_width, to);
+      } else if (step <= 16) {
+        CopyStrided<0>(from, step, args.out_width, to);
+      } else {
+        for (int64_t i = 0; i < args.out_width; ++i) to[i] = from[i * step];
       }
-      to += segment.pixels;
     }
   }
 }
 
-// A register tile of channels x vectors of 16 pixels. words: the bits of 32 channels per pixel, to
-// which those of this tile are added.
-template <int kChannels, int kVectors, bool kResidual>
-void ConvolveTile(const ConvolvePatchesArgs& args, int64_t channel, uint32_t* words) {
-  const uint32_t* w[kChannels];
-  __m512i sums[kChannels][kVectors];
+// Adds the mismatches of one word of a window; kFirst: to nothing.
+template <bool kFirst, int kChannels, int kVectors>
+__attribute__((always_inline)) inline void AddWord(const uint32_t* input, const uint32_t* weights,
+                                                   __m512i (&sums)[kChannels][kVectors]) {
+  __m512i a[kVectors];
+  UNROLL for (int v = 0; v < kVectors; ++v) a[v] = _mm512_loadu_si512(input + v * 16);
   UNROLL for (int c = 0; c < kChannels; ++c) {
-    w[c] = args.weights + (channel + c) * args.words;
-    const __m512i initial = _mm512_load_si512(args.initial + (channel + c) * kMaxPatterns);
+    const __m512i word = _mm512_set1_epi32(static_cast<int>(weights[c]));
     UNROLL for (int v = 0; v < kVectors; ++v) {
-      const __m512i patterns = _mm512_load_si512(args.patterns + v * 16);
-      sums[c][v] = _mm512_permutexvar_epi32(patterns, initial);
-    }
-  }
-  const uint32_t* patches = args.patches;
-  for (int64_t k = 0; k < args.words; ++k, patches += kTilePixels) {
-    __m512i a[kVectors];
-    UNROLL for (int v = 0; v < kVectors; ++v) a[v] = _mm512_load_si512(patches + v * 16);
-    UNROLL for (int c = 0; c < kChannels; ++c) {
-      const __m512i word = _mm512_set1_epi32(static_cast<int>(w[c][k]));
-      UNROLL for (int v = 0; v < kVectors; ++v) {
-        const __m512i differing = _mm512_xor_si512(word, a[v]);
-        sums[c][v] = _mm512_add_epi32(sums[c][v], _mm512_popcnt_epi32(differing));
-        // Keeps GCC from making all differences first, for which there are no registers.
+      const __m512i counts = _mm512_popcnt_epi32(_mm512_xor_si512(word, a[v]));
+      // Keeps GCC from making all differences first, for which there are no registers, and from
+      // copying the sums.
+      if (kFirst) {
+        sums[c][v] = counts;
         __asm__ volatile("" : "+v"(sums[c][v]));
+      } else {
+        __asm__ volatile("vpaddd %1, %0, %0" : "+v"(sums[c][v]) : "v"(counts));
       }
     }
+  }
+}
+
+// A register tile of channels x vectors of 16 pixels. kWhole: all of them are there. words: the
+// bits of 32 channels per pixel, to which those of this tile are added.
+template <int kChannels, int kVectors, bool kWhole, bool kResidual>
+void ConvolveTile(const ConvolvePlanesArgs& args, int64_t channel, uint32_t* words) {
+  const uint32_t* weights = args.weights + channel * args.words;
+  __m512i sums[kChannels][kVectors];
+  AddWord<true>(args.input + args.offsets[0], weights, sums);
+  for (int64_t k = 1; k < args.words; ++k) {
+    weights += kChannels;
+    AddWord<false>(args.input + args.offsets[k], weights, sums);
   }
   // A local copy, as far as the compiler knows no store changes it.
   const FinishFloatArgs finish = args.finish;
+  __m512i patterns[kVectors];
+  UNROLL for (int v = 0; v < kVectors; ++v) {
+    patterns[v] = _mm512_cvtepu8_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(args.patterns + v * 16)));
+  }
   const __mmask16 last_mask = FirstLanes(finish.pixels - (kVectors - 1) * 16);
-  int64_t offset = channel * finish.channel_stride;
+  int64_t at = channel * finish.channel_stride;
   UNROLL for (int c = 0; c < kChannels; ++c) {
     const int64_t o = channel + c;
+    const __m512 constant = _mm512_load_ps(args.constant + o * kMaxPatterns);
     const __m512 scale = _mm512_set1_ps(finish.scale[o]);
     const __m512 bias = _mm512_set1_ps(finish.bias[o]);
     UNROLL for (int v = 0; v < kVectors; ++v) {
-      const __mmask16 mask = v + 1 < kVectors ? static_cast<__mmask16>(0xffff) : last_mask;
-      const __m512 products = _mm512_load_ps(finish.products + v * 16);
-      const __m512 dot =
-          _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), _mm512_cvtepi32_ps(sums[c][v]), products);
+      const __mmask16 mask =
+          kWhole || v + 1 < kVectors ? static_cast<__mmask16>(0xffff) : last_mask;
+      const __m512 dot =  // exact
+          _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), _mm512_cvtepi32_ps(sums[c][v]),
+                           _mm512_permutexvar_ps(patterns[v], constant));
       __m512 value = _mm512_add_ps(_mm512_mul_ps(dot, scale), bias);
       if (kResidual) {
-        const float* const residual = finish.residual + offset + v * 16;
+        const float* const residual = finish.residual + at + v * 16;
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, residual));
       }
       if (!kResidual || finish.out != nullptr) {
-        _mm512_mask_storeu_ps(finish.out + offset + v * 16, mask, value);
+        _mm512_mask_storeu_ps(finish.out + at + v * 16, mask, value);
       }
       if (kResidual && finish.bits != nullptr) {
         const __m512 threshold = _mm512_set1_ps(finish.threshold[o]);
@@ -316,49 +353,49 @@ void ConvolveTile(const ConvolvePatchesArgs& args, int64_t channel, uint32_t* wo
         _mm512_store_si512(word, _mm512_mask_or_epi32(bits, above, bits, bit));
       }
     }
-    offset += finish.channel_stride;
+    at += finish.channel_stride;
   }
 }
 
-template <int kVectors, bool kResidual>
-void ConvolveVectors(const ConvolvePatchesArgs& args, uint32_t* words) {
-  constexpr int kMaxChannels = 6;
+template <int kVectors, bool kWhole, bool kResidual>
+void ConvolveVectors(const ConvolvePlanesArgs& args, uint32_t* words) {
   const int64_t channels = args.finish.channels;
   int64_t channel = 0;
-  for (; channel + kMaxChannels <= channels; channel += kMaxChannels) {
-    ConvolveTile<kMaxChannels, kVectors, kResidual>(args, channel, words);
+  for (; channel + kPlaneChannels <= channels; channel += kPlaneChannels) {
+    ConvolveTile<kPlaneChannels, kVectors, kWhole, kResidual>(args, channel, words);
   }
   switch (channels - channel) {
     case 5:
-      return ConvolveTile<5, kVectors, kResidual>(args, channel, words);
+      return ConvolveTile<5, kVectors, kWhole, kResidual>(args, channel, words);
     case 4:
-      return ConvolveTile<4, kVectors, kResidual>(args, channel, words);
+      return ConvolveTile<4, kVectors, kWhole, kResidual>(args, channel, words);
     case 3:
-      return ConvolveTile<3, kVectors, kResidual>(args, channel, words);
+      return ConvolveTile<3, kVectors, kWhole, kResidual>(args, channel, words);
     case 2:
-      return ConvolveTile<2, kVectors, kResidual>(args, channel, words);
+      return ConvolveTile<2, kVectors, kWhole, kResidual>(args, channel, words);
     case 1:
-      return ConvolveTile<1, kVectors, kResidual>(args, channel, words);
+      return ConvolveTile<1, kVectors, kWhole, kResidual>(args, channel, words);
   }
 }
 
 template <bool kResidual>
-void ConvolveResidual(const ConvolvePatchesArgs& args, uint32_t* words) {
+void ConvolveResidual(const ConvolvePlanesArgs& args, uint32_t* words) {
+  if (args.finish.pixels == 64) return ConvolveVectors<4, true, kResidual>(args, words);
   switch ((args.finish.pixels + 15) / 16) {
     case 4:
-      return ConvolveVectors<4, kResidual>(args, words);
+      return ConvolveVectors<4, false, kResidual>(args, words);
     case 3:
-      return ConvolveVectors<3, kResidual>(args, words);
+      return ConvolveVectors<3, false, kResidual>(args, words);
     case 2:
-      return ConvolveVectors<2, kResidual>(args, words);
+      return ConvolveVectors<2, false, kResidual>(args, words);
     case 1:
-      return ConvolveVectors<1, kResidual>(args, words);
+      return ConvolveVectors<1, false, kResidual>(args, words);
   }
 }
 
-void ConvolvePatches(const ConvolvePatchesArgs& args) {
-  static_assert(kTilePixels == 64 && kTileChannels == 64 && kMaxPatterns == 16,
-                "what the tiles below are made for");
+void ConvolvePlanes(const ConvolvePlanesArgs& args) {
+  static_assert(kTilePixels == 64 && kPlaneChannels == 6 && kMaxPatterns == 16,
+                "what the tiles above are made for");
   const FinishFloatArgs& finish = args.finish;
   if (finish.residual == nullptr) return ConvolveResidual<false>(args, nullptr);
   alignas(64) uint32_t words[kTileChannels / 32 * kTilePixels] = {};
@@ -467,8 +504,8 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaAvx512 = {
-    "avx512",    kBlock,   kGranule,     true,          Accumulate,    AccumulateBits,
-    FinishFloat, Binarize, BinarizeRows, BinarizeBytes, GatherPatches, ConvolvePatches,
+    "avx512",    kBlock,   kGranule,     true,          Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeRows, BinarizeBytes, SplitRow,   ConvolvePlanes,
 };
 
 }  // namespace bnn_deploy

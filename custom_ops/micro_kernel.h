@@ -87,40 +87,44 @@ using FinishFloatFn = void (*)(const FinishFloatArgs& args);
 // The convolution and its finish at once, for units that take pixels as the lanes of a vector, so
 // that sums need no transpose on their way to planes of floats: FinishFloatArgs with
 //
-// sums[p][o] = initial[o * kMaxPatterns + patterns[p]] + sum over k < words of
-//     popcount(patches[k * kTilePixels + p] ^ weights[o * words + k])
+// products[p] - 2 * sums[p][o] = constant[o * kMaxPatterns + patterns[p]] - 2 * mismatches[p][o],
+// mismatches[p][o] = sum over k < words of popcount(input[offsets[k] + p] ^ W[o][k]).
 //
-// patches, patterns and finish.products: 64-byte aligned, readable for all kTilePixels pixels;
-// patterns are below kMaxPatterns; initial is 64-byte aligned. finish.sums is not used.
+// The constant, the mismatches and the result are integers up to 2^24 in magnitude. words: at
+// least 1. weights: [words][kPlaneChannels] for every kPlaneChannels channels, and
+// [words][channels] for those left over. patterns: below kMaxPatterns. input and patterns: readable
+// up to the next multiple of kPlaneSlack pixels. constant: 64-byte aligned. finish.sums and
+// finish.products are not used.
 constexpr int64_t kMaxPatterns = 16;
-struct ConvolvePatchesArgs {
-  const uint32_t* patches;
-  int64_t words;
-  const int32_t* patterns;
-  const uint32_t* weights;
-  const int32_t* initial;
-  FinishFloatArgs finish;
-};
-using ConvolvePatchesFn = void (*)(const ConvolvePatchesArgs& args);
-
-// patches[k * kTilePixels + p] = segments[s].words[offsets[k] + i] for k < words, where pixel p is
-// the i-th of the pixels of segment s; the segments hold up to kTilePixels pixels.
-//
-// patches: 64-byte aligned, and up to kPatchSlack elements after the last may be written. As many
-// may be read after the end of a segment.
-constexpr int64_t kPatchSlack = 16;
-struct PatchSegment {
-  const uint32_t* words;
-  int64_t pixels;
-};
-struct GatherPatchesArgs {
-  const PatchSegment* segments;
-  int64_t segment_count;
+constexpr int64_t kPlaneSlack = 16;
+constexpr int64_t kPlaneChannels = 6;
+struct ConvolvePlanesArgs {
+  const uint32_t* input;
   const int64_t* offsets;
   int64_t words;
-  uint32_t* patches;
+  const uint8_t* patterns;
+  const float* constant;
+  const uint32_t* weights;
+  FinishFloatArgs finish;
 };
-using GatherPatchesFn = void (*)(const GatherPatchesArgs& args);
+using ConvolvePlanesFn = void (*)(const ConvolvePlanesArgs& args);
+
+// planes[(w * kernel + x) * plane_words + i] = row[(i * stride + x * dilation) * words + w]
+// for w < words, x < kernel and i < out_width.
+//
+// Word aligned; up to kRowSlack elements after the last of the row may be read.
+constexpr int64_t kRowSlack = 256;
+struct SplitRowArgs {
+  const uint32_t* row;
+  int64_t words;
+  int64_t stride;
+  int64_t dilation;
+  int64_t kernel;
+  int64_t out_width;
+  uint32_t* planes;
+  int64_t plane_words;
+};
+using SplitRowFn = void (*)(const SplitRowArgs& args);
 
 // Bit c % 32 of out[p * ceil(channels / 32) + c / 32] = (planes[c * channel_stride + p] >=
 // threshold[c]) for p < pixels and c < channels; the unused bits of the last word are 0, and so is
@@ -176,8 +180,8 @@ struct Isa {
   BinarizeFn binarize;
   BinarizeRowsFn binarize_rows;
   BinarizeBytesFn binarize_bytes;
-  GatherPatchesFn gather_patches;      // null: the unit does without patches, and
-  ConvolvePatchesFn convolve_patches;  // this is null, too
+  SplitRowFn split_row;              // null: the unit takes no planes, and
+  ConvolvePlanesFn convolve_planes;  // this is null, too
 };
 
 extern const Isa kIsaScalar;

@@ -349,6 +349,10 @@ def test_large_images(isa: str, pad_value: str) -> None:
     cases += [ConvCase(40, 7, (k, k), (18, 19), pads=(k // 2,) * 4, pad_value=pad_value) for k in range(1, 8)]
     cases += [ConvCase(c, 13, (3, 1), (9, 40), pad_value=pad_value) for c in (1, 95, 96, 129, 1400)]
     cases += [ConvCase(64, 33, (5,), (300,), (1,), (2, 2), pad_value=pad_value)]
+    # Every way to split rows into words, rows shorter than a vector, and kernels that are too wide for it.
+    sizes = ((9, 40), (66, 5), (13, 23))
+    cases += [ConvCase(32 * words, 7, (2, 3), size, pad_value=pad_value) for words in (3, 5, 16, 17) for size in sizes]
+    cases += [ConvCase(40, 7, (1, k), (9, 47), pads=(0, 1, 0, 2), pad_value=pad_value) for k in (8, 9)]
     assert_convs(cases, isa)
 
 
