@@ -30,7 +30,8 @@ class PreferChannelsLast:
                 continue
             if not is_op(value.producer(), "Conv") or sole_consumer(value) is not node or threshold.shape is None:
                 continue
-            if int(threshold.shape[0]) % 32:
+            channels = threshold.shape[0]
+            if not isinstance(channels, int) or channels % 32:
                 continue
             name = bits.name or ""
             last = insert_node(
@@ -40,7 +41,7 @@ class PreferChannelsLast:
                 {"perm": [0, 2, 3, 1]},
                 f"{name}_channels_last",
                 dtype=ir.DataType.FLOAT,
-                shape=[*bits.shape[:-1], threshold.shape[0]],
+                shape=[*bits.shape[:-1], channels],
             )
             new = insert_node(
                 node,
