@@ -64,8 +64,10 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             "save the weights alone, torch.save({'state_dict': model.state_dict()}, ...)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        kind = "truncated or damaged" if path.open("rb").read(2) == b"PK" else "not a PyTorch checkpoint"
-        raise InputError(f"{path}: {kind} ({one_line(error, 120)})") from error
+        if path.open("rb").read(2) == b"PK":
+            raise InputError(f"{path}: truncated or damaged ({one_line(error, 120)})") from error
+        # What the unpickler stumbled over says nothing about a file that is no pickle.
+        raise InputError(f"{path}: not a PyTorch checkpoint; expected what torch.save wrote") from error
     state = loaded
     for key in ("state_dict", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
