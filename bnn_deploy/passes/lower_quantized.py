@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.graph import (
     PassResult,
     add_initializer,
     constant,
-    insert_node,
     is_binary_op,
     is_op,
-    replace_value,
+    replace_channels_last,
     sole_consumer,
 )
 
@@ -45,31 +43,9 @@ class LowerQuantized:
                 continue
             if sole_consumer(value) is not node or sole_consumer(data) is not producer:
                 continue
-            rank = len(bits.shape)
             levels = (np.arange(256) - int(zero.reshape(()))).astype(np.float32) * np.float32(scale.reshape(()))
             reached = (levels[:, None] < threshold[None, :]).sum(axis=0).astype(np.int32)
-            name = bits.name or ""
-            last = insert_node(
-                node,
-                "Transpose",
-                [data],
-                {"perm": [0, *range(2, rank), 1]},
-                f"{name}_channels_last",
-                dtype=ir.DataType.UINT8,
-                shape=[*bits.shape[:-1], len(threshold)],
-            )
-            new = insert_node(
-                node,
-                "BinarizeQuantized",
-                [last, add_initializer(model.graph, f"{name}_quantized_threshold", reached)],
-                {},
-                f"{name}_new",
-                dtype=ir.DataType.UINT32,
-                shape=bits.shape,
-                domain=DOMAIN,
-                metadata=node.metadata_props,
-            )
-            replace_value(bits, new)
-            new.name = name
+            levels_reached = add_initializer(model.graph, f"{bits.name}_quantized_threshold", reached)
+            replace_channels_last(node, data, "BinarizeQuantized", levels_reached, ir.DataType.UINT8)
             result.modified += 1
         return result

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bnn_deploy.operators import DOMAIN
-from bnn_deploy.passes.graph import PassResult, insert_node, is_binary_op, is_op, replace_value, sole_consumer
+from bnn_deploy.passes.graph import PassResult, is_binary_op, is_op, replace_channels_last, sole_consumer
 
 
 class PreferChannelsLast:
@@ -33,28 +32,6 @@ class PreferChannelsLast:
             channels = threshold.shape[0]
             if not isinstance(channels, int) or channels % 32:
                 continue
-            name = bits.name or ""
-            last = insert_node(
-                node,
-                "Transpose",
-                [value],
-                {"perm": [0, 2, 3, 1]},
-                f"{name}_channels_last",
-                dtype=ir.DataType.FLOAT,
-                shape=[*bits.shape[:-1], channels],
-            )
-            new = insert_node(
-                node,
-                "BinarizeChannelsLast",
-                [last, threshold],
-                {},
-                f"{name}_new",
-                dtype=ir.DataType.UINT32,
-                shape=bits.shape,
-                domain=DOMAIN,
-                metadata=node.metadata_props,
-            )
-            replace_value(bits, new)
-            new.name = name
+            replace_channels_last(node, value, "BinarizeChannelsLast", threshold, ir.DataType.FLOAT)
             result.modified += 1
         return result
