@@ -33,6 +33,7 @@ from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
+from bnn_deploy.passes.unfold_stride import UnfoldStride
 from bnn_deploy.quantization import quantize_edges
 
 IR_VERSION = 10
@@ -203,6 +204,7 @@ def convert(
                 f"the network needs float32 {['N', *shape]}, N >= 1"
             )
         progress(f"quantising the float layers with {len(calibration)} inputs")
+        UnfoldStride()(binary)
         binary = quantize_edges(binary, calibration)
         LowerQuantized()(binary)
         finish(binary)

@@ -10,6 +10,7 @@ from bnn_deploy.passes.graph import (
     SOURCE,
     PassResult,
     add_initializer,
+    auto_pad,
     constant,
     display_name,
     ints,
@@ -114,9 +115,7 @@ def _fold_after(graph: ir.Graph, layer: ir.Node, norm: ir.Node, a: Doubles, b: D
         return False
     if is_op(layer, "Conv"):
         group = layer.attributes.get("group")
-        auto_pad = layer.attributes.get("auto_pad")
-        padded = any(ints(layer, "pads", [])) or (auto_pad is not None and auto_pad.as_string() not in ("", "NOTSET"))
-        if padded or (group is not None and group.as_int() != 1):
+        if any(ints(layer, "pads", [])) or auto_pad(layer) or (group is not None and group.as_int() != 1):
             return False
         input_axis = 1
     elif is_op(layer, "Gemm") and weight.ndim == 2 and norm_is_flat(norm):

@@ -106,6 +106,13 @@ def ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
     return list(default) if attribute is None else list(attribute.as_ints())
 
 
+def auto_pad(node: ir.Node) -> str | None:
+    """The rule from which a Conv or MaxPool takes its pads; None if its `pads` say them."""
+    attribute = node.attributes.get("auto_pad")
+    rule = "" if attribute is None else attribute.as_string()
+    return None if rule in ("", "NOTSET") else rule
+
+
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """Add a constant to the graph under `name`, or a longer one if that is taken, and return its value."""
     while name in graph.initializers:

@@ -17,6 +17,7 @@ from bnn_deploy.passes.graph import (
     SOURCE,
     PassResult,
     add_initializer,
+    auto_pad,
     constant,
     display_name,
     insert_node,
@@ -177,9 +178,8 @@ class LowerBinaryConv:
         if weight.dtype != np.float32:
             return f"its weights are {weight.dtype}, not float32"
         if is_op(node, "Conv"):
-            auto_pad = node.attributes.get("auto_pad")
-            if auto_pad is not None and auto_pad.as_string() not in ("NOTSET", ""):
-                return f"auto_pad = {auto_pad.as_string()}: export with explicit pads"
+            if rule := auto_pad(node):
+                return f"auto_pad = {rule}: export with explicit pads"
             rank = weight.ndim - 2
             if rank > 2:
                 return f"it has {rank} spatial dimensions; BinaryConv has 1 or 2"
@@ -320,8 +320,7 @@ class LowerBinaryConv:
 
 def is_plain_pool(pool: ir.Node) -> bool:
     """Whether a MaxPool says all that a BinaryMaxPool needs: explicit pads, and no index output."""
-    auto_pad = pool.attributes.get("auto_pad")
-    return len(pool.outputs) == 1 and (auto_pad is None or auto_pad.as_string() in ("NOTSET", ""))
+    return len(pool.outputs) == 1 and auto_pad(pool) is None
 
 
 def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value:
