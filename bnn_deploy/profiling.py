@@ -21,6 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bnn_deploy.board import Board, read_board, read_state
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.session import library_info, load_session
 
@@ -173,6 +174,7 @@ class ProfileReport:
         input_shapes: shape of each input of the model.
         data: file that the inputs are from; None for random ones (standard normal, seed 0).
         machine: what it ran on.
+        board: more of what it ran on, and its clocks, temperature and flags before and after the timed runs.
     """
 
     model: ModelProfile
@@ -186,6 +188,12 @@ class ProfileReport:
     input_shapes: dict[str, tuple[int, ...]]
     data: str | None
     machine: Machine
+    board: Board
+
+    @property
+    def throttled(self) -> tuple[str, ...]:
+        """Why the times are not the machine's full speed; empty if nothing speaks for it."""
+        return self.board.throttled
 
     @property
     def isa(self) -> str | None:
@@ -200,6 +208,8 @@ class ProfileReport:
         text += f" {self.batch} on {self.threads} thread(s), ISA {self.isa or 'none'}"
         if self.compare is not None and self.speedup is not None:
             text += f"; {self.compare.path}: {self.compare.timing.median_ms:.3f} ms, ratio {self.speedup.median:.2f}"
+        if self.throttled:
+            text += f"; THROTTLED: {'; '.join(self.throttled)}"
         return text
 
     def to_json(self) -> dict[str, Any]:
@@ -208,6 +218,8 @@ class ProfileReport:
         result["model"] = self.model.to_json()
         result["compare"] = None if self.compare is None else self.compare.to_json()
         result["isa"] = self.isa
+        result["throttled"] = list(self.throttled)
+        result["notes"] = list(self.board.notes)
         return result
 
 
@@ -271,7 +283,9 @@ def profile(
 
     step(f"timing {runs} runs")
     calls_before = library_info().calls
+    state_before = read_state()
     times_ms = _time_in_turns(settings, sessions, feeds, runs)
+    state_after = read_state()  # at once: an idle CPU soon clocks down
     calls_after = library_info().calls
     del sessions
     isa_calls = {name: n - calls_before.get(name, 0) for name, n in calls_after.items()}
@@ -296,6 +310,7 @@ def profile(
         input_shapes={name: array.shape for name, array in feeds[0].items()},
         data=None if data is None else os.fspath(data),
         machine=Machine(cpu_name(), len(os.sched_getaffinity(0)), ort.__version__),
+        board=read_board(state_before, state_after),
     )
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 from rich.table import Table
+from rich.text import Text
 
+from bnn_deploy.board import Board, Clock
 from bnn_deploy.cli.console import (
     TIMES,
     facts,
@@ -65,13 +67,17 @@ def print_report(report: ProfileReport, nodes: int = 15) -> None:
     threads = plural(report.threads, "thread")
     source = "random, standard normal" if report.data is None else f"from {report.data}"
     turns = ", the two models in turns" if report.compare else ""
+    for reason in report.throttled:
+        show(Text(f"THROTTLED: {printable(reason)}", style="bold red"))
     show(
         facts(
             [
                 ("machine", f"{machine.cpu}, {plural(machine.cpus, 'CPU')} usable, onnxruntime {machine.onnxruntime}"),
+                *_board_facts(report.board, machine.cpu),
                 ("ISA that ran", _isa(report)),
                 ("input", f"{shapes} ({source})"),
                 ("runs", f"{report.runs} timed after {report.warmup_runs} untimed, {threads}{turns}"),
+                *(("note", note) for note in report.board.notes),
             ]
         )
     )
@@ -112,7 +118,8 @@ def _summary(report: ProfileReport) -> Table:
         speed = _factor(report.speedup.median, "faster", "slower")
         spread = f"{report.speedup.p10:.2f} to {report.speedup.p90:.2f}{TIMES}"
         size = _factor(report.compare.file_bytes / report.model.file_bytes, "smaller", "larger")
-    add("median", lambda item: f"{item.timing.median_ms:.3f} ms", speed)
+    throttled = " THROTTLED" if report.throttled else ""
+    add("median", lambda item: f"{item.timing.median_ms:.3f} ms{throttled}", speed)
     add("p10 to p90", lambda item: f"{item.timing.p10_ms:.3f} to {item.timing.p90_ms:.3f} ms", spread)
     add("samples per second", lambda item: f"{item.timing.samples_per_second:,.0f}")
     add("file", lambda item: human_bytes(item.file_bytes), size)
@@ -120,6 +127,43 @@ def _summary(report: ProfileReport) -> Table:
     add("  before loading", lambda item: human_bytes(item.memory.baseline_bytes))
     add("  added by the model", lambda item: human_bytes(item.memory.model_bytes))
     return result
+
+
+def _board_facts(board: Board, cpu: str) -> list[tuple[str, str]]:
+    """What there is to say of the machine and of its state around the timed runs, as rows of the first table."""
+    rows = []
+    cores = ", ".join(f"{kind.cpus} {TIMES} {kind.name}" for kind in board.cores)
+    if board.model is not None:
+        rows.append(("board", board.model))
+    if cores and {kind.name for kind in board.cores} != {cpu}:
+        rows.append(("cores", cores))
+    memory = None if board.memory_bytes is None else f"{human_bytes(board.memory_bytes)} of memory"
+    rows.append(("system", ", ".join(text for text in (board.os, memory) if text)))
+    if board.after.clock is not None:
+        rows.append(("clock", _clock(board, board.after.clock)))
+    before, after = board.before, board.after
+    if before.temperature_c is not None and after.temperature_c is not None:
+        degrees = f"{before.temperature_c:.1f} °C before, {after.temperature_c:.1f} °C after the timed runs"
+        rows.append(("temperature", f"{degrees} (thermal zone {after.sensor})"))
+    if after.flags == () and not board.throttled:
+        rows.append(("throttling", "none: no flag of the board was set around the timed runs"))
+    return [(name, text) for name, text in rows if text]
+
+
+def _clock(board: Board, clock: Clock) -> str:
+    """The frequencies of the CPUs that the timed runs were on."""
+    earlier = next((item.mhz for item in board.before.clocks if item.policy == clock.policy), None)
+    maximum = None if clock.max_mhz is None else f"maximum {clock.max_mhz:.0f} MHz"
+    if clock.limit_mhz is not None and clock.max_mhz is not None and clock.limit_mhz < clock.max_mhz:
+        maximum = f"limited to {clock.limit_mhz:.0f} MHz of at most {clock.max_mhz:.0f} MHz"
+    parts = [
+        None if earlier is None else f"{earlier:.0f} MHz before",
+        None if clock.mhz is None else f"{clock.mhz:.0f} MHz after the timed runs",
+        None if board.after.firmware_mhz is None else f"{board.after.firmware_mhz:.0f} MHz by the firmware's measure",
+        maximum,
+        None if clock.governor is None else f"governor {clock.governor}",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _factor(ratio: float, above: str, below: str) -> str:
