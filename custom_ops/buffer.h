@@ -19,15 +19,16 @@ class Buffer {
  public:
   Buffer() = default;
   Buffer(int64_t size, T value) {
-    Reserve(size);
-    for (int64_t i = 0; i < size; ++i) data_[i] = value;
+    T* const data = Reserve(size);
+    for (int64_t i = 0; i < size; ++i) data[i] = value;
   }
 
   // At least `size` elements; what they hold is undefined after growth.
   T* Reserve(int64_t size) {
     if (size > capacity_) {
       if (static_cast<uint64_t>(size) > (SIZE_MAX - kAlignment) / sizeof(T)) throw std::bad_alloc();
-      const size_t bytes = (size * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+      const size_t bytes =
+          (static_cast<size_t>(size) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
       data_.reset();
       capacity_ = 0;
       data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));

@@ -153,8 +153,12 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights)
       group_words_(WordsForBits(group_channels_)),
       copies_input_(HasPadding(spec_.height) || HasPadding(spec_.width) ||
                     (spec_.group > 1 && group_channels_ % 32 != 0)),
+      rows_are_runs_(spec_.width.dilation == 1 &&
+                     (copies_input_ || WordsForBits(spec_.channels) == group_words_)),
+      encodes_(isa.encode != nullptr &&
+               spec_.height.kernel * spec_.width.kernel * group_words_ >= isa.encoded_words),
       window_words_(RoundUp(spec_.height.kernel * spec_.width.kernel * group_words_,
-                            std::max<int64_t>(isa.granule / 4, 1))) {
+                            isa.gathers || encodes_ ? isa.granule / 4 : 1)) {
   const int64_t group_outputs = spec_.out_channels / spec_.group;
   int64_t weights_size = 0;
   for (int64_t group = 0; group < spec_.group; ++group) {
@@ -201,18 +205,27 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
 
 // To the layout of AccumulateArgs::weights.
 void ConvDriver::PackWeights(const uint32_t* weights) {
-  const int64_t bytes = spec_.height.kernel * spec_.width.kernel * group_words_ * 4;
+  const int64_t words = spec_.height.kernel * spec_.width.kernel * group_words_;
+  const int64_t run_words = isa_.gathers || encodes_ ? window_words_
+                            : rows_are_runs_         ? spec_.width.kernel * group_words_
+                                                     : group_words_;
   const int64_t block = isa_.channel_block;
-  const int64_t granule = isa_.granule;
-  const auto* const all = reinterpret_cast<const uint8_t*>(weights);
+  std::vector<uint32_t> row(static_cast<size_t>(window_words_));  // of one channel
   for (const ChannelTile& tile : tiles_) {
     auto* const packed = reinterpret_cast<uint8_t*>(weights_.data() + tile.weights_offset);
-    const int64_t block_bytes = block * (isa_.blocks_together ? granule : window_words_ * 4);
-    const int64_t step_bytes = block * granule * (isa_.blocks_together ? tile.blocks : 1);
+    const int64_t width = block * (isa_.blocks_together ? tile.blocks : 1);  // of a row of pieces
     for (int64_t o = 0; o < tile.channels; ++o) {
-      const uint8_t* from = all + (tile.channel + o) * bytes;
-      uint8_t* to = packed + o / block * block_bytes + o % block * granule;
-      for (int64_t k = 0; k < bytes; ++k) to[k / granule * step_bytes + k % granule] = from[k];
+      std::copy_n(weights + (tile.channel + o) * words, words, row.begin());
+      std::fill(row.begin() + words, row.end(), 0u);
+      if (encodes_) isa_.encode(row.data(), window_words_, true);
+      const auto* const from = reinterpret_cast<const uint8_t*>(row.data());
+      uint8_t* const to = packed + o / width * width * window_words_ * 4;
+      for (int64_t k = 0; k < window_words_ * 4;) {
+        int64_t piece = isa_.granule;
+        while (piece > run_words * 4 - k % (run_words * 4)) piece /= 2;
+        std::copy_n(from + k, piece, to + k * width + o % width * piece);
+        k += piece;
+      }
     }
   }
 }
@@ -291,10 +304,9 @@ std::shared_ptr<const ConvDriver::Plan> ConvDriver::MakePlan(int64_t height, int
   const int64_t pixel_words = copies_input_ ? group_words_ : WordsForBits(spec_.channels);
   // No offset below exceeds the size of a padded plane.
   CheckedProduct({plan->padded_height, plan->padded_width, pixel_words}, kPaddedInput);
-  const bool rows_are_runs = spec_.width.dilation == 1 && pixel_words == group_words_;
-  plan->run_words = rows_are_runs ? spec_.width.kernel * group_words_ : group_words_;
+  plan->run_words = rows_are_runs_ ? spec_.width.kernel * group_words_ : group_words_;
   for (int64_t y = 0; y < spec_.height.kernel; ++y) {
-    for (int64_t x = 0; x < (rows_are_runs ? 1 : spec_.width.kernel); ++x) {
+    for (int64_t x = 0; x < (rows_are_runs_ ? 1 : spec_.width.kernel); ++x) {
       plan->run_offsets.push_back(
           (y * spec_.height.dilation * plan->padded_width + x * spec_.width.dilation) *
           pixel_words);
@@ -468,6 +480,7 @@ void ConvDriver::GatherWindows(const Plan& plan, int64_t pixels, PixelBlock* blo
       to = std::copy_n(block->windows[p] + offset, plan.run_words, to);
     }
     std::fill(to, row + window_words_, 0u);
+    if (encodes_) isa_.encode(row, window_words_, false);
     block->windows[p] = row;
     row += window_words_;
   }
@@ -501,7 +514,8 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const Plan& plan, int64_t g
       split_channels ? std::min(CeilDiv(wanted, pixel_parts), channel_tiles) : 1;
 
   const bool gathers =
-      isa_.granule > 4 && !(plan.run_offsets.size() == 1 && plan.run_words == window_words_);
+      encodes_ ||
+      (isa_.gathers && !(plan.run_offsets.size() == 1 && plan.run_words == window_words_));
   const int64_t gathered_tiles = kMaxGatheredWords / (kTilePixels * window_words_);
   const int64_t block_pixels =
       gathers ? std::clamp(gathered_tiles * kTilePixels, kTilePixels, kBlockPixels) : kBlockPixels;

@@ -120,7 +120,9 @@ class ConvDriver {
   const int64_t group_channels_;
   const int64_t group_words_;
   const bool copies_input_;
-  int64_t window_words_;  // words of a window, padded to the granule of the micro-kernel
+  const bool rows_are_runs_;    // the taps of a kernel row lie together in the (padded) input
+  const bool encodes_;          // the micro-kernel takes encoded windows
+  const int64_t window_words_;  // words of a window, padded where the micro-kernel gathers
   std::vector<ChannelTile> tiles_;
   int64_t table_width_ = 0;
   Buffer<uint32_t> weights_;

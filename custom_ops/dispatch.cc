@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace bnn_deploy {
@@ -48,6 +50,8 @@ std::vector<const Isa*> DetectIsas() {
   if (features.avx512) isas.push_back(&kIsaAvx512);
   if (features.avx2) isas.push_back(&kIsaAvx2);
 #elif defined(__aarch64__)
+  constexpr unsigned long kDotprod = 1ul << 20;  // HWCAP_ASIMDDP
+  if (getauxval(AT_HWCAP) & kDotprod) isas.push_back(&kIsaNeonDotprod);
   isas.push_back(&kIsaNeon);
 #endif
   isas.push_back(&kIsaScalar);

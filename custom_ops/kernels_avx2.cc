@@ -358,8 +358,9 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaAvx2 = {
-    "avx2",      kBlock,   kGranule,     true,          Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeRows, BinarizeBytes, nullptr,    nullptr,
+    "avx2",        kBlock,         kGranule,    false,    true,
+    Accumulate,    AccumulateBits, FinishFloat, Binarize, BinarizeRows,
+    BinarizeBytes, nullptr,        nullptr,     nullptr,  0,
 };
 
 }  // namespace bnn_deploy

@@ -504,8 +504,9 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaAvx512 = {
-    "avx512",    kBlock,   kGranule,     true,          Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeRows, BinarizeBytes, SplitRow,   ConvolvePlanes,
+    "avx512",      kBlock,         kGranule,       false,    true,
+    Accumulate,    AccumulateBits, FinishFloat,    Binarize, BinarizeRows,
+    BinarizeBytes, SplitRow,       ConvolvePlanes, nullptr,  0,
 };
 
 }  // namespace bnn_deploy

@@ -1,118 +1,366 @@
-// NEON (Armv8-A baseline). A vector holds 128 bits of one output channel and windows are gathered
-// into rows of whole vectors, so that the loop has plain 128-bit loads only. Per pixel and step,
-// 8 channels cost 8 eor, 8 cnt, a tree of 7 addp and one uadalp: 24 operations on two pipes for
-// 1024 binary multiply-accumulates, 85.3 per cycle on Cortex-A72 and A76.
+// NEON (Armv8-A baseline). A vector of weights holds 128 bits of one output channel. Per pixel and
+// step, 8 channels cost 8 eor, 8 cnt, a tree of 7 addp and one uadalp: 24 operations on two pipes
+// for 1024 binary multiply-accumulates, 85.3 per cycle on Cortex-A72 and A76.
+//
+// Runs need not be whole vectors, so nothing is gathered: 64 or 32 bits that are left are taken
+// once for 2 or 4 channels of a vector, whose tree is lower by a level or two, which costs just a
+// half or a quarter of a step (and a dup). By the model of llvm-mca, as
+// tests/benchmarks/neon_model.py prints it for a build by GCC 12 (binary multiply-accumulates per
+// cycle of a 3x3 convolution, inner loop, then with all that the tile and the output as bits cost,
+// on A72 and A76):
+//
+//   64 channels: 82.9 and 83.0, 76.9 and 78.9     128: 85.3 and 85.3, 83.0 and 83.2
+//   192:         84.5 and 84.5, 83.2 and 83.2     512: 85.3 and 85.3, 84.8 and 84.8
+//
+// Tiles of 8 pixels or 6 have more loads hidden but more pointers than registers, and are no
+// faster. Prefix XORs and carry-save addition (kernels_neon_dotprod.cc) win only where a Q
+// bit-select is one operation: on Cortex-A72 that loop is at 79 and its whole tile at 74 for 512
+// channels.
 
 #include <arm_neon.h>
 
 #include "micro_kernel.h"
 
+// Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
+#define UNROLL _Pragma("GCC unroll 8")
+
 namespace bnn_deploy {
 namespace {
 
-constexpr int64_t kBlock = 8;        // output channels per register tile
-constexpr int64_t kWordGranule = 4;  // words per vector
-constexpr int kMaxPixels = 4;        // pixels per register tile
-constexpr int64_t kMaxSteps = 511;   // 511 * 128 bits still fit into a 16-bit lane
+constexpr int64_t kBlock = 8;     // output channels per register tile
+constexpr int64_t kGranule = 16;  // bytes of a channel side by side, but for what is left of a run
+constexpr int kMaxPixels = 4;     // pixels per register tile
+constexpr int64_t kMaxSteps = 511;  // 511 * 128 bits still fit into a 16-bit lane
 
-// Lane c: the number of bits that differ from channel c, added to sums.
-uint16x8_t AddMismatches(uint16x8_t sums, uint8x16_t a, const uint8x16_t w[8]) {
-  uint8x16_t counts[8];
-  for (int c = 0; c < 8; ++c) counts[c] = vcntq_u8(veorq_u8(a, w[c]));
-  const uint8x16_t c01 = vpaddq_u8(counts[0], counts[1]);
-  const uint8x16_t c23 = vpaddq_u8(counts[2], counts[3]);
-  const uint8x16_t c45 = vpaddq_u8(counts[4], counts[5]);
-  const uint8x16_t c67 = vpaddq_u8(counts[6], counts[7]);
-  return vpadalq_u8(sums, vpaddq_u8(vpaddq_u8(c01, c23), vpaddq_u8(c45, c67)));
+// A step takes kVectors vectors of weights: 8 with 128 bits of a channel, or, at the end of a run,
+// 4 with 64 bits of two channels or 2 with 32 bits of four. These bits of a window, repeated:
+template <int kVectors>
+uint8x16_t LoadWindow(const uint32_t* window) {
+  if (kVectors == 8) return vreinterpretq_u8_u32(vld1q_u32(window));
+  if (kVectors == 2) return vreinterpretq_u8_u32(vld1q_dup_u32(window));
+  return vreinterpretq_u8_u64(vdupq_lane_u64(vreinterpret_u64_u32(vld1_u32(window)), 0));
 }
 
-template <int kPixels>
-void AccumulateTile(const AccumulateArgs& args, int64_t pixel, int64_t block) {
-  const uint32_t* weights = args.weights + block * args.run_words * kBlock;
-  uint32x4_t low[kPixels], high[kPixels];
-  for (int p = 0; p < kPixels; ++p) {
-    const int32_t* const initial = args.initial[pixel + p] + args.initial_offset + block * kBlock;
-    low[p] = vreinterpretq_u32_s32(vld1q_s32(initial));
-    high[p] = vreinterpretq_u32_s32(vld1q_s32(initial + 4));
+// Lane c: the number of bits that differ from channel c, added to sums.
+template <int kVectors>
+__attribute__((always_inline)) inline uint16x8_t AddMismatches(uint16x8_t sums, uint8x16_t window,
+                                                               const uint8x16_t (&w)[kVectors]) {
+  uint8x16_t counts[kVectors];
+  UNROLL for (int v = 0; v < kVectors; ++v) counts[v] = vcntq_u8(veorq_u8(window, w[v]));
+  UNROLL for (int n = kVectors / 2; n > 0; n /= 2) {
+    UNROLL for (int v = 0; v < n; ++v) counts[v] = vpaddq_u8(counts[2 * v], counts[2 * v + 1]);
   }
-  const int64_t steps = args.run_words / kWordGranule;
-  for (int64_t step = 0; step < steps;) {
-    const int64_t end = steps - step < kMaxSteps ? steps : step + kMaxSteps;
+  return vpadalq_u8(sums, counts[0]);
+}
+
+// A step for all pixels of a register tile, k words after the beginning of a run.
+template <int kVectors, int kPixels>
+__attribute__((always_inline)) inline const uint32_t* AddStep(const uint32_t* weights,
+                                                              const uint32_t* const (&a)[kPixels],
+                                                              int64_t k,
+                                                              uint16x8_t (&sums)[kPixels]) {
+  uint8x16_t w[kVectors];
+  UNROLL for (int v = 0; v < kVectors; ++v) {
+    w[v] = vreinterpretq_u8_u32(vld1q_u32(weights + v * 4));
+  }
+  UNROLL for (int p = 0; p < kPixels; ++p) {
+    sums[p] = AddMismatches(sums[p], LoadWindow<kVectors>(a[p] + k), w);
+  }
+  return weights + kVectors * 4;
+}
+
+// Register tiles of kPixels pixels and a block of channels, as many as there are from `pixel` on.
+// Calls finish(pixel, channel, mismatches) for each; they have at most kMaxSteps steps.
+template <int kPixels, typename Finish>
+__attribute__((noinline)) void AccumulateTiles(const AccumulateArgs& args, int64_t block,
+                                               int64_t pixel, const Finish& finish) {
+  // Local copies: as far as the compiler knows no store changes them.
+  const int64_t* const offsets = args.run_offsets;
+  const int64_t runs = args.runs;
+  const int64_t run_words = args.run_words;
+  const uint32_t* const block_weights = args.weights + block * runs * run_words * kBlock;
+  for (; pixel + kPixels <= args.pixels; pixel += kPixels) {
+    const uint32_t* const* const windows = args.windows + pixel;
+    const uint32_t* weights = block_weights;
     uint16x8_t sums[kPixels];
-    const uint32_t* a[kPixels];
-    for (int p = 0; p < kPixels; ++p) {
-      sums[p] = vdupq_n_u16(0);
-      a[p] = args.windows[pixel + p] + args.run_offsets[0];
+    UNROLL for (int p = 0; p < kPixels; ++p) sums[p] = vdupq_n_u16(0);
+    for (int64_t run = 0; run < runs; ++run) {
+      const uint32_t* a[kPixels];
+      UNROLL for (int p = 0; p < kPixels; ++p) a[p] = windows[p] + offsets[run];
+      int64_t k = 0;
+      for (; k + 4 <= run_words; k += 4) weights = AddStep<8>(weights, a, k, sums);
+      if (run_words & 2) {
+        weights = AddStep<4>(weights, a, k, sums);
+        k += 2;
+      }
+      if (run_words & 1) weights = AddStep<2>(weights, a, k, sums);
     }
-    for (; step < end; ++step) {
-      uint8x16_t w[8];
-      for (int c = 0; c < 8; ++c)
-        w[c] = vreinterpretq_u8_u32(vld1q_u32(weights + c * kWordGranule));
-      weights += kBlock * kWordGranule;
-      for (int p = 0; p < kPixels; ++p) {
-        const uint8x16_t word = vreinterpretq_u8_u32(vld1q_u32(a[p] + step * kWordGranule));
-        sums[p] = AddMismatches(sums[p], word, w);
+    finish(pixel, block * kBlock, sums);
+  }
+}
+
+template <typename Finish>
+void AccumulateBlock(const AccumulateArgs& args, int64_t block, const Finish& finish) {
+  static_assert(kMaxPixels == 4, "one case for each smaller tile");
+  const int64_t rest = args.pixels % kMaxPixels;
+  AccumulateTiles<kMaxPixels>(args, block, 0, finish);
+  switch (rest) {
+    case 3:
+      return AccumulateTiles<3>(args, block, args.pixels - rest, finish);
+    case 2:
+      return AccumulateTiles<2>(args, block, args.pixels - rest, finish);
+    case 1:
+      return AccumulateTiles<1>(args, block, args.pixels - rest, finish);
+  }
+}
+
+// What becomes of the mismatches of a register tile.
+struct StoreSums {
+  const int32_t* const* initial;
+  int64_t initial_offset;
+  int32_t* out;
+
+  template <int kPixels>
+  void operator()(int64_t pixel, int64_t channel, const uint16x8_t (&mismatches)[kPixels]) const {
+    const int32_t* const* const rows = initial + pixel;
+    const int64_t first = initial_offset + channel;
+    int32_t* const to = out + pixel * kTileChannels + channel;
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      const uint32x4_t low = vreinterpretq_u32_s32(vld1q_s32(rows[p] + first));
+      const uint32x4_t high = vreinterpretq_u32_s32(vld1q_s32(rows[p] + first + 4));
+      const uint32x4_t low_sums = vaddw_u16(low, vget_low_u16(mismatches[p]));
+      const uint32x4_t high_sums = vaddw_high_u16(high, mismatches[p]);
+      vst1q_s32(to + p * kTileChannels, vreinterpretq_s32_u32(low_sums));
+      vst1q_s32(to + p * kTileChannels + 4, vreinterpretq_s32_u32(high_sums));
+    }
+  }
+};
+
+// Whether a window needs more steps than a register tile may take.
+bool IsLong(const AccumulateArgs& args) {
+  const int64_t run_steps = args.run_words / 4 + 2;  // the last two with what is left of a run
+  return args.runs * run_steps > kMaxSteps;
+}
+
+// Long windows are added in parts, each to what the parts before have left in the sums.
+void AccumulateParts(const AccumulateArgs& args) {
+  constexpr int64_t kPartWords = (kMaxSteps - 2) * 4;
+  for (int64_t block = 0; block < args.blocks; ++block) {
+    AccumulateArgs part = args;
+    part.weights += block * args.runs * args.run_words * kBlock;
+    part.runs = 1;
+    int32_t* const sums = args.sums + block * kBlock;
+    const int32_t* rows[kTilePixels];
+    for (int64_t p = 0; p < args.pixels; ++p) rows[p] = sums + p * kTileChannels;
+    StoreSums store{args.initial, args.initial_offset + block * kBlock, sums};
+    for (int64_t run = 0; run < args.runs; ++run) {
+      for (int64_t k = 0; k < args.run_words; k += part.run_words) {
+        const int64_t left = args.run_words - k;
+        const int64_t offset = args.run_offsets[run] + k;
+        part.run_offsets = &offset;
+        part.run_words = left < kPartWords ? left : kPartWords;
+        AccumulateBlock(part, 0, store);
+        part.weights += part.run_words * kBlock;
+        store.initial = rows;
+        store.initial_offset = 0;
       }
     }
-    for (int p = 0; p < kPixels; ++p) {
-      low[p] = vaddw_u16(low[p], vget_low_u16(sums[p]));
-      high[p] = vaddw_u16(high[p], vget_high_u16(sums[p]));
-    }
-  }
-  int32_t* out = args.sums + pixel * kTileChannels + block * kBlock;
-  for (int p = 0; p < kPixels; ++p) {
-    vst1q_s32(out + p * kTileChannels, vreinterpretq_s32_u32(low[p]));
-    vst1q_s32(out + p * kTileChannels + 4, vreinterpretq_s32_u32(high[p]));
   }
 }
 
 void Accumulate(const AccumulateArgs& args) {
-  for (int64_t block = 0; block < args.blocks; ++block) {
-    int64_t pixel = 0;
-    for (; pixel + kMaxPixels <= args.pixels; pixel += kMaxPixels) {
-      AccumulateTile<kMaxPixels>(args, pixel, block);
-    }
-    for (; pixel < args.pixels; ++pixel) AccumulateTile<1>(args, pixel, block);
-  }
+  if (IsLong(args)) return AccumulateParts(args);
+  const StoreSums store{args.initial, args.initial_offset, args.sums};
+  for (int64_t block = 0; block < args.blocks; ++block) AccumulateBlock(args, block, store);
 }
 
-void AccumulateBits(const AccumulateBitsArgs& args) {
+// Initial sums are at most 0, so a sum is negative where the mismatches are below this limit, cut
+// to 16 bits: register tiles count less than 65535.
+struct StoreSigns {
+  const uint16_t* const* limits;
+  uint8_t* out;
+  int64_t pixel_bytes;
+
+  template <int kPixels>
+  void operator()(int64_t pixel, int64_t channel, const uint16x8_t (&mismatches)[kPixels]) const {
+    static const uint16_t kPlaces[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    const uint16x8_t places = vld1q_u16(kPlaces);
+    // Three pairwise additions collect the bits of the eight channels in one lane per pixel.
+    uint16x8_t bits[kPixels];
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      const uint16x8_t limit = vld1q_u16(limits[pixel + p] + channel);
+      bits[p] = vandq_u16(vcltq_u16(mismatches[p], limit), places);
+    }
+    const uint16x8_t first = vpaddq_u16(bits[0], bits[kPixels > 1 ? 1 : 0]);
+    const uint16x8_t last =
+        kPixels > 2 ? vpaddq_u16(bits[kPixels > 2 ? 2 : 0], bits[kPixels - 1]) : first;
+    uint16x8_t words = vpaddq_u16(first, last);
+    words = vpaddq_u16(words, words);
+    const uint8x16_t bytes = vreinterpretq_u8_u16(words);
+    const int64_t step = pixel_bytes;
+    uint8_t* const to = out + pixel * step + channel / 8;
+    vst1q_lane_u8(to, bytes, 0);
+    if (kPixels > 1) vst1q_lane_u8(to + step, bytes, 2);
+    if (kPixels > 2) vst1q_lane_u8(to + 2 * step, bytes, 4);
+    if (kPixels > 3) vst1q_lane_u8(to + 3 * step, bytes, 6);
+  }
+};
+
+void AccumulateLongBits(const AccumulateBitsArgs& args) {
   Accumulate(args.accumulate);
-  const int32_t lanes[4] = {0, 1, 2, 3};
-  const int32x4_t lane = vld1q_s32(lanes);
   const int64_t channels = args.accumulate.blocks * kBlock;
   for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
     const int32_t* const sums = args.accumulate.sums + p * kTileChannels;
     for (int64_t begin = 0; begin < channels; begin += 32) {
       uint32_t bits = 0;
-      for (int64_t i = 0; i < 32 && begin + i < channels; i += 4) {
-        const uint32x4_t values = vreinterpretq_u32_s32(vld1q_s32(sums + begin + i));
-        bits |= vaddvq_u32(vshlq_u32(vshrq_n_u32(values, 31), lane)) << i;
+      for (int64_t i = 0; i < 32 && begin + i < channels; ++i) {
+        bits |= static_cast<uint32_t>(sums[begin + i] < 0) << i;
       }
       args.out[p * args.pixel_stride + begin / 32] = bits;
     }
   }
 }
 
-// rows[i][j] becomes rows[j][i].
-void Transpose4x4(float32x4_t rows[4]) {
-  const float32x4x2_t even = vtrnq_f32(rows[0], rows[1]);
-  const float32x4x2_t odd = vtrnq_f32(rows[2], rows[3]);
-  for (int i = 0; i < 2; ++i) {
-    rows[i] = vcombine_f32(vget_low_f32(even.val[i]), vget_low_f32(odd.val[i]));
-    rows[i + 2] = vcombine_f32(vget_high_f32(even.val[i]), vget_high_f32(odd.val[i]));
+void AccumulateBits(const AccumulateBitsArgs& args) {
+  const AccumulateArgs& accumulate = args.accumulate;
+  if (IsLong(accumulate)) return AccumulateLongBits(args);
+  const int64_t channels = accumulate.blocks * kBlock;
+  // Neighbours often have the same initial sums.
+  uint16_t rows[kTilePixels * kTileChannels];
+  const uint16_t* limits[kTilePixels];
+  uint16_t* row = rows;
+  for (int64_t p = 0; p < accumulate.pixels; ++p) {
+    if (p > 0 && accumulate.initial[p] == accumulate.initial[p - 1]) {
+      limits[p] = limits[p - 1];
+      continue;
+    }
+    const int32_t* const initial = accumulate.initial[p] + accumulate.initial_offset;
+    for (int64_t c = 0; c < channels; c += 4) {
+      vst1_u16(row + c, vqmovun_s32(vqnegq_s32(vld1q_s32(initial + c))));
+    }
+    limits[p] = row;
+    row += kTileChannels;
+  }
+  for (int64_t p = 0; channels % 32 != 0 && p < accumulate.pixels; ++p) {
+    args.out[p * args.pixel_stride + channels / 32] = 0;
+  }
+  const StoreSigns store{limits, reinterpret_cast<uint8_t*>(args.out), args.pixel_stride * 4};
+  for (int64_t block = 0; block < accumulate.blocks; ++block) {
+    AccumulateBlock(accumulate, block, store);
   }
 }
 
-// The values, without a residual, of 4 channels of a pixel.
-float32x4_t ScaledSums(const FinishFloatArgs& args, int64_t pixel, int64_t channel) {
-  const float32x4_t sums = vcvtq_f32_s32(vld1q_s32(args.sums + pixel * kTileChannels + channel));
-  const float32x4_t products = vdupq_n_f32(args.products[pixel]);
-  const float32x4_t dot = vfmsq_f32(products, sums, vdupq_n_f32(2.0f));  // exact
-  const float32x4_t scaled = vmulq_f32(dot, vld1q_f32(args.scale + channel));
-  return vaddq_f32(scaled, vld1q_f32(args.bias + channel));
+// Lanes of a vector in FinishFloat: (channel c, pixel p), (c, p + 1), (c + 2, p), (c + 2, p + 1).
+// The pairs for c and c + 1 are half of a 4x4 transposition and are stored as they are: the other
+// half, of zips, takes longer than the narrower stores on Cortex-A72.
+float32x4_t PairLanes(const float* channels, int odd) {
+  const float32x4_t values = vld1q_f32(channels);
+  return odd ? vtrn2q_f32(values, values) : vtrn1q_f32(values, values);
 }
 
+// What FinishFloat needs of 4 channels, for an even c and for an odd one.
+struct ChannelConstants {
+  float32x4_t scale[2];
+  float32x4_t bias[2];
+  float32x4_t threshold[2];
+  uint32x4_t place[2];  // of the bits
+};
+
+template <bool kResidual>
+ChannelConstants LoadConstants(const FinishFloatArgs& args, int64_t channel) {
+  ChannelConstants constants;
+  UNROLL for (int odd = 0; odd < 2; ++odd) {
+    constants.scale[odd] = PairLanes(args.scale + channel, odd);
+    constants.bias[odd] = PairLanes(args.bias + channel, odd);
+    if (!kResidual || args.bits == nullptr) continue;
+    constants.threshold[odd] = PairLanes(args.threshold + channel, odd);
+    const uint32_t place = 1u << (channel % 32 + odd);
+    constants.place[odd] = vcombine_u32(vdup_n_u32(place), vdup_n_u32(place * 4));
+  }
+  return constants;
+}
+
+// 4 channels x 2 pixels; kWhole: all of them are there. Adds the bits of the channels to words[0]
+// to words[3], in the order of the lanes.
+template <bool kWhole, bool kResidual>
+__attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& args,
+                                                      const ChannelConstants& constants,
+                                                      const int32_t* products, int64_t channel,
+                                                      int64_t pixel, uint32_t* words) {
+  const bool both = kWhole || pixel + 1 < args.pixels;
+  const int64_t channels = kWhole ? 4 : args.channels - channel;
+  const int32_t* const sums = args.sums + pixel * kTileChannels + channel;
+  const int32x4_t first = vld1q_s32(sums);
+  const int32x4_t second = both ? vld1q_s32(sums + kTileChannels) : first;
+  const int32x4_t lane_products =
+      vreinterpretq_s32_u64(vdupq_lane_u64(vreinterpret_u64_s32(vld1_s32(products + pixel)), 0));
+  uint32x4_t bits = vdupq_n_u32(0);
+  UNROLL for (int odd = 0; odd < 2; ++odd) {
+    const int32x4_t pairs = odd ? vtrn2q_s32(first, second) : vtrn1q_s32(first, second);
+    const int32x4_t dot = vsubq_s32(lane_products, vaddq_s32(pairs, pairs));
+    const float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(dot), constants.scale[odd]);
+    float32x4_t value = vaddq_f32(scaled, constants.bias[odd]);
+    const int64_t low = (channel + odd) * args.channel_stride + pixel;
+    const int64_t high = low + 2 * args.channel_stride;
+    if (kResidual && kWhole) {
+      const float32x2_t low_pair = vld1_f32(args.residual + low);
+      value = vaddq_f32(value, vcombine_f32(low_pair, vld1_f32(args.residual + high)));
+    } else if (kResidual) {
+      float other[4] = {};
+      if (odd < channels) other[0] = args.residual[low];
+      if (odd < channels && both) other[1] = args.residual[low + 1];
+      if (odd + 2 < channels) other[2] = args.residual[high];
+      if (odd + 2 < channels && both) other[3] = args.residual[high + 1];
+      value = vaddq_f32(value, vld1q_f32(other));
+    }
+    if (!kResidual || args.out != nullptr) {
+      if (kWhole) {
+        const float64x2_t pairs_of_floats = vreinterpretq_f64_f32(value);
+        vst1q_lane_f64(reinterpret_cast<double*>(args.out + low), pairs_of_floats, 0);
+        vst1q_lane_f64(reinterpret_cast<double*>(args.out + high), pairs_of_floats, 1);
+      } else {
+        if (odd < channels) vst1q_lane_f32(args.out + low, value, 0);
+        if (odd < channels && both) vst1q_lane_f32(args.out + low + 1, value, 1);
+        if (odd + 2 < channels) vst1q_lane_f32(args.out + high, value, 2);
+        if (odd + 2 < channels && both) vst1q_lane_f32(args.out + high + 1, value, 3);
+      }
+    }
+    if (kResidual && args.bits != nullptr) {
+      const uint32x4_t above = vcgeq_f32(value, constants.threshold[odd]);
+      bits = vorrq_u32(bits, vandq_u32(above, constants.place[odd]));
+    }
+  }
+  if (kResidual && args.bits != nullptr) vst1q_u32(words, vorrq_u32(vld1q_u32(words), bits));
+}
+
+// Pixels inside, so that few planes are written at a time.
+template <bool kResidual>
+void FinishTile(const FinishFloatArgs& shared_args) {
+  const FinishFloatArgs args = shared_args;  // as far as the compiler knows no store changes a copy
+  int32_t products[kTilePixels] = {};
+  for (int64_t p = 0; p < args.pixels; ++p) products[p] = static_cast<int32_t>(args.products[p]);
+  for (int64_t begin = 0; begin < args.channels; begin += 32) {
+    const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+    uint32_t words[2 * kTilePixels] = {};  // as FinishPair gives them
+    for (int64_t channel = begin; channel < end; channel += 4) {
+      const ChannelConstants constants = LoadConstants<kResidual>(args, channel);
+      int64_t pixel = 0;
+      for (; channel + 4 <= end && pixel + 2 <= args.pixels; pixel += 2) {
+        FinishPair<true, kResidual>(args, constants, products, channel, pixel, words + 2 * pixel);
+      }
+      for (; pixel < args.pixels; pixel += 2) {
+        FinishPair<false, kResidual>(args, constants, products, channel, pixel, words + 2 * pixel);
+      }
+    }
+    if (!kResidual || args.bits == nullptr) continue;
+    for (int64_t p = 0; p < args.pixels; ++p) {
+      const uint32_t* const lanes = words + p / 2 * 4 + p % 2;
+      args.bits[p * args.bits_stride + begin / 32] = lanes[0] | lanes[2];
+    }
+  }
+}
+
+// The first `count` values, and anything after them.
 float32x4_t LoadFirst(const float* values, int64_t count) {
   if (count >= 4) return vld1q_f32(values);
   float32x4_t row = vld1q_dup_f32(values);
@@ -128,130 +376,113 @@ void StoreFirst(float* out, float32x4_t row, int64_t count) {
   if (count > 2) vst1q_lane_f32(out + 2, row, 2);
 }
 
-// A block of up to 4 channels x 4 pixels. Returns the bits of the channels for each pixel.
-uint32x4_t FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel) {
-  const int64_t last = args.pixels - 1 - pixel;
-  const int64_t channels = args.channels - channel < 4 ? args.channels - channel : 4;
-  float32x4_t rows[4];
-  // Rows past the last pixel repeat it and are not stored.
-  for (int i = 0; i < 4; ++i) rows[i] = ScaledSums(args, pixel + (i < last ? i : last), channel);
-  Transpose4x4(rows);
-  uint32x4_t bits = vdupq_n_u32(0);
-  for (int64_t i = 0; i < channels; ++i) {
-    const int64_t at = (channel + i) * args.channel_stride + pixel;
-    if (args.residual != nullptr) {
-      rows[i] = vaddq_f32(rows[i], LoadFirst(args.residual + at, last + 1));
-    }
-    if (args.out != nullptr) StoreFirst(args.out + at, rows[i], last + 1);
-    if (args.bits != nullptr) {
-      const uint32x4_t above = vcgeq_f32(rows[i], vdupq_n_f32(args.threshold[channel + i]));
-      bits = vorrq_u32(bits, vandq_u32(above, vdupq_n_u32(1u << ((channel + i) % 32))));
-    }
+// One pixel, whose channels lie side by side: a fully connected layer.
+void FinishRow(const FinishFloatArgs& args) {
+  const float32x4_t products = vdupq_n_f32(args.products[0]);
+  for (int64_t channel = 0; channel < args.channels; channel += 4) {
+    const float32x4_t sums = vcvtq_f32_s32(vld1q_s32(args.sums + channel));
+    const float32x4_t dot = vfmsq_f32(products, sums, vdupq_n_f32(2.0f));  // exact
+    const float32x4_t scaled = vmulq_f32(dot, vld1q_f32(args.scale + channel));
+    StoreFirst(args.out + channel, vaddq_f32(scaled, vld1q_f32(args.bias + channel)),
+               args.channels - channel);
   }
-  return bits;
 }
 
 void FinishFloat(const FinishFloatArgs& args) {
-  if (args.pixels == 1 && args.channel_stride == 1 && args.residual == nullptr) {
-    for (int64_t channel = 0; channel < args.channels; channel += 4) {  // fully connected
-      StoreFirst(args.out + channel, ScaledSums(args, 0, channel), args.channels - channel);
-    }
-    return;
+  if (args.residual != nullptr) return FinishTile<true>(args);
+  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false>(args);
+  FinishRow(args);
+}
+
+// The bits of 32 bytes that are all 0 or all 1: each keeps the bit of its place in a group of
+// eight, and three pairwise additions collect the groups.
+uint32_t CollectBits(uint8x16_t low, uint8x16_t high) {
+  static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const uint8x16_t places = vld1q_u8(kPlaces);
+  uint8x16_t sums = vpaddq_u8(vandq_u8(low, places), vandq_u8(high, places));
+  sums = vpaddq_u8(sums, sums);
+  sums = vpaddq_u8(sums, sums);
+  return vgetq_lane_u32(vreinterpretq_u32_u8(sums), 0);
+}
+
+// Bytes of all 1 where one of 16 values is at least its threshold.
+uint8x16_t AtLeast16(const float* x, const float* threshold) {
+  uint16x8_t halves[2];
+  UNROLL for (int i = 0; i < 2; ++i, x += 8, threshold += 8) {
+    const uint32x4_t low = vcgeq_f32(vld1q_f32(x), vld1q_f32(threshold));
+    const uint32x4_t high = vcgeq_f32(vld1q_f32(x + 4), vld1q_f32(threshold + 4));
+    halves[i] = vmovn_high_u32(vmovn_u32(low), high);
   }
-  for (int64_t channel = 0; channel < args.channels; channel += 32) {
-    for (int64_t pixel = 0; pixel < args.pixels; pixel += 4) {
-      uint32x4_t bits = vdupq_n_u32(0);
-      for (int64_t i = 0; i < 32 && channel + i < args.channels; i += 4) {
-        bits = vorrq_u32(bits, FinishBlock(args, channel + i, pixel));
-      }
-      if (args.bits != nullptr) {
-        uint32_t words[4];
-        vst1q_u32(words, bits);
-        uint32_t* const out = args.bits + pixel * args.bits_stride + channel / 32;
-        for (int64_t p = 0; p < 4 && pixel + p < args.pixels; ++p) {
-          out[p * args.bits_stride] = words[p];
-        }
-      }
+  return vmovn_high_u16(vmovn_u16(halves[0]), halves[1]);
+}
+
+void BinarizeRows(const BinarizeRowsArgs& args) {
+  const int64_t whole = args.channels / 32;
+  const int64_t rest = args.channels % 32;
+  const float* const last_threshold = args.threshold + whole * 32;
+  const float* x = args.x;
+  uint32_t* out = args.out;
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    const float* threshold = args.threshold;
+    for (int64_t word = 0; word < whole; ++word, x += 32, threshold += 32) {
+      *out++ = CollectBits(AtLeast16(x, threshold), AtLeast16(x + 16, threshold + 16));
     }
+    if (rest == 0) continue;
+    uint32_t bits = 0;
+    int64_t c = 0;
+    for (; c + 4 <= rest; c += 4) {
+      static const uint32_t kPlaces[4] = {1, 2, 4, 8};
+      const uint32x4_t reached = vcgeq_f32(vld1q_f32(x + c), vld1q_f32(last_threshold + c));
+      bits |= vaddvq_u32(vandq_u32(reached, vld1q_u32(kPlaces))) << c;
+    }
+    for (; c < rest; ++c) bits |= static_cast<uint32_t>(x[c] >= last_threshold[c]) << c;
+    *out++ = bits;
+    x += rest;
   }
 }
 
 // Lane i of a vector collects the word of pixel i, one channel (bit) at a time. kVectors vectors
-// are filled together, so that each plane is read in pieces of a cache line.
-template <int kVectors>
-void BinarizeVectors(const BinarizeArgs& args, int64_t pixel) {
+// are filled together, so that each plane is read in pieces of a cache line. `pixels`: how many
+// there are, which matters to a single vector only.
+template <int kVectors, bool kWhole>
+void BinarizeVectors(const BinarizeArgs& args, int64_t pixel, int64_t pixels) {
   const int64_t words = (args.channels + 31) / 32;
   for (int64_t word = 0; word < words; ++word) {
     const int64_t begin = word * 32;
     const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
     uint32x4_t bits[kVectors];
-    for (int v = 0; v < kVectors; ++v) bits[v] = vdupq_n_u32(0);
+    UNROLL for (int v = 0; v < kVectors; ++v) bits[v] = vdupq_n_u32(0);
     uint32x4_t bit = vdupq_n_u32(1);
     for (int64_t c = begin; c < end; ++c) {
       const float* plane = args.planes + c * args.channel_stride + pixel;
       const float32x4_t threshold = vdupq_n_f32(args.threshold[c]);
-      for (int v = 0; v < kVectors; ++v) {
-        bits[v] =
-            vorrq_u32(bits[v], vandq_u32(vcgeq_f32(vld1q_f32(plane + v * 4), threshold), bit));
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        const float32x4_t x = kWhole ? vld1q_f32(plane + v * 4) : LoadFirst(plane, pixels);
+        bits[v] = vorrq_u32(bits[v], vandq_u32(vcgeq_f32(x, threshold), bit));
       }
       bit = vshlq_n_u32(bit, 1);
     }
     uint32_t column[kVectors * 4];
-    for (int v = 0; v < kVectors; ++v) vst1q_u32(column + v * 4, bits[v]);
-    uint32_t* out = args.out + pixel * words + word;
-    for (int64_t p = 0; p < kVectors * 4; ++p) out[p * words] = column[p];
-  }
-}
-
-void BinarizePixel(const BinarizeArgs& args, int64_t pixel) {
-  const int64_t words = (args.channels + 31) / 32;
-  for (int64_t word = 0; word < words; ++word) args.out[pixel * words + word] = 0;
-  for (int64_t c = 0; c < args.channels; ++c) {
-    const bool bit = args.planes[c * args.channel_stride + pixel] >= args.threshold[c];
-    args.out[pixel * words + c / 32] |= static_cast<uint32_t>(bit) << (c % 32);
+    UNROLL for (int v = 0; v < kVectors; ++v) vst1q_u32(column + v * 4, bits[v]);
+    uint32_t* const out = args.out + pixel * words + word;
+    for (int64_t p = 0; p < (kWhole ? kVectors * 4 : pixels); ++p) out[p * words] = column[p];
   }
 }
 
 void Binarize(const BinarizeArgs& args) {
-  int64_t pixel = 0;
-  for (; pixel + 16 <= args.pixels; pixel += 16) BinarizeVectors<4>(args, pixel);
-  for (; pixel + 4 <= args.pixels; pixel += 4) BinarizeVectors<1>(args, pixel);
-  for (; pixel < args.pixels; ++pixel) BinarizePixel(args, pixel);
-}
-
-void BinarizeRows(const BinarizeRowsArgs& args) {
-  const uint32_t kPlaces[4] = {1, 2, 4, 8};
-  const uint32x4_t places = vld1q_u32(kPlaces);
-  const float* x = args.x;
-  uint32_t* out = args.out;
-  for (int64_t p = 0; p < args.pixels; ++p, x += args.channels) {
-    for (int64_t begin = 0; begin < args.channels; begin += 32) {
-      const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
-      uint32_t bits = 0;
-      int64_t c = begin;
-      for (; c + 4 <= end; c += 4) {
-        const uint32x4_t reached = vcgeq_f32(vld1q_f32(x + c), vld1q_f32(args.threshold + c));
-        bits |= vaddvq_u32(vandq_u32(reached, places)) << (c - begin);
-      }
-      for (; c < end; ++c) {
-        bits |= static_cast<uint32_t>(x[c] >= args.threshold[c]) << (c - begin);
-      }
-      *out++ = bits;
-    }
+  if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected
+    return BinarizeRows({args.planes, args.threshold, args.channels, 1, args.out});
   }
+  int64_t pixel = 0;
+  for (; pixel + 16 <= args.pixels; pixel += 16) BinarizeVectors<4, true>(args, pixel, 16);
+  for (; pixel + 4 <= args.pixels; pixel += 4) BinarizeVectors<1, true>(args, pixel, 4);
+  if (pixel < args.pixels) BinarizeVectors<1, false>(args, pixel, args.pixels - pixel);
 }
 
-// The bytes of `x` that are at least those of `level`, as 32 bits: each keeps the bit of its place
-// in a group of eight, and three pairwise additions collect the groups.
+// The bytes of `x` that are at least those of `level`, as 32 bits.
 uint32_t AtLeast(const uint8_t* x, const uint8_t* level) {
-  static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint8x16_t places = vld1q_u8(kPlaces);
-  const uint8x16_t low = vandq_u8(vcgeq_u8(vld1q_u8(x), vld1q_u8(level)), places);
-  const uint8x16_t high = vandq_u8(vcgeq_u8(vld1q_u8(x + 16), vld1q_u8(level + 16)), places);
-  uint8x16_t sums = vpaddq_u8(low, high);
-  sums = vpaddq_u8(sums, sums);
-  sums = vpaddq_u8(sums, sums);
-  return vgetq_lane_u32(vreinterpretq_u32_u8(sums), 0);
+  return CollectBits(vcgeq_u8(vld1q_u8(x), vld1q_u8(level)),
+                     vcgeq_u8(vld1q_u8(x + 16), vld1q_u8(level + 16)));
 }
 
 void BinarizeBytes(const BinarizeBytesArgs& args) {
@@ -274,8 +505,9 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaNeon = {
-    "neon",      kBlock,   kWordGranule * 4, false,         Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeRows,     BinarizeBytes, nullptr,    nullptr,
+    "neon",        kBlock,         kGranule,    false,    false,
+    Accumulate,    AccumulateBits, FinishFloat, Binarize, BinarizeRows,
+    BinarizeBytes, nullptr,        nullptr,     nullptr,  0,
 };
 
 }  // namespace bnn_deploy

@@ -143,8 +143,9 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaScalar = {
-    "scalar",    1,        kWordGranule * 4, false,         Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeRows,     BinarizeBytes, nullptr,    nullptr,
+    "scalar",    1,        kWordGranule * 4, true,          false,   Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeRows,     BinarizeBytes, nullptr, nullptr,    nullptr,
+    0,
 };
 
 }  // namespace bnn_deploy

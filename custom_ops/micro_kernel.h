@@ -22,12 +22,17 @@ constexpr int64_t kTileChannels = 64;  // a multiple of 32, so that tiles meet a
 // Units: offsets, lengths and strides count elements (32-bit words). K = runs * run_words.
 // weights: [blocks][4 * K / granule][channel_block][granule] bytes (words are little-endian), or
 // [4 * K / granule][blocks][channel_block][granule] where the unit takes the blocks together;
-// aligned to the last two dimensions (at most 64 bytes).
-// windows: word aligned, read only inside the runs (no over-read).
-// granule > 4: runs is 1 and 4 * run_words is a multiple of granule.
+// aligned to the last two dimensions (at most 64 bytes). Where 4 * run_words is no multiple of
+// granule, each run ends with pieces of granule / 2, granule / 4 and so on bytes, every size at
+// most once and in that order, which lie as the granules do: [channel_block][granule / 2].
+//
+// windows: word aligned, read only inside the runs (no over-read). A unit that gathers gets one
+// run, a whole number of granules.
+//
 // initial: rows that are readable up to the next multiple of 32 channels, 64-byte aligned at the
 // offset; values of at most 0. The population counts add up to at most 32 * K, and the caller
 // keeps K below 2^26.
+//
 // sums: [pixels][kTileChannels], 64-byte aligned; lanes beyond the last block are left alone.
 struct AccumulateArgs {
   const uint32_t* const* windows;
@@ -47,7 +52,7 @@ using AccumulateFn = void (*)(const AccumulateArgs& args);
 // for p < pixels and o < 32 * ceil(blocks * channel_block / 32); 0 beyond the last block.
 //
 // accumulate.sums is scratch space and may be left untouched. out: word aligned, every word is
-// stored once.
+// stored, perhaps byte by byte.
 struct AccumulateBitsArgs {
   AccumulateArgs accumulate;
   uint32_t* out;
@@ -166,11 +171,15 @@ struct BinarizeBytesArgs {
 };
 using BinarizeBytesFn = void (*)(const BinarizeBytesArgs& args);
 
+// Rewrites a gathered window, or the weights of a channel in the same order of words, to the form
+// that the unit's accumulate functions take for rows of this length, in place. row: word aligned.
+using EncodeFn = void (*)(uint32_t* row, int64_t words, bool weights);
+
 struct Isa {
   const char* name;
   int64_t channel_block;  // output channels in a block of packed weights; divides 32
-  int64_t granule;        // bytes of a channel that lie together; more than 4: windows are
-                          // gathered, and padded to a multiple of it
+  int64_t granule;        // bytes of a channel that lie together, a power of two
+  bool gathers;           // windows are gathered, and padded to whole granules
   bool blocks_together;   // the blocks of a tile alternate in its weights, which the micro-kernel
                           // then reads from one end to the other: from memory, a single stream is
                           // faster than one per block
@@ -182,12 +191,15 @@ struct Isa {
   BinarizeBytesFn binarize_bytes;
   SplitRowFn split_row;              // null: the unit takes no planes, and
   ConvolvePlanesFn convolve_planes;  // this is null, too
+  EncodeFn encode;                   // null: never; else for windows of at least
+  int64_t encoded_words;  // so many words, which are then gathered whatever `gathers` says
 };
 
 extern const Isa kIsaScalar;
 extern const Isa kIsaAvx2;
 extern const Isa kIsaAvx512;
 extern const Isa kIsaNeon;
+extern const Isa kIsaNeonDotprod;
 
 }  // namespace bnn_deploy
 

@@ -931,9 +931,9 @@ def test_shape_inference_keeps_the_symbolic_batch() -> None:
         "B": ["batch", 4, 9, 2],
         "P": ["batch", 2, 4, 2],
         "RY": ["batch", 50, 4, 9],
-        "RB": ["batch", 4, 9, 2],
+        "RB": [],  # unknown: onnxruntime before 1.28 aborts if it is told of RB where a node has only RY
         "RY2": ["batch", 50, 4, 9],
-        "RB2": ["batch", 4, 9, 2],
+        "RB2": [],
     }
 
 

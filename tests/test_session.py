@@ -77,7 +77,7 @@ def which_ran(s: ort.InferenceSession) -> dict[str, int]:
 def test_library_info() -> None:
     info = library_info()
     assert info.isas[-1] == "scalar"
-    assert set(info.isas) <= {"avx512", "avx2", "neon", "scalar"}
+    assert set(info.isas) <= {"avx512", "avx2", "neon_dotprod", "neon", "scalar"}
     assert info.selected == info.isas[0]
     assert set(info.calls) == set(info.isas)
     assert info.version

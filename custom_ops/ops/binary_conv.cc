@@ -193,11 +193,10 @@ void BinaryConvResidual::Compute(const Context& context) const {
 }
 
 void BinaryConvResidual::InferShape(const ShapeContext& context) {
+  // Not of the bits: a node may lack them, onnxruntime does not say, and before 1.28 it aborts when
+  // told the shape of an output that is not there. Converted models hold it in their value_info.
   const std::optional<Shape> pixels = InferOutputPixels(context, Rounding::kFloor);
-  if (!pixels) return;
-  const int64_t outputs = InferOutputs(context);
-  context.SetOutputShape(0, PlanesShape(*pixels, outputs), kOrtFloat);
-  context.SetOutputShape(1, BitsShape(*pixels, outputs), kOrtUint32);
+  if (pixels) context.SetOutputShape(0, PlanesShape(*pixels, InferOutputs(context)), kOrtFloat);
 }
 
 const OpSchema BinaryConvThreshold::kSchema = {

@@ -1,0 +1,202 @@
+// NEON of cores with the dot product instructions, Cortex-A76 and later, whose bit-select takes no
+// longer than any other operation (on Cortex-A72 it takes two). Short windows are left to the NEON
+// unit; long ones are counted by carry-save addition of prefix XORs.
+//
+// Let d[0], d[1], ... be the vectors of bits that differ between a window and a channel, and P[k] =
+// d[0] ^ ... ^ d[k]. A full adder of P[k], d[k + 1] and d[k + 2] has the sum P[k + 2], and its
+// carry is P[k] where P[k + 1] is 0 and ~P[k + 2] where it is 1, as the eight cases show. So
+//
+//   number of bits = 2 * bits in all carries + bits in the last P,
+//
+// and with windows and weights stored as prefix XORs P[k] is a single eor. Per two vectors: 2 eor,
+// 1 bit-select, 1 cnt and 1 sdot, which adds with the weight 2: 2.5 operations per vector instead
+// of the 3 of the NEON unit. To save the inversion, the weights of every second P[k + 2] are stored
+// inverted: that P is the inverted state of the next adder, whose bit-select then gives the
+// inverted carry, which is subtracted from 128 per adder.
+//
+// By the model of llvm-mca for Cortex-A76, as tests/benchmarks/neon_model.py prints it for a build
+// by GCC 12, in binary multiply-accumulates per cycle: the loop 102.3 (that of the NEON unit 85.3),
+// a whole 3x3 convolution with bits out, gather and prefixes included, 89.4 with 256 channels and
+// 94.5 with 512 (84.3 and 84.8). With 192 channels it is no better, with 128 worse.
+
+#include <arm_neon.h>
+
+#include "micro_kernel.h"
+
+// Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
+#define UNROLL _Pragma("GCC unroll 8")
+
+namespace bnn_deploy {
+namespace {
+
+constexpr int64_t kBlock = 8;      // output channels in a block of weights
+constexpr int kChannels = 4;       // output channels per register tile
+constexpr int kMaxPixels = 2;      // pixels per register tile
+constexpr int64_t kGranule = 16;   // bytes of a channel side by side
+constexpr int64_t kMinWords = 72;  // from here on it wins: 256 channels, 3x3
+
+uint8x16_t Load(const uint32_t* words) { return vreinterpretq_u8_u32(vld1q_u32(words)); }
+
+// Prefix XORs of vectors. In the weights, the first adder's result, or the only vector before an
+// adder, is inverted, and then every second result.
+void Encode(uint32_t* row, int64_t words, bool weights) {
+  const int64_t vectors = words / 4;
+  uint32x4_t prefix = vdupq_n_u32(0);
+  for (int64_t k = 0; k < vectors; ++k) {
+    prefix = veorq_u32(prefix, vld1q_u32(row + k * 4));
+    vst1q_u32(row + k * 4, prefix);
+  }
+  if (!weights) return;
+  for (int64_t k = 1 - vectors % 2; k < vectors; k += 4) {
+    vst1q_u32(row + k * 4, vmvnq_u32(vld1q_u32(row + k * 4)));
+  }
+}
+
+// Two vectors of each window and channel: a full adder, the first of them (to a state of 0), or one
+// that adds the carries with kWeight: -2 for inverted ones.
+template <int kWeight, bool kFirst, int kPixels>
+__attribute__((always_inline)) inline const uint32_t* AddCarries(
+    const uint32_t* weights, const uint32_t* (&windows)[kPixels],
+    uint8x16_t (&states)[kPixels][kChannels], int32x4_t (&sums)[kPixels][kChannels]) {
+  uint8x16_t a[kPixels], b[kPixels];
+  UNROLL for (int p = 0; p < kPixels; ++p) {
+    a[p] = Load(windows[p]);
+    b[p] = Load(windows[p] + 4);
+    windows[p] += 8;
+  }
+  UNROLL for (int c = 0; c < kChannels; ++c) {
+    const uint8x16_t middle = Load(weights + c * 4);
+    const uint8x16_t end = Load(weights + (kBlock + c) * 4);
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      const uint8x16_t select = veorq_u8(a[p], middle);
+      const uint8x16_t state = veorq_u8(b[p], end);
+      const uint8x16_t carry =
+          kFirst ? vandq_u8(select, state) : vbslq_u8(select, state, states[p][c]);
+      const int8x16_t counts = vreinterpretq_s8_u8(vcntq_u8(carry));
+      sums[p][c] = vdotq_s32(sums[p][c], counts, vdupq_n_s8(kWeight));
+      states[p][c] = state;
+      // Keeps Clang from working on too many sums at once, for which there are no registers.
+      __asm__ volatile("" : "+w"(sums[p][c])::);
+    }
+  }
+  return weights + 2 * kBlock * 4;
+}
+
+// Register tiles of kPixels pixels and kChannels channels, as many as there are from `pixel` on.
+template <int kPixels>
+__attribute__((noinline)) void AccumulateTiles(const AccumulateArgs& args, int64_t channel,
+                                               int64_t pixel) {
+  const int64_t vectors = args.run_words / 4;
+  const int64_t adders = (vectors - 1) / 2;  // but for the first one, where vectors are even
+  const bool last_is_inverted = adders % 2 == 0;
+  // The 128 of each inverted carry, twice, and of the last state if inverted; a quarter to each
+  // lane.
+  const int64_t inverted = (adders + 1) / 2;
+  const int32x4_t base =
+      vdupq_n_s32(static_cast<int32_t>(128 / 4 * (2 * inverted + (last_is_inverted ? 1 : 0))));
+  const int8x16_t last_weight = vdupq_n_s8(last_is_inverted ? -1 : 1);
+  const uint32_t* const tile_weights =
+      args.weights + channel / kBlock * kBlock * args.run_words + channel % kBlock * 4;
+  const int64_t initial_channel = args.initial_offset + channel;
+  for (; pixel + kPixels <= args.pixels; pixel += kPixels) {
+    const uint32_t* weights = tile_weights;
+    const uint32_t* windows[kPixels];
+    uint8x16_t states[kPixels][kChannels];
+    int32x4_t sums[kPixels][kChannels];
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      windows[p] = args.windows[pixel + p] + args.run_offsets[0];
+      UNROLL for (int c = 0; c < kChannels; ++c) sums[p][c] = base;
+    }
+    if (vectors % 2 == 0) {
+      weights = AddCarries<2, true>(weights, windows, states, sums);
+    } else {
+      UNROLL for (int p = 0; p < kPixels; ++p) {
+        const uint8x16_t a = Load(windows[p]);
+        windows[p] += 4;
+        UNROLL for (int c = 0; c < kChannels; ++c) {
+          states[p][c] = veorq_u8(a, Load(weights + c * 4));
+        }
+      }
+      weights += kBlock * 4;
+    }
+    int64_t left = adders;
+    for (; left >= 2; left -= 2) {
+      weights = AddCarries<-2, false>(weights, windows, states, sums);
+      weights = AddCarries<2, false>(weights, windows, states, sums);
+    }
+    if (left > 0) AddCarries<-2, false>(weights, windows, states, sums);
+    const int32_t* const* const initial = args.initial + pixel;
+    int32_t* const out = args.sums + pixel * kTileChannels + channel;
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      UNROLL for (int c = 0; c < kChannels; ++c) {
+        const int8x16_t counts = vreinterpretq_s8_u8(vcntq_u8(states[p][c]));
+        sums[p][c] = vdotq_s32(sums[p][c], counts, last_weight);
+      }
+      const int32x4_t total =
+          vpaddq_s32(vpaddq_s32(sums[p][0], sums[p][1]), vpaddq_s32(sums[p][2], sums[p][3]));
+      vst1q_s32(out + p * kTileChannels, vaddq_s32(total, vld1q_s32(initial[p] + initial_channel)));
+    }
+  }
+}
+
+bool IsEncoded(const AccumulateArgs& args) { return args.runs * args.run_words >= kMinWords; }
+
+void Accumulate(const AccumulateArgs& args) {
+  if (!IsEncoded(args)) return kIsaNeon.accumulate(args);
+  static_assert(kMaxPixels == 2, "a last pixel may be left");
+  for (int64_t channel = 0; channel < args.blocks * kBlock; channel += kChannels) {
+    AccumulateTiles<kMaxPixels>(args, channel, 0);
+    if (args.pixels % 2 == 1) AccumulateTiles<1>(args, channel, args.pixels - 1);
+  }
+}
+
+// Bytes of all 1 where one of 16 values is below 0, by their last bytes.
+uint8x16_t BelowZero(const int32_t* values) {
+  uint16x8_t halves[2];
+  UNROLL for (int i = 0; i < 2; ++i, values += 8) {
+    halves[i] = vuzp2q_u16(vreinterpretq_u16_s32(vld1q_s32(values)),
+                           vreinterpretq_u16_s32(vld1q_s32(values + 4)));
+  }
+  const uint8x16_t last =
+      vuzp2q_u8(vreinterpretq_u8_u16(halves[0]), vreinterpretq_u8_u16(halves[1]));
+  return vcltzq_s8(vreinterpretq_s8_u8(last));
+}
+
+void AccumulateBits(const AccumulateBitsArgs& args) {
+  if (!IsEncoded(args.accumulate)) return kIsaNeon.accumulate_bits(args);
+  Accumulate(args.accumulate);
+  static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const uint8x16_t places = vld1q_u8(kPlaces);
+  const int64_t channels = args.accumulate.blocks * kBlock;
+  for (int64_t begin = 0; begin < channels; begin += 32) {
+    const uint32_t used = channels - begin < 32 ? (1u << (channels - begin)) - 1 : ~0u;
+    const int32_t* sums = args.accumulate.sums + begin;
+    uint32_t* out = args.out + begin / 32;
+    for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
+      // Each byte keeps the bit of its place in a group of eight; three pairwise additions collect
+      // the groups.
+      uint8x16_t bits =
+          vpaddq_u8(vandq_u8(BelowZero(sums), places), vandq_u8(BelowZero(sums + 16), places));
+      bits = vpaddq_u8(bits, bits);
+      bits = vpaddq_u8(bits, bits);
+      *out = vgetq_lane_u32(vreinterpretq_u32_u8(bits), 0) & used;
+      sums += kTileChannels;
+      out += args.pixel_stride;
+    }
+  }
+}
+
+void FinishFloat(const FinishFloatArgs& args) { kIsaNeon.finish_float(args); }
+void Binarize(const BinarizeArgs& args) { kIsaNeon.binarize(args); }
+void BinarizeRows(const BinarizeRowsArgs& args) { kIsaNeon.binarize_rows(args); }
+void BinarizeBytes(const BinarizeBytesArgs& args) { kIsaNeon.binarize_bytes(args); }
+
+}  // namespace
+
+extern const Isa kIsaNeonDotprod = {
+    "neon_dotprod", kBlock,         kGranule,    false,    false,
+    Accumulate,     AccumulateBits, FinishFloat, Binarize, BinarizeRows,
+    BinarizeBytes,  nullptr,        nullptr,     Encode,   kMinWords,
+};
+
+}  // namespace bnn_deploy
