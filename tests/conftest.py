@@ -1,18 +1,17 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share. ARM64 runs some of them without torch: it is imported where needed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import networks
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from bnn_deploy.architectures import ARCHITECTURES
-from bnn_deploy.conversion import Conversion, convert
+if TYPE_CHECKING:
+    from bnn_deploy.conversion import Conversion
 
 
 @pytest.fixture
@@ -24,6 +23,8 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def seeded_torch() -> None:
     """Fix torch's global seed, which module initialisation, dropout and torch.randn draw from."""
+    import torch
+
     torch.manual_seed(20161016)
 
 
@@ -54,6 +55,11 @@ class Converted:
 
 
 def _converted(arch: str, checkpoint: Path, folder: Path, images: int) -> Converted:
+    import networks
+
+    from bnn_deploy.architectures import ARCHITECTURES
+    from bnn_deploy.conversion import convert
+
     conversion = convert(checkpoint, folder / f"{arch}.onnx", arch=arch, float_output=folder / f"{arch}_float.onnx")
     return Converted(
         checkpoint, conversion, networks.images(ARCHITECTURES[arch].input_shape, images, first=500).numpy()
@@ -61,6 +67,8 @@ def _converted(arch: str, checkpoint: Path, folder: Path, images: int) -> Conver
 
 
 def _random(arch: str, folder: Path, calibration: int, images: int) -> Converted:
+    import networks
+
     network = networks.random_network(arch, samples=calibration)
     return _converted(arch, networks.write_checkpoint(network, folder / f"{arch}.pth.tar"), folder, images)
 
@@ -68,6 +76,8 @@ def _random(arch: str, folder: Path, calibration: int, images: int) -> Converted
 @pytest.fixture(scope="session")
 def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """The trained LeNet-5 of the demo. Only to be read: tests that change a file copy it."""
+    import networks
+
     return _converted("lenet5", networks.DEMO_DATA / "lenet5.pth.tar", tmp_path_factory.mktemp("lenet5"), 32)
 
 

@@ -34,6 +34,9 @@ COMMANDS = {
     "verify": ("bnn_deploy.cli.verify", "Prove that a converted model computes what its source does."),
     "profile": ("bnn_deploy.cli.profile", "Measure speed and memory, also against the float model."),
     "inspect": ("bnn_deploy.cli.inspect", "Show a model's layers, shapes, bits, MACs and bytes."),
+    "bundle": ("bnn_deploy.cli.bundle", "Pack a model, its golden results and the wheel into one file for a board."),
+    "deploy": ("bnn_deploy.cli.deploy", "Copy a bundle to a board, run it there, fetch the report."),
+    "run-bundle": ("bnn_deploy.cli.run_bundle", "Verify and profile an unpacked bundle; its run.sh calls this."),
     "demo": ("bnn_deploy.cli.demo", "Do the whole job on a trained LeNet-5 that comes with the package."),
 }
 """Name -> (module, the line that `bnn-deploy --help` shows)."""

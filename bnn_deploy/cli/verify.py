@@ -8,6 +8,7 @@ import click
 
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import plural, print_json, printable, progress, show, table
+from bnn_deploy.golden import GoldenVerification, check_golden
 from bnn_deploy.verification import OutputResult, Verification, verify
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -15,7 +16,8 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 
 @click.command(name="verify", short_help="Prove that a converted model computes what its source does.")
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
-@click.option("--against", required=True, type=_PATH, metavar="FILE", help="The checkpoint, or the float .onnx file.")
+@click.option("--against", type=_PATH, metavar="FILE", help="The checkpoint, or the float .onnx file.")
+@click.option("--golden", type=_PATH, metavar="FILE", help="Instead: the golden.npz of a bundle; needs no torch.")
 @click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:CLASS.")
 @click.option(
     "--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs (and labels); random if left out."
@@ -27,9 +29,12 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set to run; repeatable; default all.")
 @click.option("--threads", type=click.IntRange(1), help="Intra-op threads; one per core if left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
+@click.pass_context
 def command(
+    ctx: click.Context,
     model: Path,
-    against: Path,
+    against: Path | None,
+    golden: Path | None,
     arch: str | None,
     data: Path | None,
     samples: int | None,
@@ -42,7 +47,14 @@ def command(
 
     Runs PyTorch (or the float model), the function bodies in the file in stock onnxruntime and in onnx's
     ReferenceEvaluator, and the C++ kernels of every instruction set of this machine. Exit code 1 if the proof fails.
+
+    With --golden: prove that this machine computes, bit by bit, what the machine that made the bundle computed.
     """
+    if golden is not None:
+        _refuse_with_golden(ctx)
+        return _verify_golden(model, golden, isas, threads, as_json)
+    if against is None:
+        raise click.UsageError("give --against FILE or --golden FILE")
     with progress() as step:
         result = verify(
             model,
@@ -60,6 +72,66 @@ def command(
     else:
         print_verification(result)
     return 0 if result.passed else CHECK_FAILED
+
+
+def _refuse_with_golden(ctx: click.Context) -> None:
+    """A golden file has its own inputs, and needs no reference."""
+    for name in ("against", "arch", "data", "samples", "reference_samples"):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} and --golden exclude each other")
+
+
+def _verify_golden(model: Path, golden: Path, isas: tuple[str, ...], threads: int | None, as_json: bool) -> int:
+    with progress() as step:
+        result = check_golden(model, golden, isas=isas or None, threads=threads, progress=step)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_golden(result)
+    return 0 if result.passed else CHECK_FAILED
+
+
+def print_golden(result: GoldenVerification) -> None:
+    """Print both parts of a check against golden results, and PASSED or FAILED."""
+    made = result.made_with
+    show(f"model      {printable(result.model)}")
+    show(f"golden     {printable(result.golden)}: {plural(result.samples, 'sample')}")
+    show(printable(f"made with  {made['cpu']}, kernels {made['isa']}, onnxruntime {made['onnxruntime']}"))
+    show(f"kernels    {', '.join(result.isas)} (all of them ran, by the library's own count)")
+    show("")
+    show("1. Layers: each fed with the golden bits of the one before; the worst over all backends.")
+    show("   What is made of integers must be equal; where a float is near its threshold, rounding may flip the bit.")
+    columns = ["layer", "output", "compared", "near", "differ", ""]
+    rows = table(None, columns, {"compared", "near", "differ"})
+    for layer in result.layers:
+        kind = f"bits of {layer.made_from}{', int8' if layer.quantized else ''}"
+        near = f"{layer.near:,}" if layer.made_from == "floats" else "-"
+        verdict = "ok" if layer.passed else "FAILED"
+        rows.add_row(printable(layer.layer), kind, f"{layer.bits:,}", near, f"{layer.differing:,}", verdict)
+    for floats in result.float_layers:
+        differ = plural(floats.differing, "sample") if floats.differing else "0"
+        verdict = "ok" if floats.passed else "FAILED"
+        rows.add_row(printable(floats.layer), "floats of integers", f"{floats.values:,}", "-", differ, verdict)
+    show(rows)
+    show("")
+    show(f"2. Outputs: running free; allowed are errors of {result.float_relative:g} of the largest in the channel.")
+    columns = ["backend", "samples", "identical bits", "near bits flipped", "max abs error", "relative", "same class"]
+    rows = table(None, columns, set(columns[1:]))
+    for output in result.outputs:
+        rows.add_row(
+            output.backend,
+            f"{output.samples:,}",
+            f"{output.identical:,}",
+            f"{output.flipped:,}",
+            f"{output.max_error:.2e}",
+            f"{output.relative_error:.1e}",
+            "-" if output.same_class is None else f"{output.same_class:,} of {output.samples:,}",
+        )
+    show(rows)
+    show("")
+    for failure in result.failures:
+        show(f"FAILED: {printable(failure)}")
+    show("PASSED" if result.passed else "FAILED")
 
 
 def print_verification(result: Verification) -> None:

@@ -1,0 +1,70 @@
+"""`bnn-deploy bundle`: one file with all that a board needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bnn_deploy.bundle import FOLDER, TARGETS, Manifest, write_bundle
+from bnn_deploy.cli.console import exact_bytes, facts, human_bytes, plural, print_json, progress, show, table
+
+_PATH = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(name="bundle", short_help="Pack a model, its golden results and the wheel into one file for a board.")
+@click.argument("model", type=_PATH, metavar="MODEL.onnx")
+@click.option("--target", type=click.Choice(TARGETS), required=True, help="The board's architecture (uname -m).")
+@click.option("-o", "--output", type=_PATH, required=True, metavar="BUNDLE.tar.gz", help="The file to write.")
+@click.option(
+    "--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs, as for verify; random if left out."
+)
+@click.option("--samples", type=click.IntRange(1), default=16, help="Use only the first so many inputs.")
+@click.option(
+    "--wheels",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("dist"),
+    metavar="FOLDER",
+    help="Has bnn-deploy's wheel for the target and, for boards without a network, of what it needs.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def command(
+    model: Path, target: str, output: Path, data: Path | None, samples: int, wheels: Path, as_json: bool
+) -> None:
+    """Pack MODEL.onnx for a board: model, wheel, golden inputs with this machine's results bit by bit, and run.sh.
+
+    On the board, unpack it and run `sh run.sh`; or let `bnn-deploy deploy` do it. The same inputs give the same bytes.
+    """
+    with progress() as step:
+        manifest = write_bundle(model, output, target=target, data=data, samples=samples, wheels=wheels, progress=step)
+    if as_json:
+        print_json({"bundle": str(output), "bytes": output.stat().st_size, **manifest.to_json()})
+    else:
+        print_manifest(output, manifest)
+
+
+def print_manifest(path: Path, manifest: Manifest) -> None:
+    """Print what a bundle holds and how to use it."""
+    made = manifest.made_with
+    network = "none needed: all wheels are in it"
+    if not manifest.offline:
+        network = "needed on the board: pip gets what is not in wheels/"
+    show(
+        facts(
+            [
+                ("bundle", str(path)),
+                ("size", exact_bytes(path.stat().st_size)),
+                ("model", manifest.model),
+                ("target", f"{manifest.target}, bnn-deploy {manifest.bnn_deploy}"),
+                ("golden", f"{plural(manifest.samples, 'sample')}, made with {made['cpu']}, kernels {made['isa']}"),
+                ("network", network),
+            ]
+        )
+    )
+    show("")
+    rows = table(None, ["file", "size", "SHA-256"], {"size"})
+    for name, entry in manifest.files.items():
+        rows.add_row(name, human_bytes(entry.bytes), f"{entry.sha256[:16]}...")
+    show(rows)
+    show("")
+    show(f"On the board: tar -xzf {path.name} && sh {FOLDER}/run.sh")

@@ -1,0 +1,73 @@
+"""`bnn-deploy run-bundle`: what a bundle's run.sh does on the board when everything is installed."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnxruntime as ort
+
+from bnn_deploy import __version__
+from bnn_deploy.bundle import FORMAT, GOLDEN, MANIFEST, MODEL, read_manifest
+from bnn_deploy.cli import CHECK_FAILED
+from bnn_deploy.cli.console import progress, show
+from bnn_deploy.cli.profile import print_report
+from bnn_deploy.cli.verify import print_golden
+from bnn_deploy.errors import InputError
+from bnn_deploy.files import write_file
+from bnn_deploy.golden import check_golden
+from bnn_deploy.profiling import profile
+
+
+@click.command(name="run-bundle", short_help="Verify and profile an unpacked bundle; its run.sh calls this.")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The JSON file to write.",
+)
+@click.option("--threads", type=click.IntRange(1), default=1, help="Intra-op threads of the profile.")
+@click.option("--runs", type=click.IntRange(1), default=50, help="Timed runs of the profile.")
+def command(folder: Path, report: Path, threads: int, runs: int) -> int:
+    """Check that this machine computes the golden results in FOLDER, an unpacked bundle; if so, profile the model.
+
+    Prints both, and writes both to the report. Exit code 1 if the check fails.
+    """
+    manifest_file = folder / MANIFEST
+    if not manifest_file.is_file():
+        raise InputError(f"{manifest_file}: no such file; give the folder of an unpacked bundle")
+    manifest = read_manifest(manifest_file.read_bytes(), str(manifest_file))
+    model = folder / MODEL
+    with progress() as step:
+        golden = check_golden(model, folder / GOLDEN, progress=step)
+    print_golden(golden)
+    measured: dict[str, Any] | None = None
+    if golden.passed:
+        with progress(measuring=True) as step:
+            result = profile(model, threads=threads, runs=runs, progress=step)
+        show("")
+        print_report(result)
+        measured = result.to_json()
+    content = {
+        "format": FORMAT,
+        "passed": golden.passed,
+        "model": manifest.model,
+        "target": manifest.target,
+        "manifest_sha256": manifest.sha256,
+        "golden": golden.to_json(),
+        "profile": measured,
+        "versions": {
+            "bnn_deploy": __version__,
+            "onnxruntime": ort.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    write_file(report, json.dumps(content, indent=2).encode() + b"\n")
+    return 0 if golden.passed else CHECK_FAILED
