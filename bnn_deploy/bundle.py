@@ -41,6 +41,9 @@ FOLDER = "bnn-deploy-bundle"
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
 MODEL = "model.onnx"
+FLOAT = "float.onnx"
+"""The float model to measure beside it, if there is one."""
+
 GOLDEN = "golden.npz"
 RUN = "run.sh"
 WHEELS = "wheels"
@@ -63,7 +66,7 @@ MAX_MANIFEST_BYTES = 1_000_000
 MAX_FILE_BYTES = 2**31
 """Of a file in a bundle: what onnxruntime reads as one model, and less than a plain tar header can hold."""
 
-_NAME = re.compile(rf"{MODEL}|{GOLDEN}|{RUN}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
+_NAME = re.compile(rf"{MODEL}|{FLOAT}|{GOLDEN}|{RUN}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 _WHEEL = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)(-\d[^-]*)?-(?P<python>[^-]+)-[^-]+-(?P<platform>[^-]+)\.whl")
 _GZIP_HEADER = b"\x1f\x8b\x08\x04" + bytes(4) + b"\x02\xff" + struct.pack("<H2sH", 36, b"BD", 32)
 """How the .gz file begins: no name, no time, and an extra field with the SHA-256 of all that follows it. Without that,
@@ -147,6 +150,7 @@ def write_bundle(
     target: str,
     data: str | os.PathLike[str] | None = None,
     samples: int = 16,
+    float_model: str | os.PathLike[str] | None = None,
     wheels: str | os.PathLike[str] = "dist",
     progress: Progress = lambda step: None,
 ) -> Manifest:
@@ -158,6 +162,7 @@ def write_bundle(
         target: the board's architecture, one of TARGETS.
         data: inputs for the golden results, as `bnn_deploy.verify` takes them; None for random normal ones.
         samples: use only the first so many of them.
+        float_model: the float .onnx file that the board is to measure beside the model; None for none.
         wheels: folder with bnn-deploy's wheel for the target and, for boards without a network, of what it needs.
         progress: called with the name of each step as it begins.
 
@@ -169,12 +174,15 @@ def write_bundle(
         raise InputError(f"target {target}: choose {' or '.join(TARGETS)}")
     if not Path(output).absolute().parent.is_dir():
         raise InputError(f"{output}: its folder does not exist")
+    if float_model is not None and not Path(float_model).is_file():
+        raise InputError(f"{float_model}: no such file")
     progress("reading the wheels")
     version, wheel, wheel_files = _collect_wheels(Path(wheels), target)
     results = _golden(Path(model), data, samples, progress)
     files = {
         MODEL: Path(model).read_bytes(),
         GOLDEN: results.content,
+        **({} if float_model is None else {FLOAT: Path(float_model).read_bytes()}),
         RUN: (resources.files("bnn_deploy") / "board_scripts" / RUN).read_bytes(),
         **{f"{WHEELS}/{name}": content for name, content in wheel_files.items()},
     }

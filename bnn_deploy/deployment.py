@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bnn_deploy.bundle import FOLDER, MODEL, Manifest, check_bundle, read_member
+from bnn_deploy.bundle import FLOAT, FOLDER, MODEL, Manifest, check_bundle, read_member
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import write_file
 from bnn_deploy.profiling import ProfileReport, profile
@@ -269,7 +269,7 @@ def deploy(
     if result["passed"]:
         measured = result.get("profile") or {}
         output("measuring the same model on this machine")
-        laptop = _profile_here(bundle, int(measured.get("threads", 1)), int(measured.get("runs", 50)))
+        laptop = _profile_here(bundle, found.manifest, int(measured.get("threads", 1)), int(measured.get("runs", 50)))
     return Deployment(found, copied, result, str(report_file), laptop)
 
 
@@ -701,12 +701,13 @@ def _read_report(content: bytes, status: int, task: _Task) -> dict[str, Any]:
     return result
 
 
-def _profile_here(bundle: Path, threads: int, runs: int) -> ProfileReport:
-    """Measure the bundle's model on this machine."""
+def _profile_here(bundle: Path, manifest: Manifest, threads: int, runs: int) -> ProfileReport:
+    """Measure the bundle's model, and the float one if there is one, on this machine."""
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / MODEL
-        model.write_bytes(read_member(bundle, MODEL))
-        return profile(model, threads=threads, runs=runs)
+        models = [Path(folder) / name for name in (MODEL, FLOAT) if name in manifest.files]
+        for model in models:
+            model.write_bytes(read_member(bundle, model.name))
+        return profile(*models, threads=threads, runs=runs)
 
 
 def _fingerprint(path: Path) -> tuple[int, str]:

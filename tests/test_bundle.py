@@ -596,7 +596,22 @@ def test_the_command_writes_nothing_when_it_fails(
     fails(1, "no bundle was written, this machine itself does not give its results again: layer 'x' is wrong")
 
 
-def test_a_float_model(lenet5: Converted, wheels: Path, tmp_path: Path) -> None:
+def test_the_float_model_is_measured_beside_it(lenet5: Converted, wheels: Path, tmp_path: Path) -> None:
+    output, report_file = tmp_path / "b.tar.gz", tmp_path / "report.json"
+    options = ("--target", "x86_64", "-o", output, "--samples", "2", "--wheels", wheels)
+    result = invoke("bundle", lenet5.model, *options, "--float", tmp_path / "none.onnx")
+    assert (result.exit_code, output.exists()) == (2, False)
+    assert "none.onnx: no such file" in result.stderr
+    assert invoke("bundle", lenet5.model, *options, "--float", lenet5.float_model).exit_code == 0
+    folder = unpack(output, tmp_path)
+    assert (folder / "float.onnx").read_bytes() == lenet5.float_model.read_bytes()
+    assert invoke("run-bundle", folder, "--report", report_file, "--runs", "3").exit_code == 0
+    measured = json.loads(report_file.read_text())["profile"]
+    ratio = measured["compare"]["timing"]["median_ms"] / measured["model"]["timing"]["median_ms"]
+    assert measured["speedup"]["median"] == pytest.approx(ratio)
+
+
+def test_a_float_model_alone_is_refused(lenet5: Converted, wheels: Path, tmp_path: Path) -> None:
     output = tmp_path / "b.tar.gz"
     result = invoke("bundle", lenet5.float_model, "--target", "x86_64", "-o", output, "--wheels", wheels)
     assert result.exit_code == 2
@@ -615,6 +630,7 @@ def test_run_bundle(bundle: Path, tmp_path: Path) -> None:
     assert report["manifest_sha256"] == check_bundle(bundle).sha256
     assert (report["golden"]["passed"], report["golden"]["samples"]) == (True, 2)
     assert (report["profile"]["runs"], report["profile"]["threads"]) == (3, 1)
+    assert report["profile"]["compare"] is None
     assert sorted(report["versions"]) == ["bnn_deploy", "numpy", "onnxruntime", "python"]
 
 

@@ -31,6 +31,7 @@ import bnn_deploy
 from bnn_deploy import bundle as bundles
 from bnn_deploy import cli, deployment
 from bnn_deploy.bundle import Manifest, check_bundle
+from bnn_deploy.cli.console import TIMES
 from bnn_deploy.deployment import Board, deploy, look, problems
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.profiling import profile
@@ -128,13 +129,20 @@ def make(tmp_path: Path, small_model: bytes, small_profile: Any, monkeypatch: py
     """Makes bundles with a run.sh of the test. The laptop's profile is measured once for all tests."""
     monkeypatch.setattr(deployment, "profile", lambda model, threads, runs: small_profile)
 
-    def make(run: str = WORKS, target: str = MACHINE, name: str = "bundle.tar.gz", ballast: int = 1000) -> Path:
+    def make(
+        run: str = WORKS,
+        target: str = MACHINE,
+        name: str = "bundle.tar.gz",
+        ballast: int = 1000,
+        float_model: bytes | None = None,
+    ) -> Path:
         wheel = f"wheels/bnn_deploy-1-py3-none-manylinux_2_17_{target}.whl"
         files = {
             "model.onnx": small_model,
             "golden.npz": os.urandom(ballast),
             "run.sh": f"#!/bin/sh\n{run}".encode(),
             wheel: b"wheel",
+            **({} if float_model is None else {"float.onnx": float_model}),
         }
         manifest = Manifest(
             bnn_deploy="1",
@@ -225,6 +233,21 @@ def test_copies_runs_and_shows_both_machines(board: SshServer, make: MakeBundle)
     assert cells["throttled"][1] == "no sign of it"
     assert cells["check"] == ["-", "PASSED"]
     assert result.stdout.splitlines()[-1] == "PASSED"
+
+
+def test_shows_the_speed_up_where_the_bundle_has_the_float_model(
+    board: SshServer, make: MakeBundle, small_model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = {**REPORT["profile"], "compare": {"timing": {"median_ms": 100.0}}, "speedup": {"median": 8.0}}
+    bundle = make(run=write_report({**REPORT, "profile": compared}), float_model=small_model)
+    monkeypatch.setattr(deployment, "profile", profile)
+    result = run(HOST, bundle)
+    assert result.exit_code == 0, result.output
+    cells = {line.split("  ")[0].strip(): re.split(r"  +", line.strip())[1:] for line in result.stdout.splitlines()}
+    assert cells["float model"][1] == "100.000 ms"
+    assert cells["speed-up"][1] == f"8.00{TIMES}"
+    here = [float(cells[name][0].removesuffix(" ms")) for name in ("median", "float model")]
+    assert float(cells["speed-up"][0].removesuffix(TIMES)) == pytest.approx(here[1] / here[0], rel=0.2)
 
 
 def test_a_second_run_copies_nothing(board: SshServer, make: MakeBundle) -> None:

@@ -21,6 +21,9 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--samples", type=click.IntRange(1), default=16, help="Use only the first so many inputs.")
 @click.option(
+    "--float", "float_model", type=_PATH, metavar="FLOAT.onnx", help="Float model for the board to measure beside it."
+)
+@click.option(
     "--wheels",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("dist"),
@@ -29,14 +32,30 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(
-    model: Path, target: str, output: Path, data: Path | None, samples: int, wheels: Path, as_json: bool
+    model: Path,
+    target: str,
+    output: Path,
+    data: Path | None,
+    samples: int,
+    float_model: Path | None,
+    wheels: Path,
+    as_json: bool,
 ) -> None:
     """Pack MODEL.onnx for a board: model, wheel, golden inputs with this machine's results bit by bit, and run.sh.
 
     On the board, unpack it and run `sh run.sh`; or let `bnn-deploy deploy` do it. The same inputs give the same bytes.
     """
     with progress() as step:
-        manifest = write_bundle(model, output, target=target, data=data, samples=samples, wheels=wheels, progress=step)
+        manifest = write_bundle(
+            model,
+            output,
+            target=target,
+            data=data,
+            samples=samples,
+            float_model=float_model,
+            wheels=wheels,
+            progress=step,
+        )
     if as_json:
         print_json({"bundle": str(output), "bytes": output.stat().st_size, **manifest.to_json()})
     else:

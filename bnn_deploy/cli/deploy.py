@@ -144,6 +144,9 @@ def _side_by_side(report: Mapping[str, Any], laptop: Mapping[str, Any]) -> Table
     add("median", lambda p: _number(_get(p, "model", "timing", "median_ms"), "{:.3f} ms"))
     add("p10 to p90", _spread)
     add("samples per second", lambda p: _number(_get(p, "model", "timing", "samples_per_second"), "{:,.0f}"))
+    if any(_get(profile, "compare") for profile in columns):
+        add("float model", lambda p: _number(_get(p, "compare", "timing", "median_ms"), "{:.3f} ms"))
+        add("speed-up", lambda p: _number(_get(p, "speedup", "median"), f"{{:.2f}}{TIMES}"))
     add("peak memory", lambda p: _memory(_get(p, "model", "memory", "peak_bytes")))
     add("temperature", _temperature)
     add("throttled", lambda p: _throttled(_get(p, "throttled")))

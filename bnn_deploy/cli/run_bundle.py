@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bnn_deploy import __version__
-from bnn_deploy.bundle import FORMAT, GOLDEN, MANIFEST, MODEL, read_manifest
+from bnn_deploy.bundle import FLOAT, FORMAT, GOLDEN, MANIFEST, MODEL, read_manifest
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import progress, show
 from bnn_deploy.cli.profile import print_report
@@ -50,7 +50,8 @@ def command(folder: Path, report: Path, threads: int, runs: int) -> int:
     measured: dict[str, Any] | None = None
     if golden.passed:
         with progress(measuring=True) as step:
-            result = profile(model, threads=threads, runs=runs, progress=step)
+            compare = folder / FLOAT if FLOAT in manifest.files else None
+            result = profile(model, compare, threads=threads, runs=runs, progress=step)
         show("")
         print_report(result)
         measured = result.to_json()
