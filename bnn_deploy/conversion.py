@@ -166,6 +166,7 @@ def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Wei
     strip_metadata(model)
     model.graph.name = "float"
     fold(model)
+    infer_shapes(model)
     canonical = ir.from_proto(ir.to_proto(model))
     canonicalize(canonical)
     binarize = BinarizeWeights(weights)
@@ -181,6 +182,18 @@ def fold(model: ir.Model) -> None:
     for node in model.graph:  # reports go by name
         node.name = display_name(node)
     common.NameFixPass()(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer all shapes anew, until no more Reshape is simple: what was folded and simplified lets more be known."""
+    while True:
+        for node in model.graph:
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape = None
+        common.ShapeInferencePass()(model)
+        if not SimplifyReshape()(model).modified:
+            return
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def read(source: OnnxSource) -> ModelProto:
         raise InputError(f"{name}: has operators of the domain {DOMAIN}: it is converted already")
     _require_tensors(model, name)
     model = inliner.inline_local_functions(model) if model.functions else model
-    _expand_bipolar_quant(model)
+    expand_bipolar_quant(model)
     _require_known_operators(model, name)
     _require_inference(model, name)
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -149,7 +149,7 @@ def _require_tensors(model: ModelProto, name: str) -> None:
         raise InputError(f"{name}: not a valid ONNX model: {one_line(error)}") from error
 
 
-def _expand_bipolar_quant(model: ModelProto) -> None:
+def expand_bipolar_quant(model: ModelProto) -> None:
     """Replace BipolarQuant(x, scale) by scale * (-1 where x < 0, else 1), its definition in QONNX."""
     nodes: list[NodeProto] = []
     found = False

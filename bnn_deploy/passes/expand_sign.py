@@ -5,14 +5,24 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import ZERO, PassResult, add_initializer, insert_node, is_op, zero_value
+from bnn_deploy.passes.graph import (
+    BEFORE,
+    CROP,
+    REFUSED,
+    SOURCE,
+    PassResult,
+    add_initializer,
+    insert_node,
+    is_op,
+    zero_value,
+)
 
 
 class ExpandSign:
     """Sign(x) that is +1 or -1 at 0  ==>  Where(x >= 0, 1, -1) or Where(x > 0, 1, -1).
 
     CanonicalizeSign makes such signs, which no operator of ONNX is, and LowerBinaryConv uses most of them up. This goes
-    last, so that a model never holds one.
+    last, so that a model never holds one. Metadata that was for LowerBinaryConv goes, too.
 
     Declines: nothing; a Sign that is 0 at 0 is ONNX's.
     """
@@ -22,8 +32,11 @@ class ExpandSign:
         result = PassResult()
         graph = model.graph
         for node in list(graph):
-            if not is_op(node, "Sign") or not zero_value(node):
-                node.metadata_props.pop(ZERO, None)
+            if not is_op(node, "Sign"):
+                continue
+            if not zero_value(node):
+                for key in (SOURCE, BEFORE, CROP, REFUSED):
+                    node.metadata_props.pop(key, None)
                 continue
             data, old = node.inputs[0], node.outputs[0]
             assert data is not None

@@ -32,6 +32,9 @@ CROP = "bnn_deploy.crop"
 ZERO = "bnn_deploy.zero"
 """Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""
 
+REFUSED = "bnn_deploy.refused"
+"""Metadata of a Sign that no bits can stand for: why."""
+
 BIT_KEYS = (SOURCE, COMPLEMENTED, BEFORE, CROP)
 """The metadata that belongs to a tensor of bits, and goes where it goes."""
 
@@ -145,7 +148,7 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     """Add a constant to the graph under `name`, or a longer one if that is taken, and return its value."""
     while name in graph.initializers:
         name += "_"
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

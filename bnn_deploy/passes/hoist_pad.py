@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
 
+from bnn_deploy.passes.fold_threshold import Monotone, monotone
 from bnn_deploy.passes.graph import (
     BEFORE,
     CROP,
+    REFUSED,
     SOURCE,
     ZERO,
     PassResult,
@@ -27,13 +30,15 @@ from bnn_deploy.passes.graph import (
 class HoistPad:
     """Sign(f(Pad(x, c)))  ==>  Pad(Sign(f(x)), sign(f(c))), so that the padding becomes that of a convolution.
 
-    1. The Pad is of constant mode, with constant pads, none of them negative; f is nothing, or a chain of Clip, Relu,
-       LeakyRelu, Neg, Tanh and Identity. sign(f(c)) follows the source's convention: Pad(0) before a sign with
-       sign(0) = +1 is +1 padding; where sign(0) = 0 it is zero padding.
+    1. The Pad is of constant mode, with constant pads, none of them negative; f is nothing, or a chain of Tanh and what
+       FoldThreshold knows. sign(f(c)) follows the source's convention: Pad(0) before a sign with sign(0) = +1 is +1
+       padding; where sign(0) = 0 it is zero padding. It is the same in all channels.
     2. A convolution reads the sign; or sign(f(c)) is 0, which no bit can stand for.
     3. The new Sign's source in the float graph is the old one without its border (CROP).
 
-    Declines: other modes of Pad; they stay where they are, on floats, and are exact there.
+    Declines: other modes of Pad, and values sign(f(c)) that differ by channel; they stay where they are, on floats, and
+    are exact there. But 0 in some channels and ±1 in others no operator can hold: the Sign is marked, for
+    LowerBinaryConv to leave its layers float.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -43,17 +48,23 @@ class HoistPad:
             chain = _chain(node) if is_op(node, "Sign") else None
             if chain is None:
                 continue
-            pad, functions = chain
-            border = read_pad(pad)
-            if border is None:
+            pad, functions, together = chain
+            border, shape = read_pad(pad), static_shape(node.outputs[0])
+            channels = shape[1] if shape else None
+            if border is None or channels is None:
                 continue
             pads, value = border
-            for function in functions:
-                value = _scalar(function, value)
-            value = float(np.sign(value)) if value else float(zero_value(node))
-            if value == 0 or any(is_op(user, "Conv") for user in node.outputs[0].consumers()):
-                self._hoist(model.graph, node, pad, functions, pads, value)
-                result.modified += 1
+            values = together(np.full(channels, value, np.float32))
+            signs = np.where(values == 0, np.float32(zero_value(node)), np.sign(values))
+            if (signs == signs[0]).all():
+                if signs[0] == 0 or any(is_op(user, "Conv") for user in node.outputs[0].consumers()):
+                    self._hoist(model.graph, node, pad, functions, pads, float(signs[0]))
+                    result.modified += 1
+            elif (signs == 0).any():
+                channel = int(np.flatnonzero(signs == 0)[0])
+                node.metadata_props[REFUSED] = (
+                    f"its padding, from Pad '{pad.outputs[0].name}', is 0 in channel {channel} and ±1 in others"
+                )
         return result
 
     def _hoist(
@@ -63,7 +74,8 @@ class HoistPad:
         assert data is not None
         shape = None if data.shape is None else list(data.shape)
         for function in functions:
-            operands = [data, *function.inputs[1:]]
+            operands = list(function.inputs)
+            operands[_data_index(function)] = data
             attributes = {key: attribute.value for key, attribute in function.attributes.items()}
             padded = function.outputs[0]
             data = insert_node(
@@ -100,37 +112,34 @@ class HoistPad:
         remove_if_dead(node)
 
 
-def _chain(sign: ir.Node) -> tuple[ir.Node, list[ir.Node]] | None:
-    """The Pad above a Sign, and the elementwise functions between them from above; None if there is no Pad."""
-    functions: list[ir.Node] = []
+def _chain(sign: ir.Node) -> tuple[ir.Node, list[ir.Node], Monotone] | None:
+    """The Pad above a Sign, the functions between them from above, and these as one function [C] -> [C].
+
+    None if there is no Pad, or something else than a function per channel in between.
+    """
+    shape = static_shape(sign.outputs[0])
+    if shape is None or len(shape) < 2 or shape[1] is None:
+        return None
+    functions: list[tuple[ir.Node, Monotone]] = []
     value = sign.inputs[0]
     while value is not None and (node := value.producer()) is not None:
         if is_op(node, "Pad"):
-            return node, functions[::-1]
-        if not is_op(node, "Clip", "Identity", "LeakyRelu", "Neg", "Relu", "Tanh"):
+            return node, [step for step, _ in functions[::-1]], _composed([step for _, step in functions[::-1]])
+        function = np.tanh if is_op(node, "Tanh") else monotone(node, shape[1])
+        if isinstance(function, str):
             return None
-        functions.append(node)
-        value = node.inputs[0]
+        functions.append((node, function))
+        value = node.inputs[_data_index(node)]
     return None
 
 
-def _scalar(node: ir.Node, x: float) -> float:
-    """One of the functions of `_chain` at one number."""
-    match node.op_type:
-        case "Relu":
-            return max(x, 0.0)
-        case "Neg":
-            return -x
-        case "Clip":
-            low, high = ([constant(v) for v in node.inputs[1:]] + [None, None])[:2]
-            return float(np.clip(x, -np.inf if low is None else low, np.inf if high is None else high))
-        case "LeakyRelu":
-            attribute = node.attributes.get("alpha")
-            return x if x >= 0 else x * (0.01 if attribute is None else attribute.as_float())
-        case "Tanh":
-            return float(np.tanh(x))
-        case _:
-            return x
+def _composed(functions: list[Monotone]) -> Monotone:
+    return lambda x: reduce(lambda y, function: function(y), functions, x)
+
+
+def _data_index(function: ir.Node) -> int:
+    """Which input of a function per channel is the data."""
+    return 0 if constant(function.inputs[0]) is None else 1
 
 
 def read_pad(node: ir.Node) -> tuple[list[int], float] | None:

@@ -15,6 +15,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.operators import DOMAIN, MAX_TERMS
 from bnn_deploy.passes.graph import (
     BIT_KEYS,
+    REFUSED,
     SOURCE,
     PassResult,
     add_initializer,
@@ -123,6 +124,7 @@ def sign_input(node: ir.Node) -> SignInput | str | None:
     while value is not None and (producer := value.producer()) is not None:
         data = producer.inputs[0]
         if is_op(producer, "Sign"):
+            problem = producer.metadata_props.get(REFUSED, problem)
             return problem or SignInput(producer, pools[::-1], flattened, factor, pads, pad_value)
         if is_op(producer, "Mul"):
             sides = [(data, constant(producer.inputs[1])), (producer.inputs[1], constant(data))]
@@ -140,7 +142,9 @@ def sign_input(node: ir.Node) -> SignInput | str | None:
             every, border = read or ([], 0.0)
             rank = len(every) // 2
             if read is None:
-                problem = f"Pad '{value.name}' has another mode than constant, or pads that are not constant or negative"
+                problem = (
+                    f"Pad '{value.name}' has another mode than constant, or pads that are not constant or negative"
+                )
             elif pools or pads is not None or any(every[i] or every[i + rank] for i in (0, 1)):
                 problem = f"Pad '{value.name}' pads channels, or stands between the sign and a MaxPool or another Pad"
             else:
