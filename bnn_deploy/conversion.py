@@ -118,11 +118,12 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
 
 def canonicalize(model: ir.Model) -> None:
     """Bring a float model whose constants are folded into the forms that LowerBinaryConv matches."""
-    # The straight-through trick may compute its clamp twice.
+    # The straight-through trick may compute its clamp twice, each with constants of its own.
+    common.DeduplicateInitializersPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     SimplifyBroadcast()(model)
     while CanonicalizeSign()(model).modified + SinkSign()(model).modified + HoistPad()(model).modified:
-        pass
+        infer_shapes(model)
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -185,13 +186,20 @@ def fold(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Infer all shapes anew, until no more Reshape is simple: what was folded and simplified lets more be known."""
+    """Infer shapes that are not known, until no more Reshape is simple: what was rewritten lets more be known."""
+    batch = model.graph.inputs[0].shape[0] if model.graph.inputs[0].shape else None
     while True:
-        for node in model.graph:
-            for value in node.outputs:
-                if not value.is_graph_output():
-                    value.shape = None
-        common.ShapeInferencePass()(model)
+        unknown = [
+            value
+            for node in model.graph
+            for value in node.outputs
+            if value.shape is None or any(not isinstance(dim, int) and dim != batch for dim in value.shape)
+        ]
+        for value in unknown:
+            if not value.is_graph_output():
+                value.shape = None
+        if unknown:
+            common.ShapeInferencePass()(model)
         if not SimplifyReshape()(model).modified:
             return
 

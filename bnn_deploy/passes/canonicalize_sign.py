@@ -165,7 +165,6 @@ class CanonicalizeSign:
                 node, "Sub", [data, operand], {}, f"{name}_shifted", dtype=ir.DataType.FLOAT, shape=shape
             )
         metadata = {SOURCE: name, BEFORE: json.dumps(before)} | ({ZERO: str(step.zero)} if step.zero else {})
-        shape = None if old.shape is None else list(old.shape)
         new = insert_node(
             node, "Sign", [data], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )
