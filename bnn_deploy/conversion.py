@@ -38,6 +38,7 @@ from bnn_deploy.passes.hoist_pad import HoistPad
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
+from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.simplify_broadcast import SimplifyBroadcast
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.sink_sign import SinkSign
@@ -122,6 +123,7 @@ def canonicalize(model: ir.Model) -> None:
     common.DeduplicateInitializersPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     SimplifyBroadcast()(model)
+    ResolveAutoPad()(model)
     while CanonicalizeSign()(model).modified + SinkSign()(model).modified + HoistPad()(model).modified:
         infer_shapes(model)
     common.RemoveUnusedNodesPass()(model)

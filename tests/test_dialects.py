@@ -280,6 +280,57 @@ def test_exact_zeros_become_plus_one(sign: str) -> None:
     assert not equal(run_float(matrix(sign, "W1 constant", 0.0), x), run_float(oracle, x)), "no zero made a difference"
 
 
+LINEAR = {
+    "W5 MatMul [K, N]": "{w} = Identity(binary)\n{y} = MatMul({x}, {w})",
+    "W5 MatMul of a Transpose": "{w}a = Sign(latent)\n{w} = Transpose({w}a)\n{y} = MatMul({x}, {w})",
+    "W3 Gemm": (
+        "{w}a = Sign(latent)\n{w}b = Abs(latent)\n{w}m = ReduceMean <keepdims=1> ({w}b, axes)\n"
+        "{w} = Mul({w}a, {w}m)\n{y} = Gemm <transB=1> ({x}, {w}, {bias})"
+    ),
+    "W4 Gemm": (
+        "{w}a = Sign(latent)\n{w}b = Abs(latent)\n{w}m = ReduceMean <keepdims=1> ({w}b, axes)\n{w}d = Mul({w}m, {w}a)\n"
+        "{w}c = Clip(latent, minus, one)\n{w}e = Sub({w}d, {w}c)\n{w} = Add({w}e, {w}c)\n"
+        "{y} = Gemm <transB=1> ({x}, {w}, {bias})"
+    ),
+}
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_linear_layers_of_a_flat_map(sign: str) -> None:
+    """Map -> sign -> Flatten -> linear -> Add -> BatchNorm -> linear layer of Sign."""
+    zero = SIGNS[sign][1]
+    values = constants(sign, 1 / 16 if zero == 0 else 0.0)
+    rng = np.random.default_rng(5)
+    features = CHANNELS * SIZE * SIZE
+    magnitudes = np.stack([rng.permutation([0.25, 0.75] * (features // 2) + [0.5]) for _ in range(FILTERS)])
+    latent = (magnitudes * rng.choice([-1, 1], magnitudes.shape)).astype(np.float32)
+    values |= {
+        "latent": latent,
+        "binary": np.sign(latent).T * np.float32(0.5),
+        "axes": np.array([1]),
+        "last": values["last"][:, :, 0, 0].T.copy(),
+    }
+    nodes = [SIGNS[sign][0].format(x="x", s="s"), "f = Flatten(s)"]
+    for i, text in enumerate(LINEAR.values()):
+        nodes += [
+            text.format(x="f", w=f"w{i}", y=f"a{i}", bias=f"bias{i}"),  # equal layers would become one
+            f"b{i} = Add(a{i}, bias0)",
+            f"n{i} = BatchNormalization(b{i}, g, b, m, v)",
+            f"t{i} = Sign(n{i})",
+            f"y{i} = MatMul(t{i}, last)",
+        ]
+    model = model_of(nodes, [f"y{i}" for i in range(len(LINEAR))], values, ("N", CHANNELS, SIZE, SIZE))
+    binary, left, _ = to_binary(model)
+    assert left == []
+    assert len(binary_layers(binary)) == 2 * len(LINEAR)
+    x = inputs(zeros=zero != 0)
+    expected = run_float(model, x)
+    for name, got, wanted in zip(LINEAR, run_binary(binary, x, True), expected, strict=True):
+        assert equal([got], [wanted]), name
+    for name, got, wanted in zip(LINEAR, run_binary(corrupted(binary), x, True), expected, strict=True):
+        assert not equal([got], [wanted]), ("not seen", name)
+
+
 def test_the_whole_matrix_ran(request: pytest.FixtureRequest) -> None:
     if not RAN or len(RAN) < len(SIGNS):
         pytest.skip("only with all of test_matrix")
