@@ -79,6 +79,47 @@ def test_a_file(tmp_path: Path) -> None:
     proves(saved(network(), tmp_path), tmp_path, 2)
 
 
+SIGN = "a = Greater (n, zero)\ns = Where (a, one, minus)\np = Pad (s, pads, minus)"
+ELSEWHERE = {
+    "Pad before the sign": "q = Pad (n, pads)\na = Less (q, zero)\np = Where (a, minus, one)",
+    "Clip between Pad and sign": "q = Pad (n, pads, minus)\nk = Clip (q, minus, one)\np = Sign (k)",
+    "channels last": (
+        "q = Transpose <perm=[0,2,3,1]> (n)\na = Less (q, zero)\nk = Where (a, minus, one)\n"
+        "s = Transpose <perm=[0,3,1,2]> (k)\np = Pad (s, pads, one)"
+    ),
+    "a threshold": "a = Less (n, tenth)\ns = Where (a, one, minus)\np = Pad (s, pads, minus)",
+    "a pool between two signs": (
+        "k = Sign (n)\nq = MaxPool <kernel_shape=[3,3], pads=[1,1,1,1]> (k)\ns = Sign (q)\np = Pad (s, pads, one)"
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_verify_finds_the_pre_activation(where: str, tmp_path: Path) -> None:
+    """The bits stand for a part of a tensor, or one in another layout, or one with a threshold of its own."""
+    body = BODY.replace(SIGN, ELSEWHERE[where])
+    known = constants() | {"tenth": np.float32(0.1)}
+    read = {
+        name: value
+        for name, value in known.items()
+        if name in body.replace("(", " ").replace(")", " ").replace(",", " ").split()
+    }
+    source = saved(ir.to_proto(parse(body, ("N", 3, 8, 8), **read)), tmp_path)
+    proves(source, tmp_path, 2)
+    # A threshold that is off by a little is told from rounding by the pre-activations.
+    model = onnx.load(tmp_path / "m.onnx")
+    node = next(node for node in model.graph.node if node.op_type.startswith("Binarize"))
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+    moved = onnx.numpy_helper.to_array(tensor) + np.float32(0.05)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    data = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32)
+    layer = next(x for x in verify(tmp_path / "wrong.onnx", source, data=data).layers if x.kind == "bits")
+    assert layer.differing and not layer.passed
+    if where != "a pool between two signs":  # this one's input is ±1
+        assert 1e-3 < layer.margin < 0.5, "in units of the pre-activation, not of the sign"
+
+
 @pytest.mark.parametrize("form", [lambda model: model, ir.from_proto])
 def test_a_model_in_memory(form: Any, tmp_path: Path) -> None:
     proves(form(network()), tmp_path, 2)
