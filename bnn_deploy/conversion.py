@@ -1,4 +1,4 @@
-"""checkpoint -> module -> float ONNX -> passes -> binary ONNX."""
+"""checkpoint -> module -> float ONNX -> passes -> binary ONNX; float ONNX of any exporter enters at the third."""
 
 from __future__ import annotations
 
@@ -15,24 +15,33 @@ import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 from torch import nn
 
+from bnn_deploy import onnx_source
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.checkpoint import input_shape as module_input_shape
 from bnn_deploy.checkpoint import load_module
 from bnn_deploy.errors import BnnDeployError, InputError
-from bnn_deploy.export import Weights, export_float
+from bnn_deploy.export import export_float, name_layers, strip_metadata
+from bnn_deploy.onnx_source import OnnxSource, is_onnx
 from bnn_deploy.operators import DOMAIN, VERSION, functions
 from bnn_deploy.passes.audit_leftovers import AuditLeftovers
+from bnn_deploy.passes.binarize_weights import BinarizeWeights, Weights
+from bnn_deploy.passes.canonicalize_sign import CanonicalizeSign
 from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
+from bnn_deploy.passes.expand_sign import ExpandSign
 from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fold_constants import FoldConstants
 from bnn_deploy.passes.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold
 from bnn_deploy.passes.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import Decline, constant, display_name, is_binary_op
+from bnn_deploy.passes.hoist_pad import HoistPad
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
+from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
+from bnn_deploy.passes.simplify_broadcast import SimplifyBroadcast
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
+from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
 from bnn_deploy.quantization import quantize_edges
 
@@ -54,7 +63,7 @@ class Conversion:
         binary_layers: names of the layers that became binary, in order.
         left_float: every convolution and linear layer that stayed float, with the reason.
         not_fused: what the passes declined to fuse between binary layers, with the reason.
-        binarized: the parameters whose latent weights were binarised by the recipe.
+        binarized: the parameters (of an ONNX model, the layers) whose latent weights were binarised.
         constant_channels: for each binarisation with channels whose bit never changes: its name, how many, of how many.
     """
 
@@ -88,10 +97,8 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
         InputError: a filter is all zeros.
     """
     model = ir.from_proto(ir.to_proto(model))
-    FoldConstants()(model)
-    for node in model.graph:  # reports go by name: each node has one, and its own
-        node.name = display_name(node)
-    common.NameFixPass()(model)
+    fold(model)
+    canonicalize(model)
     lowered = LowerBinaryConv()(model)
     common.RemoveUnusedNodesPass()(model)
     not_fused: list[Decline] = []
@@ -110,8 +117,24 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
     return model, leftovers, not_fused
 
 
+def canonicalize(model: ir.Model) -> None:
+    """Bring a float model whose constants are folded into the forms that LowerBinaryConv matches."""
+    # The straight-through trick may compute its clamp twice, each with constants of its own.
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    SimplifyBroadcast()(model)
+    ResolveAutoPad()(model)
+    while CanonicalizeSign()(model).modified + SinkSign()(model).modified + HoistPad()(model).modified:
+        infer_shapes(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
 def finish(model: ir.Model) -> None:
     """Sort and name the nodes of a binary model, and make it carry the functions of the operators that it uses."""
+    ExpandSign()(model)
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     common.NameFixPass()(model)
@@ -126,8 +149,123 @@ def finish(model: ir.Model) -> None:
     model.producer_name, model.producer_version = "bnn-deploy", None
 
 
+def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Weights) -> tuple[ir.Model, list[str]]:
+    """Make a float ONNX model of any exporter what the passes start from.
+
+    Args:
+        source: a file, or a model, which is not changed.
+        sample: one sample's shape, if the model does not say.
+        weights: what to do with real-valued weights of layers whose input is a sign.
+
+    Returns:
+        The model with its constants folded, and the names of the nodes whose weights were binarised.
+
+    Raises:
+        InputError: see `onnx_source.read` and `BinarizeWeights`.
+    """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
+    model = ir.from_proto(onnx_source.upgrade(onnx_source.read(source), name, sample))
+    name_layers(model)
+    strip_metadata(model)
+    model.graph.name = "float"
+    fold(model)
+    infer_shapes(model)
+    canonical = ir.from_proto(ir.to_proto(model))
+    canonicalize(canonical)
+    binarize = BinarizeWeights(weights)
+    binarize(canonical)
+    binarize.apply(model)
+    return model, list(binarize.binarized)
+
+
+def fold(model: ir.Model) -> None:
+    """Fold all constants, and give each node a name of its own."""
+    FoldConstants()(model)
+    SimplifyReshape()(model)
+    for node in model.graph:  # reports go by name
+        node.name = display_name(node)
+    common.NameFixPass()(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer shapes that are not known, until no more Reshape is simple: what was rewritten lets more be known."""
+    batch = model.graph.inputs[0].shape[0] if model.graph.inputs[0].shape else None
+    while True:
+        unknown = [
+            value
+            for node in model.graph
+            for value in node.outputs
+            if value.shape is None or any(not isinstance(dim, int) and dim != batch for dim in value.shape)
+        ]
+        for value in unknown:
+            if not value.is_graph_output():
+                value.shape = None
+        if unknown:
+            common.ShapeInferencePass()(model)
+        if not SimplifyReshape()(model).modified:
+            return
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What `convert` was given, as float ONNX.
+
+    Attributes:
+        model: it.
+        name: what errors call it.
+        shape: one sample's.
+        binarized: the weights that were binarised.
+    """
+
+    model: ir.Model
+    name: str
+    shape: tuple[int, ...]
+    binarized: tuple[str, ...]
+
+
+def _source(
+    source: nn.Module | OnnxSource,
+    arch: str | None,
+    input_shape: tuple[int, ...] | None,
+    weights: Weights,
+    progress: Callable[[str], None],
+) -> _Source:
+    """Bring any source to float ONNX."""
+    if is_onnx(source):
+        assert not isinstance(source, nn.Module)
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
+        if arch is not None:
+            raise InputError(f"{name} is an ONNX model, which says itself what it is: leave out --arch {arch}")
+        progress("reading the float model")
+        model, binarized = float_model(source, input_shape, weights)
+        dims = model.graph.inputs[0].shape
+        assert dims is not None
+        return _Source(model, name, tuple(dim for dim in dims[1:] if isinstance(dim, int)), tuple(binarized))
+    if isinstance(source, nn.Module):
+        module = source
+    else:
+        assert isinstance(source, str | os.PathLike)
+        if arch is None:
+            known = ", ".join(ARCHITECTURES)
+            raise InputError(f"{os.fspath(source)}: say which architecture it is: {known} or FILE.py:CLASS")
+        progress("loading the checkpoint")
+        module = load_module(source, arch)
+    shape = module_input_shape(module, input_shape)
+    progress("exporting to float ONNX")
+    export = export_float(module, shape, weights)
+    name = type(module).__name__
+    graph = export.model.graph
+    if len(graph.outputs) != 1 or len(graph.inputs) != 1:
+        raise InputError(
+            f"{name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
+            "convert takes networks with one of each"
+        )
+    fold(export.model)
+    return _Source(export.model, name, shape, export.binarized)
+
+
 def convert(
-    module_or_checkpoint: nn.Module | str | os.PathLike[str],
+    source: nn.Module | OnnxSource,
     output: str | os.PathLike[str],
     *,
     arch: str | None = None,
@@ -138,15 +276,17 @@ def convert(
     strict: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Conversion:
-    """Convert a trained XNOR network to an ONNX model with binary operators.
+    """Convert a trained binary network to an ONNX model with binary operators.
 
     Args:
-        module_or_checkpoint: a torch module, or the path of a checkpoint.
+        source: a torch module, the path of a checkpoint, or a float ONNX model: the path of one (.onnx), an
+            onnx.ModelProto or an onnx_ir.Model.
         output: the .onnx file to write; replaced only when all went well.
         arch: for a checkpoint: 'lenet5', 'nin', 'alexnet' or FILE.py:CLASS.
-        input_shape: one sample without the batch dimension; None takes the module's `input_shape`.
+        input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
-        weights: "auto" binarises latent weights by the recipe, "as-is" takes them as they are.
+        weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises
+            those of a module or checkpoint by the XNOR-Net-PyTorch recipe, and refuses those of an ONNX model.
         calibration: real inputs [N, ...] float32; quantise the layers that stay float to 8 bits, with their ranges.
         strict: fail if a layer whose input is a sign stays float.
         progress: called with a line of text before each step.
@@ -155,40 +295,22 @@ def convert(
         What became binary, what stayed float, and why.
 
     Raises:
-        InputError: the checkpoint, architecture or shape cannot be used, or no layer is binary.
+        InputError: the checkpoint, model, architecture or shape cannot be used, or no layer is binary.
         BnnDeployError: `strict`, and a layer whose input is a sign stays float.
     """
     outputs = [Path(output)] if float_output is None else [Path(output), Path(float_output)]
     for path in outputs:
-        if (
-            isinstance(module_or_checkpoint, str | os.PathLike)
-            and path.resolve() == Path(module_or_checkpoint).resolve()
-        ):
-            raise InputError(f"{path} is the checkpoint itself: choose another name for the output")
+        if isinstance(source, str | os.PathLike) and path.resolve() == Path(source).resolve():
+            kind = "model" if is_onnx(source) else "checkpoint"
+            raise InputError(f"{path} is the {kind} itself: choose another name for the output")
         if not path.parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise InputError(f"{output} is asked for twice, for the binary model and for the float one")
-    if isinstance(module_or_checkpoint, nn.Module):
-        module = module_or_checkpoint
-    elif arch is None:
-        known = ", ".join(ARCHITECTURES)
-        raise InputError(f"{os.fspath(module_or_checkpoint)}: say which architecture it is: {known} or FILE.py:CLASS")
-    else:
-        progress("loading the checkpoint")
-        module = load_module(module_or_checkpoint, arch)
-    shape = module_input_shape(module, input_shape)
-    progress("exporting to float ONNX")
-    export = export_float(module, shape, weights)
-    FoldConstants()(export.model)
-    SimplifyReshape()(export.model)
-    if len(export.model.graph.outputs) != 1 or len(export.model.graph.inputs) != 1:
-        raise InputError(
-            f"{type(module).__name__} has {len(export.model.graph.inputs)} inputs and "
-            f"{len(export.model.graph.outputs)} outputs; convert takes networks with one of each"
-        )
+    original = _source(source, arch, input_shape, weights, progress)
+    shape = original.shape
     progress("running the passes")
-    binary, left_float, not_fused = to_binary(export.model, channels_last=calibration is None)
+    binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None)
     layers = binary_layers(binary)
     declined = [decline for decline in left_float if decline.has_sign_input]
     if strict and declined:
@@ -196,7 +318,7 @@ def convert(
         raise BnnDeployError(f"--strict: {len(declined)} layers whose input is a sign stay float: {reasons}")
     if not layers:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
-        raise InputError(f"no layer of {type(module).__name__} is binary: {reasons}")
+        raise InputError(f"no layer of {original.name} is binary: {reasons}")
     if calibration is not None:
         if calibration.dtype != np.float32 or calibration.shape[1:] != shape or len(calibration) == 0:
             raise InputError(
@@ -208,20 +330,20 @@ def convert(
         binary = quantize_edges(binary, calibration)
         LowerQuantized()(binary)
         finish(binary)
-    for model in (binary, export.model):
+    for model in (binary, original.model):
         model.metadata_props[SHAPE_KEY] = ",".join(map(str, shape))
         model.metadata_props[WEIGHTS_KEY] = weights
         if arch in ARCHITECTURES:
             model.metadata_props[ARCH_KEY] = arch
     progress("writing")
-    save(zip((binary, export.model), outputs, strict=False))
+    save(zip((binary, original.model), outputs, strict=False))
     return Conversion(
         Path(output),
         None if float_output is None else Path(float_output),
         tuple(layers),
         tuple(left_float),
         tuple(not_fused),
-        export.binarized,
+        original.binarized,
         tuple(constant_channels(binary)),
     )
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -24,9 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 from bnn_deploy.errors import BnnDeployError, InputError, one_line
 from bnn_deploy.operators import OPSET
+from bnn_deploy.passes.binarize_weights import Weights, binarize
 from bnn_deploy.training import binarize_weight
-
-Weights = Literal["auto", "as-is"]
 
 _PASS_THROUGH = {
     torch.ops.aten.dropout.default,
@@ -79,8 +78,9 @@ def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
     Args:
         module: in eval mode.
         shape: one sample, without the batch dimension.
-        weights: "auto" binarises real-valued weights of the layers whose input is a sign, once, by the recipe (see
-            `training.binarize_weight`), and leaves two-valued ones alone; "as-is" leaves all alone.
+        weights: "auto" and "xnor-centred" binarise real-valued weights of the layers whose input is a sign, once, by
+            the recipe (see `training.binarize_weight`), and leave two-valued ones alone; "xnor" and "sign" do so by
+            other rules (see `Weights`); "as-is" leaves all alone.
 
     Raises:
         InputError: the module does not run on that shape, or cannot be exported.
@@ -102,7 +102,7 @@ def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
             program = program.run_decompositions({})
         except Exception as error:
             raise InputError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
-        binarized = _binarize(program) if weights == "auto" else ()
+        binarized = () if weights == "as-is" else _binarize(program, weights)
         try:
             onnx_program = torch.onnx.export(
                 program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=["input"]
@@ -113,8 +113,8 @@ def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
         raise BnnDeployError("torch.onnx.export returned nothing")
     model = onnx_program.model
     _name_batch(model)
-    _name_layers(model)
-    _strip_metadata(model)
+    name_layers(model)
+    strip_metadata(model)
     # The exporter's own decomposed program: its nodes have the names of the model's tensors, all of them.
     decomposed = onnx_program.exported_program
     assert decomposed is not None
@@ -137,7 +137,7 @@ class _CopyData(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _binarize(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+def _binarize(program: torch.export.ExportedProgram, weights: Weights) -> tuple[str, ...]:
     """Binarise, in the program's state, the latent weights of the layers whose input is a sign; return their names."""
     parameters = program.graph_signature.inputs_to_parameters
     names = []
@@ -150,13 +150,18 @@ def _binarize(program: torch.export.ExportedProgram) -> tuple[str, ...]:
         weight = program.state_dict[name]
         if two_valued(weight):
             continue
-        if weight.shape[1] == 1:
+        if weights in ("xnor", "sign"):
+            binary = torch.from_numpy(binarize(weight.detach().float().numpy(), weights))
+        elif weight.shape[1] == 1:
             raise InputError(
                 f"{name} has one input channel per filter: the recipe's mean-centring makes all its filters zero; "
                 "leave this layer float, or convert with --weights as-is"
             )
+        else:
+            with torch.no_grad():
+                binary = binarize_weight(weight)
         with torch.no_grad():
-            weight.copy_(binarize_weight(weight))
+            weight.copy_(binary)
         names.append(name)
     return tuple(names)
 
@@ -185,7 +190,7 @@ def _name_batch(model: ir.Model) -> None:
     graph.name = "float"
 
 
-def _strip_metadata(model: ir.Model) -> None:
+def strip_metadata(model: ir.Model) -> None:
     """Remove what the exporter noted on every node and value: stack traces with local paths."""
     for props in (model.metadata_props, model.graph.metadata_props):
         props.clear()
@@ -198,7 +203,7 @@ def _strip_metadata(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def _name_layers(model: ir.Model) -> None:
+def name_layers(model: ir.Model) -> None:
     """Name each layer's node after the module that it comes from, if that has only one."""
     taken: set[str] = set()
     for node in model.graph:

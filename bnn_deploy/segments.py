@@ -6,9 +6,10 @@ metadata. A segment is everything between the cuts that it reads and the one tha
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators import DOMAIN, VERSION
-from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, output_key
+from bnn_deploy.passes.graph import BEFORE, COMPLEMENTED, CROP, SOURCE, output_key
 
 BITS = ("Binarize", "BinarizeChannelsLast", "BinarizeQuantized", "BinaryConvThreshold", "BinaryMaxPool")
 LAYERS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "Conv", "Gemm", "MatMul")
@@ -45,6 +46,8 @@ class Cut:
         is_bits: whether it holds bits (then `source` is the output of a Sign) or floats.
         complemented: channels whose bits are stored complemented.
         rank: its number of dimensions, if known.
+        crop: the border of `source` that it leaves out, as the pads of Pad; () if it has all of it.
+        before: for bits, where the pre-activation is, in the form of `passes.graph.BEFORE`; () if the reference knows.
     """
 
     tensor: str
@@ -52,6 +55,19 @@ class Cut:
     is_bits: bool
     complemented: tuple[int, ...]
     rank: int | None
+    crop: tuple[int, ...] = ()
+    before: tuple[Any, ...] = ()
+
+    def inside(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The part of the source's value that this tensor stands for."""
+        return move(value, ["crop", self.crop]) if self.crop else value
+
+    def pre_activation(self, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+        """What the sign was taken of, less the threshold, in the layout [N, C, spatial...] `shape` of the bits."""
+        value = values[self.before[0]]
+        for step in self.before[1:]:
+            value = move(value, step)
+        return value.reshape(shape)
 
     def encode(self, value: NDArray[Any]) -> NDArray[Any]:
         """The reference's value [N, C, spatial...] in the form that the converted model holds it in."""
@@ -72,6 +88,19 @@ class Cut:
         signs[..., list(self.complemented)] ^= True
         spatial = (shape[0], *shape[2:], shape[1])
         return np.moveaxis(signs.reshape(spatial), -1, 1)
+
+
+def move(value: NDArray[Any], step: Sequence[Any]) -> NDArray[Any]:
+    """Apply one move of `passes.graph.BEFORE`, or a crop, to a tensor of the float graph."""
+    kind, argument = step
+    if kind == "transpose":
+        return value.transpose(argument)
+    if kind == "reshape":
+        return value.reshape(argument)
+    if kind == "subtract":
+        return value - np.asarray(argument, dtype=np.float32)
+    rank = value.ndim
+    return value[tuple(slice(argument[i], value.shape[i] - argument[i + rank]) for i in range(rank))]
 
 
 @dataclass(frozen=True)
@@ -157,7 +186,9 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
             if tensor and source is not None:
                 text = properties.get(output_key(COMPLEMENTED, i), "")
                 channels = tuple(int(c) for c in text.split(",") if c)
-                found.append(Cut(tensor, source, holds_bits(node, i), channels, ranks.get(tensor)))
+                crop = tuple(json.loads(properties.get(output_key(CROP, i), "[]")))
+                before = tuple(json.loads(properties.get(output_key(BEFORE, i), "[]")))
+                found.append(Cut(tensor, source, holds_bits(node, i), channels, ranks.get(tensor), crop, before))
             elif tensor in outputs or (node.domain != DOMAIN and uses[tensor] > 1 and tensor in names):
                 found.append(Cut(tensor, tensor, False, (), ranks.get(tensor)))
     return found

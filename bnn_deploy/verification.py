@@ -338,7 +338,8 @@ def verify(
 
     Args:
         model: the converted .onnx file.
-        against: a checkpoint, a float .onnx file, or a torch module in eval mode.
+        against: a checkpoint, a float ONNX model (the path of one, an onnx.ModelProto or an onnx_ir.Model), or a torch
+            module in eval mode.
         arch: for a checkpoint: its architecture; None takes the one that the model was converted with.
         data: inputs [N, ...] float32 as the network was trained on, a .npy or .npz file of them (see `load_data`), or
             None for 32 random normal ones.
@@ -374,9 +375,13 @@ def verify(
         segments.require_converted(proto, model)
         shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)[1:]
         inputs = load_data(data, labels, samples, proto.graph.input[0].name, shape)
+        batch = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+        inputs = _whole_batches(inputs, batch)
         reference = _reference(against, arch, proto, shape)
         few = min(reference_samples, len(inputs.x))
-        verifier = _Verifier(str(model), proto, reference, sessions, tolerances, few)
+        if batch is not None:
+            few = -(-few // batch) * batch
+        verifier = _Verifier(str(model), proto, reference, sessions, tolerances, few, batch or BATCH)
         result = verifier.run(inputs, progress)
     after = library_info().calls
     result.isas = [isa for isa in isas if after.get(isa, 0) > info.calls.get(isa, 0)]
@@ -448,6 +453,24 @@ def load_data(
     return Inputs(data[:samples], None if labels is None else np.asarray(labels)[:samples], origin)
 
 
+def _whole_batches(inputs: Inputs, batch: int | None) -> Inputs:
+    """As many of the inputs as a model runs that takes exactly `batch` at a time.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if batch is None or len(inputs.x) % batch == 0:
+        return inputs
+    count = len(inputs.x) // batch * batch
+    if count == 0:
+        raise InputError(
+            f"{inputs.origin}: {len(inputs.x)} inputs, but the model was exported for batches of exactly {batch}; "
+            "give more --data, or export it with a dynamic batch dimension"
+        )
+    labels = None if inputs.labels is None else inputs.labels[:count]
+    return Inputs(inputs.x[:count], labels, inputs.origin)
+
+
 def _read_arrays(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -471,21 +494,31 @@ def _read_arrays(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any] | No
 
 def _reference(against: Any, arch: str | None, proto: ModelProto, shape: tuple[int, ...]) -> Reference:
     """The reference that `against` names: PyTorch for a checkpoint or module, onnxruntime for a float .onnx file."""
-    from bnn_deploy import reference, segments
+    from bnn_deploy import onnx_source, reference
 
-    if isinstance(against, str | os.PathLike) and str(against).endswith(".onnx"):
-        model = segments.load_model(against)
-        own = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)[1:]
-        if own != shape:
+    metadata = {p.key: p.value for p in proto.metadata_props}
+    if onnx_source.is_onnx(against):
+        name = Path(against).name if isinstance(against, str | os.PathLike) else "the float model"
+        model = onnx_source.read(against)
+        dims = model.graph.input[0].type.tensor_type.shape.dim
+        own = tuple(d.dim_value for d in dims)[1:]
+        if len(own) != len(shape) or any(size not in (0, other) for size, other in zip(own, shape, strict=True)):
             raise InputError(
                 f"{against}: its input is {['N', *own]}, the converted model's {['N', *shape]}: "
                 "it is not what this model was converted from"
             )
-        return reference.OnnxReference(model, Path(against).name)
+        scheme: Any = metadata.get("bnn_deploy.weights", "auto")
+        if scheme not in ("auto", "as-is"):
+            # The file may hold latent weights: they are binarised as they were in the conversion.
+            import onnx_ir
+
+            from bnn_deploy.conversion import float_model
+
+            model = onnx_ir.to_proto(float_model(against, shape, scheme)[0])
+        return reference.OnnxReference(model, name)
     from bnn_deploy.checkpoint import load_module
     from bnn_deploy.export import export_float
 
-    metadata = {p.key: p.value for p in proto.metadata_props}
     if isinstance(against, str | os.PathLike):
         arch = arch or metadata.get("bnn_deploy.arch")
         if arch is None:
@@ -506,6 +539,7 @@ class _Verifier:
         sessions: _Sessions,
         tolerances: Tolerances,
         few: int,
+        batch: int,
     ) -> None:
         from bnn_deploy import segments
 
@@ -516,6 +550,7 @@ class _Verifier:
         self.sessions = sessions
         self.tolerances = tolerances
         self.few = few
+        self.batch = batch
         self.pieces = segments.split(proto, reference.names)
         self.cuts = {piece.output.tensor: piece.output for piece in self.pieces}
         self.bit_cuts = [cut for cut in self.cuts.values() if cut.is_bits]
@@ -544,12 +579,12 @@ class _Verifier:
         result.data, result.samples = inputs.origin, len(x)
         nodes = self.segments.operator_nodes(self.proto)
         try:
-            feeds = self._operator_inputs(nodes, x[:BATCH])
+            feeds = self._operator_inputs(nodes, x[: self.batch])
         except RunError as error:
             # The layers, each alone, will show which one it is.
             result.errors.append(f"the function bodies do not run as a whole: {error}")
             nodes, feeds = [], {}
-        starts = range(0, len(x), BATCH)
+        starts = range(0, len(x), self.batch)
         total = len(nodes) + len(starts) * len(self.pieces)
         done = 0
         for node in nodes:
@@ -560,9 +595,9 @@ class _Verifier:
         runners = {piece.output.tensor: self._runners(piece.model) for piece in self.pieces}
         free = self._runners(self.proto)
         wanted = {self._source(cut) for cut in self.cuts.values()} | {self.reference.output}
-        wanted |= {name for cut in self.bit_cuts if (name := self.reference.before_sign(cut.source)) is not None}
+        wanted |= {name for cut in self.bit_cuts if (name := self._before_name(cut)) is not None}
         for start in starts:
-            part = x[start : start + BATCH]
+            part = x[start : start + self.batch]
             values = self.reference.run(part, wanted)
             for piece in self.pieces:
                 done += 1
@@ -570,7 +605,7 @@ class _Verifier:
                     f"verifying: layer {piece.name}, samples {start} to {start + len(part) - 1} ({done} of {total})"
                 )
                 self._check_layer(piece, runners[piece.output.tensor], start, part, values)
-            labels = None if inputs.labels is None else inputs.labels[start : start + BATCH]
+            labels = None if inputs.labels is None else inputs.labels[start : start + self.batch]
             self._check_outputs(free, start, part, values, labels)
         result.layers = list(self.layers.values())
         result.outputs = list(self.outputs.values())
@@ -585,10 +620,21 @@ class _Verifier:
         """The reference's name for a cut: the model's output is the reference's output, whatever it is called."""
         return cut.source if cut.source in self.reference.names else self.reference.output
 
+    def _value(self, cut: Cut, values: Arrays) -> NDArray[Any]:
+        """The reference's value of a cut."""
+        return cut.inside(values[self._source(cut)])
+
+    def _before_name(self, cut: Cut) -> str | None:
+        """The reference's tensor of which a bit cut is a sign; None behind a pool of signs."""
+        return str(cut.before[0]) if cut.before else self.reference.before_sign(cut.source)
+
     def _before(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The pre-activations of a bit cut. Behind a pool of signs there are none: no rounding explains a bit there."""
-        name = self.reference.before_sign(cut.source)
-        return values[cut.source] if name is None else values[name]
+        value = self._value(cut, values)
+        if cut.before:
+            return cut.pre_activation(values, value.shape)
+        name = self._before_name(cut)
+        return value if name is None else values[name]
 
     def _runners(self, model: ModelProto) -> dict[str, Runner]:
         return {backend: self.sessions.make(model, backend) for backend in self.backends}
@@ -630,7 +676,7 @@ class _Verifier:
         """Question 2 for one layer and one batch."""
         cut = piece.output
         layer = self.layers[cut.tensor]
-        expected = values[self._source(cut)]
+        expected = self._value(cut, values)
         worst = replace(layer, differing=0)
         for backend, run in runners.items():
             count = self._share(backend, start, len(x))
@@ -638,7 +684,7 @@ class _Verifier:
                 continue
             try:
                 feed = {
-                    name: self.cuts[name].encode(values[self._source(self.cuts[name])]) if name in self.cuts else x
+                    name: self.cuts[name].encode(self._value(self.cuts[name], values)) if name in self.cuts else x
                     for name in piece.inputs
                 }
                 got = run({name: array[:count] for name, array in feed.items()})
@@ -746,7 +792,7 @@ class _Verifier:
         for i in wrong:
             layer, margin, allowed = "", 0.0, 0.0
             for cut in self.bit_cuts:
-                signs = values[cut.source][: len(x)]
+                signs = self._value(cut, values)[: len(x)]
                 try:
                     flips = cut.decode(traced[cut.tensor], signs.shape)[i] != (signs[i] >= 0)
                 except ValueError:  # another shape: no rounding explains that
@@ -852,7 +898,10 @@ def _verify_outputs(
         )
     float_session = load_session(against, sessions.threads, kernels=False)
     graph_input = float_session.get_inputs()[0]
+    batch = graph_input.shape[0] if isinstance(graph_input.shape[0], int) else None
     inputs = load_data(data, labels, samples, graph_input.name, tuple(graph_input.shape[1:]))
+    inputs = _whole_batches(inputs, batch)
+    step = batch or BATCH
     result = Verification(
         str(model),
         f"onnxruntime {ort.__version__} running {Path(against).name}",
@@ -869,10 +918,10 @@ def _verify_outputs(
     runners = {backend: sessions.make(str(model), backend) for backend in sessions.onnxruntime}
     result.outputs = [OutputResult(backend) for backend in runners]
     name = graph_input.name
-    for start in range(0, len(inputs.x), BATCH):
+    for start in range(0, len(inputs.x), step):
         progress(f"verifying: outputs, sample {start} of {len(inputs.x)}")
-        x = inputs.x[start : start + BATCH]
-        part_labels = None if inputs.labels is None else inputs.labels[start : start + BATCH]
+        x = inputs.x[start : start + step]
+        part_labels = None if inputs.labels is None else inputs.labels[start : start + step]
         expected = bodies = np.asarray(float_session.run(None, {name: x})[0])
         for output in result.outputs:
             got = runners[output.backend]({name: x})

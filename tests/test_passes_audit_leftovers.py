@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import copy, eighths, op_types, parse, weights
@@ -12,6 +13,7 @@ from bnn_deploy.passes.graph import Decline
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 
 W = weights(8, 4, 3, 3)
+CHANNELS = np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1)
 
 
 def audit(model: ir.Model) -> list[Decline]:
@@ -50,16 +52,17 @@ def test_marks_a_layer_of_signs_that_was_declined() -> None:
 @pytest.mark.parametrize(
     ("between", "stranger"),
     [
-        ("a = Pad(s, pads)", "Pad"),
+        ("c = Concat <axis=1> (s)\na = Pad(c, pads)", "Pad"),
         ("a = Transpose <perm=[0,1,3,2]> (s)", "Transpose"),
         ("t = Transpose <perm=[0,1,3,2]> (s)\na = Reshape(t, shape)", "Reshape"),
-        ("p = MaxPool <kernel_shape=[1,1]> (s)\na = Pad(p, pads)", "Pad"),
+        ("p = Mul(per_channel, s)\na = Pad(p, pads)", "Pad"),
         ("a = Concat <axis=1> (s)", "Concat"),
     ],
 )
 def test_marks_a_layer_of_signs_behind_an_operator_that_no_pass_knows(between: str, stranger: str) -> None:
     """It looks as if it was meant to be binary, so `--strict` must not let it pass."""
-    constants = {name: value for name, value in {"pads": PADS, "shape": SHAPE}.items() if name in between}
+    known = {"pads": PADS, "shape": SHAPE, "per_channel": CHANNELS}
+    constants = {name: value for name, value in known.items() if name in between}
     (decline,) = audit(parse(f"s = Sign(x)\n{between}\ny = Conv(a, w)", w=W, **constants))
     assert decline.has_sign_input
     assert decline.reason == f"{stranger} stands between the sign and it, which no pass looks through"

@@ -155,3 +155,15 @@ def test_keeps_the_shapes_that_later_passes_need() -> None:
     after = fold(model)
     for node in after.graph:
         assert node.outputs[0].shape is not None, node.op_type
+
+
+def test_folds_the_pads_that_torchscript_computes() -> None:
+    """From ConstantOfShape, which onnxscript leaves."""
+    text = (
+        "z = ConstantOfShape <value = int64[1] {0}> (four)\np = Concat <axis=0> (front, z)\nq = Pad(x, p)\ny = Relu(q)"
+    )
+    model = parse(text, four=np.array([4]), front=np.array([0, 0, 1, 1]))
+    after = fold(model)
+    assert op_types(after) == ["Pad", "Relu"]
+    x = samples(model)
+    assert np.array_equal(run_float(after, x)[0], run_float(model, x)[0])

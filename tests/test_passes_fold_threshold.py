@@ -28,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bnn_deploy.conversion import to_binary
 from bnn_deploy.passes.fold_threshold import (
     FoldThreshold,
     bisect_threshold,
@@ -477,3 +478,11 @@ def test_batch_norm_threshold_property(gamma: float, beta: float, mean: float, v
         )
         values = np.concatenate([values, near[np.isfinite(near)]])
         np.testing.assert_array_equal(predicate(values), (values >= threshold) ^ falling)
+
+
+@pytest.mark.parametrize("pool", ["p = MaxPool <kernel_shape=[2,2]> (a)", "p = Identity(a)"])
+def test_folds_a_sign_of_a_sign(pool: str) -> None:
+    model = parse(f"a = Sign(x)\n{pool}\ns = Sign(p)\ny = Conv(s, w)", w=weights(8, 4, 3, 3))
+    binary = to_binary(model)[0]
+    assert "Sign" not in op_types(binary)
+    assert_same(model, binary)

@@ -75,3 +75,35 @@ def test_shared_shape_arithmetic_stays_for_its_other_user() -> None:
     assert modified == 1
     assert "Concat" in op_types(after)
     assert constant(next(n for n in after.graph if n.op_type == "Reshape").inputs[1]) is not None
+
+
+VIEWS = {
+    "TorchScript": "h = Shape(x)\nb = Gather(h, zero)\nu = Unsqueeze(b, axes)\nt = Concat <axis=0> (u, rest)",
+    "torch.export": (
+        "h = Shape <start=0, end=1> (x)\nb = Squeeze(h)\nu = Reshape(b, one)\nt = Concat <axis=0> (u, rest)"
+    ),
+    "a slice": "h = Shape(x)\nu = Slice(h, axes, one)\nt = Concat <axis=0> (u, rest)",
+}
+
+
+@pytest.mark.parametrize("rest", [[-1], [24], [4, -1], [2, 3, -1]])
+@pytest.mark.parametrize("view", VIEWS)
+def test_reads_the_shape_arithmetic_where_inference_does_not(view: str, rest: list[int]) -> None:
+    constants = {"zero": np.array(0), "axes": np.array([0]), "one": np.array([1]), "rest": np.array(rest)}
+    text = VIEWS[view]
+    known = {name: value for name, value in constants.items() if f"{name})" in text or f"{name}," in text}
+    model = parse(f"{text}\nf = Reshape(x, t)\ny = Relu(f)", ("N", 4, 2, 3), **known)
+    for node in model.graph:
+        if node.op_type == "Reshape" and node.outputs[0].name == "f":
+            node.outputs[0].shape = None
+    after, modified = simplified(model)
+    assert modified == 1
+    assert op_types(after) == ["Reshape", "Relu"]
+    assert np.array_equal(run_float(after, samples(model))[0], run_float(model, samples(model))[0])
+
+
+def test_does_not_read_another_dimension_as_the_batch() -> None:
+    text = "h = Shape(x)\nu = Slice(h, one, two)\nt = Concat <axis=0> (u, rest)\nf = Reshape(x, t)\ny = Relu(f)"
+    constants = {"one": np.array([1]), "two": np.array([2]), "rest": np.array([-1])}
+    model = parse(text, ("N", 4, 2, 3), **constants)
+    assert simplified(model)[1] == 0

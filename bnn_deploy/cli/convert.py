@@ -31,8 +31,11 @@ from bnn_deploy.verification import Inputs, load_data
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion
     from bnn_deploy.inspection import Layer, ModelReport
+    from bnn_deploy.passes.binarize_weights import Weights
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
+
+WEIGHTS = ("auto", "xnor", "xnor-centred", "sign", "as-is")
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
@@ -48,19 +51,21 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
-@click.command(name="convert", short_help="Convert a trained XNOR checkpoint to a binary ONNX model.")
-@click.argument("checkpoint", type=_PATH)
-@click.option("--arch", required=True, metavar="NAME", help="lenet5, nin, alexnet, or FILE.py:CLASS.")
+@click.command(name="convert", short_help="Convert a trained binary network to an ONNX model with one bit per weight.")
+@click.argument("source", type=_PATH)
+@click.option("--arch", metavar="NAME", help="Of a checkpoint: lenet5, nin, alexnet, or FILE.py:CLASS.")
 @click.option("-o", "--output", required=True, type=_PATH, metavar="MODEL.onnx", help="The file to write.")
 @click.option(
     "--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare."
 )
-@click.option("--input-shape", metavar="C,H,W", help="One sample's shape, if CLASS has no attribute input_shape.")
+@click.option("--input-shape", metavar="C,H,W", help="One sample's shape, if SOURCE does not say it.")
 @click.option(
     "--weights",
-    type=click.Choice(["auto", "as-is"]),
+    type=click.Choice(WEIGHTS),
     default="auto",
-    help="auto: binarise latent weights by the recipe; as-is: leave them.",
+    help="Real-valued weights of layers whose input is a sign: how they are binarised. auto: a checkpoint's by the "
+    "recipe, an ONNX model's not at all (an error); xnor: mean |W| times sign; xnor-centred: centred and clamped "
+    "first; sign; as-is: they stay real.",
 )
 @click.option(
     "--edges",
@@ -72,21 +77,21 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 @click.option("--strict", is_flag=True, help="Fail if a layer whose input is a sign stays float.")
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
-    checkpoint: Path,
-    arch: str,
+    source: Path,
+    arch: str | None,
     output: Path,
     float_output: Path | None,
     input_shape: str | None,
-    weights: str,
+    weights: Weights,
     edges: str,
     calibration: Path | None,
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Convert a trained XNOR CHECKPOINT to an ONNX model whose binary layers are one bit per weight.
+    """Convert a trained binary network to an ONNX model whose binary layers are one bit per weight.
 
-    The checkpoint holds latent weights, as the XNOR-Net-PyTorch recipe saves them; no code in it is run. FILE.py, which
-    --arch names, is run.
+    SOURCE is a float .onnx file of any exporter, or a checkpoint with --arch. The checkpoint holds latent weights, as
+    the XNOR-Net-PyTorch recipe saves them; no code in it is run. FILE.py, which --arch names, is run.
     """
     from bnn_deploy.conversion import convert
     from bnn_deploy.inspection import inspect_model
@@ -98,12 +103,12 @@ def command(
     with progress() as step, tempfile.TemporaryDirectory() as folder:
         float_file = float_output or Path(folder) / "float.onnx"
         result = convert(
-            checkpoint,
+            source,
             output,
             arch=arch,
             input_shape=shape,
             float_output=float_file,
-            weights="auto" if weights == "auto" else "as-is",
+            weights=weights,
             calibration=None if inputs is None else inputs.x,
             strict=strict,
             progress=step,
@@ -115,7 +120,7 @@ def command(
         report = {"before": before.to_json(), "after": after.to_json(), "quantization": cost}
         print_json(result.to_json() | report)
     else:
-        print_conversion(checkpoint, result, before, after)
+        print_conversion(source, weights, result, before, after)
         if cost is not None:
             show(f"8-bit edges, measured on the {cost['samples']} calibration inputs against the float model:")
             show(f"  same class    {cost['same_class']} of {cost['samples']}")
@@ -146,14 +151,13 @@ def quantization_cost(
     }
 
 
-def print_conversion(source: Path, result: Conversion, before: ModelReport, after: ModelReport) -> None:
+def print_conversion(
+    source: Path, weights: Weights, result: Conversion, before: ModelReport, after: ModelReport
+) -> None:
     """Print what a conversion did: totals, operators, layers, and what stayed float."""
     show(f"{source}: {plural(len(result.binary_layers), 'layer')} binary, {len(result.left_float)} left float")
     if result.binarized:
-        show(
-            f"{plural(len(result.binarized), 'latent weight')} binarised by the recipe "
-            "(centre over the input channels, clamp to [-1, 1], alpha times sign)"
-        )
+        show(f"{plural(len(result.binarized), 'latent weight')} binarised {_SCHEMES[weights]}")
     show("")
     totals = table(None, ["", "float", "binary", "ratio"], {"float", "binary", "ratio"})
     totals.add_row(
@@ -216,6 +220,14 @@ def print_conversion(source: Path, result: Conversion, before: ModelReport, afte
         show(unfused)
         show("")
 
+
+_RECIPE = "by the recipe (centre over the input channels, clamp to [-1, 1], alpha times sign)"
+_SCHEMES: dict[Weights, str] = {
+    "auto": _RECIPE,
+    "xnor-centred": _RECIPE,
+    "xnor": "as in the XNOR-Net paper (alpha times sign)",
+    "sign": "by their sign alone",
+}
 
 _NUMBERS = {"MACs", "bytes before", "after", "ratio"}
 

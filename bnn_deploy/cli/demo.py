@@ -55,7 +55,7 @@ def command(output: Path, threads: int, runs: int, as_json: bool) -> int:
         before, after = inspect_model(float_model), inspect_model(model)
     if not as_json:
         show(f"$ bnn-deploy convert {checkpoint} --arch lenet5 -o {model} --float {float_model}")
-        print_conversion(checkpoint, conversion, before, after)
+        print_conversion(checkpoint, "auto", conversion, before, after)
         show(f"$ bnn-deploy verify {model} --against {checkpoint} --data {data}")
     with progress() as step:
         verification = verify(model, checkpoint, data=data, progress=step)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import Decline, PassResult, display_name, is_op
+from bnn_deploy.passes.graph import Decline, PassResult, constant, display_name, is_op
 
 _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose output is ±1 (or the padding's 0) if their first input is."""
@@ -42,10 +42,15 @@ class AuditLeftovers:
 def _behind_sign(node: ir.Node) -> ir.Node | None:
     """The operator that `node` reads, if that hands on the output of a Sign."""
     first = current = None if node.inputs[0] is None else node.inputs[0].producer()
-    while current is not None and is_op(current, *_KEEPS_SIGNS):
-        value = current.inputs[0]
+    while current is not None and (is_op(current, *_KEEPS_SIGNS) or _scales(current)):
+        value = next((v for v in current.inputs if constant(v) is None), None)
         current = None if value is None else value.producer()
     return first if is_op(current, "Sign") else None
+
+
+def _scales(node: ir.Node) -> bool:
+    """Whether `node` multiplies by a constant."""
+    return is_op(node, "Mul") and any(constant(value) is not None for value in node.inputs)
 
 
 def _reason(node: ir.Node) -> str:

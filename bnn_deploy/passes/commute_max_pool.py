@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, PassResult, is_binary_op, is_op, remove_if_dead
+from bnn_deploy.passes.graph import BIT_KEYS, PassResult, is_binary_op, is_op, remove_if_dead
 from bnn_deploy.passes.lower_binary_conv import insert_max_pool, is_plain_pool
 
 
@@ -40,7 +40,7 @@ class CommuteMaxPool:
             new = insert_max_pool(pool, bits, pooled)
             new_node = new.producer()
             assert new_node is not None and node.graph is not None
-            for key in (SOURCE, COMPLEMENTED):
+            for key in BIT_KEYS:
                 new_node.metadata_props.pop(key, None)
                 if key in node.metadata_props:
                     new_node.metadata_props[key] = node.metadata_props.pop(key)

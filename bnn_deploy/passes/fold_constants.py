@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants
 
-from bnn_deploy.passes.graph import PassResult
+from bnn_deploy.passes.graph import PassResult, constant, is_op
 
 NO_LIMIT = 2**62
 
@@ -24,7 +24,13 @@ class FoldConstants:
         """Fold, inline the exporter's functions, and lift what is constant to initializers."""
         before = len(model.graph)
         common.InlinePass()(model)
-        fold_constants(model, onnx_shape_inference=True, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
+        fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=NO_LIMIT,
+            output_size_limit=NO_LIMIT,
+            should_fold=_should_fold,
+        )
         for step in (
             common.IdentityEliminationPass(),
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -32,3 +38,8 @@ class FoldConstants:
         ):
             step(model)
         return PassResult(modified=before - len(model.graph))
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Fold ConstantOfShape, too, which onnxscript leaves for its size: TorchScript's pads are made of one."""
+    return True if is_op(node, "ConstantOfShape") and constant(node.inputs[0]) is not None else None

@@ -19,6 +19,7 @@ from bnn_deploy.passes.graph import (
     remove_if_dead,
     set_complemented,
     static_shape,
+    zero_value,
 )
 
 Floats = NDArray[np.float32]
@@ -70,8 +71,8 @@ def bisect_threshold(reached: Callable[[Floats], NDArray[np.bool_]], channels: i
 class FoldThreshold:
     """Binarize(f(x), t), f monotone in each channel  ==>  Binarize(x, t').
 
-    1. f is BatchNormalization, Relu, LeakyRelu, PRelu, Clip, Mul, Add, Sub or Div by a constant per channel, Neg or
-       Identity, with x of the same shape, used only by this Binarize.
+    1. f is BatchNormalization, Relu, LeakyRelu, PRelu, Clip, Mul, Add, Sub or Div by a constant per channel, Neg, Sign
+       or Identity, with x of the same shape, used only by this Binarize.
     2. t' is the smallest float32 x for which the float32 expression f(x) >= t holds, found by bisection over the
        float32 numbers and not by algebra, so the bits agree by construction, f's rounding included. BatchNormalization
        is evaluated as a * x + b with a = gamma / sqrt(var + eps) and b = beta - mean * a, as PyTorch and onnxruntime
@@ -137,6 +138,9 @@ def monotone(node: ir.Node, channels: int) -> Monotone | str:
         return lambda x: x
     if is_op(node, "Neg"):
         return lambda x: -x
+    if is_op(node, "Sign"):
+        zero = np.float32(zero_value(node))
+        return lambda x: np.where(x == 0, zero, np.sign(x))
     if is_op(node, "LeakyRelu"):
         attribute = node.attributes.get("alpha")
         slope = np.float32(0.01 if attribute is None else attribute.as_float())

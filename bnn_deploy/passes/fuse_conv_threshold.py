@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bnn_deploy.bits import words
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.graph import (
-    COMPLEMENTED,
+    BIT_KEYS,
     SOURCE,
     PassResult,
     add_initializer,
@@ -124,9 +124,7 @@ class FuseConvThreshold:
             shape=None if conv_shape is None else [conv_shape[0], *conv_shape[2:], words(len(scale))],
             domain=DOMAIN,
             name=conv.name,
-            metadata={
-                key: binarize.metadata_props[key] for key in (SOURCE, COMPLEMENTED) if key in binarize.metadata_props
-            },
+            metadata={key: binarize.metadata_props[key] for key in BIT_KEYS if key in binarize.metadata_props},
         )
         for unsqueeze in unsqueezes:
             replace_value(unsqueeze.outputs[0], new)

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.graph import (
-    COMPLEMENTED,
+    BIT_KEYS,
     SOURCE,
     PassResult,
     is_binary_op,
@@ -65,7 +65,7 @@ class FuseResidual:
         y, bits = new.outputs
         y.type, y.shape, y.name = old.type, old.shape, f"{name}_new"
         bits.type, bits.shape, bits.name = old_bits.type, old_bits.shape, f"{bits_name}_new"
-        for key in (SOURCE, COMPLEMENTED):
+        for key in BIT_KEYS:
             if key in binarize.metadata_props:
                 new.metadata_props[output_key(key, 1)] = binarize.metadata_props[key]
         graph.insert_before(add, new)

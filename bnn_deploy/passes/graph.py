@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,9 +19,39 @@ SOURCE = "bnn_deploy.source"
 COMPLEMENTED = "bnn_deploy.complemented"
 """Node metadata: comma-separated channels whose bits are stored complemented."""
 
+BEFORE = "bnn_deploy.before"
+"""Metadata of bits whose source is no plain Sign: where their pre-activation is in the float graph.
+
+JSON: [tensor, move...] with the moves ["transpose", perm], ["reshape", shape], ["crop", pads] (those of a Pad to undo)
+and ["subtract", threshold], applied in order. CanonicalizeSign notes it on values, too, while the passes run.
+"""
+
+CROP = "bnn_deploy.crop"
+"""Metadata of bits that stand for the inside of a padded tensor of the float graph: JSON, pads as those of Pad."""
+
+ZERO = "bnn_deploy.zero"
+"""Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""
+
+REFUSED = "bnn_deploy.refused"
+"""Metadata of a Sign that no bits can stand for: why."""
+
+BIT_KEYS = (SOURCE, COMPLEMENTED, BEFORE, CROP)
+"""The metadata that belongs to a tensor of bits, and goes where it goes."""
+
+
+def zero_value(sign: ir.Node) -> int:
+    """What a Sign gives at 0."""
+    return int(sign.metadata_props.get(ZERO, "0"))
+
+
+def provenance(value: ir.Value) -> list[Any]:
+    """Where a value is in the float graph, in the form of BEFORE: it, or what a pass made it of."""
+    found: list[Any] = json.loads(value.metadata_props.get(BEFORE, json.dumps([value.name])))
+    return found
+
 
 def output_key(key: str, output: int) -> str:
-    """The metadata key for a node's output: SOURCE and COMPLEMENTED themselves are those of the first."""
+    """The metadata key for a node's output: BIT_KEYS themselves are those of the first."""
     return key if output == 0 else f"{key}.{output}"
 
 
@@ -117,7 +148,7 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     """Add a constant to the graph under `name`, or a longer one if that is taken, and return its value."""
     while name in graph.initializers:
         name += "_"
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -126,7 +157,7 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
 def insert_node(
     before: ir.Node,
     op_type: str,
-    inputs: Sequence[ir.Value],
+    inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Any],
     output: str,
     *,

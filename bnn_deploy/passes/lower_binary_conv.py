@@ -14,6 +14,8 @@ from bnn_deploy.bits import pack_bits, words
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators import DOMAIN, MAX_TERMS
 from bnn_deploy.passes.graph import (
+    BIT_KEYS,
+    REFUSED,
     SOURCE,
     PassResult,
     add_initializer,
@@ -25,7 +27,9 @@ from bnn_deploy.passes.graph import (
     is_op,
     replace_value,
     static_shape,
+    zero_value,
 )
+from bnn_deploy.passes.hoist_pad import read_pad
 
 MAX_SPREAD = 1e-3
 """Largest relative spread of |w| within a filter that still counts as one magnitude.
@@ -33,6 +37,9 @@ MAX_SPREAD = 1e-3
 The straight-through trick left in an exported graph makes weights two-valued only up to rounding: 4e-7 to 1.3e-4 was
 observed.
 """
+
+SMALLEST = np.nextafter(np.float32(0), np.float32(1))
+"""The smallest float32 above 0: x >= this is x > 0."""
 
 
 class NotTwoValuedError(Exception):
@@ -85,28 +92,94 @@ class _Layer:
 
 
 @dataclass
-class _SignInput:
-    """Where a layer's ±1 come from: Sign -> MaxPool* -> (Flatten)."""
+class SignInput:
+    """Where a layer's ±1 come from: Sign -> (Mul) -> MaxPool* -> (Pad | Flatten).
+
+    Attributes:
+        sign: the node.
+        pools: the MaxPools behind it, in order.
+        flattened: the shape [C, spatial...] that a Flatten or Reshape made flat, or None.
+        factor: what the ±1 are multiplied by, > 0.
+        pads: what Pad nodes add to each spatial dimension (begins, then ends), or None.
+        pad_value: what they add: 0, -1 or +1 in units of `factor`.
+    """
 
     sign: ir.Node
     pools: list[ir.Node]
     flattened: list[int] | None
-    """The shape [C, spatial...] that a Flatten or Reshape made flat, or None."""
+    factor: float
+    pads: list[int] | None
+    pad_value: float
+
+
+def sign_input(node: ir.Node) -> SignInput | str | None:
+    """Walk up from a layer's first input to a Sign.
+
+    Returns:
+        What is between; a reason if that is nothing that a binary layer can have before it; None if there is no Sign.
+    """
+    pools: list[ir.Node] = []
+    flattened, factor, pads, pad_value, problem = None, 1.0, None, 0.0, ""
+    value = node.inputs[0]
+    while value is not None and (producer := value.producer()) is not None:
+        data = producer.inputs[0]
+        if is_op(producer, "Sign"):
+            problem = producer.metadata_props.get(REFUSED, problem)
+            return problem or SignInput(producer, pools[::-1], flattened, factor, pads, pad_value)
+        if is_op(producer, "Mul"):
+            sides = [(data, constant(producer.inputs[1])), (producer.inputs[1], constant(data))]
+            operand, number = next(((v, c) for v, c in sides if c is not None and c.size == 1), (None, None))
+            if operand is None or number is None or not 0 < float(number.reshape(())) < np.inf:
+                return None
+            # What is padded behind the product was in its units; the product of the factors is the unit of the signs.
+            factor *= float(number.reshape(()))
+            pad_value /= float(number.reshape(()))
+            data = operand
+        elif is_op(producer, "MaxPool"):
+            pools.append(producer)
+        elif is_op(producer, "Pad") and is_op(node, "Conv"):
+            read = read_pad(producer)
+            every, border = read or ([], 0.0)
+            rank = len(every) // 2
+            if read is None:
+                problem = (
+                    f"Pad '{value.name}' has another mode than constant, or pads that are not constant or negative"
+                )
+            elif pools or pads is not None or any(every[i] or every[i + rank] for i in (0, 1)):
+                problem = f"Pad '{value.name}' pads channels, or stands between the sign and a MaxPool or another Pad"
+            else:
+                pads, pad_value = [*every[2:rank], *every[rank + 2 :]], border
+        elif (
+            is_op(producer, "Flatten", "Reshape") and not is_op(node, "Conv") and flattened is None and data is not None
+        ):
+            shape_in, shape_out = static_shape(data), static_shape(value)
+            if shape_in is None or shape_out is None or len(shape_in) < 2 or len(shape_out) != 2:
+                return None
+            features = [d for d in shape_in[1:] if d is not None]
+            if len(features) != len(shape_in) - 1 or shape_out[1] != math.prod(features):
+                return None
+            flattened = features
+        else:
+            return None
+        value = data
+    return None
 
 
 class LowerBinaryConv:
-    """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, 0) -> BinaryMaxPool* -> BinaryConv.
+    """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, t) -> BinaryMaxPool* -> BinaryConv.
 
-    1. The input comes from a Sign, possibly through MaxPool and, for a linear layer, Flatten or Reshape to [N,
-       features].
-    2. The weight is constant and two-valued, ±alpha, per filter; alpha becomes `scale`.
+    1. The input comes from a Sign, possibly times a positive number, through MaxPool and, for a convolution, a Pad with
+       0 or ± that number, or, for a linear layer, Flatten or Reshape to [N, features].
+    2. The weight is constant and two-valued, ±alpha, per filter; alpha (times the input's number) becomes `scale`.
     3. A linear layer after a flattened map becomes a BinaryConv whose kernel covers the map; otherwise a 1x1 one.
     4. One Binarize per Sign, whatever number of layers it feeds; a Sign that also feeds something float stays for that.
-    5. sign(0) becomes +1, as in the paper.
+    5. sign(0) = 0 becomes +1, as in the paper: t = 0. A sign that is -1 at 0 gets the smallest float32 above 0.
+    6. The padding is that of the Conv (zeros), of the Pad (0, -1 or +1), or, if both are zeros, of both.
 
     Declines, with the reason: real-valued weights, weights with exact zeros, weights or bias that are not constant,
-    unknown shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output. A layer whose input
-    is no Sign is not looked at; the audit names it.
+    unknown shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output, a Pad of channels, of
+    other values or before a MaxPool, zeros and ±1 in one padding. A layer whose input is no Sign is not looked at; the
+    audit names it.
 
     Raises InputError for a filter that is all zeros.
     """
@@ -118,8 +191,11 @@ class LowerBinaryConv:
         for node in list(model.graph):
             if not is_op(node, "Conv", "Gemm", "MatMul"):
                 continue
-            source = self._sign_input(node)
+            source = sign_input(node)
             if source is None:
+                continue
+            if isinstance(source, str):
+                result.decline(node, source)
                 continue
             try:
                 layer = self._layer(node)
@@ -136,35 +212,6 @@ class LowerBinaryConv:
             else:
                 result.decline(node, reason)
         return result
-
-    def _sign_input(self, node: ir.Node) -> _SignInput | None:
-        """Walk up from the layer's first input to a Sign."""
-        pools: list[ir.Node] = []
-        flattened = None
-        value = node.inputs[0]
-        while value is not None and (producer := value.producer()) is not None:
-            if is_op(producer, "Sign"):
-                return _SignInput(producer, pools[::-1], flattened)
-            data = producer.inputs[0]
-            if is_op(producer, "MaxPool"):
-                pools.append(producer)
-            elif (
-                is_op(producer, "Flatten", "Reshape")
-                and not is_op(node, "Conv")
-                and flattened is None
-                and data is not None
-            ):
-                shape_in, shape_out = static_shape(data), static_shape(value)
-                if shape_in is None or shape_out is None or len(shape_in) < 2 or len(shape_out) != 2:
-                    return None
-                features = [d for d in shape_in[1:] if d is not None]
-                if len(features) != len(shape_in) - 1 or shape_out[1] != math.prod(features):
-                    return None
-                flattened = features
-            else:
-                return None
-            value = data
-        return None
 
     def _layer(self, node: ir.Node) -> _Layer | str:
         """Read the layer's weight, bias and geometry, or say why it cannot be one."""
@@ -209,7 +256,7 @@ class LowerBinaryConv:
             weight = weight.T
         return _Layer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
 
-    def _lower(self, graph: ir.Graph, node: ir.Node, source: _SignInput, layer: _Layer) -> str | None:
+    def _lower(self, graph: ir.Graph, node: ir.Node, source: SignInput, layer: _Layer) -> str | None:
         """Insert the binary form of `node`; return the reason if it cannot be."""
         output = node.outputs[0]
         name = output.name or ""
@@ -237,7 +284,12 @@ class LowerBinaryConv:
         if math.prod(weight.shape[1:]) >= MAX_TERMS:
             return f"each output sums {math.prod(weight.shape[1:])} products; exact sums need fewer than 2^24"
 
+        pads = self._pads(layer, source)
+        if isinstance(pads, str):
+            return pads
         signs, alpha = two_valued(weight)
+        if source.factor != 1:
+            alpha = (alpha.astype(np.float64) * source.factor).astype(np.float32)
         bits = self._binarized(source)
         if layer.linear and source.flattened in (None, [channels]):
             bits = insert_node(
@@ -255,7 +307,7 @@ class LowerBinaryConv:
             "channels": channels,
             "kernel_shape": kernel,
             "strides": layer.strides[:rank] if layer.linear else layer.strides,
-            "pads": layer.pads[: 2 * rank] if layer.linear else layer.pads,
+            "pads": pads[: 2 * rank] if layer.linear else pads,
             "dilations": layer.dilations[:rank] if layer.linear else layer.dilations,
             "group": layer.group,
         }
@@ -265,7 +317,7 @@ class LowerBinaryConv:
             add_initializer(graph, f"{name}_weight_bits", pack_bits(np.moveaxis(signs, 1, -1))),
             add_initializer(graph, f"{name}_scale", alpha),
             add_initializer(graph, f"{name}_bias", bias),
-            add_initializer(graph, f"{name}_pad_value", np.zeros(1, dtype=np.float32)),
+            add_initializer(graph, f"{name}_pad_value", np.array([source.pad_value], np.float32)),
         ]
         batch: Any = None if bits.shape is None else bits.shape[0]
         shape: Any = [batch, len(weight), *([1] * rank)] if layer.linear else output.shape
@@ -289,7 +341,18 @@ class LowerBinaryConv:
         new.name = name
         return None
 
-    def _binarized(self, source: _SignInput) -> ir.Value:
+    def _pads(self, layer: _Layer, source: SignInput) -> list[int] | str:
+        """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
+        if source.pads is None or not any(source.pads):
+            source.pad_value = 0.0
+            return layer.pads
+        if source.pad_value not in (-1, 0, 1):
+            return f"it is padded with {source.pad_value:g} times the magnitude of the signs; only 0, -1 and 1 can be"
+        if source.pad_value and any(layer.pads):
+            return f"it is padded with {source.pad_value:g} by a Pad and with 0 by its own pads, which cannot be mixed"
+        return [own + extra for own, extra in zip(layer.pads, source.pads, strict=True)]
+
+    def _binarized(self, source: SignInput) -> ir.Value:
         """The bits of the Sign after its pools, made once for each."""
         sign = source.sign
         value = sign.outputs[0]
@@ -298,16 +361,18 @@ class LowerBinaryConv:
             assert data is not None and value.shape is not None and sign.graph is not None
             channels = value.shape[1]
             assert isinstance(channels, int)
+            threshold = np.full(channels, SMALLEST if zero_value(sign) < 0 else 0, dtype=np.float32)
             self._bits[value] = insert_node(
                 sign,
                 "Binarize",
-                [data, add_initializer(sign.graph, f"{value.name}_threshold", np.zeros(channels, dtype=np.float32))],
+                [data, add_initializer(sign.graph, f"{value.name}_threshold", threshold)],
                 {},
                 f"{value.name}_bits",
                 dtype=ir.DataType.UINT32,
                 shape=[value.shape[0], *value.shape[2:], words(channels)],
                 domain=DOMAIN,
-                metadata={SOURCE: value.name or ""},
+                metadata={SOURCE: value.name or ""}
+                | {key: sign.metadata_props[key] for key in BIT_KEYS if key in sign.metadata_props},
             )
         bits = self._bits[value]
         for pool in source.pools:
