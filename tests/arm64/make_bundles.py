@@ -1,0 +1,55 @@
+"""Bundles for ARM64 with golden results of this machine: python tests/arm64/make_bundles.py WHEELS FOLDER.
+
+WHEELS has bnn-deploy's aarch64 wheel and all that it needs; NIN's bundle takes all of it and needs no network. FOLDER
+gets lenet5.tar.gz, nin.tar.gz and alexnet.tar.gz.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import networks
+
+from bnn_deploy.architectures import ARCHITECTURES
+from bnn_deploy.bundle import write_bundle
+from bnn_deploy.conversion import convert
+
+SAMPLES = {"lenet5": 32, "nin": 8, "alexnet": 2}
+CALIBRATION = {"nin": 32, "alexnet": 8}
+"""Images that the BatchNorm statistics of a network with seeded weights come from."""
+
+
+def make(arch: str, wheels: Path, output: Path, folder: Path) -> None:
+    """Train nothing: LeNet-5 is the trained one of the demo, the others have seeded weights."""
+    checkpoint = networks.DEMO_DATA / "lenet5.pth.tar"
+    if arch in CALIBRATION:
+        network = networks.random_network(arch, samples=CALIBRATION[arch])
+        checkpoint = networks.write_checkpoint(network, folder / f"{arch}.pth.tar")
+    model = convert(checkpoint, folder / f"{arch}.onnx", arch=arch).output
+    images = folder / f"{arch}.npy"
+    np.save(images, networks.images(ARCHITECTURES[arch].input_shape, SAMPLES[arch], first=500).numpy())
+    manifest = write_bundle(model, output, target="aarch64", data=images, samples=SAMPLES[arch], wheels=wheels)
+    print(f"{output.name}: {output.stat().st_size:,} bytes, offline {manifest.offline}")
+
+
+def main() -> None:
+    wheels, output = map(Path, sys.argv[1:])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        own = folder / "wheels"
+        own.mkdir()
+        for wheel in wheels.glob("bnn_deploy-*.whl"):
+            shutil.copy(wheel, own)
+        for arch in SAMPLES:
+            make(arch, wheels if arch == "nin" else own, output / f"{arch}.tar.gz", folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Is a wheel's tag true? The operator library in it must be for the tag's architecture and load where the tag says.
+
+    python tests/wheels.py WHEEL...
+
+manylinux_2_N promises that glibc 2.N and the C++ library of its time suffice (PEP 600). The versions that a library
+needs stand in its section .gnu.version_r (Linux Standard Base, Symbol Versioning).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARY = "bnn_deploy/_lib/libbnn_deploy_ops.so"
+MACHINES = {62: "x86_64", 183: "aarch64"}
+"""ELF e_machine -> the architecture's name in a tag."""
+
+SYSTEM_LIBRARIES = {
+    "ld-linux-aarch64.so.1",
+    "ld-linux-x86-64.so.2",
+    "libc.so.6",
+    "libdl.so.2",
+    "libgcc_s.so.1",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libstdc++.so.6",
+}
+GLIBCXX = {17: 19, 28: 25, 34: 29, 36: 30, 41: 33}
+"""N of glibc 2.N -> M of the GLIBCXX_3.4.M that came with it: RHEL 7, 8 (and Debian 10), 9, Debian 12, 13."""
+
+VERNEED = 0x6FFFFFFE
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a 64-bit little-endian ELF library needs.
+
+    Attributes:
+        machine: e_machine.
+        libraries: the file that each of the versions is looked for in.
+        versions: versions of symbols, GLIBC_2.34 for instance.
+    """
+
+    machine: int
+    libraries: frozenset[str]
+    versions: frozenset[str]
+
+
+def read_needs(elf: bytes) -> Needs:
+    assert elf[:6] == b"\x7fELF\x02\x01", "not a 64-bit little-endian ELF file"
+    (machine,) = struct.unpack_from("<H", elf, 18)
+    (table,) = struct.unpack_from("<Q", elf, 40)
+    size, count = struct.unpack_from("<HH", elf, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", elf, table + i * size) for i in range(count)]
+    libraries, versions = set(), set()
+    for _, kind, _, _, offset, _, link, entries, _, _ in sections:
+        if kind != VERNEED:
+            continue
+        strings = sections[link][4]
+
+        def text(at: int, strings: int = strings) -> str:
+            return elf[strings + at : elf.index(b"\0", strings + at)].decode()
+
+        for _ in range(entries):
+            _, names, file, first, next_entry = struct.unpack_from("<HHIII", elf, offset)
+            libraries.add(text(file))
+            at = offset + first
+            for _ in range(names):
+                _, _, _, name, next_name = struct.unpack_from("<IHHII", elf, at)
+                versions.add(text(name))
+                at += next_name
+            offset += next_entry
+    return Needs(machine, frozenset(libraries), frozenset(versions))
+
+
+def problems(wheel: Path) -> list[str]:
+    """Why the wheel's tag is not true; empty if it is."""
+    match = re.fullmatch(r"bnn_deploy-[^-]+-py3-none-manylinux_2_(\d+)_(\w+)\.whl", wheel.name)
+    if match is None:
+        return [f"{wheel.name}: not a py3-none-manylinux_2_N wheel of bnn-deploy"]
+    promised, architecture = int(match[1]), match[2]
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = [name for name in archive.namelist() if name.endswith(".so")]
+        if libraries != [LIBRARY]:
+            return [f"its libraries are {libraries}"]
+        needs = read_needs(archive.read(LIBRARY))
+    found = []
+    if MACHINES.get(needs.machine) != architecture:
+        found.append(f"its library is for {MACHINES.get(needs.machine, needs.machine)}, not {architecture}")
+    if others := needs.libraries - SYSTEM_LIBRARIES:
+        found.append(f"it needs {', '.join(sorted(others))}")
+    glibcxx = 99 if promised > max(GLIBCXX) else max((m for n, m in GLIBCXX.items() if n <= promised), default=0)
+    for name, prefix, most in (("glibc", "GLIBC_2.", promised), ("libstdc++", "GLIBCXX_3.4.", glibcxx)):
+        numbers = [int(re.match(r"\d+", v.removeprefix(prefix))[0]) for v in needs.versions if v.startswith(prefix)]
+        if max(numbers, default=0) > most:
+            found.append(f"it needs {name}'s {prefix}{max(numbers)}, the tag promises {prefix}{most}")
+    if not any(version.startswith("GLIBC_") for version in needs.versions):
+        found.append("it names no version of glibc")
+    return found
+
+
+def main() -> int:
+    wrong = 0
+    for wheel in map(Path, sys.argv[1:]):
+        found = problems(wheel)
+        wrong += bool(found)
+        print(f"{wheel.name}: {'; '.join(found) or 'the tag is true'}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
