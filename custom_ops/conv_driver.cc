@@ -216,7 +216,7 @@ void ConvDriver::PackWeights(const uint32_t* weights) {
     const int64_t width = block * (isa_.blocks_together ? tile.blocks : 1);  // of a row of pieces
     for (int64_t o = 0; o < tile.channels; ++o) {
       std::copy_n(weights + (tile.channel + o) * words, words, row.begin());
-      std::fill(row.begin() + words, row.end(), 0u);
+      std::fill(row.data() + words, row.data() + row.size(), 0u);
       if (encodes_) isa_.encode(row.data(), window_words_, true);
       const auto* const from = reinterpret_cast<const uint8_t*>(row.data());
       uint8_t* const to = packed + o / width * width * window_words_ * 4;
