@@ -54,3 +54,25 @@ def test_the_demo_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert report["conversion"]["binary_layers"] == ["bin_conv2.conv", "bin_ip1.linear"]
     assert report["profile"]
     assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "nin"
+
+
+def test_the_demo_of_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = functools.partial(verification.verify, samples=30, reference_samples=1, isas=library_info().isas[:1])
+    monkeypatch.setattr(verification, "verify", few)
+    arguments = ["demo", str(EXAMPLE / "nin.pth.tar"), "--arch", "nin", "--data", str(EXAMPLE / "cifar10_100.npz")]
+    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path), "--runs", "2"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert f"$ bnn-deploy verify {tmp_path / 'nin.onnx'} --against {arguments[1]} --data {arguments[5]}" in lines
+    assert "equivalent    yes: verify PASSED" in lines
+    assert "same class    30 of 30 images, the source against the binary model" in lines
+    assert {path.name for path in tmp_path.iterdir()} == {"nin.onnx", "nin_float.onnx"}
+
+
+def test_the_embedded_network_has_data_of_its_own() -> None:
+    result = CliRunner().invoke(main, ["demo", "--data", "images.npz"])
+    assert result.exit_code == 2
+    assert "--arch and --data belong to a SOURCE" in result.stderr

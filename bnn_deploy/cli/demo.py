@@ -1,8 +1,9 @@
-"""`bnn-deploy demo`: the whole job on a LeNet-5 that was really trained, with real test images."""
+"""`bnn-deploy demo`: the whole job, on a trained LeNet-5 with real test images, or on a network of the user's."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -16,10 +17,39 @@ from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_verification
 
 MEAN, STD = np.float32(0.1307), np.float32(0.3081)
-"""How the network's training normalised its inputs."""
+"""How the embedded network's training normalised its inputs."""
+
+_PATH = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command(name="demo", short_help="Do the whole job on a trained LeNet-5 that comes with the package.")
+@dataclass(frozen=True)
+class _Network:
+    """What the job is done on.
+
+    Attributes:
+        source: a checkpoint, or a float .onnx file.
+        arch: of a checkpoint.
+        data: inputs, and perhaps labels; None: random inputs.
+        embedded: what is said of `source` and `data` if they were copied out of the package.
+    """
+
+    source: Path
+    arch: str | None
+    data: Path | None
+    embedded: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def own_arch(self) -> str | None:
+        """What `verify` has to be told: a converted model says it itself if it is one of our names."""
+        return self.arch if self.arch is not None and ":" in self.arch else None
+
+
+@click.command(
+    name="demo", short_help="Do the whole job: on a trained LeNet-5 that comes with the package, or on SOURCE."
+)
+@click.argument("source", required=False, type=_PATH)
+@click.option("--arch", metavar="NAME", help="Of a checkpoint SOURCE: as for convert.")
+@click.option("--data", type=_PATH, metavar="FILE", help="Inputs for SOURCE, as for verify; random if left out.")
 @click.option(
     "-o",
     "--output",
@@ -30,39 +60,41 @@ MEAN, STD = np.float32(0.1307), np.float32(0.3081)
 @click.option("--threads", type=click.IntRange(1), default=1, help="Intra-op threads of the profile.")
 @click.option("--runs", type=click.IntRange(1), default=200, help="Timed runs of the profile.")
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
-def command(output: Path, threads: int, runs: int, as_json: bool) -> int:
-    """Convert, verify and profile an XNOR LeNet-5 trained on MNIST (99.30 % on the 10,000 test images).
+def command(
+    source: Path | None, arch: str | None, data: Path | None, output: Path, threads: int, runs: int, as_json: bool
+) -> int:
+    """Convert, verify and profile a network, and say in short what came of it.
 
-    The checkpoint and 1,000 MNIST test images come with the package; nothing is downloaded.
+    Without SOURCE it is an XNOR LeNet-5 trained on MNIST (99.30 % on the 10,000 test images): the checkpoint and 1,000
+    test images come with the package; nothing is downloaded. With SOURCE, a checkpoint or a float .onnx file, it is
+    yours.
     """
     from bnn_deploy.conversion import convert
     from bnn_deploy.inspection import inspect_model
     from bnn_deploy.profiling import profile
     from bnn_deploy.verification import verify
 
+    if source is None and (arch is not None or data is not None):
+        raise click.UsageError("--arch and --data belong to a SOURCE; without one, the embedded LeNet-5 is used")
     output.mkdir(parents=True, exist_ok=True)
-    checkpoint, data = output / "lenet5.pth.tar", output / "mnist_1000.npz"
-    model, float_model = output / "lenet5.onnx", output / "lenet5_float.onnx"
-    with resources.as_file(resources.files("bnn_deploy") / "demo_data") as folder:
-        shutil.copyfile(folder / "lenet5.pth.tar", checkpoint)
-        with np.load(folder / "mnist_1000.npz") as embedded:
-            images, labels = embedded["images"], embedded["labels"]
-    inputs = (images.astype(np.float32) / np.float32(255) - MEAN) / STD
-    np.savez_compressed(data, input=inputs, labels=labels)
+    network = _embedded(output) if source is None else _Network(source, arch, data)
+    # nin.pth.tar, the recipe's suffix, becomes nin.onnx.
+    name = network.source.name.split(".")[0]
+    model, float_model = output / f"{name}.onnx", output / f"{name}_float.onnx"
 
     with progress() as step:
-        conversion = convert(checkpoint, model, arch="lenet5", float_output=float_model, progress=step)
+        conversion = convert(network.source, model, arch=network.arch, float_output=float_model, progress=step)
         before, after = inspect_model(float_model), inspect_model(model)
     if not as_json:
-        show(f"$ bnn-deploy convert {checkpoint} --arch lenet5 -o {model} --float {float_model}")
-        print_conversion(checkpoint, "auto", conversion, before, after)
-        show(f"$ bnn-deploy verify {model} --against {checkpoint} --data {data}")
+        _echo("convert", network.source, "--arch", network.arch, "-o", model, "--float", float_model)
+        print_conversion(network.source, "auto", conversion, before, after)
+        _echo("verify", model, "--against", network.source, "--arch", network.own_arch, "--data", network.data)
     with progress() as step:
-        verification = verify(model, checkpoint, data=data, progress=step)
+        verification = verify(model, network.source, arch=network.own_arch, data=network.data, progress=step)
     if not as_json:
         print_verification(verification)
         show("")
-        show(f"$ bnn-deploy profile {model} --compare {float_model} --threads {threads} --runs {runs}")
+        _echo("profile", model, "--compare", float_model, "--threads", threads, "--runs", runs)
     with progress(measuring=True) as step:
         report = profile(model, float_model, threads=threads, runs=runs, progress=step)
     if as_json:
@@ -72,15 +104,17 @@ def command(output: Path, threads: int, runs: int, as_json: bool) -> int:
         return 0 if verification.passed else CHECK_FAILED
     print_report(report)
     kernels = verification.outputs[1]
-    assert kernels.correct is not None and kernels.reference_correct is not None
     speedup = report.speedup
     assert speedup is not None
     show("")
     show("In short")
     show(f"  equivalent    {'yes: verify PASSED' if verification.passed else 'NO: verify FAILED'}")
-    show(f"  same class    {kernels.same_class} of {kernels.samples} images, PyTorch against the binary model")
-    accuracies = [_percent(count, kernels.samples) for count in (kernels.reference_correct, kernels.correct)]
-    show(f"  accuracy      {accuracies[0]} PyTorch, {accuracies[1]} binary")
+    if kernels.same_class is not None:
+        images = f"{kernels.same_class} of {kernels.samples} {'images' if network.data else 'random inputs'}"
+        show(f"  same class    {images}, the source against the binary model")
+    if kernels.correct is not None and kernels.reference_correct is not None:
+        accuracies = [_percent(count, kernels.samples) for count in (kernels.reference_correct, kernels.correct)]
+        show(f"  accuracy      {accuracies[0]} source, {accuracies[1]} binary")
     show(f"  size          {exact_bytes(before.file_bytes)} float, {exact_bytes(after.file_bytes)} binary")
     how = f"{plural(report.threads, 'thread')}, {report.isa}"
     show(f"  speed         {speedup.median:.2f}{TIMES} the float model in onnxruntime, {how}")
@@ -89,11 +123,32 @@ def command(output: Path, threads: int, runs: int, as_json: bool) -> int:
     for path, what in (
         (model, "the converted model; it also runs in any onnxruntime without our library"),
         (float_model, "the float model that it is equivalent to"),
-        (checkpoint, "the trained checkpoint"),
-        (data, "1,000 MNIST test images, normalised, with labels"),
+        *network.embedded,
     ):
         show(f"  {path.name:<18} {what}")
     return 0 if verification.passed else CHECK_FAILED
+
+
+def _embedded(folder: Path) -> _Network:
+    """Copy the embedded network and its images out of the package."""
+    checkpoint, data = folder / "lenet5.pth.tar", folder / "mnist_1000.npz"
+    with resources.as_file(resources.files("bnn_deploy") / "demo_data") as package:
+        shutil.copyfile(package / "lenet5.pth.tar", checkpoint)
+        with np.load(package / "mnist_1000.npz") as embedded:
+            images, labels = embedded["images"], embedded["labels"]
+    inputs = (images.astype(np.float32) / np.float32(255) - MEAN) / STD
+    np.savez_compressed(data, input=inputs, labels=labels)
+    described = ((checkpoint, "the trained checkpoint"), (data, "1,000 MNIST test images, normalised, with labels"))
+    return _Network(checkpoint, "lenet5", data, described)
+
+
+def _echo(command: str, *words: object) -> None:
+    """Show the command that does this step alone; an option whose value is None is left out."""
+    shown = ["$ bnn-deploy", command]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word is not None and following is not None:
+            shown.append(str(word))
+    show(" ".join(shown))
 
 
 def _percent(count: int, of: int) -> str:
