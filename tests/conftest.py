@@ -54,40 +54,30 @@ class Converted:
         return self.conversion.float_output
 
 
-def _converted(arch: str, checkpoint: Path, folder: Path, images: int) -> Converted:
+def _converted(arch: str, factory: pytest.TempPathFactory, images: int, calibration: int = 0) -> Converted:
     import networks
 
-    from bnn_deploy.architectures import ARCHITECTURES
     from bnn_deploy.conversion import convert
 
+    folder = factory.mktemp(arch)
+    checkpoint = networks.checkpoint(arch, folder, calibration)
     conversion = convert(checkpoint, folder / f"{arch}.onnx", arch=arch, float_output=folder / f"{arch}_float.onnx")
-    return Converted(
-        checkpoint, conversion, networks.images(ARCHITECTURES[arch].input_shape, images, first=500).numpy()
-    )
-
-
-def _random(arch: str, folder: Path, calibration: int, images: int) -> Converted:
-    import networks
-
-    network = networks.random_network(arch, samples=calibration)
-    return _converted(arch, networks.write_checkpoint(network, folder / f"{arch}.pth.tar"), folder, images)
+    return Converted(checkpoint, conversion, networks.inputs(arch, images, first=500).numpy())
 
 
 @pytest.fixture(scope="session")
 def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """The trained LeNet-5 of the demo. Only to be read: tests that change a file copy it."""
-    import networks
-
-    return _converted("lenet5", networks.DEMO_DATA / "lenet5.pth.tar", tmp_path_factory.mktemp("lenet5"), 32)
+    return _converted("lenet5", tmp_path_factory, 32)
 
 
 @pytest.fixture(scope="session")
 def nin(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    """A NIN with seeded weights and calibrated BatchNorm. Only to be read."""
-    return _random("nin", tmp_path_factory.mktemp("nin"), 32, 8)
+    """The NIN that was trained on CIFAR-10. Only to be read."""
+    return _converted("nin", tmp_path_factory, 8)
 
 
 @pytest.fixture(scope="session")
 def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """An AlexNet with seeded weights and calibrated BatchNorm. Only to be read."""
-    return _random("alexnet", tmp_path_factory.mktemp("alexnet"), 8, 2)
+    return _converted("alexnet", tmp_path_factory, 2, calibration=8)

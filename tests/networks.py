@@ -1,4 +1,4 @@
-"""Checkpoints for tests: weights from a seeded initialisation, BatchNorm calibrated on real images.
+"""Checkpoints for tests: those that were really trained; else seeded weights, BatchNorm calibrated on real images.
 
 With BatchNorm statistics left at their defaults most signs of a random network are constant, and a corrupted layer goes
 unseen.
@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 import bnn_deploy
 from bnn_deploy.architectures import ARCHITECTURES, Network
+from bnn_deploy.checkpoint import load_module
 from bnn_deploy.training import WeightBinarizer
 
 DEMO_DATA = Path(bnn_deploy.__file__).parent / "demo_data"
+NIN = Path(__file__).parents[1] / "examples" / "nin"
+TRAINED = {"lenet5": DEMO_DATA / "lenet5.pth.tar", "nin": NIN / "nin.pth.tar"}
+"""The checkpoints of architectures that were trained."""
 
 
 def mnist() -> tuple[Tensor, Tensor]:
@@ -35,6 +39,15 @@ def images(shape: tuple[int, ...], count: int, first: int = 0) -> Tensor:
     if (height, width) == (28, 28):
         return stacked
     return nn.functional.interpolate(stacked, size=(height, width), mode="bilinear").contiguous()
+
+
+def inputs(arch: str, count: int, first: int = 0) -> Tensor:
+    """Images [count, C, H, W] float32 as the network `arch` was trained for, beginning with image `first`."""
+    if arch != "nin":
+        return images(ARCHITECTURES[arch].input_shape, count, first)
+    with np.load(NIN / "cifar10_100.npz") as data:
+        cifar = torch.from_numpy(data["input"])
+    return cifar[(torch.arange(count) + first) % len(cifar)]
 
 
 def calibrate(model: nn.Module, weights: list[nn.Parameter], data: Tensor, seed: int) -> None:
@@ -62,6 +75,18 @@ def random_network(arch: str, seed: int = 0, samples: int = 64) -> Network:
     model = ARCHITECTURES[arch]()
     calibrate(model, model.binary_weights(), images(model.input_shape, samples), seed)
     return model
+
+
+def network(arch: str, samples: int = 64) -> nn.Module:
+    """The trained network where there is one, else a random one calibrated on so many images."""
+    return load_module(TRAINED[arch], arch) if arch in TRAINED else random_network(arch, samples=samples)
+
+
+def checkpoint(arch: str, folder: Path, samples: int = 64) -> Path:
+    """The checkpoint of `network`; a random one is written into `folder`."""
+    if arch in TRAINED:
+        return TRAINED[arch]
+    return write_checkpoint(random_network(arch, samples=samples), folder / f"{arch}.pth.tar")
 
 
 def write_checkpoint(model: nn.Module, path: Path) -> Path:

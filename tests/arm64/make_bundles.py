@@ -17,24 +17,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import networks
 
-from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.bundle import write_bundle
 from bnn_deploy.conversion import convert
 
 SAMPLES = {"lenet5": 32, "nin": 8, "alexnet": 2}
-CALIBRATION = {"nin": 32, "alexnet": 8}
-"""Images that the BatchNorm statistics of a network with seeded weights come from."""
+CALIBRATION = 8
+"""Images that the BatchNorm statistics of AlexNet come from; the others were trained."""
 
 
 def make(arch: str, wheels: Path, output: Path, folder: Path) -> None:
-    """Train nothing: LeNet-5 is the trained one of the demo, the others have seeded weights."""
-    checkpoint = networks.DEMO_DATA / "lenet5.pth.tar"
-    if arch in CALIBRATION:
-        network = networks.random_network(arch, samples=CALIBRATION[arch])
-        checkpoint = networks.write_checkpoint(network, folder / f"{arch}.pth.tar")
+    """Convert a network and write its bundle."""
+    checkpoint = networks.checkpoint(arch, folder, CALIBRATION)
     model = convert(checkpoint, folder / f"{arch}.onnx", arch=arch).output
     images = folder / f"{arch}.npy"
-    np.save(images, networks.images(ARCHITECTURES[arch].input_shape, SAMPLES[arch], first=500).numpy())
+    np.save(images, networks.inputs(arch, SAMPLES[arch], first=500).numpy())
     manifest = write_bundle(model, output, target="aarch64", data=images, samples=SAMPLES[arch], wheels=wheels)
     print(f"{output.name}: {output.stat().st_size:,} bytes, offline {manifest.offline}")
 

@@ -251,14 +251,15 @@ def layer_workload(name: str, folder: Path) -> Workload:
 
 
 def network_workload(name: str, folder: Path) -> Workload:
-    """A network from a seeded initialisation, BatchNorm calibrated on images."""
+    """LeNet-5 and NIN as they were trained; others from a seeded initialisation, BatchNorm calibrated on images."""
     import networks
     import onnx
 
+    from bnn_deploy.architectures import ARCHITECTURES
     from bnn_deploy.conversion import convert
 
-    module = networks.random_network(name, samples=CALIBRATION_SAMPLES)
-    shape = module.input_shape
+    module = networks.network(name, CALIBRATION_SAMPLES)
+    shape = ARCHITECTURES[name].input_shape
     binary, flat = folder / "binary.onnx", folder / "float.onnx"
     convert(module, binary, float_output=flat)
 
@@ -267,7 +268,7 @@ def network_workload(name: str, folder: Path) -> Workload:
         if node.op_type == "Sign":
             node.op_type = "Relu"
     onnx.save(relu, folder / "relu.onnx")
-    calibration = networks.images(shape, CALIBRATION_SAMPLES).numpy()
+    calibration = networks.inputs(name, CALIBRATION_SAMPLES).numpy()
     int8_edges = folder / "int8_edges.onnx"
     convert(module, int8_edges, calibration=calibration)
     int8 = quantize(folder / "relu.onnx", calibration, folder / "int8.onnx")
@@ -280,7 +281,7 @@ def network_workload(name: str, folder: Path) -> Workload:
         Candidate(INT8, "ort", int8, folder / "relu.onnx", INT8_TOLERANCE, 1.0),
         *peer_candidates(flat, shape, NETWORK_TOLERANCE, NETWORK_SHARE, folder),
     ]
-    inputs = networks.images(shape, max(CHECKED_SAMPLES, 64), first=CALIBRATION_SAMPLES).numpy()
+    inputs = networks.inputs(name, max(CHECKED_SAMPLES, 64), first=CALIBRATION_SAMPLES).numpy()
     return Workload(TITLES.get(name, name), "network", candidates, inputs)
 
 

@@ -6,29 +6,30 @@ medians and their ratio, with the 10th and 90th percentile of the ratio over nei
     python tests/benchmarks/model_speed.py
     python tests/benchmarks/model_speed.py --model binary.onnx float.onnx --threads 2 --json speed.json
 
-Without --model it converts LeNet-5 and NIN (with --alexnet also AlexNet) from a seeded initialisation.
+Without --model it converts the trained LeNet-5 and NIN (with --alexnet also an AlexNet from a seeded initialisation).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bnn_deploy.profiling import ProfileReport, profile
 
 
 def build(arch: str, folder: Path) -> tuple[Path, Path]:
-    """Convert a network with random weights. Returns the binary and the float model."""
-    import torch
+    """Convert a network. Returns the binary and the float model."""
+    import networks
 
-    from bnn_deploy.architectures import ARCHITECTURES
     from bnn_deploy.conversion import convert
 
-    torch.manual_seed(0)
     binary, flat = folder / f"{arch}.onnx", folder / f"{arch}_float.onnx"
-    convert(ARCHITECTURES[arch]().eval(), binary, float_output=flat)
+    convert(networks.network(arch, samples=8), binary, float_output=flat)
     return binary, flat
 
 
