@@ -124,11 +124,12 @@ def canonicalize(model: ir.Model) -> None:
     # The straight-through trick may compute its clamp twice, each with constants of its own.
     common.DeduplicateInitializersPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
+    SimplifyBroadcast()(model)
     ResolveAutoPad()(model)
     CanonicalizeSign()(model)
     infer_shapes(model)
-    PushTranspose()(model)
-    SimplifyBroadcast()(model)
+    if PushTranspose()(model).modified:
+        SimplifyBroadcast()(model)  # now that the channels are the second dimension
     while sum(step(model).modified for step in (CanonicalizeSign(), SinkSign(), LiftSign(), HoistPad())):
         infer_shapes(model)
     common.RemoveUnusedNodesPass()(model)
