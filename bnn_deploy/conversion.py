@@ -40,8 +40,10 @@ from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.push_transpose import PushTranspose
+from bnn_deploy.passes.refuse_step import RefuseStep
 from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.simplify_broadcast import SimplifyBroadcast
+from bnn_deploy.passes.simplify_prelu import SimplifyPRelu
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
@@ -130,8 +132,10 @@ def canonicalize(model: ir.Model) -> None:
     infer_shapes(model)
     if PushTranspose()(model).modified:
         SimplifyBroadcast()(model)  # now that the channels are the second dimension
+    SimplifyPRelu()(model)
     while sum(step(model).modified for step in (CanonicalizeSign(), SinkSign(), LiftSign(), HoistPad())):
         infer_shapes(model)
+    RefuseStep()(model)
     common.RemoveUnusedNodesPass()(model)
 
 
