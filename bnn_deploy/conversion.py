@@ -33,13 +33,17 @@ from bnn_deploy.passes.fold_constants import FoldConstants
 from bnn_deploy.passes.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold
 from bnn_deploy.passes.fuse_residual import FuseResidual
-from bnn_deploy.passes.graph import Decline, constant, display_name, is_binary_op
+from bnn_deploy.passes.graph import BEFORE, Decline, constant, display_name, is_binary_op, source_metadata
 from bnn_deploy.passes.hoist_pad import HoistPad
+from bnn_deploy.passes.lift_sign import LiftSign
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
+from bnn_deploy.passes.push_transpose import PushTranspose
+from bnn_deploy.passes.refuse_step import RefuseStep
 from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.simplify_broadcast import SimplifyBroadcast
+from bnn_deploy.passes.simplify_prelu import SimplifyPRelu
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
@@ -124,8 +128,14 @@ def canonicalize(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     SimplifyBroadcast()(model)
     ResolveAutoPad()(model)
-    while CanonicalizeSign()(model).modified + SinkSign()(model).modified + HoistPad()(model).modified:
+    CanonicalizeSign()(model)
+    infer_shapes(model)
+    if PushTranspose()(model).modified:
+        SimplifyBroadcast()(model)  # now that the channels are the second dimension
+    SimplifyPRelu()(model)
+    while sum(step(model).modified for step in (CanonicalizeSign(), SinkSign(), LiftSign(), HoistPad())):
         infer_shapes(model)
+    RefuseStep()(model)
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -134,6 +144,8 @@ def finish(model: ir.Model) -> None:
     ExpandSign()(model)
     for node in model.graph:
         for value in node.outputs:
+            if BEFORE in value.metadata_props and node.domain != DOMAIN and len(list(value.uses())) > 1:
+                node.metadata_props.update(source_metadata(value))  # a cut for verify, as the original would be
             value.metadata_props.clear()
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)

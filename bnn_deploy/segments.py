@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators import DOMAIN, VERSION
-from bnn_deploy.passes.graph import BEFORE, COMPLEMENTED, CROP, SOURCE, output_key
+from bnn_deploy.passes.graph import BEFORE, COMPLEMENTED, MOVES, SOURCE, output_key
 
 BITS = ("Binarize", "BinarizeChannelsLast", "BinarizeQuantized", "BinaryConvThreshold", "BinaryMaxPool")
 LAYERS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "Conv", "Gemm", "MatMul")
@@ -46,7 +47,7 @@ class Cut:
         is_bits: whether it holds bits (then `source` is the output of a Sign) or floats.
         complemented: channels whose bits are stored complemented.
         rank: its number of dimensions, if known.
-        crop: the border of `source` that it leaves out, as the pads of Pad; () if it has all of it.
+        moves: what makes of `source` the tensor that this one stands for, in the form of `passes.graph.BEFORE`.
         before: for bits, where the pre-activation is, in the form of `passes.graph.BEFORE`; () if the reference knows.
     """
 
@@ -55,19 +56,16 @@ class Cut:
     is_bits: bool
     complemented: tuple[int, ...]
     rank: int | None
-    crop: tuple[int, ...] = ()
+    moves: tuple[Any, ...] = ()
     before: tuple[Any, ...] = ()
 
-    def inside(self, value: NDArray[Any]) -> NDArray[Any]:
-        """The part of the source's value that this tensor stands for."""
-        return move(value, ["crop", self.crop]) if self.crop else value
+    def moved(self, value: NDArray[Any]) -> NDArray[Any]:
+        """What this tensor stands for: the source's value in this layout, or the inside of it."""
+        return reduce(move, self.moves, value)
 
     def pre_activation(self, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
         """What the sign was taken of, less the threshold, in the layout [N, C, spatial...] `shape` of the bits."""
-        value = values[self.before[0]]
-        for step in self.before[1:]:
-            value = move(value, step)
-        return value.reshape(shape)
+        return reduce(move, self.before[1:], values[self.before[0]]).reshape(shape)
 
     def encode(self, value: NDArray[Any]) -> NDArray[Any]:
         """The reference's value [N, C, spatial...] in the form that the converted model holds it in."""
@@ -91,7 +89,7 @@ class Cut:
 
 
 def move(value: NDArray[Any], step: Sequence[Any]) -> NDArray[Any]:
-    """Apply one move of `passes.graph.BEFORE`, or a crop, to a tensor of the float graph."""
+    """Apply one move of `passes.graph.BEFORE` to a tensor of the float graph."""
     kind, argument = step
     if kind == "transpose":
         return value.transpose(argument)
@@ -186,9 +184,9 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
             if tensor and source is not None:
                 text = properties.get(output_key(COMPLEMENTED, i), "")
                 channels = tuple(int(c) for c in text.split(",") if c)
-                crop = tuple(json.loads(properties.get(output_key(CROP, i), "[]")))
+                moves = tuple(json.loads(properties.get(output_key(MOVES, i), "[]")))
                 before = tuple(json.loads(properties.get(output_key(BEFORE, i), "[]")))
-                found.append(Cut(tensor, source, holds_bits(node, i), channels, ranks.get(tensor), crop, before))
+                found.append(Cut(tensor, source, holds_bits(node, i), channels, ranks.get(tensor), moves, before))
             elif tensor in outputs or (node.domain != DOMAIN and uses[tensor] > 1 and tensor in names):
                 found.append(Cut(tensor, tensor, False, (), ranks.get(tensor)))
     return found

@@ -622,7 +622,7 @@ class _Verifier:
 
     def _value(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The reference's value of a cut."""
-        return cut.inside(values[self._source(cut)])
+        return cut.moved(values[self._source(cut)])
 
     def _before_name(self, cut: Cut) -> str | None:
         """The reference's tensor of which a bit cut is a sign; None behind a pool of signs."""

@@ -11,7 +11,7 @@ import pytest
 from graphs import assert_same, batch_norm, copy, equal, only, op_types, parse, run_float, samples, weights
 
 from bnn_deploy.conversion import to_binary
-from bnn_deploy.passes.graph import BEFORE, CROP, SOURCE, constant
+from bnn_deploy.passes.graph import BEFORE, MOVES, SOURCE, constant
 from bnn_deploy.passes.hoist_pad import HoistPad
 
 PADS = np.array([0, 0, 1, 0, 0, 0, 1, 2])
@@ -55,7 +55,7 @@ def test_fires(text: str, expected: float) -> None:
     assert op_types(after)[-3:] == ["Sign", "Pad", "Conv"]
     sign = only(after, "Sign")
     assert sign.metadata_props[SOURCE] == "s"
-    assert json.loads(sign.metadata_props[CROP]) == PADS.tolist()
+    assert json.loads(sign.metadata_props[MOVES]) == [["crop", PADS.tolist()]]
     assert json.loads(sign.metadata_props[BEFORE])[0] in ("x", "q", "r")
     assert pad_value(model) == expected
     assert_same(model, to_binary(model)[0])

@@ -42,7 +42,7 @@ class BinarizeWeights:
 
     def __init__(self, scheme: Weights) -> None:
         self.scheme = scheme
-        self.binarized: dict[str, NDArray[np.float32]] = {}
+        self.binarized: dict[str, None] = {}
 
     def __call__(self, model: ir.Model) -> PassResult:
         """Binarise every layer that qualifies, or refuse."""
@@ -69,21 +69,23 @@ class BinarizeWeights:
                 f"{evidence(filters)}. Are they latent? Say how the network was trained: --weights xnor (mean |W| "
                 "times sign), xnor-centred (the same after centring and clamping), sign, or as-is (they stay real)"
             )
-        for node, filters in latent.items():
-            try:
-                binary = binarize(filters, self.scheme)
-            except InputError as error:
-                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-            self.binarized[display_name(node)] = binary
+        self.binarized = dict.fromkeys(display_name(node) for node in latent)
         self.apply(model)
         result.modified = len(self.binarized)
         return result
 
     def apply(self, model: ir.Model) -> None:
-        """Give the layers that were found in another form of this model the same weights, by the names of nodes."""
+        """Binarise the layers that were found, in this or another form of the model, by the names of nodes.
+
+        The forms may differ in the order of a linear layer's inputs, so each is binarised for itself.
+        """
         for node in model.graph:
-            binary = self.binarized.get(display_name(node))
-            if binary is not None:
+            latent = constant(node.inputs[1]) if display_name(node) in self.binarized else None
+            if latent is not None:
+                try:
+                    binary = binarize(_filters(node, latent), self.scheme)
+                except InputError as error:
+                    raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
                 weight = np.ascontiguousarray(_filters(node, binary))
                 value = add_initializer(model.graph, f"{node.outputs[0].name}_binary_weight", weight)
                 node.replace_input_with(1, value)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from bnn_deploy.passes.graph import (
     BEFORE,
-    SOURCE,
     ZERO,
     PassResult,
     add_initializer,
@@ -22,6 +21,7 @@ from bnn_deploy.passes.graph import (
     is_op,
     provenance,
     remove_if_dead,
+    source_metadata,
     static_shape,
     zero_value,
 )
@@ -142,7 +142,7 @@ class CanonicalizeSign:
                 value = node.outputs[0]
                 known[value] = stepwise
                 leaf = stepwise.leaf
-                if leaf is None or leaf.dtype != ir.DataType.FLOAT or not _same_shape(value, leaf):
+                if leaf is None or leaf.dtype != ir.DataType.FLOAT or not same_shape(value, leaf):
                     continue
                 step = _read_step(stepwise.table, probes[leaf])
                 if step is not None:
@@ -164,7 +164,7 @@ class CanonicalizeSign:
             data = insert_node(
                 node, "Sub", [data, operand], {}, f"{name}_shifted", dtype=ir.DataType.FLOAT, shape=shape
             )
-        metadata = {SOURCE: name, BEFORE: json.dumps(before)} | ({ZERO: str(step.zero)} if step.zero else {})
+        metadata = source_metadata(old) | {BEFORE: json.dumps(before)} | ({ZERO: str(step.zero)} if step.zero else {})
         new = insert_node(
             node, "Sign", [data], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )
@@ -317,7 +317,7 @@ def _straight_through(node: ir.Node, known: dict[ir.Value, _Stepwise]) -> _Stepw
     return None
 
 
-def _same_shape(value: ir.Value, leaf: ir.Value) -> bool:
+def same_shape(value: ir.Value, leaf: ir.Value) -> bool:
     """Whether f gives one value per value of x, as far as the shapes are known: nothing is broadcast to more."""
     first, second = static_shape(value), static_shape(leaf)
     if first is None or second is None:

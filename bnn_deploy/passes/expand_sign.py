@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from bnn_deploy.passes.graph import (
     BEFORE,
-    CROP,
+    MOVES,
     REFUSED,
     SOURCE,
     PassResult,
@@ -35,7 +35,7 @@ class ExpandSign:
             if not is_op(node, "Sign"):
                 continue
             if not zero_value(node):
-                for key in (SOURCE, BEFORE, CROP, REFUSED):
+                for key in (SOURCE, BEFORE, MOVES, REFUSED):
                     node.metadata_props.pop(key, None)
                 continue
             data, old = node.inputs[0], node.outputs[0]

@@ -7,7 +7,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.graph import (
-    SOURCE,
     PassResult,
     add_initializer,
     auto_pad,
@@ -18,6 +17,7 @@ from bnn_deploy.passes.graph import (
     is_op,
     replace_value,
     sole_consumer,
+    source_metadata,
 )
 
 
@@ -83,7 +83,7 @@ def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: D
     name = norm.outputs[0].name or ""
     _set_input(graph, conv, 2, f"{name}_scale", a * scale)
     _set_input(graph, conv, 3, f"{name}_bias", a * bias + b)
-    conv.metadata_props[SOURCE] = name
+    conv.metadata_props.update(source_metadata(norm.outputs[0]))
     replace_value(norm.outputs[0], conv.outputs[0])
     conv.outputs[0].name = name
 

@@ -7,13 +7,13 @@ import onnx_ir as ir
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.graph import (
     BIT_KEYS,
-    SOURCE,
     PassResult,
     is_binary_op,
     is_op,
     output_key,
     replace_value,
     sole_consumer,
+    source_metadata,
 )
 
 
@@ -60,7 +60,7 @@ class FuseResidual:
             list(conv.attributes.values()),
             num_outputs=2,
             name=conv.name,
-            metadata_props={SOURCE: name},
+            metadata_props=source_metadata(old),
         )
         y, bits = new.outputs
         y.type, y.shape, y.name = old.type, old.shape, f"{name}_new"

@@ -26,8 +26,8 @@ JSON: [tensor, move...] with the moves ["transpose", perm], ["reshape", shape], 
 and ["subtract", threshold], applied in order. CanonicalizeSign notes it on values, too, while the passes run.
 """
 
-CROP = "bnn_deploy.crop"
-"""Metadata of bits that stand for the inside of a padded tensor of the float graph: JSON, pads as those of Pad."""
+MOVES = "bnn_deploy.moves"
+"""Metadata of what stands for a tensor of the float graph moved, or for its inside: JSON, the moves, as in BEFORE."""
 
 ZERO = "bnn_deploy.zero"
 """Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""
@@ -35,7 +35,7 @@ ZERO = "bnn_deploy.zero"
 REFUSED = "bnn_deploy.refused"
 """Metadata of a Sign that no bits can stand for: why."""
 
-BIT_KEYS = (SOURCE, COMPLEMENTED, BEFORE, CROP)
+BIT_KEYS = (SOURCE, COMPLEMENTED, BEFORE, MOVES)
 """The metadata that belongs to a tensor of bits, and goes where it goes."""
 
 
@@ -48,6 +48,12 @@ def provenance(value: ir.Value) -> list[Any]:
     """Where a value is in the float graph, in the form of BEFORE: it, or what a pass made it of."""
     found: list[Any] = json.loads(value.metadata_props.get(BEFORE, json.dumps([value.name])))
     return found
+
+
+def source_metadata(value: ir.Value) -> dict[str, str]:
+    """SOURCE of a node whose output stands for `value`, and the MOVES to that value from the tensor so called."""
+    source, *moves = provenance(value)
+    return {SOURCE: source} | ({MOVES: json.dumps(moves)} if moves else {})
 
 
 def output_key(key: str, output: int) -> str:

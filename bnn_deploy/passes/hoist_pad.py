@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bnn_deploy.passes.fold_threshold import Monotone, monotone
 from bnn_deploy.passes.graph import (
     BEFORE,
-    CROP,
+    MOVES,
     REFUSED,
     SOURCE,
     ZERO,
@@ -22,6 +22,7 @@ from bnn_deploy.passes.graph import (
     is_op,
     provenance,
     remove_if_dead,
+    source_metadata,
     static_shape,
     zero_value,
 )
@@ -34,7 +35,7 @@ class HoistPad:
        FoldThreshold knows. sign(f(c)) follows the source's convention: Pad(0) before a sign with sign(0) = +1 is +1
        padding; where sign(0) = 0 it is zero padding. It is the same in all channels.
     2. A convolution reads the sign; or sign(f(c)) is 0, which no bit can stand for.
-    3. The new Sign's source in the float graph is the old one without its border (CROP).
+    3. The new Sign's source in the float graph is the old one without its border (MOVES).
 
     Declines: other modes of Pad, and values sign(f(c)) that differ by channel; they stay where they are, on floats, and
     are exact there. But 0 in some channels and ±1 in others no operator can hold: the Sign is marked, for
@@ -89,11 +90,9 @@ class HoistPad:
             )
             data.metadata_props[BEFORE] = json.dumps([*provenance(padded), ["crop", pads]])
         name = old.name or ""
-        metadata = {
-            SOURCE: node.metadata_props.get(SOURCE, name),
-            CROP: json.dumps(pads),
-            BEFORE: json.dumps(provenance(data)),
-        }
+        own = node.metadata_props if SOURCE in node.metadata_props else source_metadata(old)
+        moves = [*json.loads(own.get(MOVES, "[]")), ["crop", pads]]
+        metadata = {SOURCE: own[SOURCE], MOVES: json.dumps(moves), BEFORE: json.dumps(provenance(data))}
         if ZERO in node.metadata_props:
             metadata[ZERO] = node.metadata_props[ZERO]
         inside = insert_node(

@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from bnn_deploy.passes.graph import (
     BEFORE,
-    SOURCE,
     ZERO,
     PassResult,
     constant,
@@ -17,6 +16,7 @@ from bnn_deploy.passes.graph import (
     is_op,
     provenance,
     remove_if_dead,
+    source_metadata,
     static_shape,
 )
 
@@ -39,7 +39,7 @@ class SinkSign:
         """Rewrite until no move of a sign is left."""
         result = PassResult()
         for node in list(model.graph):  # in order, so that a sign sinks through a chain of moves in one go
-            if not is_op(node, *MOVES) or node.inputs[0] is None or _is_flatten(node):
+            if not is_op(node, *MOVES) or node.inputs[0] is None or is_flatten(node, node.outputs[0]):
                 continue
             sign, factor = _scaled_sign(node.inputs[0].producer())
             move = _move(node)
@@ -67,7 +67,7 @@ class SinkSign:
                 shape=shape,
             )
             moved.metadata_props[BEFORE] = json.dumps(before)
-        metadata = {SOURCE: name, BEFORE: json.dumps(before)}
+        metadata = source_metadata(old) | {BEFORE: json.dumps(before)}
         if ZERO in sign.metadata_props:
             metadata[ZERO] = sign.metadata_props[ZERO]
         new = insert_node(
@@ -103,15 +103,17 @@ def _scaled_sign(node: ir.Node | None) -> tuple[ir.Node | None, ir.Value | None]
     return None, None
 
 
-def _is_flatten(node: ir.Node) -> bool:
-    """Whether `node` makes [N, features] of [N, ...] for linear layers only."""
+def is_flatten(node: ir.Node, result: ir.Value) -> bool:
+    """Whether `node` makes [N, features] of [N, ...], and only linear layers read `result`, it or a sign of it."""
     shape, data = static_shape(node.outputs[0]), node.inputs[0]
     before = None if data is None else static_shape(data)
     if not is_op(node, "Flatten", "Reshape") or shape is None or before is None or len(shape) != 2:
         return False
     same_batch = shape[0] == before[0]
-    users = list(node.outputs[0].consumers())
-    return same_batch and len(users) > 0 and all(is_op(user, "Gemm", "MatMul") for user in users)
+    users = list(result.consumers())
+    if not same_batch or not users or result.is_graph_output():
+        return False
+    return all(is_op(user, "Gemm", "MatMul") for user in users)
 
 
 def _move(node: ir.Node) -> list[Any] | None:

@@ -1,0 +1,109 @@
+"""RefuseStep: a sign that is 0 over an interval is 0 and 1, and its layers stay float."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import assert_same, eighths, equal, op_types, parse, run_binary, run_float, samples, weights
+
+from bnn_deploy import convert
+from bnn_deploy.conversion import to_binary
+from bnn_deploy.errors import BnnDeployError, InputError
+from bnn_deploy.passes.graph import REFUSED
+from bnn_deploy.passes.refuse_step import RefuseStep
+
+NORM = {
+    "g": eighths(4),
+    "b": eighths(4, seed=1) + np.float32(1 / 16),
+    "m": eighths(4, seed=2),
+    "v": np.ones(4, np.float32),
+}
+
+STEPS = [
+    "r = Relu(x)\ns = Sign(r)",
+    "r = Clip(x, zero, one)\ns = Sign(r)",
+    "r = Clip(x, , zero)\ns = Sign(r)",
+    "r = Relu(x)\nq = Mul(r, k)\ns = Sign(q)",
+    "r = Relu(x)\nq = Sub(r, some)\ns = Sign(q)",  # 0 in two of the channels
+    "r = Relu(x)\nq = MaxPool <kernel_shape=[2,2]> (r)\np = PRelu(q, k)\ns = Sign(p)",
+    "r = Relu(x)\nq = AveragePool <kernel_shape=[2,2]> (r)\ns = Sign(q)",
+    "r = Relu(x)\nq = Transpose <perm=[0,1,3,2]> (r)\ns = Sign(q)",
+    "r = Relu(x)\nq = Sign(r)\np = Sign(q)\ns = Neg(p)",
+]
+SIGNS = [
+    "r = Relu(x)\nn = BatchNormalization(r, g, b, m, v)\ns = Sign(n)",
+    "r = Clip(x, minus, one)\ns = Sign(r)",
+    "r = Relu(x)\nq = GreaterOrEqual(r, zero)\ns = Where(q, one, minus)",  # the source says what it is at 0
+    "r = LeakyRelu(x)\ns = Sign(r)",
+    "r = Relu(x)\nq = Sub(r, one)\ns = Sign(q)",
+    "r = Relu(x)\na = Relu(x)\nq = Sub(a, k)\nt = Add(q, minus)\ns = Sign(t)",
+]
+
+
+def graph(text: str, layer: str = "y = Conv(s, w)", outputs: tuple[str, ...] = ("y",)) -> ir.Model:
+    values = NORM | {
+        "zero": np.float32(0),
+        "one": np.float32(1),
+        "minus": np.float32(-1),
+        "k": np.float32(0.5),
+        "some": np.float32([0, 1, 0, 1]).reshape(4, 1, 1),
+        "w": weights(5, 4, 3, 3),
+    }
+    read = f"{text}\n{layer}".replace("(", " ").replace(")", " ").replace(",", " ").split()
+    return parse(f"{text}\n{layer}", outputs=outputs, **{key: value for key, value in values.items() if key in read})
+
+
+@pytest.mark.parametrize("text", STEPS)
+def test_fires(text: str) -> None:
+    model = graph(text)
+    binary, left, _ = to_binary(model)
+    assert [(decline.op_type, decline.has_sign_input) for decline in left] == [("Conv", True)]
+    assert "gives 0 and 1, not -1 and 1" in left[0].reason
+    x = samples(model)
+    assert np.allclose(run_binary(binary, x, True)[0], run_float(model, x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", SIGNS)
+def test_does_not_fire(text: str) -> None:
+    model = graph(text)
+    binary, left, _ = to_binary(model)
+    assert left == []
+    if "GreaterOrEqual" not in text:
+        assert_same(model, binary)
+    x = samples(model)
+    assert equal(run_binary(binary, x, True), run_float(model, x))
+
+
+def test_without_it_the_result_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graph(STEPS[0])
+    monkeypatch.setattr("bnn_deploy.passes.refuse_step._clamp", lambda sign: None)
+    binary, left, _ = to_binary(model)
+    assert left == []
+    x = samples(model)
+    assert not np.allclose(run_binary(binary, x, True)[0], run_float(model, x)[0], atol=0.1)
+
+
+def test_fan_out() -> None:
+    """The ReLU feeds one sign directly and another behind a shift; only the first is a step."""
+    text = "r = Relu(x)\ns = Sign(r)\nq = Sub(r, one)\nt = Sign(q)"
+    model = graph(text, "y = Conv(s, w)\nz = Conv(t, w)", outputs=("y", "z"))
+    left = to_binary(model)[1]
+    assert [decline.node for decline in left] == ["y"]
+
+
+def test_marks_and_changes_nothing_else() -> None:
+    model = graph(STEPS[0])
+    before = op_types(model)
+    assert RefuseStep()(model).modified == 1
+    assert op_types(model) == before
+    assert [node.op_type for node in model.graph if REFUSED in node.metadata_props] == ["Sign"]
+
+
+def test_convert_says_so_and_writes_nothing(tmp_path: object) -> None:
+    path = f"{tmp_path}/m.onnx"
+    with pytest.raises(InputError, match="gives 0 and 1, not -1 and 1: Relu 'r'"):
+        convert(graph(STEPS[0]), path)
+    mixed = graph("r = Relu(x)\ns = Sign(r)\nt = Sign(x)", "a = Conv(s, w)\nb2 = Conv(t, w)\ny = Add(a, b2)")
+    with pytest.raises(BnnDeployError, match="--strict: 1 layers"):
+        convert(mixed, path, strict=True)
