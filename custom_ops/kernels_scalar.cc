@@ -82,6 +82,7 @@ void FinishFloat(const FinishFloatArgs& args) {
         const float sum = static_cast<float>(args.sums[p * kTileChannels + o]);
         float value = args.scale[o] * (args.products[p] - 2.0f * sum) + args.bias[o];
         if (args.residual != nullptr) value += args.residual[at];
+        if (args.factor != nullptr) value *= args.factor[p];
         if (args.out != nullptr) args.out[at] = value;
         if (args.bits != nullptr) {
           bits[p] |= static_cast<uint32_t>(value >= args.threshold[o]) << (o % 32);
@@ -108,6 +109,19 @@ void Binarize(const BinarizeArgs& args) {
       args.out[p * words + word] = bits;
     }
   }
+}
+
+void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) {
+  Binarize(
+      {args.planes, args.channel_stride, args.threshold, args.channels, args.pixels, args.out});
+  for (int64_t p = 0; p < args.pixels; ++p) args.mean[p] = 0.0f;
+  for (int64_t c = 0; c < args.channels; ++c) {
+    const float* const plane = args.planes + c * args.channel_stride;
+    for (int64_t p = 0; p < args.pixels; ++p) {
+      args.mean[p] += __builtin_fabsf(args.scale[c] * plane[p] + args.shift[c]);
+    }
+  }
+  for (int64_t p = 0; p < args.pixels; ++p) args.mean[p] /= static_cast<float>(args.channels);
 }
 
 void BinarizeRows(const BinarizeRowsArgs& args) {
@@ -143,8 +157,21 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaScalar = {
-    "scalar",    1,        kWordGranule * 4, true,          false,   Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeRows,     BinarizeBytes, nullptr, nullptr,    nullptr,
+    "scalar",
+    1,
+    kWordGranule * 4,
+    true,
+    false,
+    Accumulate,
+    AccumulateBits,
+    FinishFloat,
+    Binarize,
+    BinarizeAbsMean,
+    BinarizeRows,
+    BinarizeBytes,
+    nullptr,
+    nullptr,
+    nullptr,
     0,
 };
 
