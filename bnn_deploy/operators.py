@@ -14,7 +14,7 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
 * `BinarizeAbsMean(X float32 [N, C, spatial...], threshold, scale, shift float32 [C])
   -> (bits, A float32 [N, 1, spatial...])`: bits as of Binarize; A is the mean over the channels of |scale[c] * X +
   shift[c]|, a float32 product and a float32 sum. The order in which these terms are added is open: A is within
-  C * 2^-24, in relative terms, of their exact mean. It is what K of XNOR-Net filters. No attributes.
+  min(C, C / 32 + 40) * 2^-24, in relative terms, of their exact mean. K of XNOR-Net is filtered from it. No attributes.
 * `BinaryConv(X bits, W bits [O, kernel..., ceil((C/group)/32)], scale float32 [O], bias float32 [O],
   pad_value float32 [1] or [C]) -> float32 [N, O, spatial'...]`: scale[o] * acc + bias[o], a float32 product and then a
   float32 sum; acc is the integer sum of the products of ±1. `pad_value` is what a padded tap holds: 0 (PyTorch's zero
@@ -241,7 +241,10 @@ def _binarize_abs_mean() -> ir.Function:
     bits = body.binarize(x)
     scaled = body.per_channel("Mul", body.op("Reshape", x, body.const([0, 0, -1])), body.inputs["scale"])
     terms = body.op("Abs", body.per_channel("Add", scaled, body.inputs["shift"]))
-    mean = body.op("ReduceMean", terms, body.const([1]), keepdims=1)
+    # In float64, so that it is right to the last bit, in whatever order a runtime adds.
+    exact = body.op("Cast", terms, to=ir.DataType.DOUBLE.value)
+    mean = body.op("ReduceMean", exact, body.const([1]), keepdims=1)
+    mean = body.op("Cast", mean, to=ir.DataType.FLOAT.value)
     shape = body.concat(body.op("Shape", x, start=0, end=1), body.const([1]), body.op("Shape", x, start=2))
     doc = "bit = X >= threshold[c], NaN gives 0; A = mean over c of |scale[c] * X + shift[c]|"
     return body.function([bits, body.op("Reshape", mean, shape)], doc, names=("bits", "A"))

@@ -539,21 +539,25 @@ void BinarizeAbsMeanVectors(const BinarizeAbsMeanArgs& args, int64_t pixel, int6
 
 // The mean of a row of channels.
 float AbsMeanRow(const BinarizeAbsMeanArgs& args) {
-  float32x4_t sums[2] = {vdupq_n_f32(0), vdupq_n_f32(0)};
+  float32x4_t sums[8];
+  UNROLL for (int i = 0; i < 8; ++i) sums[i] = vdupq_n_f32(0);
   int64_t c = 0;
-  for (; c + 8 <= args.channels; c += 8) {
-    UNROLL for (int i = 0; i < 2; ++i) {
+  for (; c + 32 <= args.channels; c += 32) {
+    UNROLL for (int i = 0; i < 8; ++i) {
       const int64_t at = c + i * 4;
       const float32x4_t terms = AbsoluteTerms(
           vld1q_f32(args.planes + at), vld1q_f32(args.scale + at), vld1q_f32(args.shift + at));
       sums[i] = vaddq_f32(sums[i], terms);
     }
   }
-  float sum = vaddvq_f32(vaddq_f32(sums[0], sums[1]));
-  for (; c < args.channels; ++c) {
-    sum += __builtin_fabsf(args.scale[c] * args.planes[c] + args.shift[c]);
+  UNROLL for (int n = 4; n > 0; n /= 2) {
+    UNROLL for (int i = 0; i < n; ++i) sums[i] = vaddq_f32(sums[i], sums[i + n]);
   }
-  return sum / static_cast<float>(args.channels);
+  float rest = 0;
+  for (; c < args.channels; ++c) {
+    rest += __builtin_fabsf(args.scale[c] * args.planes[c] + args.shift[c]);
+  }
+  return (vaddvq_f32(sums[0]) + rest) / static_cast<float>(args.channels);
 }
 
 void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) {

@@ -114,14 +114,19 @@ void Binarize(const BinarizeArgs& args) {
 void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) {
   Binarize(
       {args.planes, args.channel_stride, args.threshold, args.channels, args.pixels, args.out});
-  for (int64_t p = 0; p < args.pixels; ++p) args.mean[p] = 0.0f;
-  for (int64_t c = 0; c < args.channels; ++c) {
-    const float* const plane = args.planes + c * args.channel_stride;
-    for (int64_t p = 0; p < args.pixels; ++p) {
-      args.mean[p] += __builtin_fabsf(args.scale[c] * plane[p] + args.shift[c]);
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    float sum = 0.0f;
+    for (int64_t begin = 0; begin < args.channels; begin += 32) {
+      const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+      float part = 0.0f;
+      for (int64_t c = begin; c < end; ++c) {
+        const float x = args.planes[c * args.channel_stride + p];
+        part += __builtin_fabsf(args.scale[c] * x + args.shift[c]);
+      }
+      sum += part;
     }
+    args.mean[p] = sum / static_cast<float>(args.channels);
   }
-  for (int64_t p = 0; p < args.pixels; ++p) args.mean[p] /= static_cast<float>(args.channels);
 }
 
 void BinarizeRows(const BinarizeRowsArgs& args) {

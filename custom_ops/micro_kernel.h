@@ -154,10 +154,11 @@ using BinarizeFn = void (*)(const BinarizeArgs& args);
 // * mean[p] = (sum over c < channels of |scale[c] * planes[c * channel_stride + p] + shift[c]|)
 //             / channels for p < pixels.
 //
-// Each term is a float32 multiply and a float32 add. They are summed in float32 in any order, and
-// then divided by `channels`; no term is negative, so the result is within channels * 2^-24, in
-// relative terms, of the exact mean of these terms. A NaN makes its mean NaN. All: float and word
-// aligned, no over-read; mean is also used as scratch space.
+// Each term is a float32 multiply and a float32 add. They are summed in float32 in any order that
+// adds at most 32 terms one after the other, and then at most channels / 32 of such sums; a
+// division follows. No term is negative, so the result is within min(channels, channels / 32 + 40)
+// * 2^-24, in relative terms, of the exact mean of these terms. A NaN makes its mean NaN. All:
+// float and word aligned, no over-read; mean is also used as scratch space.
 struct BinarizeAbsMeanArgs {
   const float* planes;
   int64_t channel_stride;
