@@ -30,8 +30,11 @@ from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
 from bnn_deploy.passes.expand_sign import ExpandSign
 from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fold_constants import FoldConstants
+from bnn_deploy.passes.fold_scale import FoldScale
 from bnn_deploy.passes.fold_threshold import FoldThreshold
+from bnn_deploy.passes.fuse_abs_mean import FuseAbsMean
 from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold
+from bnn_deploy.passes.fuse_factor import FuseFactor
 from bnn_deploy.passes.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import BEFORE, Decline, constant, display_name, is_binary_op, source_metadata
 from bnn_deploy.passes.hoist_pad import HoistPad
@@ -108,12 +111,17 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
     not_fused: list[Decline] = []
     while True:
         # Each exposes work for the others: BatchNorm, then the MaxPool behind it, then the ReLU behind that.
-        results = [step(model) for step in (FoldThreshold(), CommuteMaxPool(), FuseConvThreshold())]
+        results = [step(model) for step in (FoldThreshold(), FuseAbsMean(), CommuteMaxPool(), FuseConvThreshold())]
         if not any(result.modified for result in results):
             not_fused = [decline for result in results for decline in result.declined]
             break
-    for late in (FoldBatchNorm(), FuseResidual()):
-        not_fused += late(model).declined
+    while True:
+        # A scale may stand before or behind a BatchNorm or a factor.
+        results = [step(model) for step in (FoldScale(), FoldBatchNorm(), FuseFactor())]
+        if not any(result.modified for result in results):
+            not_fused += [decline for result in results for decline in result.declined]
+            break
+    not_fused += FuseResidual()(model).declined
     leftovers = AuditLeftovers(lowered.declined)(model).declined
     if channels_last:
         PreferChannelsLast()(model)
@@ -367,7 +375,7 @@ def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
     """
     found = []
     for node in model.graph:
-        if is_binary_op(node, "Binarize", "BinarizeChannelsLast", "BinaryConvThreshold"):
+        if is_binary_op(node, "Binarize", "BinarizeAbsMean", "BinarizeChannelsLast", "BinaryConvThreshold"):
             threshold = constant(node.inputs[2 if node.op_type == "BinaryConvThreshold" else 1])
             assert threshold is not None
             limits = (ALWAYS, NEVER) if node.op_type == "BinaryConvThreshold" else (-np.inf, np.inf)
@@ -382,7 +390,7 @@ def binary_layers(model: ir.Model) -> list[str]:
     return [
         node.name or ""
         for node in model.graph
-        if is_binary_op(node, "BinaryConv", "BinaryConvThreshold", "BinaryConvResidual")
+        if is_binary_op(node, "BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled")
     ]
 
 

@@ -29,7 +29,7 @@ Dim = int | str | None
 
 Shape = tuple[Dim, ...]
 
-CONVOLUTIONS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual")
+CONVOLUTIONS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled")
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
             if result is None:
                 continue
             shapes[output] = new[output] = result
-            is_float = node.op_type in ("BinaryConv", "BinaryConvResidual")
+            is_float = node.op_type in ("BinaryConv", "BinaryConvResidual", "BinaryConvScaled")
             dtype = onnx.TensorProto.FLOAT if is_float else onnx.TensorProto.UINT32
             work.graph.value_info.append(onnx.helper.make_tensor_value_info(output, dtype, result))
             if node.op_type == "BinaryConvResidual" and len(node.output) > 1 and isinstance(result[1], int):
@@ -286,6 +286,12 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
                 shapes[bits] = new[bits] = (result[0], *result[2:], words(result[1]))
                 work.graph.value_info.append(
                     onnx.helper.make_tensor_value_info(bits, onnx.TensorProto.UINT32, shapes[bits])
+                )
+            if node.op_type == "BinarizeAbsMean" and len(node.output) > 1:
+                mean = node.output[1]
+                shapes[mean] = new[mean] = (result[0], 1, *result[1:-1])
+                work.graph.value_info.append(
+                    onnx.helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, shapes[mean])
                 )
         if not new:
             return shapes, dtypes, channels
@@ -314,7 +320,7 @@ def _binary_shape(path: Path, node: NodeProto, shapes: dict[str, Shape], channel
     """Shape of the output of one of our operators; notes in `channels` how many bits it holds. None if unknown."""
     output = node.output[0]
     batch, *rest = shapes[node.input[0]]
-    if node.op_type == "Binarize":
+    if node.op_type in ("Binarize", "BinarizeAbsMean"):
         count = next((size for size in (rest[0], shapes.get(node.input[1], (None,))[0]) if isinstance(size, int)), None)
         if count is None:
             return None

@@ -11,12 +11,19 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
   channels last. No attributes.
 * `BinarizeQuantized(X uint8 [N, spatial..., C], threshold int32 [C]) -> bits`: bit = X >= threshold[c], behind a
   quantised layer, whose output stays in 8 bits and channels last. No attributes.
+* `BinarizeAbsMean(X float32 [N, C, spatial...], threshold, scale, shift float32 [C])
+  -> (bits, A float32 [N, 1, spatial...])`: bits as of Binarize; A is the mean over the channels of |scale[c] * X +
+  shift[c]|, a float32 product and a float32 sum. The order in which these terms are added is open: A is within
+  min(C, C / 32 + 40) * 2^-24, in relative terms, of their exact mean. K of XNOR-Net is filtered from it. No attributes.
 * `BinaryConv(X bits, W bits [O, kernel..., ceil((C/group)/32)], scale float32 [O], bias float32 [O],
   pad_value float32 [1] or [C]) -> float32 [N, O, spatial'...]`: scale[o] * acc + bias[o], a float32 product and then a
   float32 sum; acc is the integer sum of the products of ±1. `pad_value` is what a padded tap holds: 0 (PyTorch's zero
   padding: a padded tap adds nothing), or -1 or +1, for all input channels or per channel. Attributes, all required:
   channels (C), kernel_shape, strides, pads (ONNX order), dilations, group.
 * `BinaryConvThreshold(X, W, threshold int32 [O], pad_value) -> bits`, same attributes: bit = acc >= threshold[o].
+* `BinaryConvScaled(X, W, scale, bias, pad_value, factor float32 [N, 1, spatial'...]) -> float32 [N, O, spatial'...]`,
+  same attributes: (scale[o] * acc + bias[o]) * factor, three roundings in this order. The factor is K of XNOR-Net
+  (Rastegari et al., ECCV 2016, equation 11), or any other gate per pixel.
 * `BinaryConvResidual(X, W, scale, bias, pad_value, residual float32 [N, O, spatial'...], threshold float32 [O])
   -> (Y float32 [N, O, spatial'...], bits)`, same attributes: Y = (scale[o] * acc + bias[o]) + residual, three
   roundings in this order; bit = Y >= threshold[o]. It is a Bi-Real block.
@@ -196,9 +203,9 @@ class _Body:
         shifted = self.per_channel("Add", scaled, self.inputs["bias"])
         return self.op("Reshape", shifted, self.op("Shape", acc))
 
-    def function(self, outputs: Sequence[ir.Value], doc: str) -> ir.Function:
+    def function(self, outputs: Sequence[ir.Value], doc: str, names: Sequence[str] = ("Y", "bits")) -> ir.Function:
         """Finish."""
-        for output, name in zip(outputs, ("Y", "bits"), strict=False):
+        for output, name in zip(outputs, names, strict=False):
             output.name = name
         graph = ir.Graph(
             list(self.inputs.values()),
@@ -228,9 +235,30 @@ def _binarize_quantized() -> ir.Function:
     return body.function([body.binarize_last(integers)], "bit = X >= threshold[c], channels last")
 
 
+def _binarize_abs_mean() -> ir.Function:
+    body = _Body("BinarizeAbsMean", ["X", "threshold", "scale", "shift"], {})
+    x = body.inputs["X"]
+    bits = body.binarize(x)
+    scaled = body.per_channel("Mul", body.op("Reshape", x, body.const([0, 0, -1])), body.inputs["scale"])
+    terms = body.op("Abs", body.per_channel("Add", scaled, body.inputs["shift"]))
+    # In float64, so that it is right to the last bit, in whatever order a runtime adds.
+    exact = body.op("Cast", terms, to=ir.DataType.DOUBLE.value)
+    mean = body.op("ReduceMean", exact, body.const([1]), keepdims=1)
+    mean = body.op("Cast", mean, to=ir.DataType.FLOAT.value)
+    shape = body.concat(body.op("Shape", x, start=0, end=1), body.const([1]), body.op("Shape", x, start=2))
+    doc = "bit = X >= threshold[c], NaN gives 0; A = mean over c of |scale[c] * X + shift[c]|"
+    return body.function([bits, body.op("Reshape", mean, shape)], doc, names=("bits", "A"))
+
+
 def _binary_conv() -> ir.Function:
     body = _Body("BinaryConv", ["X", "W", "scale", "bias", "pad_value"], CONV_ATTRIBUTES)
     return body.function([body.scaled_sum()], "scale[o] * acc + bias[o]")
+
+
+def _binary_conv_scaled() -> ir.Function:
+    body = _Body("BinaryConvScaled", ["X", "W", "scale", "bias", "pad_value", "factor"], CONV_ATTRIBUTES)
+    y = body.op("Mul", body.scaled_sum(), body.inputs["factor"])
+    return body.function([y], "(scale[o] * acc + bias[o]) * factor")
 
 
 def _binary_conv_residual() -> ir.Function:
@@ -277,7 +305,9 @@ def functions() -> list[ir.Function]:
         _binarize(),
         _binarize_channels_last(),
         _binarize_quantized(),
+        _binarize_abs_mean(),
         _binary_conv(),
+        _binary_conv_scaled(),
         _binary_conv_threshold(),
         _binary_conv_residual(),
         _binary_max_pool(),

@@ -22,12 +22,12 @@ void ForPixelRanges(int64_t bytes, int64_t pixels, const TaskRunner& runner, con
   RunTasks(runner, tasks, [&](int64_t task) { run(Part(pixels, tasks, task)); });
 }
 
-}  // namespace
-
-void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
-                   int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner) {
+// Calls run(image, range) in parallel for ranges of the pixels of each image that together are all,
+// for `channels` floats per pixel.
+template <typename Body>
+void ForImageRanges(const Isa& isa, int64_t batch, int64_t channels, int64_t pixels,
+                    const TaskRunner& runner, const Body& run) {
   if (batch == 0 || pixels == 0) return;
-  const int64_t words = WordsForBits(channels);
   // An item is a run of pixels of one image, a task several items.
   const int64_t item_pixels =
       std::max(kMinTaskElements / channels / kPixelGranule, int64_t{1}) * kPixelGranule;
@@ -38,12 +38,33 @@ void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(items, tasks, task);
     for (int64_t item = range.begin; item < range.end; ++item) {
-      const int64_t image = item / items_per_image;
       const int64_t pixel = item % items_per_image * item_pixels;
-      isa.binarize({x + image * channels * pixels + pixel, pixels, threshold, channels,
-                    std::min(item_pixels, pixels - pixel), out + (image * pixels + pixel) * words});
+      run(item / items_per_image, Range{pixel, std::min(pixel + item_pixels, pixels)});
     }
     CountCalls(isa, static_cast<uint64_t>(range.end - range.begin));
+  });
+}
+
+}  // namespace
+
+void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
+                   int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner) {
+  const int64_t words = WordsForBits(channels);
+  ForImageRanges(isa, batch, channels, pixels, runner, [&](int64_t image, Range range) {
+    isa.binarize({x + image * channels * pixels + range.begin, pixels, threshold, channels,
+                  range.end - range.begin, out + (image * pixels + range.begin) * words});
+  });
+}
+
+void BinarizeAbsMeanBatch(const Isa& isa, const float* x, const float* threshold,
+                          const float* scale, const float* shift, int64_t batch, int64_t channels,
+                          int64_t pixels, uint32_t* out, float* mean, const TaskRunner& runner) {
+  const int64_t words = WordsForBits(channels);
+  ForImageRanges(isa, batch, channels, pixels, runner, [&](int64_t image, Range range) {
+    const int64_t first = image * pixels + range.begin;
+    isa.binarize_abs_mean({x + image * channels * pixels + range.begin, pixels, threshold, scale,
+                           shift, channels, range.end - range.begin, out + first * words,
+                           mean + first});
   });
 }
 

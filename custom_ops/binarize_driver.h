@@ -14,6 +14,11 @@ namespace bnn_deploy {
 void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
                    int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner);
 
+// The same, and mean: [batch][pixels], see BinarizeAbsMeanArgs. scale and shift: [channels].
+void BinarizeAbsMeanBatch(const Isa& isa, const float* x, const float* threshold,
+                          const float* scale, const float* shift, int64_t batch, int64_t channels,
+                          int64_t pixels, uint32_t* out, float* mean, const TaskRunner& runner);
+
 // x: [pixels][channels], pixels counted through the whole batch; threshold: [channels]; out as
 // below.
 void BinarizeRowsBatch(const Isa& isa, const float* x, const float* threshold, int64_t channels,

@@ -644,6 +644,7 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
         if (output.residual != nullptr) {
           finish.residual = staged ? staging + first + p : output.residual + plane(pixel);
         }
+        if (output.factor != nullptr) finish.factor = output.factor + pixel;
         if (output.bits != nullptr) {
           finish.threshold = float_threshold_.data() + tile.table_offset;
           WriteBits(tile, Range{pixel, pixel + finish.pixels}, output.bits,
@@ -728,6 +729,8 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const Plan& plan, const Fl
       const int64_t first = i % image_tiles * kTilePixels;
       args.patterns = plan.patterns.data() + first;
       args.finish.pixels = std::min(kTilePixels, image_pixels - first);
+      if (output.factor != nullptr)
+        args.finish.factor = output.factor + image * image_pixels + first;
       for (const ChannelTile& tile : tiles_) {
         args.input = planes + (image * spec_.group + tile.group) * group_words + first;
         args.weights = plane_weights_.data() + tile.channel * window_words_;

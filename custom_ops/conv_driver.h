@@ -50,12 +50,13 @@ struct FloatConstants {
   const float* threshold;  // null: the driver gives no bits next to floats
 };
 
-// out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x];
+// out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x] or times factor[n][y][x];
 // bits[n][y][x]: the bit of channel o is out[n][o][y][x] >= threshold[o].
 struct FloatOutput {
-  float* out;             // may be null next to bits
-  const float* residual;  // null: none, and then no bits
-  uint32_t* bits;         // may be null
+  float* out;                     // may be null next to bits
+  const float* residual;          // null: none, and then no bits
+  uint32_t* bits;                 // may be null
+  const float* factor = nullptr;  // null: none; not with a residual
 };
 
 class ConvDriver {

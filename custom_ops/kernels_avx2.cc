@@ -216,6 +216,9 @@ __m256i FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel)
       const float* const residual = args.residual + offset + i * args.channel_stride;
       rows[i] = _mm256_add_ps(rows[i], _mm256_maskload_ps(residual, mask));
     }
+  } else if (args.factor != nullptr) {
+    const __m256 factor = _mm256_maskload_ps(args.factor + pixel, mask);
+    for (int i = 0; i < 8; ++i) rows[i] = _mm256_mul_ps(rows[i], factor);
   }
   if (args.out != nullptr) {
     float* const out = args.out + offset;
@@ -263,7 +266,9 @@ void FinishTile(const FinishFloatArgs& args) {
 
 void FinishFloat(const FinishFloatArgs& args) {
   if (args.residual != nullptr) return FinishTile<true>(args);
-  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false>(args);
+  if (args.pixels > 1 || args.channel_stride > 1 || args.factor != nullptr) {
+    return FinishTile<false>(args);
+  }
   for (int64_t channel = 0; channel < args.channels; channel += 8) {  // fully connected
     _mm256_maskstore_ps(args.out + channel, FirstLanes(args.channels - channel),
                         ScaledSums(args, 0, channel));
@@ -307,6 +312,65 @@ void Binarize(const BinarizeArgs& args) {
   for (; pixel + 64 <= args.pixels; pixel += 64) BinarizeVectors<8>(args, pixel, 64);
   for (; pixel < args.pixels; pixel += 8) {
     BinarizeVectors<1>(args, pixel, args.pixels - pixel < 8 ? args.pixels - pixel : 8);
+  }
+}
+
+__m256 AbsoluteTerms(__m256 x, __m256 scale, __m256 shift) {
+  const __m256 term = _mm256_add_ps(_mm256_mul_ps(x, scale), shift);
+  return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), term);
+}
+
+// As BinarizeVectors, with a sum of the terms beside the bits. The sum of 32 channels is added to
+// what the words before have left in `mean`.
+template <int kVectors>
+void BinarizeAbsMeanVectors(const BinarizeAbsMeanArgs& args, int64_t pixel, int64_t pixels) {
+  const int64_t words = (args.channels + 31) / 32;
+  const __m256i mask = FirstLanes(pixels);
+  const __m256 count = _mm256_set1_ps(static_cast<float>(args.channels));
+  float* const mean = args.mean + pixel;
+  for (int64_t word = 0; word < words; ++word) {
+    const int64_t begin = word * 32;
+    const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+    __m256i bits[kVectors];
+    __m256 sums[kVectors];
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      bits[v] = _mm256_setzero_si256();
+      sums[v] = _mm256_setzero_ps();
+    }
+    __m256i bit = _mm256_set1_epi32(1);
+    for (int64_t c = begin; c < end; ++c) {
+      const float* plane = args.planes + c * args.channel_stride + pixel;
+      const __m256 threshold = _mm256_set1_ps(args.threshold[c]);
+      const __m256 scale = _mm256_set1_ps(args.scale[c]);
+      const __m256 shift = _mm256_set1_ps(args.shift[c]);
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        const __m256 x =
+            kVectors == 1 ? _mm256_maskload_ps(plane, mask) : _mm256_loadu_ps(plane + v * 8);
+        const __m256i above = _mm256_castps_si256(_mm256_cmp_ps(x, threshold, _CMP_GE_OQ));
+        bits[v] = _mm256_or_si256(bits[v], _mm256_and_si256(above, bit));
+        sums[v] = _mm256_add_ps(sums[v], AbsoluteTerms(x, scale, shift));
+      }
+      bit = _mm256_slli_epi32(bit, 1);
+    }
+    alignas(32) uint32_t column[kVectors * 8];
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(column + v * 8), bits[v]);
+      float* const to = mean + v * 8;
+      const __m256i lanes = kVectors == 1 ? mask : _mm256_set1_epi32(-1);
+      if (word > 0) sums[v] = _mm256_add_ps(sums[v], _mm256_maskload_ps(to, lanes));
+      if (word + 1 == words) sums[v] = _mm256_div_ps(sums[v], count);
+      _mm256_maskstore_ps(to, lanes, sums[v]);
+    }
+    uint32_t* out = args.out + pixel * words + word;
+    for (int64_t p = 0; p < pixels; ++p) out[p * words] = column[p];
+  }
+}
+
+void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) {
+  int64_t pixel = 0;
+  for (; pixel + 32 <= args.pixels; pixel += 32) BinarizeAbsMeanVectors<4>(args, pixel, 32);
+  for (; pixel < args.pixels; pixel += 8) {
+    BinarizeAbsMeanVectors<1>(args, pixel, args.pixels - pixel < 8 ? args.pixels - pixel : 8);
   }
 }
 
@@ -358,9 +422,9 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaAvx2 = {
-    "avx2",        kBlock,         kGranule,    false,    true,
-    Accumulate,    AccumulateBits, FinishFloat, Binarize, BinarizeRows,
-    BinarizeBytes, nullptr,        nullptr,     nullptr,  0,
+    "avx2",      kBlock,   kGranule,        false,        true,          Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeAbsMean, BinarizeRows, BinarizeBytes, nullptr,    nullptr,
+    nullptr,     0,
 };
 
 }  // namespace bnn_deploy

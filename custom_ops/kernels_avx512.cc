@@ -195,6 +195,9 @@ __m512i FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel)
       const __m512 other = _mm512_maskz_loadu_ps(mask, residual + i * args.channel_stride);
       rows[i] = _mm512_add_ps(rows[i], other);
     }
+  } else if (args.factor != nullptr) {
+    const __m512 factor = _mm512_maskz_loadu_ps(mask, args.factor + pixel);
+    for (int i = 0; i < 16; ++i) rows[i] = _mm512_mul_ps(rows[i], factor);
   }
   if (!kResidual || args.out != nullptr) {
     float* const out = args.out + offset;
@@ -236,7 +239,9 @@ void FinishTile(const FinishFloatArgs& args) {
 
 void FinishFloat(const FinishFloatArgs& args) {
   if (args.residual != nullptr) return FinishTile<true>(args);
-  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false>(args);
+  if (args.pixels > 1 || args.channel_stride > 1 || args.factor != nullptr) {
+    return FinishTile<false>(args);
+  }
   for (int64_t channel = 0; channel < args.channels; channel += 16) {  // fully connected
     _mm512_mask_storeu_ps(args.out + channel, FirstLanes(args.channels - channel),
                           ScaledSums(args, 0, channel));
@@ -340,6 +345,8 @@ void ConvolveTile(const ConvolvePlanesArgs& args, int64_t channel, uint32_t* wor
       if (kResidual) {
         const float* const residual = finish.residual + at + v * 16;
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, residual));
+      } else if (finish.factor != nullptr) {
+        value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, finish.factor + v * 16));
       }
       if (!kResidual || finish.out != nullptr) {
         _mm512_mask_storeu_ps(finish.out + at + v * 16, mask, value);
@@ -452,6 +459,53 @@ void Binarize(const BinarizeArgs& args) {
   }
 }
 
+__m512 AbsoluteTerms(__m512 x, __m512 scale, __m512 shift) {
+  return _mm512_abs_ps(_mm512_add_ps(_mm512_mul_ps(x, scale), shift));
+}
+
+// As BinarizeVectors, with a sum of the terms beside the bits. The sum of 32 channels is added to
+// what the words before have left in `mean`.
+template <int kVectors, bool kWhole>
+void BinarizeAbsMeanVectors(const BinarizeAbsMeanArgs& args, int64_t pixel) {
+  const int64_t pixels = kWhole ? 16 * kVectors : args.pixels - pixel;
+  const int64_t words = (args.channels + 31) / 32;
+  const __m512 count = _mm512_set1_ps(static_cast<float>(args.channels));
+  for (int64_t word = 0; word < words; ++word) {
+    const int64_t begin = word * 32;
+    const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+    __m512i bits[kVectors];
+    __m512 sums[kVectors];
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      bits[v] = _mm512_setzero_si512();
+      sums[v] = _mm512_setzero_ps();
+    }
+    __m512i bit = _mm512_set1_epi32(1);
+    for (int64_t c = begin; c < end; ++c) {
+      const float* plane = args.planes + c * args.channel_stride + pixel;
+      const __m512 threshold = _mm512_set1_ps(args.threshold[c]);
+      const __m512 scale = _mm512_set1_ps(args.scale[c]);
+      const __m512 shift = _mm512_set1_ps(args.shift[c]);
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        const __mmask16 mask = kWhole ? 0xffff : FirstLanes(pixels - v * 16);
+        const __m512 x = _mm512_maskz_loadu_ps(mask, plane + v * 16);
+        const __mmask16 above = _mm512_cmp_ps_mask(x, threshold, _CMP_GE_OQ);
+        bits[v] = _mm512_mask_or_epi32(bits[v], above, bits[v], bit);
+        sums[v] = _mm512_add_ps(sums[v], AbsoluteTerms(x, scale, shift));
+      }
+      bit = _mm512_slli_epi32(bit, 1);
+    }
+    uint32_t* const out = args.out + pixel * words + word;
+    float* const mean = args.mean + pixel;
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const __mmask16 mask = kWhole ? 0xffff : FirstLanes(pixels - v * 16);
+      StoreColumn(bits[v], mask, out + v * 16 * words, words);
+      if (word > 0) sums[v] = _mm512_add_ps(sums[v], _mm512_maskz_loadu_ps(mask, mean + v * 16));
+      if (word + 1 == words) sums[v] = _mm512_div_ps(sums[v], count);
+      _mm512_mask_storeu_ps(mean + v * 16, mask, sums[v]);
+    }
+  }
+}
+
 // The bits of the first `rest` channels, fewer than 32.
 uint32_t BinarizeTail(const float* x, const float* threshold, int64_t rest) {
   const uint32_t lanes = (1u << rest) - 1;
@@ -484,6 +538,38 @@ void BinarizeRows(const BinarizeRowsArgs& args) {
   }
 }
 
+// The mean of a row of channels.
+float AbsMeanRow(const BinarizeAbsMeanArgs& args) {
+  __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  for (int64_t c = 0; c < args.channels; c += 32) {
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = c + half * 16;
+      const __mmask16 mask = FirstLanes(args.channels - at);
+      const __m512 x = _mm512_maskz_loadu_ps(mask, args.planes + at);
+      const __m512 scale = _mm512_maskz_loadu_ps(mask, args.scale + at);
+      const __m512 shift = _mm512_maskz_loadu_ps(mask, args.shift + at);
+      sums[half] = _mm512_add_ps(sums[half], AbsoluteTerms(x, scale, shift));
+    }
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1])) / static_cast<float>(args.channels);
+}
+
+void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) {
+  if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected
+    BinarizeRows({args.planes, args.threshold, args.channels, 1, args.out});
+    *args.mean = AbsMeanRow(args);
+    return;
+  }
+  int64_t pixel = 0;
+  for (; pixel + 128 <= args.pixels; pixel += 128) BinarizeAbsMeanVectors<8, true>(args, pixel);
+  for (; pixel + 64 <= args.pixels; pixel += 64) BinarizeAbsMeanVectors<4, true>(args, pixel);
+  if (args.pixels - pixel > 16) {
+    BinarizeAbsMeanVectors<4, false>(args, pixel);
+  } else if (args.pixels > pixel) {
+    BinarizeAbsMeanVectors<1, false>(args, pixel);
+  }
+}
+
 void BinarizeBytes(const BinarizeBytesArgs& args) {
   const uint8_t* x = args.x;
   uint32_t* out = args.out;
@@ -504,9 +590,9 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaAvx512 = {
-    "avx512",      kBlock,         kGranule,       false,    true,
-    Accumulate,    AccumulateBits, FinishFloat,    Binarize, BinarizeRows,
-    BinarizeBytes, SplitRow,       ConvolvePlanes, nullptr,  0,
+    "avx512",    kBlock,   kGranule,        false,        true,          Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeAbsMean, BinarizeRows, BinarizeBytes, SplitRow,   ConvolvePlanes,
+    nullptr,     0,
 };
 
 }  // namespace bnn_deploy

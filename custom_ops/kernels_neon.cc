@@ -285,8 +285,9 @@ ChannelConstants LoadConstants(const FinishFloatArgs& args, int64_t channel) {
 template <bool kWhole, bool kResidual>
 __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& args,
                                                       const ChannelConstants& constants,
-                                                      const int32_t* products, int64_t channel,
-                                                      int64_t pixel, uint32_t* words) {
+                                                      const int32_t* products, const float* factors,
+                                                      int64_t channel, int64_t pixel,
+                                                      uint32_t* words) {
   const bool both = kWhole || pixel + 1 < args.pixels;
   const int64_t channels = kWhole ? 4 : args.channels - channel;
   const int32_t* const sums = args.sums + pixel * kTileChannels + channel;
@@ -312,6 +313,9 @@ __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& arg
       if (odd + 2 < channels) other[2] = args.residual[high];
       if (odd + 2 < channels && both) other[3] = args.residual[high + 1];
       value = vaddq_f32(value, vld1q_f32(other));
+    } else if (factors != nullptr) {
+      const float32x2_t pair = vld1_f32(factors + pixel);
+      value = vmulq_f32(value, vcombine_f32(pair, pair));
     }
     if (!kResidual || args.out != nullptr) {
       if (kWhole) {
@@ -339,6 +343,10 @@ void FinishTile(const FinishFloatArgs& shared_args) {
   const FinishFloatArgs args = shared_args;  // as far as the compiler knows no store changes a copy
   int32_t products[kTilePixels] = {};
   for (int64_t p = 0; p < args.pixels; ++p) products[p] = static_cast<int32_t>(args.products[p]);
+  float copied_factors[kTilePixels] = {};  // readable in pairs
+  const float* const factors = args.factor == nullptr ? nullptr : copied_factors;
+  for (int64_t p = 0; factors != nullptr && p < args.pixels; ++p)
+    copied_factors[p] = args.factor[p];
   for (int64_t begin = 0; begin < args.channels; begin += 32) {
     const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
     uint32_t words[2 * kTilePixels] = {};  // as FinishPair gives them
@@ -346,10 +354,12 @@ void FinishTile(const FinishFloatArgs& shared_args) {
       const ChannelConstants constants = LoadConstants<kResidual>(args, channel);
       int64_t pixel = 0;
       for (; channel + 4 <= end && pixel + 2 <= args.pixels; pixel += 2) {
-        FinishPair<true, kResidual>(args, constants, products, channel, pixel, words + 2 * pixel);
+        FinishPair<true, kResidual>(args, constants, products, factors, channel, pixel,
+                                    words + 2 * pixel);
       }
       for (; pixel < args.pixels; pixel += 2) {
-        FinishPair<false, kResidual>(args, constants, products, channel, pixel, words + 2 * pixel);
+        FinishPair<false, kResidual>(args, constants, products, factors, channel, pixel,
+                                     words + 2 * pixel);
       }
     }
     if (!kResidual || args.bits == nullptr) continue;
@@ -390,7 +400,9 @@ void FinishRow(const FinishFloatArgs& args) {
 
 void FinishFloat(const FinishFloatArgs& args) {
   if (args.residual != nullptr) return FinishTile<true>(args);
-  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false>(args);
+  if (args.pixels > 1 || args.channel_stride > 1 || args.factor != nullptr) {
+    return FinishTile<false>(args);
+  }
   FinishRow(args);
 }
 
@@ -479,6 +491,87 @@ void Binarize(const BinarizeArgs& args) {
   if (pixel < args.pixels) BinarizeVectors<1, false>(args, pixel, args.pixels - pixel);
 }
 
+float32x4_t AbsoluteTerms(float32x4_t x, float32x4_t scale, float32x4_t shift) {
+  return vabsq_f32(vaddq_f32(vmulq_f32(x, scale), shift));
+}
+
+// As BinarizeVectors, with a sum of the terms beside the bits. The sum of 32 channels is added to
+// what the words before have left in `mean`.
+template <int kVectors, bool kWhole>
+void BinarizeAbsMeanVectors(const BinarizeAbsMeanArgs& args, int64_t pixel, int64_t pixels) {
+  const int64_t words = (args.channels + 31) / 32;
+  const float32x4_t count = vdupq_n_f32(static_cast<float>(args.channels));
+  float* const mean = args.mean + pixel;
+  for (int64_t word = 0; word < words; ++word) {
+    const int64_t begin = word * 32;
+    const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+    uint32x4_t bits[kVectors];
+    float32x4_t sums[kVectors];
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      bits[v] = vdupq_n_u32(0);
+      sums[v] = vdupq_n_f32(0);
+    }
+    uint32x4_t bit = vdupq_n_u32(1);
+    for (int64_t c = begin; c < end; ++c) {
+      const float* plane = args.planes + c * args.channel_stride + pixel;
+      const float32x4_t threshold = vdupq_n_f32(args.threshold[c]);
+      const float32x4_t scale = vdupq_n_f32(args.scale[c]);
+      const float32x4_t shift = vdupq_n_f32(args.shift[c]);
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        const float32x4_t x = kWhole ? vld1q_f32(plane + v * 4) : LoadFirst(plane, pixels);
+        bits[v] = vorrq_u32(bits[v], vandq_u32(vcgeq_f32(x, threshold), bit));
+        sums[v] = vaddq_f32(sums[v], AbsoluteTerms(x, scale, shift));
+      }
+      bit = vshlq_n_u32(bit, 1);
+    }
+    uint32_t column[kVectors * 4];
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      vst1q_u32(column + v * 4, bits[v]);
+      float* const to = mean + v * 4;
+      if (word > 0) sums[v] = vaddq_f32(sums[v], kWhole ? vld1q_f32(to) : LoadFirst(to, pixels));
+      if (word + 1 == words) sums[v] = vdivq_f32(sums[v], count);
+      StoreFirst(to, sums[v], kWhole ? 4 : pixels);
+    }
+    uint32_t* const out = args.out + pixel * words + word;
+    for (int64_t p = 0; p < (kWhole ? kVectors * 4 : pixels); ++p) out[p * words] = column[p];
+  }
+}
+
+// The mean of a row of channels.
+float AbsMeanRow(const BinarizeAbsMeanArgs& args) {
+  float32x4_t sums[8];
+  UNROLL for (int i = 0; i < 8; ++i) sums[i] = vdupq_n_f32(0);
+  int64_t c = 0;
+  for (; c + 32 <= args.channels; c += 32) {
+    UNROLL for (int i = 0; i < 8; ++i) {
+      const int64_t at = c + i * 4;
+      const float32x4_t terms = AbsoluteTerms(
+          vld1q_f32(args.planes + at), vld1q_f32(args.scale + at), vld1q_f32(args.shift + at));
+      sums[i] = vaddq_f32(sums[i], terms);
+    }
+  }
+  UNROLL for (int n = 4; n > 0; n /= 2) {
+    UNROLL for (int i = 0; i < n; ++i) sums[i] = vaddq_f32(sums[i], sums[i + n]);
+  }
+  float rest = 0;
+  for (; c < args.channels; ++c) {
+    rest += __builtin_fabsf(args.scale[c] * args.planes[c] + args.shift[c]);
+  }
+  return (vaddvq_f32(sums[0]) + rest) / static_cast<float>(args.channels);
+}
+
+void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) {
+  if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected
+    BinarizeRows({args.planes, args.threshold, args.channels, 1, args.out});
+    *args.mean = AbsMeanRow(args);
+    return;
+  }
+  int64_t pixel = 0;
+  for (; pixel + 16 <= args.pixels; pixel += 16) BinarizeAbsMeanVectors<4, true>(args, pixel, 16);
+  for (; pixel + 4 <= args.pixels; pixel += 4) BinarizeAbsMeanVectors<1, true>(args, pixel, 4);
+  if (pixel < args.pixels) BinarizeAbsMeanVectors<1, false>(args, pixel, args.pixels - pixel);
+}
+
 // The bytes of `x` that are at least those of `level`, as 32 bits.
 uint32_t AtLeast(const uint8_t* x, const uint8_t* level) {
   return CollectBits(vcgeq_u8(vld1q_u8(x), vld1q_u8(level)),
@@ -505,9 +598,9 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaNeon = {
-    "neon",        kBlock,         kGranule,    false,    false,
-    Accumulate,    AccumulateBits, FinishFloat, Binarize, BinarizeRows,
-    BinarizeBytes, nullptr,        nullptr,     nullptr,  0,
+    "neon",      kBlock,   kGranule,        false,        false,         Accumulate, AccumulateBits,
+    FinishFloat, Binarize, BinarizeAbsMean, BinarizeRows, BinarizeBytes, nullptr,    nullptr,
+    nullptr,     0,
 };
 
 }  // namespace bnn_deploy

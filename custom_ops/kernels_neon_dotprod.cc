@@ -188,15 +188,16 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
 
 void FinishFloat(const FinishFloatArgs& args) { kIsaNeon.finish_float(args); }
 void Binarize(const BinarizeArgs& args) { kIsaNeon.binarize(args); }
+void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) { kIsaNeon.binarize_abs_mean(args); }
 void BinarizeRows(const BinarizeRowsArgs& args) { kIsaNeon.binarize_rows(args); }
 void BinarizeBytes(const BinarizeBytesArgs& args) { kIsaNeon.binarize_bytes(args); }
 
 }  // namespace
 
 extern const Isa kIsaNeonDotprod = {
-    "neon_dotprod", kBlock,         kGranule,    false,    false,
-    Accumulate,     AccumulateBits, FinishFloat, Binarize, BinarizeRows,
-    BinarizeBytes,  nullptr,        nullptr,     Encode,   kMinWords,
+    "neon_dotprod", kBlock,      kGranule, false,           false,        Accumulate,
+    AccumulateBits, FinishFloat, Binarize, BinarizeAbsMean, BinarizeRows, BinarizeBytes,
+    nullptr,        nullptr,     Encode,   kMinWords,
 };
 
 }  // namespace bnn_deploy

@@ -82,6 +82,7 @@ void FinishFloat(const FinishFloatArgs& args) {
         const float sum = static_cast<float>(args.sums[p * kTileChannels + o]);
         float value = args.scale[o] * (args.products[p] - 2.0f * sum) + args.bias[o];
         if (args.residual != nullptr) value += args.residual[at];
+        if (args.factor != nullptr) value *= args.factor[p];
         if (args.out != nullptr) args.out[at] = value;
         if (args.bits != nullptr) {
           bits[p] |= static_cast<uint32_t>(value >= args.threshold[o]) << (o % 32);
@@ -107,6 +108,24 @@ void Binarize(const BinarizeArgs& args) {
       }
       args.out[p * words + word] = bits;
     }
+  }
+}
+
+void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) {
+  Binarize(
+      {args.planes, args.channel_stride, args.threshold, args.channels, args.pixels, args.out});
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    float sum = 0.0f;
+    for (int64_t begin = 0; begin < args.channels; begin += 32) {
+      const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
+      float part = 0.0f;
+      for (int64_t c = begin; c < end; ++c) {
+        const float x = args.planes[c * args.channel_stride + p];
+        part += __builtin_fabsf(args.scale[c] * x + args.shift[c]);
+      }
+      sum += part;
+    }
+    args.mean[p] = sum / static_cast<float>(args.channels);
   }
 }
 
@@ -143,8 +162,21 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
 }  // namespace
 
 extern const Isa kIsaScalar = {
-    "scalar",    1,        kWordGranule * 4, true,          false,   Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeRows,     BinarizeBytes, nullptr, nullptr,    nullptr,
+    "scalar",
+    1,
+    kWordGranule * 4,
+    true,
+    false,
+    Accumulate,
+    AccumulateBits,
+    FinishFloat,
+    Binarize,
+    BinarizeAbsMean,
+    BinarizeRows,
+    BinarizeBytes,
+    nullptr,
+    nullptr,
+    nullptr,
     0,
 };
 

@@ -61,18 +61,21 @@ struct AccumulateBitsArgs {
 using AccumulateBitsFn = void (*)(const AccumulateBitsArgs& args);
 
 // value[p][o] = scale[o] * (products[p] - 2 * sums[p][o]) + bias[o], plus
-//     residual[o * channel_stride + p] unless residual is null;
+//     residual[o * channel_stride + p] unless residual is null, or times factor[p] unless factor
+//     is;
 // out[o * channel_stride + p] = value[p][o] unless out is null;
 // bit o % 32 of bits[p * bits_stride + o / 32] = (value[p][o] >= threshold[o]) unless bits is null;
-// for p < pixels and o < channels. Without a residual, out is not null and bits is.
+// for p < pixels and o < channels. Without a residual, out is not null and bits is; residual and
+// factor are not both given.
 //
 // The parenthesis is an integer below 2^24 in magnitude, so it is exact in float32 (products is
-// one, too); then follow a float32 multiply and one or two float32 adds. A NaN gives bit 0, and the
-// unused bits of the last word are 0; every word of bits is stored once.
+// one, too); then follow a float32 multiply, a float32 add and, in its turn, that of the residual
+// or the multiply by the factor. A NaN gives bit 0, and the unused bits of the last word are 0;
+// every word of bits is stored once.
 // sums: as above; the lanes up to the next multiple of 16 are read, whatever they hold. scale,
 // bias, threshold (read only for bits): readable up to the next multiple of 32 channels, 64-byte
-// aligned; threshold holds NaN beyond the channels. out, residual and bits: aligned to their
-// elements, out may be residual; nothing outside of the formula is read or written.
+// aligned; threshold holds NaN beyond the channels. out, residual, factor and bits: aligned to
+// their elements, out may be residual; nothing outside of the formula is read or written.
 struct FinishFloatArgs {
   const int32_t* sums;
   const float* products;
@@ -83,6 +86,7 @@ struct FinishFloatArgs {
   int64_t channel_stride;
   float* out;
   const float* residual;
+  const float* factor;
   const float* threshold;
   uint32_t* bits;
   int64_t bits_stride;
@@ -144,6 +148,30 @@ struct BinarizeArgs {
 };
 using BinarizeFn = void (*)(const BinarizeArgs& args);
 
+// Two results of one reading of the planes:
+//
+// * out: as of BinarizeArgs;
+// * mean[p] = (sum over c < channels of |scale[c] * planes[c * channel_stride + p] + shift[c]|)
+//             / channels for p < pixels.
+//
+// Each term is a float32 multiply and a float32 add. They are summed in float32 in any order that
+// adds at most 32 terms one after the other, and then at most channels / 32 of such sums; a
+// division follows. No term is negative, so the result is within min(channels, channels / 32 + 40)
+// * 2^-24, in relative terms, of the exact mean of these terms. A NaN makes its mean NaN. All:
+// float and word aligned, no over-read; mean is also used as scratch space.
+struct BinarizeAbsMeanArgs {
+  const float* planes;
+  int64_t channel_stride;
+  const float* threshold;
+  const float* scale;
+  const float* shift;
+  int64_t channels;
+  int64_t pixels;
+  uint32_t* out;
+  float* mean;
+};
+using BinarizeAbsMeanFn = void (*)(const BinarizeAbsMeanArgs& args);
+
 // Bit c % 32 of out[p * words + c / 32] = (x[p * channels + c] >= threshold[c]) for p < pixels and
 // c < channels, words = ceil(channels / 32); the unused bits of the last word are 0, and so is the
 // bit of a NaN. x, threshold and out: element aligned, no over-read.
@@ -187,6 +215,7 @@ struct Isa {
   AccumulateBitsFn accumulate_bits;
   FinishFloatFn finish_float;
   BinarizeFn binarize;
+  BinarizeAbsMeanFn binarize_abs_mean;
   BinarizeRowsFn binarize_rows;
   BinarizeBytesFn binarize_bytes;
   SplitRowFn split_row;              // null: the unit takes no planes, and

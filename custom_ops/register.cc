@@ -3,6 +3,7 @@
 #include <string>
 
 #include "ops/binarize.h"
+#include "ops/binarize_abs_mean.h"
 #include "ops/binarize_channels_last.h"
 #include "ops/binary_conv.h"
 #include "ops/binary_max_pool.h"
@@ -19,9 +20,10 @@ OrtCustomOpDomain* CreateDomain() {
   OrtCustomOpDomain* domain = nullptr;
   Check(Ort().CreateCustomOpDomain(kDomain, &domain));
   const OrtCustomOp* const ops[] = {
-      DefineOp<Binarize>(),      DefineOp<BinarizeChannelsLast>(), DefineOp<BinarizeQuantized>(),
-      DefineOp<BinaryConv>(),    DefineOp<BinaryConvThreshold>(),  DefineOp<BinaryConvResidual>(),
-      DefineOp<BinaryMaxPool>(), DefineOp<LibraryInfo>(),
+      DefineOp<Binarize>(),        DefineOp<BinarizeChannelsLast>(), DefineOp<BinarizeQuantized>(),
+      DefineOp<BinaryConv>(),      DefineOp<BinaryConvThreshold>(),  DefineOp<BinaryConvResidual>(),
+      DefineOp<BinarizeAbsMean>(), DefineOp<BinaryConvScaled>(),     DefineOp<BinaryMaxPool>(),
+      DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));
   return domain;

@@ -37,6 +37,7 @@ CONSTANTS = {
     "pad_value": np.zeros(1, np.float32),
     "residual": np.zeros((1, 8, 5, 5), np.float32),
     "float_threshold": np.zeros(8, np.float32),
+    "factor": np.ones((1, 1, 5, 5), np.float32),
 }
 INPUTS = {
     "Binarize": ["X", "threshold"],
@@ -45,9 +46,11 @@ INPUTS = {
     "BinaryConv": ["X", "W", "scale", "bias", "pad_value"],
     "BinaryConvThreshold": ["X", "W", "threshold", "pad_value"],
     "BinaryConvResidual": ["X", "W", "scale", "bias", "pad_value", "residual", "float_threshold"],
+    "BinaryConvScaled": ["X", "W", "scale", "bias", "pad_value", "factor"],
+    "BinarizeAbsMean": ["X", "threshold", "scale", "shift"],
     "BinaryMaxPool": ["X"],
 }
-CONV_OPS = ["BinaryConv", "BinaryConvThreshold", "BinaryConvResidual"]
+CONV_OPS = ["BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled"]
 
 
 def run(
@@ -58,7 +61,7 @@ def run(
     fed: str | None = None,
     outputs: tuple[str, ...] = ("Y",),
 ) -> np.ndarray:
-    """Run a model of one node; the constant named ``fed`` is a graph input instead, as a residual always is.
+    """Run a model of one node; the constant named ``fed`` is a graph input instead, as a residual or factor always is.
 
     An attribute or constant that is None is left out or, for constants, unchanged.
     """
@@ -66,8 +69,9 @@ def run(
     node = helper.make_node(op, INPUTS[op], outputs, name="layer7", domain="bnn_deploy", **attributes)
     feeds = {"X": x}
     constants = dict(constants)
-    if "residual" in INPUTS[op]:
-        feeds["residual"] = constants.pop("residual")
+    for name in ("residual", "factor"):
+        if name in INPUTS[op]:
+            feeds[name] = constants.pop(name)
     if fed is not None:
         feeds[fed] = constants.pop(fed)
     graph = helper.make_graph(
@@ -211,6 +215,8 @@ def test_conv_constants(op: str, constants: dict, text: str) -> None:
         ("BinaryConvThreshold", "threshold"),
         ("BinaryConvResidual", "scale"),
         ("BinaryConvResidual", "bias"),
+        ("BinaryConvScaled", "scale"),
+        ("BinaryConvScaled", "bias"),
     ],
 )
 def test_per_output_constants(op: str, name: str) -> None:
@@ -225,6 +231,7 @@ def test_per_output_constants(op: str, name: str) -> None:
         *(("BinaryConv", name) for name in ("W", "scale", "bias", "pad_value")),
         *(("BinaryConvThreshold", name) for name in ("W", "threshold", "pad_value")),
         *(("BinaryConvResidual", name) for name in ("W", "scale", "bias", "pad_value")),
+        *(("BinaryConvScaled", name) for name in ("W", "scale", "bias", "pad_value")),
     ],
 )
 def test_constants_must_be_constant(op: str, name: str) -> None:
@@ -248,6 +255,37 @@ def test_residual_shape(shape: tuple[int, ...]) -> None:
     error = message("BinaryConvResidual", X, CONV, CONSTANTS | {"residual": np.zeros(shape, np.float32)})
     text = f"input residual has shape {list(shape)}, but it must have the shape of Y, [1, 8, 5, 5]"
     assert f"BinaryConvResidual 'layer7': {text}" in error
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 5, 5), (1, 1, 5, 4), (2, 1, 5, 5), (1, 1, 25), (1, 1, 1, 1), (1, 5, 5)])
+def test_factor_shape(shape: tuple[int, ...]) -> None:
+    """Y has shape [1, 8, 5, 5]: one factor per pixel, which is not broadcast."""
+    error = message("BinaryConvScaled", X, CONV, CONSTANTS | {"factor": np.ones(shape, np.float32)})
+    text = f"input factor has shape {list(shape)}, but it must have one value per pixel of Y, [1, 1, 5, 5]"
+    assert f"BinaryConvScaled 'layer7': {text}" in error
+
+
+def test_binarize_abs_mean() -> None:
+    x = np.zeros((1, 3, 4, 4), np.float32)
+    constants = dict.fromkeys(("threshold", "scale", "shift"), np.zeros(3, np.float32))
+    both = ("Y", "A")
+    assert run("BinarizeAbsMean", x, {}, constants, outputs=both).shape == (1, 4, 4, 1)
+    label = "BinarizeAbsMean 'layer7': "
+    error = message("BinarizeAbsMean", x, {}, constants | {"threshold": np.zeros((3, 1), np.float32)}, outputs=both)
+    assert f"{label}input threshold has shape [3, 1], but it must be [C]" in error
+    for name in ("scale", "shift"):
+        error = message("BinarizeAbsMean", x, {}, constants | {name: np.zeros(4, np.float32)}, outputs=both)
+        assert f"{label}input {name} has shape [4], but threshold has 3 values and it needs [3]" in error
+    for name in constants:
+        error = message("BinarizeAbsMean", x, {}, constants, fed=name, outputs=both)
+        assert f"{label}input {name} is not a constant" in error
+    for wrong in (x[:, :2], x[0, 0, 0]):
+        error = message("BinarizeAbsMean", wrong, {}, constants, outputs=both)
+        assert f"{label}input X has shape {list(wrong.shape)}, but it must be [N, 3, 0 to 3 spatial" in error
+    error = message("BinarizeAbsMean", x, {}, constants, outputs=("Y",))
+    assert f"{label}output A is absent: give both outputs a name, or use Binarize, which has no A" in error
+    error = message("BinarizeAbsMean", x, {}, constants, outputs=("", "Y"))
+    assert f"{label}output bits is absent: give both outputs a name" in error
 
 
 def test_residual_with_both_outputs_absent() -> None:

@@ -575,7 +575,9 @@ def test_the_pool_comparison_catches_corruptions(rng: np.random.Generator) -> No
 CONV_ATTRIBUTES = ["channels", "kernel_shape", "strides", "pads", "dilations", "group"]
 SIGNATURES = {
     "Binarize": (["X", "threshold"], []),
+    "BinarizeAbsMean": (["X", "threshold", "scale", "shift"], []),
     "BinaryConv": (["X", "W", "scale", "bias", "pad_value"], CONV_ATTRIBUTES),
+    "BinaryConvScaled": (["X", "W", "scale", "bias", "pad_value", "factor"], CONV_ATTRIBUTES),
     "BinaryConvThreshold": (["X", "W", "threshold", "pad_value"], CONV_ATTRIBUTES),
     "BinarizeChannelsLast": (["X", "threshold"], []),
     "BinarizeQuantized": (["X", "threshold"], []),
@@ -590,7 +592,8 @@ def test_names_inputs_and_attributes() -> None:
     assert found == SIGNATURES
     for function in FUNCTIONS:
         assert function.domain == "bnn_deploy"
-        assert list(function.output) == (["Y", "bits"] if function.name == "BinaryConvResidual" else ["Y"])
+        outputs = {"BinaryConvResidual": ["Y", "bits"], "BinarizeAbsMean": ["bits", "A"]}.get(function.name, ["Y"])
+        assert list(function.output) == outputs
         assert not function.attribute_proto  # no defaults: the reference evaluator does not apply them
 
 

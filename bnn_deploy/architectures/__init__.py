@@ -7,12 +7,14 @@ from bnn_deploy.architectures.birealnet18 import BiRealNet18
 from bnn_deploy.architectures.blocks import Network, RecipeNetwork
 from bnn_deploy.architectures.lenet5 import LeNet5
 from bnn_deploy.architectures.nin import NIN
+from bnn_deploy.architectures.xnor_alexnet import XnorAlexNet
 
 ARCHITECTURES: dict[str, type[Network]] = {
     "lenet5": LeNet5,
     "nin": NIN,
     "alexnet": AlexNet,
     "birealnet18": BiRealNet18,
+    "xnor-alexnet": XnorAlexNet,
 }
 
-__all__ = ["ARCHITECTURES", "NIN", "AlexNet", "BiRealNet18", "LeNet5", "Network", "RecipeNetwork"]
+__all__ = ["ARCHITECTURES", "NIN", "AlexNet", "BiRealNet18", "LeNet5", "Network", "RecipeNetwork", "XnorAlexNet"]

@@ -162,9 +162,12 @@ def _print_operators(result: Verification) -> None:
     show("")
     show("1. Operators: every node alone, on the same inputs, against its function body in onnxruntime.")
     show("   Tolerance: none, every bit, integer and float must be equal.")
+    if any(op.tolerance for op in result.operators):
+        show("   Only a mean of magnitudes may differ, as stated: its terms may be added in any order.")
     rows = table(None, ["node", "operator", "values", *backends], {"values", *backends})
     for op in result.operators:
-        cells = ["equal" if count == 0 else f"{count:,} differ" for count in op.differing.values()]
+        agreed = f"within {op.tolerance:.1g}" if op.tolerance else "equal"
+        cells = [agreed if count == 0 else f"{count:,} differ" for count in op.differing.values()]
         rows.add_row(printable(op.node), op.op_type, f"{op.values:,}", *cells)
     show(rows)
     show(f"   The ReferenceEvaluator ran the first {plural(result.reference_samples, 'sample')} only; it is slow.")

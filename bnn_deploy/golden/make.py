@@ -23,7 +23,7 @@ from bnn_deploy.verification import Progress, RunError, Tolerances, load_data, r
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-FROM_FLOATS = ("Binarize", "BinarizeChannelsLast", "BinarizeQuantized", "BinaryConvResidual")
+FROM_FLOATS = ("Binarize", "BinarizeAbsMean", "BinarizeChannelsLast", "BinarizeQuantized", "BinaryConvResidual")
 """The operators that compare floats (or 8-bit values, which floats were rounded to) with thresholds."""
 
 FED = "fed/"
@@ -190,6 +190,9 @@ class _Plan:
             elif node.op_type == "BinaryConvResidual":
                 self._nodes.append(self._alone(node))
                 self._exact[ALONE + node.output[-1]] = node.name, node.output[-1]
+            elif node.op_type == "BinaryConvScaled":
+                self._nodes += self._times_one(node)
+                self._exact[ALONE + node.output[0]] = node.name, ""
             for i, tensor in enumerate(node.output):
                 if tensor and segments.holds_bits(node, i):
                     self.renamed[tensor] = GOLDEN + tensor
@@ -230,6 +233,23 @@ class _Plan:
         # Both outputs: onnxruntime's type inference of the function body wants them.
         copy.output[:] = [ALONE + node.output[-1], f"{ALONE}{node.output[-1]}/bits"]
         return copy
+
+    def _times_one(self, node: NodeProto) -> list[NodeProto]:
+        """A copy of a BinaryConvScaled that reads golden bits and multiplies by 1, and the nodes that make the 1.
+
+        They compare the factor with itself: so the ones have its shape, which may depend on the input's.
+        """
+        from onnx import TensorProto, helper
+
+        copy = self._fed(node)
+        copy.name = copy.output[0] = ALONE + node.output[0]
+        equal, one = f"{copy.name}/equal", f"{copy.name}/one"
+        factor, copy.input[5] = copy.input[5], one
+        return [
+            helper.make_node("Equal", [factor, factor], [equal], name=equal),
+            helper.make_node("Cast", [equal], [one], name=one, to=TensorProto.FLOAT),
+            copy,
+        ]
 
     def floats(self, golden: Golden, model: bytes) -> tuple[GoldenFloats, ...]:
         """The golden floats that belong to golden bits.
@@ -304,8 +324,8 @@ class _Plan:
         copy.CopyFrom(self.proto)
         floats: dict[str, str] = {}
         for node in copy.graph.node:
-            tensor = node.output[-1]
-            if tensor not in self._makers:
+            tensor = next((tensor for tensor in node.output if tensor in self._makers), None)
+            if tensor is None:
                 continue
             if node.op_type != "BinaryConvResidual":
                 floats[tensor] = node.input[0]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import Decline, PassResult, constant, display_name, is_op
+from bnn_deploy.passes.graph import Decline, PassResult, constant, display_name, is_op, reads_abs_mean
 
 _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose output is ±1 (or the padding's 0) if their first input is."""
@@ -56,6 +56,8 @@ def _scales(node: ir.Node) -> bool:
 def _reason(node: ir.Node) -> str:
     value = node.inputs[0]
     producer = None if value is None else value.producer()
+    if reads_abs_mean(node):
+        return "it filters the mean magnitude of a binary layer's input, which scales that layer (K of XNOR-Net)"
     if producer is None:
         return "its input is the model's real-valued input, not the output of a sign"
     return f"its input is real-valued: the output of {producer.op_type}, not of a sign"

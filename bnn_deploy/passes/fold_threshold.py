@@ -159,7 +159,8 @@ def monotone(node: ir.Node, channels: int) -> Monotone | str:
             np.float32
         )
     if is_op(node, "BatchNormalization"):
-        return _batch_norm(node)
+        line = batch_norm_line(node)
+        return line if isinstance(line, str) else lambda x: x * line[0] + line[1]
     if is_op(node, "Add", "Sub", "Mul", "Div"):
         return _arithmetic(node, channels)
     return ""
@@ -172,7 +173,8 @@ def _leaky(node: ir.Node, slopes: Floats) -> Monotone | str:
     return lambda x: np.where(x < 0, x * slopes, x)
 
 
-def _batch_norm(node: ir.Node) -> Monotone | str:
+def batch_norm_line(node: ir.Node) -> tuple[Floats, Floats] | str:
+    """The a and b [C] of the a * x + b that a BatchNormalization computes, in float32, or why there are none."""
     parameters = [constant(v) for v in node.inputs[1:5]]
     if any(p is None for p in parameters):
         return "the parameters of BatchNormalization are not constant"
@@ -183,8 +185,7 @@ def _batch_norm(node: ir.Node) -> Monotone | str:
     epsilon = node.attributes.get("epsilon")
     eps = np.float32(1e-5 if epsilon is None else epsilon.as_float())
     a = gamma / np.sqrt(var + eps)
-    b = beta - mean * a
-    return lambda x: x * a + b
+    return a, beta - mean * a
 
 
 def _arithmetic(node: ir.Node, channels: int) -> Monotone | str:

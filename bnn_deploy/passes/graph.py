@@ -118,6 +118,12 @@ def is_binary_op(node: ir.Node | None, *op_types: str) -> bool:
     return is_op(node, *op_types, domain=DOMAIN)
 
 
+def reads_abs_mean(node: ir.Node) -> bool:
+    """Whether the first input of `node` is the mean magnitude that a BinarizeAbsMean gives: a filter of one channel."""
+    value = node.inputs[0]
+    return value is not None and value.index() == 1 and is_binary_op(value.producer(), "BinarizeAbsMean")
+
+
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """The value of an initializer or a Constant node; None for anything else, graph inputs with a default included."""
     tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)

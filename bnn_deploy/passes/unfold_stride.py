@@ -13,6 +13,7 @@ from bnn_deploy.passes.graph import (
     insert_node,
     ints,
     is_op,
+    reads_abs_mean,
     static_shape,
 )
 
@@ -29,14 +30,14 @@ class UnfoldStride:
     Conditions: two dimensions, one stride s > 1 smaller than the kernel, explicit pads, no group, no dilation, at
     most MAX_CHANNELS channels, and a height and width that are known and divisible by s.
 
-    Declines: nothing; the convolution is right as it was.
+    Declines: nothing; the convolution is right as it was. The filter of XNOR-Net's K, which stays float, is left alone.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
         """Rewrite every such Conv."""
         result = PassResult()
         for node in list(model.graph):
-            result.modified += is_op(node, "Conv") and self._unfold(model.graph, node)
+            result.modified += is_op(node, "Conv") and not reads_abs_mean(node) and self._unfold(model.graph, node)
         return result
 
     @staticmethod

@@ -158,6 +158,35 @@ void BinaryConv::InferShape(const ShapeContext& context) {
   if (pixels) context.SetOutputShape(0, PlanesShape(*pixels, InferOutputs(context)), kOrtFloat);
 }
 
+const OpSchema BinaryConvScaled::kSchema = {
+    "BinaryConvScaled",
+    {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat},
+    {kOrtFloat}};
+
+BinaryConvScaled::BinaryConvScaled(const NodeInfo& node) : node_(node, 4) {
+  const Tensor scale = node_.PerOutput(node, 2, "scale");
+  const Tensor bias = node_.PerOutput(node, 3, "bias");
+  driver_ =
+      std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
+                                   FloatConstants{scale.As<float>(), bias.As<float>(), nullptr});
+}
+
+void BinaryConvScaled::Compute(const Context& context) const {
+  Shape pixels;
+  const BitBatch input = node_.ReadInput(context, &pixels);
+  const Tensor factor = context.Input(5, node_.label());
+  const Shape expected = PlanesShape(pixels, 1);
+  if (!(factor.shape == expected)) {
+    node_.label().Fail("input factor has shape " + factor.shape.ToString() +
+                       ", but it must have one value per pixel of Y, " + expected.ToString());
+  }
+  const Shape shape = PlanesShape(pixels, node_.spec().out_channels);
+  auto* const out = static_cast<float*>(context.Output(0, shape));
+  if (input.batch > 0) driver_->Run(input, {out, nullptr, nullptr, factor.As<float>()}, context);
+}
+
+void BinaryConvScaled::InferShape(const ShapeContext& context) { BinaryConv::InferShape(context); }
+
 const OpSchema BinaryConvResidual::kSchema = {
     "BinaryConvResidual",
     {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat},

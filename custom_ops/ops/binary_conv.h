@@ -2,6 +2,9 @@
 //
 //   BinaryConv(X, W, scale [O], bias [O], pad_value) -> float [N, O, spatial...]
 //       y = scale * float(acc) + bias, a float32 multiply and then a float32 add
+//   BinaryConvScaled(X, W, scale [O], bias [O], pad_value, factor float [N, 1, spatial...])
+//       -> float [N, O, spatial...]
+//       y = (scale * float(acc) + bias) * factor, roundings in this order
 //   BinaryConvThreshold(X, W, threshold int32 [O], pad_value) -> bits [N, spatial..., ceil(O / 32)]
 //       bit = acc >= threshold
 //   BinaryConvResidual(X, W, scale [O], bias [O], pad_value, residual float [N, O, spatial...],
@@ -54,6 +57,18 @@ class BinaryConv {
  public:
   static const OpSchema kSchema;
   explicit BinaryConv(const NodeInfo& node);
+  void Compute(const Context& context) const;
+  static void InferShape(const ShapeContext& context);
+
+ private:
+  ConvNode node_;
+  std::unique_ptr<const ConvDriver> driver_;
+};
+
+class BinaryConvScaled {
+ public:
+  static const OpSchema kSchema;
+  explicit BinaryConvScaled(const NodeInfo& node);
   void Compute(const Context& context) const;
   static void InferShape(const ShapeContext& context);
 

@@ -1,0 +1,101 @@
+"""FuseFactor: a binary convolution and its factor per pixel are one node."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bnn_deploy.operators import DOMAIN
+from bnn_deploy.passes.fold_scale import per_filter, scale_conv
+from bnn_deploy.passes.graph import (
+    SOURCE,
+    PassResult,
+    constant,
+    insert_node,
+    is_binary_op,
+    is_op,
+    replace_value,
+    sole_consumer,
+)
+
+
+class FuseFactor:
+    """Mul(BinaryConv(...), k), k of one channel  ==>  BinaryConvScaled(..., k).
+
+    k is K of XNOR-Net (Rastegari et al., ECCV 2016, equation 11), or any other gate [N, 1, spatial...].
+
+    1. The BinaryConv feeds only the Mul, and k has its batch and spatial size. The products are made in the same order,
+       so every bit agrees.
+    2. Mul(BinaryConv(...), Mul(k, c)) with a constant c per filter: c goes into the scale, as in FoldScale.
+
+    Declines: a factor that is broadcast over pixels or has more than one channel, or is of unknown shape; a BinaryConv
+    that something else uses too. A constant factor is not looked at.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrite every Mul that qualifies."""
+        result = PassResult()
+        for node in list(model.graph):
+            if not is_op(node, "Mul"):
+                continue
+            for index in (0, 1):
+                conv_value, factor = node.inputs[index], node.inputs[1 - index]
+                conv = None if conv_value is None else conv_value.producer()
+                if conv is None or conv_value is None or factor is None or not is_binary_op(conv, "BinaryConv"):
+                    continue
+                if constant(factor) is not None:
+                    continue
+                if sole_consumer(conv_value) is not node:
+                    result.decline(node, f"'{conv_value.name}' is used elsewhere too")
+                    continue
+                if split := _split(factor, conv_value):
+                    gate, inner = split
+                    alpha = per_filter(inner, conv_value)
+                    assert alpha is not None
+                    scale_conv(model.graph, conv, alpha, node.outputs[0].name or "")
+                    factor = gate
+                if not _is_per_pixel(factor, conv_value):
+                    result.decline(node, f"its factor '{factor.name}' has not one value per pixel, or an unknown shape")
+                    continue
+                self._fuse(conv, node, factor)
+                result.modified += 1
+                break
+        return result
+
+    def _fuse(self, conv: ir.Node, mul: ir.Node, factor: ir.Value) -> None:
+        old = mul.outputs[0]
+        name = old.name or ""
+        new = insert_node(
+            mul,
+            "BinaryConvScaled",
+            [*conv.inputs, factor],
+            {key: attribute.value for key, attribute in conv.attributes.items()},
+            f"{name}_new",
+            dtype=ir.DataType.FLOAT,
+            shape=None if old.shape is None else list(old.shape),
+            domain=DOMAIN,
+            name=conv.name,
+            metadata={SOURCE: name},
+        )
+        replace_value(old, new)
+        new.name = name
+
+
+def _is_per_pixel(factor: ir.Value, conv: ir.Value) -> bool:
+    """Whether a factor has one value for each pixel of a convolution's output, and one channel."""
+    if factor.shape is None or conv.shape is None or len(factor.shape) < 3:
+        return False
+    batch, _, *spatial = conv.shape
+    return list(factor.shape) == [batch, 1, *spatial]
+
+
+def _split(factor: ir.Value, conv: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """The k and the c of a factor Mul(k, c) that only one node reads; None if it is none."""
+    mul = factor.producer()
+    if mul is None or not is_op(mul, "Mul") or sole_consumer(factor) is None:
+        return None
+    for gate, inner in ((mul.inputs[0], mul.inputs[1]), (mul.inputs[1], mul.inputs[0])):
+        if gate is None or inner is None or not _is_per_pixel(gate, conv):
+            continue
+        if per_filter(inner, conv) is not None:
+            return gate, inner
+    return None
