@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from bnn_deploy.passes.graph import Decline, constant, display_name, is_binary_o
 from bnn_deploy.passes.hoist_pad import HoistPad
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
+from bnn_deploy.passes.pack_weights import PackWeights, packed_layers
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.simplify_broadcast import SimplifyBroadcast
@@ -61,7 +62,10 @@ class Conversion:
         output: the converted model's file.
         float_output: the float ONNX file, if one was asked for.
         binary_layers: names of the layers that became binary, in order.
-        left_float: every convolution and linear layer that stayed float, with the reason.
+        binary_weights: names of the layers whose input is real-valued (or that have no binary form) and whose binary
+            weights are stored in one bit each, in order.
+        left_float: every other convolution and linear layer that stayed float, with the reason; and those of
+            `binary_weights` that have a sign as their input.
         not_fused: what the passes declined to fuse between binary layers, with the reason.
         binarized: the parameters (of an ONNX model, the layers) whose latent weights were binarised.
         constant_channels: for each binarisation with channels whose bit never changes: its name, how many, of how many.
@@ -70,6 +74,7 @@ class Conversion:
     output: Path
     float_output: Path | None
     binary_layers: tuple[str, ...]
+    binary_weights: tuple[str, ...]
     left_float: tuple[Decline, ...]
     not_fused: tuple[Decline, ...]
     binarized: tuple[str, ...]
@@ -97,6 +102,7 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
         InputError: a filter is all zeros.
     """
     model = ir.from_proto(ir.to_proto(model))
+    names = {value.name or "" for node in model.graph for value in node.outputs}
     fold(model)
     canonicalize(model)
     lowered = LowerBinaryConv()(model)
@@ -111,6 +117,13 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
     for late in (FoldBatchNorm(), FuseResidual()):
         not_fused += late(model).declined
     leftovers = AuditLeftovers(lowered.declined)(model).declined
+    unpacked = {decline.node: decline.reason for decline in PackWeights(names)(model).declined}
+    leftovers = [
+        replace(left, reason=f"{left.reason}; its weights are not stored as bits: {unpacked[left.node]}")
+        if left.node in unpacked
+        else left
+        for left in leftovers
+    ]
     if channels_last:
         PreferChannelsLast()(model)
     finish(model)
@@ -311,12 +324,13 @@ def convert(
     shape = original.shape
     progress("running the passes")
     binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None)
-    layers = binary_layers(binary)
+    layers, packed = binary_layers(binary), packed_layers(binary)
+    left_float = [left for left in left_float if left.has_sign_input or left.node not in packed]
     declined = [decline for decline in left_float if decline.has_sign_input]
     if strict and declined:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in declined)
         raise BnnDeployError(f"--strict: {len(declined)} layers whose input is a sign stay float: {reasons}")
-    if not layers:
+    if not layers and not packed:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
         raise InputError(f"no layer of {original.name} is binary: {reasons}")
     if calibration is not None:
@@ -341,6 +355,7 @@ def convert(
         Path(output),
         None if float_output is None else Path(float_output),
         tuple(layers),
+        tuple(packed),
         tuple(left_float),
         tuple(not_fused),
         original.binarized,

@@ -22,11 +22,11 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.errors import InputError
-from bnn_deploy.operators import DOMAIN, VERSION
+from bnn_deploy.operators import DOMAIN, VERSION, WITHOUT_KERNEL
 from bnn_deploy.passes.graph import BEFORE, COMPLEMENTED, CROP, SOURCE, output_key
 
 BITS = ("Binarize", "BinarizeChannelsLast", "BinarizeQuantized", "BinaryConvThreshold", "BinaryMaxPool")
-LAYERS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "Conv", "Gemm", "MatMul")
+LAYERS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def holds_bits(node: NodeProto, output: int) -> bool:
@@ -241,6 +241,11 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
 def operator_nodes(model: ModelProto) -> list[NodeProto]:
     """The nodes of the domain bnn_deploy."""
     return [node for node in model.graph.node if node.domain == DOMAIN]
+
+
+def has_kernels(model: ModelProto) -> bool:
+    """Whether `model` has an operator that the C++ library has a kernel for; one with binary weights only has not."""
+    return any(node.op_type not in WITHOUT_KERNEL for node in operator_nodes(model))
 
 
 def single_node(model: ModelProto, node: NodeProto, output: int, inputs: dict[str, NDArray[Any]]) -> ModelProto:
