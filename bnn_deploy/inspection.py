@@ -172,6 +172,10 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
     }
     packed = {node.output[0] for node in graph.node if node.op_type == "UnpackWeights"}
     for node in graph.node:
+        if node.op_type == "Transpose" and node.input[0] in packed:
+            packed.add(node.output[0])
+            stored[node.output[0]] = stored[node.input[0]]
+    for node in graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             continue
         binary_macs, float_macs = _macs(path, node, shapes)
@@ -319,8 +323,7 @@ def _binary_shape(path: Path, node: NodeProto, shapes: dict[str, Shape], channel
     output = node.output[0]
     batch, *rest = shapes[node.input[0]]
     if node.op_type == "UnpackWeights":
-        shape = (batch, *_required(path, node, "shape"))
-        return tuple(shape[axis] for axis in _required(path, node, "perm"))
+        return (batch, *_required(path, node, "shape"))
     if node.op_type == "Binarize":
         count = next((size for size in (rest[0], shapes.get(node.input[1], (None,))[0]) if isinstance(size, int)), None)
         if count is None:

@@ -23,9 +23,9 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
 * `BinaryMaxPool(X bits) -> bits`: the OR over the window; attributes kernel_shape, strides, pads, dilations, ceil_mode.
 * `UnpackWeights(W uint32 [O, ceil(n/32)], scale float32 [O]) -> float32`: binary weights of a layer with real inputs.
   The n = prod(shape) bits of a row are one filter, in the order of its elements: weight i of filter o is scale[o] where
-  bit i % 32 of word i // 32 is 1, else -scale[o]. The result is [O, *shape], then transposed by perm. Attributes, both
-  required: shape, perm. The library has no kernel for it: onnxruntime inlines the body, folds it into a constant when
-  it makes the session, and runs the layer behind it as it runs any other.
+  bit i % 32 of word i // 32 is 1, else -scale[o]; the result is [O, *shape]. Attribute, required: shape. The library
+  has no kernel for it: onnxruntime inlines the body, folds it into a constant when it makes the session, and runs the
+  layer behind it as it runs any other.
 
 A fully connected layer is a BinaryConv whose kernel covers its input.
 """
@@ -60,10 +60,7 @@ POOL_ATTRIBUTES = {
     "dilations": ir.AttributeType.INTS,
     "ceil_mode": ir.AttributeType.INT,
 }
-UNPACK_ATTRIBUTES = {
-    "shape": ir.AttributeType.INTS,
-    "perm": ir.AttributeType.INTS,
-}
+UNPACK_ATTRIBUTES = {"shape": ir.AttributeType.INTS}
 
 WITHOUT_KERNEL = ("UnpackWeights",)
 """The operators that the C++ library has no kernel for: their body is all there is."""
@@ -297,9 +294,8 @@ def _unpack_weights() -> ir.Function:
     signs = body.op("Slice", signs, body.const([0]), body.op("ReduceProd", shape, keepdims=1), body.const([1]))
     scale = body.op("Unsqueeze", body.inputs["scale"], body.const([1]))
     weights = body.op("Where", signs, scale, body.op("Neg", scale))
-    weights = body.op("Reshape", weights, body.concat(body.op("Shape", body.inputs["scale"]), shape))
-    output = body.op("Transpose", weights, refs=["perm"])
-    return body.function([output], "scale[o] where the bit is 1, else -scale[o]; [O, *shape] transposed by perm")
+    output = body.op("Reshape", weights, body.concat(body.op("Shape", body.inputs["scale"]), shape))
+    return body.function([output], "scale[o] where the bit is 1, else -scale[o]; [O, *shape]")
 
 
 def functions() -> list[ir.Function]:

@@ -19,6 +19,7 @@ from bnn_deploy.bits import unpack_bits
 from bnn_deploy.cli import main
 from bnn_deploy.conversion import convert, to_binary
 from bnn_deploy.errors import InputError
+from bnn_deploy.golden import check_golden, make_golden, write_golden
 from bnn_deploy.inspection import inspect_model
 from bnn_deploy.passes.graph import SOURCE, constant
 from bnn_deploy.passes.pack_weights import PackWeights, packed_layers
@@ -63,7 +64,7 @@ def test_fires(layer: str) -> None:
     after, declined = pack(model)
     assert declined == []
     assert op_types(after)[0] == "UnpackWeights" and packed_layers(after) == ["y"]
-    unpack, node = after.graph
+    unpack, *_, node = after.graph
     assert node.metadata_props[SOURCE] == "y"
     bits, scale = (constant(value) for value in unpack.inputs)
     assert bits is not None and scale is not None
@@ -234,6 +235,8 @@ def test_a_network_with_binary_weights_only(tmp_path: Path) -> None:
     layers = {layer.name: layer for layer in inspect_model(tmp_path / "m.onnx").layers}
     assert layers["d"].binary_weights and layers["d"].constant_bytes < 32 * 32 * 9 * 4 / 20
     assert layers["d.weight"].output.shape == (32, 32, 3, 3)
+    with pytest.raises(InputError, match="it has binary weights only"):
+        make_golden(tmp_path / "m.onnx")
     # A wrong bit, and a wrong alpha, are seen.
     for suffix in ("weight_bits", "scale"):
         wrong = onnx.load(tmp_path / "m.onnx")
@@ -273,6 +276,8 @@ def test_beside_binary_layers(tmp_path: Path) -> None:
     proof = verify(tmp_path / "m.onnx", tmp_path / "float.onnx", reference_samples=2)
     assert proof.passed, proof.failures
     assert len(proof.isas) > 0
+    write_golden(make_golden(tmp_path / "m.onnx", samples=4), tmp_path / "golden.npz")
+    assert check_golden(tmp_path / "m.onnx", tmp_path / "golden.npz").passed
 
 
 def test_eight_bit_edges_leave_them_alone(tmp_path: Path) -> None:

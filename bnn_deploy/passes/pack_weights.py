@@ -38,7 +38,7 @@ class BinaryFilters:
     Attributes:
         signs: [O, ...], True for +alpha.
         alpha: [O] float32.
-        perm: the transposition that brings [O, ...] into the form that the layer reads.
+        perm: the transposition between [O, ...] and the form that the layer reads; it is its own inverse.
     """
 
     signs: NDArray[np.bool_]
@@ -92,7 +92,7 @@ def _has_zeros_only(filters: NDArray[np.float32]) -> bool:
 
 
 class PackWeights:
-    """Conv | ConvTranspose | Gemm | MatMul (x, W)  ==>  the same of (x, UnpackWeights(bits of W, alpha)).
+    """Conv | ConvTranspose | Gemm | MatMul (x, W)  ==>  the same of (x, (Transpose) UnpackWeights(bits of W, alpha)).
 
     BWN, section 3.1 of the XNOR-Net paper: the input is real-valued, so the layer stays a float one of the runtime's,
     but its weights are ±alpha per filter (equation 6). onnxruntime unpacks them once, when it makes the session.
@@ -149,10 +149,18 @@ def packed_layers(model: ir.Model) -> list[str]:
     return [
         display_name(node)
         for node in model.graph
-        if is_op(node, *LAYERS)
-        and node.inputs[1] is not None
-        and is_binary_op(node.inputs[1].producer(), "UnpackWeights")
+        if is_op(node, *LAYERS) and any(is_binary_op(producer, "UnpackWeights") for producer in _weight_producers(node))
     ]
+
+
+def _weight_producers(node: ir.Node) -> list[ir.Node]:
+    """What makes the weight of a layer: a node, and, if that is a Transpose, what is before it."""
+    producers: list[ir.Node] = []
+    value = node.inputs[1]
+    while value is not None and (producer := value.producer()) is not None:
+        producers.append(producer)
+        value = producer.inputs[0] if is_op(producer, "Transpose") else None
+    return producers
 
 
 def _is_layer_of(node: ir.Node, weight: ir.Value) -> bool:
@@ -162,7 +170,6 @@ def _is_layer_of(node: ir.Node, weight: ir.Value) -> bool:
 
 def _pack(graph: ir.Graph, node: ir.Node, value: ir.Value, filters: BinaryFilters) -> None:
     name = node.outputs[0].name
-    inverse = [int(axis) for axis in np.argsort(filters.perm)]
     shape: list[Any] = list(filters.signs.shape)
     words = pack_bits(filters.signs.reshape(len(filters.signs), math.prod(shape[1:])))
     unpacked = insert_node(
@@ -172,11 +179,21 @@ def _pack(graph: ir.Graph, node: ir.Node, value: ir.Value, filters: BinaryFilter
             add_initializer(graph, f"{name}_weight_bits", words),
             add_initializer(graph, f"{name}_scale", filters.alpha),
         ],
-        {"shape": shape[1:], "perm": inverse},
+        {"shape": shape[1:]},
         f"{name}_weight",
         dtype=ir.DataType.FLOAT,
-        shape=[shape[axis] for axis in inverse],
+        shape=shape,
         domain=DOMAIN,
         name=f"{display_name(node)}.weight",
     )
+    if filters.perm != sorted(filters.perm):  # not in the function: onnxruntime 1.19 infers shapes without its perm
+        unpacked = insert_node(
+            node,
+            "Transpose",
+            [unpacked],
+            {"perm": filters.perm},
+            f"{name}_weight_transposed",
+            dtype=ir.DataType.FLOAT,
+            shape=value.shape,
+        )
     value.replace_all_uses_with(unpacked)
