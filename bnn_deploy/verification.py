@@ -520,7 +520,7 @@ def _reference(against: Any, arch: str | None, proto: ModelProto, shape: tuple[i
             model = onnx_ir.to_proto(float_model(against, shape, scheme)[0])
         return reference.OnnxReference(model, name)
     from bnn_deploy.checkpoint import load_module
-    from bnn_deploy.export import export_float
+    from bnn_deploy.conversion import float_module
 
     if isinstance(against, str | os.PathLike):
         arch = arch or metadata.get("bnn_deploy.arch")
@@ -528,7 +528,7 @@ def _reference(against: Any, arch: str | None, proto: ModelProto, shape: tuple[i
             raise InputError(f"{against}: the model does not say what architecture it is; give --arch FILE.py:CLASS")
         against = load_module(against, arch)
     weights: Any = metadata.get("bnn_deploy.weights", "auto")
-    return reference.TorchReference(export_float(against, shape, weights).program)
+    return reference.TorchReference(float_module(against, shape, weights).program)
 
 
 class _Verifier:
