@@ -5,26 +5,27 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from bnn_deploy import onnx_source
-from bnn_deploy.architectures import ARCHITECTURES
+from bnn_deploy.architectures import ARCHITECTURES, RecipeNetwork
 from bnn_deploy.checkpoint import input_shape as module_input_shape
 from bnn_deploy.checkpoint import load_module
 from bnn_deploy.errors import BnnDeployError, InputError
-from bnn_deploy.export import export_float, name_layers, strip_metadata
+from bnn_deploy.export import FloatExport, export_float, name_layers, strip_metadata
 from bnn_deploy.onnx_source import OnnxSource, is_onnx
 from bnn_deploy.operators import DOMAIN, VERSION, functions
 from bnn_deploy.passes.audit_leftovers import AuditLeftovers
-from bnn_deploy.passes.binarize_weights import BinarizeWeights, Weights
+from bnn_deploy.passes.binarize_weights import BinarizeWeights, Weights, binarize, reads_sign
 from bnn_deploy.passes.canonicalize_sign import CanonicalizeSign
 from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
 from bnn_deploy.passes.expand_sign import ExpandSign
@@ -36,11 +37,12 @@ from bnn_deploy.passes.fuse_abs_mean import FuseAbsMean
 from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold
 from bnn_deploy.passes.fuse_factor import FuseFactor
 from bnn_deploy.passes.fuse_residual import FuseResidual
-from bnn_deploy.passes.graph import BEFORE, Decline, constant, display_name, is_binary_op, source_metadata
+from bnn_deploy.passes.graph import BEFORE, Decline, constant, display_name, is_binary_op, is_op, source_metadata
 from bnn_deploy.passes.hoist_pad import HoistPad
 from bnn_deploy.passes.lift_sign import LiftSign
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower_quantized import LowerQuantized
+from bnn_deploy.passes.pack_weights import PackWeights, packed_layers
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.push_transpose import PushTranspose
 from bnn_deploy.passes.refuse_step import RefuseStep
@@ -51,6 +53,7 @@ from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
 from bnn_deploy.quantization import quantize_edges
+from bnn_deploy.training import binarize_weight
 
 IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
@@ -68,7 +71,10 @@ class Conversion:
         output: the converted model's file.
         float_output: the float ONNX file, if one was asked for.
         binary_layers: names of the layers that became binary, in order.
-        left_float: every convolution and linear layer that stayed float, with the reason.
+        binary_weights: names of the layers whose input is real-valued (or that have no binary form) and whose binary
+            weights are stored in one bit each, in order.
+        left_float: every other convolution and linear layer that stayed float, with the reason; and those of
+            `binary_weights` that have a sign as their input.
         not_fused: what the passes declined to fuse between binary layers, with the reason.
         binarized: the parameters (of an ONNX model, the layers) whose latent weights were binarised.
         constant_channels: for each binarisation with channels whose bit never changes: its name, how many, of how many.
@@ -77,6 +83,7 @@ class Conversion:
     output: Path
     float_output: Path | None
     binary_layers: tuple[str, ...]
+    binary_weights: tuple[str, ...]
     left_float: tuple[Decline, ...]
     not_fused: tuple[Decline, ...]
     binarized: tuple[str, ...]
@@ -104,6 +111,7 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
         InputError: a filter is all zeros.
     """
     model = ir.from_proto(ir.to_proto(model))
+    names = {value.name or "" for node in model.graph for value in node.outputs}
     fold(model)
     canonicalize(model)
     lowered = LowerBinaryConv()(model)
@@ -123,6 +131,13 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
             break
     not_fused += FuseResidual()(model).declined
     leftovers = AuditLeftovers(lowered.declined)(model).declined
+    unpacked = {decline.node: decline.reason for decline in PackWeights(names)(model).declined}
+    leftovers = [
+        replace(left, reason=f"{left.reason}; its weights are not stored as bits: {unpacked[left.node]}")
+        if left.node in unpacked
+        else left
+        for left in leftovers
+    ]
     if channels_last:
         PreferChannelsLast()(model)
     finish(model)
@@ -192,10 +207,87 @@ def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Wei
     infer_shapes(model)
     canonical = ir.from_proto(ir.to_proto(model))
     canonicalize(canonical)
-    binarize = BinarizeWeights(weights)
-    binarize(canonical)
-    binarize.apply(model)
-    return model, list(binarize.binarized)
+    step = BinarizeWeights(weights)
+    try:
+        step(canonical)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    step.apply(model)
+    return model, list(step.binarized)
+
+
+def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto") -> FloatExport:
+    """Export a module to float ONNX, and binarise its latent parameters in both the program and the model.
+
+    Args:
+        module: in eval mode; it is not changed.
+        shape: one sample, without the batch dimension.
+        weights: what to do with real-valued weights of layers whose input is a sign. "auto" knows the recipe's own
+            architectures, and takes a module that calls torch.sign itself for one of the recipe.
+
+    Raises:
+        InputError: see `export_float` and `BinarizeWeights`; or real-valued weights are no parameter, but computed.
+    """
+    export = export_float(module, shape)
+    if weights == "as-is":
+        return export
+    model = ir.from_proto(ir.to_proto(export.model))
+    fold(model)
+    infer_shapes(model)
+    canonical = ir.from_proto(ir.to_proto(model))
+    canonicalize(canonical)
+    layers = {display_name(node): node for node in model.graph}
+    recipe = {name for name, node in layers.items() if isinstance(module, RecipeNetwork) or reads_sign(node)}
+    step = BinarizeWeights(weights, recipe, _as_in_training)
+    exported = {node.outputs[0].name: node for node in export.model.graph}
+    state = export.program.state_dict
+    names = []
+    try:
+        step(canonical)
+        for layer in map(layers.__getitem__, step.binarized):
+            weight = constant(layer.inputs[1])
+            name = _parameter(exported.get(layer.outputs[0].name))
+            latent = state.get(name or "")
+            if name in names:
+                continue
+            if (
+                name is None
+                or latent is None
+                or weight is None
+                or not _is_transposed_or_equal(latent.detach().numpy(), weight)
+            ):
+                raise InputError(
+                    f"{layer.op_type} '{display_name(layer)}': its input is a sign, but its weights, which forward() "
+                    "computes, are real-valued: make them ±alpha in forward(), or leave them real with --weights as-is"
+                )
+            binary = step.binary(layer, weight)
+            binary = np.ascontiguousarray(binary if latent.shape == binary.shape else binary.T)
+            state[name].data.copy_(torch.from_numpy(binary))
+            export.model.graph.initializers[name].const_value = ir.tensor(binary, name=name)
+            names.append(name)
+    except InputError as error:
+        raise InputError(f"{type(module).__name__}: {error}") from error
+    return replace(export, binarized=tuple(names))
+
+
+def _as_in_training(filters: NDArray[np.float32], scheme: Weights) -> NDArray[np.float32]:
+    """`binarize`, but the recipe in PyTorch's float32: its rounding decides where a weight is near its mean."""
+    if scheme != "xnor-centred" or filters.shape[1] == 1:
+        return binarize(filters, scheme)
+    binary: NDArray[np.float32] = binarize_weight(torch.from_numpy(np.array(filters))).numpy()
+    return binary
+
+
+def _parameter(layer: ir.Node | None) -> str | None:
+    """The name of the parameter that an exported layer reads as its weight, directly or transposed."""
+    value = None if layer is None else layer.inputs[1]
+    while value is not None and (producer := value.producer()) is not None:
+        value = producer.inputs[0] if is_op(producer, "Identity", "Transpose") else None
+    return None if value is None else value.name
+
+
+def _is_transposed_or_equal(latent: NDArray[Any], weight: NDArray[Any]) -> bool:
+    return np.array_equal(latent, weight) or (weight.ndim == 2 and np.array_equal(latent.T, weight))
 
 
 def fold(model: ir.Model) -> None:
@@ -272,8 +364,8 @@ def _source(
         module = load_module(source, arch)
     shape = module_input_shape(module, input_shape)
     progress("exporting to float ONNX")
-    export = export_float(module, shape, weights)
-    name = type(module).__name__
+    export = float_module(module, shape, weights)
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(module).__name__
     graph = export.model.graph
     if len(graph.outputs) != 1 or len(graph.inputs) != 1:
         raise InputError(
@@ -331,12 +423,13 @@ def convert(
     shape = original.shape
     progress("running the passes")
     binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None)
-    layers = binary_layers(binary)
+    layers, packed = binary_layers(binary), packed_layers(binary)
+    left_float = [left for left in left_float if left.has_sign_input or left.node not in packed]
     declined = [decline for decline in left_float if decline.has_sign_input]
     if strict and declined:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in declined)
         raise BnnDeployError(f"--strict: {len(declined)} layers whose input is a sign stay float: {reasons}")
-    if not layers:
+    if not layers and not packed:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
         raise InputError(f"no layer of {original.name} is binary: {reasons}")
     if calibration is not None:
@@ -361,6 +454,7 @@ def convert(
         Path(output),
         None if float_output is None else Path(float_output),
         tuple(layers),
+        tuple(packed),
         tuple(left_float),
         tuple(not_fused),
         original.binarized,

@@ -1,4 +1,4 @@
-"""torch module -> float ONNX, with the latent weights of its binary layers binarised.
+"""torch module -> float ONNX.
 
 The float ONNX is the reference that everything after it is measured against, so it is kept as PyTorch wrote it: no
 optimisation, no fusion of BatchNorm. Its tensors are named after the nodes of the torch.export graph, which lets
@@ -24,30 +24,6 @@ from torch.overrides import TorchFunctionMode
 
 from bnn_deploy.errors import BnnDeployError, InputError, one_line
 from bnn_deploy.operators import OPSET
-from bnn_deploy.passes.binarize_weights import Weights, binarize
-from bnn_deploy.training import binarize_weight
-
-_PASS_THROUGH = {
-    torch.ops.aten.dropout.default,
-    torch.ops.aten.flatten.using_ints,
-    torch.ops.aten.view.default,
-    torch.ops.aten.reshape.default,
-    torch.ops.aten.contiguous.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten.max_pool1d.default,
-    torch.ops.aten.max_pool2d.default,
-    torch.ops.aten.squeeze.dim,
-    torch.ops.aten.unsqueeze.default,
-    torch.ops.aten.permute.default,
-    torch.ops.aten.transpose.int,
-    torch.ops.aten.alias.default,
-}
-_LAYERS = {
-    torch.ops.aten.conv1d.default,
-    torch.ops.aten.conv2d.default,
-    torch.ops.aten.conv2d.padding,
-    torch.ops.aten.linear.default,
-}
 
 
 @dataclass(frozen=True)
@@ -55,32 +31,22 @@ class FloatExport:
     """A module on its way to ONNX.
 
     Attributes:
-        program: the torch.export program, with binarised weights: PyTorch's own reference.
-        model: the float ONNX model.
-        binarized: names of the parameters that were latent and were binarised by the recipe.
+        program: the torch.export program: PyTorch's own reference.
+        model: the float ONNX model; its initializers are called as the parameters and buffers of `program`.
+        binarized: names of the parameters that were latent and were binarised, in both.
     """
 
     program: torch.export.ExportedProgram
     model: ir.Model
-    binarized: tuple[str, ...]
+    binarized: tuple[str, ...] = ()
 
 
-def two_valued(weight: torch.Tensor) -> bool:
-    """Whether every filter [O, ...] of `weight` is ±alpha, up to the rounding of training tricks (1e-3)."""
-    magnitude = weight.detach().abs().flatten(1).double()
-    high = magnitude.amax(dim=1)
-    return bool((high - magnitude.amin(dim=1) <= 1e-3 * high).all())
-
-
-def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto") -> FloatExport:
+def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
     """Export `module` to float ONNX with a dynamic batch dimension; `module` itself is not changed.
 
     Args:
         module: in eval mode.
         shape: one sample, without the batch dimension.
-        weights: "auto" and "xnor-centred" binarise real-valued weights of the layers whose input is a sign, once, by
-            the recipe (see `training.binarize_weight`), and leave two-valued ones alone; "xnor" and "sign" do so by
-            other rules (see `Weights`); "as-is" leaves all alone.
 
     Raises:
         InputError: the module does not run on that shape, or cannot be exported.
@@ -102,7 +68,6 @@ def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
             program = program.run_decompositions({})
         except Exception as error:
             raise InputError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
-        binarized = () if weights == "as-is" else _binarize(program, weights)
         try:
             onnx_program = torch.onnx.export(
                 program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=["input"]
@@ -118,7 +83,7 @@ def export_float(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
     # The exporter's own decomposed program: its nodes have the names of the model's tensors, all of them.
     decomposed = onnx_program.exported_program
     assert decomposed is not None
-    return FloatExport(decomposed, model, binarized)
+    return FloatExport(decomposed, model)
 
 
 class _CopyData(TorchFunctionMode):
@@ -135,46 +100,6 @@ class _CopyData(TorchFunctionMode):
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach().clone()
         return func(*args, **(kwargs or {}))
-
-
-def _binarize(program: torch.export.ExportedProgram, weights: Weights) -> tuple[str, ...]:
-    """Binarise, in the program's state, the latent weights of the layers whose input is a sign; return their names."""
-    parameters = program.graph_signature.inputs_to_parameters
-    names = []
-    for node in program.graph.nodes:
-        if node.op != "call_function" or node.target not in _LAYERS or not _is_sign(node.args[0]):
-            continue
-        name = parameters.get(node.args[1].name)
-        if name is None or name in names:
-            continue
-        weight = program.state_dict[name]
-        if two_valued(weight):
-            continue
-        if weights in ("xnor", "sign"):
-            binary = torch.from_numpy(binarize(weight.detach().float().numpy(), weights))
-        elif weight.shape[1] == 1:
-            raise InputError(
-                f"{name} has one input channel per filter: the recipe's mean-centring makes all its filters zero; "
-                "leave this layer float, or convert with --weights as-is"
-            )
-        else:
-            with torch.no_grad():
-                binary = binarize_weight(weight)
-        with torch.no_grad():
-            weight.copy_(binary)
-        names.append(name)
-    return tuple(names)
-
-
-def _is_sign(node: object) -> bool:
-    """Whether a node of the graph is a sign, possibly seen through operators that keep ±1."""
-    while isinstance(node, torch.fx.Node) and node.op == "call_function":
-        if node.target in (torch.ops.aten.sign.default, torch.ops.aten.sgn.default):
-            return True
-        if node.target not in _PASS_THROUGH:
-            return False
-        node = node.args[0]
-    return False
 
 
 def _name_batch(model: ir.Model) -> None:

@@ -60,6 +60,7 @@ class Layer:
         float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul; None as above.
         constant_bytes: bytes of the constant inputs: weights, thresholds, scales, shapes.
         quantized: whether its constants are stored in 8 bits; constant_bytes counts them so, with their scales.
+        binary_weights: whether its weights are stored in one bit each (UnpackWeights); constant_bytes counts them so.
         source: the tensor of the float graph that the output stands for, as the converter noted it.
     """
 
@@ -77,6 +78,7 @@ class Layer:
     float_macs: int | None
     constant_bytes: int
     quantized: bool
+    binary_weights: bool
     source: str | None
 
     @property
@@ -163,11 +165,16 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
 
     binary_inputs = {name for node in graph.node if node.domain == DOMAIN for name in node.input}
     layers = []
-    dequantized = {
+    stored = {
         node.output[0]: sum(constants[name] for name in node.input)
         for node in graph.node
-        if node.op_type == "DequantizeLinear" and all(name in constants for name in node.input)
+        if node.op_type in ("DequantizeLinear", "UnpackWeights") and all(name in constants for name in node.input)
     }
+    packed = {node.output[0] for node in graph.node if node.op_type == "UnpackWeights"}
+    for node in graph.node:
+        if node.op_type == "Transpose" and node.input[0] in packed:
+            packed.add(node.output[0])
+            stored[node.output[0]] = stored[node.input[0]]
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             continue
@@ -186,8 +193,9 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
                 group=_int(node, "group"),
                 binary_macs=binary_macs,
                 float_macs=float_macs,
-                constant_bytes=sum(constants.get(name, 0) + dequantized.get(name, 0) for name in set(node.input)),
-                quantized=any(name in dequantized for name in node.input),
+                constant_bytes=sum(constants.get(name, 0) + stored.get(name, 0) for name in set(node.input)),
+                quantized=any(name in stored and name not in packed for name in node.input),
+                binary_weights=any(name in packed for name in node.input),
                 source=next((p.value for p in node.metadata_props if p.key == f"{DOMAIN}.source"), None),
             )
         )
@@ -277,7 +285,7 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
             if result is None:
                 continue
             shapes[output] = new[output] = result
-            is_float = node.op_type in ("BinaryConv", "BinaryConvResidual", "BinaryConvScaled")
+            is_float = node.op_type in ("BinaryConv", "BinaryConvResidual", "BinaryConvScaled", "UnpackWeights")
             dtype = onnx.TensorProto.FLOAT if is_float else onnx.TensorProto.UINT32
             work.graph.value_info.append(onnx.helper.make_tensor_value_info(output, dtype, result))
             if node.op_type == "BinaryConvResidual" and len(node.output) > 1 and isinstance(result[1], int):
@@ -320,6 +328,8 @@ def _binary_shape(path: Path, node: NodeProto, shapes: dict[str, Shape], channel
     """Shape of the output of one of our operators; notes in `channels` how many bits it holds. None if unknown."""
     output = node.output[0]
     batch, *rest = shapes[node.input[0]]
+    if node.op_type == "UnpackWeights":
+        return (batch, *_required(path, node, "shape"))
     if node.op_type in ("Binarize", "BinarizeAbsMean"):
         count = next((size for size in (rest[0], shapes.get(node.input[1], (None,))[0]) if isinstance(size, int)), None)
         if count is None:

@@ -28,6 +28,11 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
   -> (Y float32 [N, O, spatial'...], bits)`, same attributes: Y = (scale[o] * acc + bias[o]) + residual, three
   roundings in this order; bit = Y >= threshold[o]. It is a Bi-Real block.
 * `BinaryMaxPool(X bits) -> bits`: the OR over the window; attributes kernel_shape, strides, pads, dilations, ceil_mode.
+* `UnpackWeights(W uint32 [O, ceil(n/32)], scale float32 [O]) -> float32`: binary weights of a layer with real inputs.
+  The n = prod(shape) bits of a row are one filter, in the order of its elements: weight i of filter o is scale[o] where
+  bit i % 32 of word i // 32 is 1, else -scale[o]; the result is [O, *shape]. Attribute, required: shape. The library
+  has no kernel for it: onnxruntime inlines the body, folds it into a constant when it makes the session, and runs the
+  layer behind it as it runs any other.
 
 A fully connected layer is a BinaryConv whose kernel covers its input.
 """
@@ -62,6 +67,10 @@ POOL_ATTRIBUTES = {
     "dilations": ir.AttributeType.INTS,
     "ceil_mode": ir.AttributeType.INT,
 }
+UNPACK_ATTRIBUTES = {"shape": ir.AttributeType.INTS}
+
+WITHOUT_KERNEL = ("UnpackWeights",)
+"""The operators that the C++ library has no kernel for: their body is all there is."""
 
 
 class _Body:
@@ -104,15 +113,19 @@ class _Body:
         """Join 1-D tensors."""
         return self.op("Concat", *parts, axis=0)
 
-    def unpack(self, bits: ir.Value) -> ir.Value:
-        """Bits [A, spatial..., words] -> float32 [A, spatial..., 32 * words] of 0 and 1."""
+    def lowest_bits(self, bits: ir.Value) -> ir.Value:
+        """Bits [..., words] -> uint32 [..., words, 32] of 0 and 1."""
         shifted = self.op(
             "BitShift",
             self.op("Unsqueeze", bits, self.const([-1])),
             self.const(np.arange(32), np.uint32),
             direction="RIGHT",
         )
-        unit = self.op("Cast", self.op("BitwiseAnd", shifted, self.const([1], np.uint32)), to=ir.DataType.FLOAT.value)
+        return self.op("BitwiseAnd", shifted, self.const([1], np.uint32))
+
+    def unpack(self, bits: ir.Value) -> ir.Value:
+        """Bits [A, spatial..., words] -> float32 [A, spatial..., 32 * words] of 0 and 1."""
+        unit = self.op("Cast", self.lowest_bits(bits), to=ir.DataType.FLOAT.value)
         width = self.op("Mul", self.op("Shape", bits, start=-1), self.const([32]))
         return self.op("Reshape", unit, self.concat(self.op("Shape", bits, start=0, end=-1), width))
 
@@ -299,6 +312,20 @@ def _binary_max_pool() -> ir.Function:
     return body.function([bits], "the OR of the bits in the window; padding adds nothing")
 
 
+def _unpack_weights() -> ir.Function:
+    body = _Body("UnpackWeights", ["W", "scale"], UNPACK_ATTRIBUTES)
+    # Where, on booleans: fewer and smaller tensors while the session is made than with 2 * bit - 1.
+    signs = body.op(
+        "Reshape", body.op("Cast", body.lowest_bits(body.inputs["W"]), to=ir.DataType.BOOL.value), body.const([0, -1])
+    )
+    shape = body.attribute("shape")
+    signs = body.op("Slice", signs, body.const([0]), body.op("ReduceProd", shape, keepdims=1), body.const([1]))
+    scale = body.op("Unsqueeze", body.inputs["scale"], body.const([1]))
+    weights = body.op("Where", signs, scale, body.op("Neg", scale))
+    output = body.op("Reshape", weights, body.concat(body.op("Shape", body.inputs["scale"]), shape))
+    return body.function([output], "scale[o] where the bit is 1, else -scale[o]; [O, *shape]")
+
+
 def functions() -> list[ir.Function]:
     """The functions, made anew: an ir.Function belongs to one model."""
     return [
@@ -311,4 +338,5 @@ def functions() -> list[ir.Function]:
         _binary_conv_threshold(),
         _binary_conv_residual(),
         _binary_max_pool(),
+        _unpack_weights(),
     ]

@@ -12,11 +12,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.passes.graph import is_op, reads_abs_mean
+from bnn_deploy.passes.graph import constant, is_op, reads_abs_mean
 
 
 def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Model:
-    """Quantise the float Conv and Gemm layers of a binary model to 8 bits, but for the filters of XNOR-Net's K.
+    """Quantise the float Conv and Gemm layers of a binary model to 8 bits.
+
+    Layers with binary weights and the filters of XNOR-Net's K stay as they are.
 
     Weights are int8 per output channel, activations uint8 per tensor with ranges from `calibration`; the result holds
     QuantizeLinear and DequantizeLinear around each layer, which onnxruntime fuses.
@@ -40,7 +42,12 @@ def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Mode
         def get_next(self) -> dict[str, Any] | None:
             return next(self.samples, None)
 
-    layers = [node.name for node in model.graph if is_op(node, "Conv", "Gemm") and not reads_abs_mean(node)]
+    # Binary weights (UnpackWeights) are no constants: 8 bits would make them larger again, and gain little.
+    layers = [
+        node.name
+        for node in model.graph
+        if is_op(node, "Conv", "Gemm") and constant(node.inputs[1]) is not None and not reads_abs_mean(node)
+    ]
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)  # it recommends a pre-processing that would inline the operators

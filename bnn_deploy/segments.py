@@ -23,7 +23,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.errors import InputError
-from bnn_deploy.operators import DOMAIN, VERSION
+from bnn_deploy.operators import DOMAIN, VERSION, WITHOUT_KERNEL
 from bnn_deploy.passes.graph import BEFORE, COMPLEMENTED, MOVES, SOURCE, output_key
 
 BITS = (
@@ -34,7 +34,16 @@ BITS = (
     "BinaryConvThreshold",
     "BinaryMaxPool",
 )
-LAYERS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled", "Conv", "Gemm", "MatMul")
+LAYERS = (
+    "BinaryConv",
+    "BinaryConvThreshold",
+    "BinaryConvResidual",
+    "BinaryConvScaled",
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+)
 
 
 def holds_bits(node: NodeProto, output: int) -> bool:
@@ -52,7 +61,7 @@ def relative_tolerance(node: NodeProto, output: int, inputs: Mapping[str, NDArra
     if node.op_type != "BinarizeAbsMean" or output == 0:
         return 0.0
     channels = inputs[node.input[0]].shape[1]
-    return (min(channels, channels // 32 + 40) + 1) * 2.0**-24
+    return float((min(channels, channels // 32 + 40) + 1) * 2.0**-24)
 
 
 @dataclass(frozen=True)
@@ -257,6 +266,11 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
 def operator_nodes(model: ModelProto) -> list[NodeProto]:
     """The nodes of the domain bnn_deploy."""
     return [node for node in model.graph.node if node.domain == DOMAIN]
+
+
+def has_kernels(model: ModelProto) -> bool:
+    """Whether `model` has an operator that the C++ library has a kernel for; one with binary weights only has not."""
+    return any(node.op_type not in WITHOUT_KERNEL for node in operator_nodes(model))
 
 
 def single_node(model: ModelProto, node: NodeProto, output: int, inputs: dict[str, NDArray[Any]]) -> ModelProto:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.checkpoint import load_module
+from bnn_deploy.conversion import float_module
 from bnn_deploy.errors import InputError
-from bnn_deploy.export import FloatExport, export_float, two_valued
+from bnn_deploy.export import FloatExport
+from bnn_deploy.passes.lower_binary_conv import two_valued
 from bnn_deploy.training import WeightBinarizer, binarize_weight, sign_ste
 
 
@@ -51,11 +53,11 @@ def run(export: FloatExport, x: Tensor) -> Any:
 
 def test_latent_weights_are_binarised_by_the_recipe(seeded_torch: None) -> None:
     module = Small().eval()
-    export = export_float(module, SHAPE)
+    export = float_module(module, SHAPE)
     assert export.binarized == ("layer.weight",)
     assert torch.equal(weight_of(export, "layer.weight"), binarize_weight(module.layer.weight.detach()))
     assert torch.equal(weight_of(export, "first.weight"), module.first.weight)
-    assert two_valued(weight_of(export, "layer.weight"))
+    two_valued(weight_of(export, "layer.weight").numpy())  # raises if not
 
 
 def test_binarising_a_second_time_would_be_seen(seeded_torch: None) -> None:
@@ -65,19 +67,19 @@ def test_binarising_a_second_time_would_be_seen(seeded_torch: None) -> None:
     module = Small().eval()
     with torch.no_grad():
         module.layer.weight.copy_(once)
-    export = export_float(module, SHAPE)
+    export = float_module(module, SHAPE)
     assert export.binarized == ()
     assert torch.equal(weight_of(export, "layer.weight"), once)
 
 
 def test_the_program_and_the_model_hold_the_same_weights(seeded_torch: None) -> None:
-    export = export_float(Small(), SHAPE)
+    export = float_module(Small(), SHAPE)
     assert torch.equal(export.program.state_dict["layer.weight"], weight_of(export, "layer.weight"))
 
 
 def test_as_is_leaves_all_weights_alone(seeded_torch: None) -> None:
     module = Small()
-    export = export_float(module, SHAPE, "as-is")
+    export = float_module(module, SHAPE, "as-is")
     assert export.binarized == ()
     assert torch.equal(weight_of(export, "layer.weight"), module.layer.weight)
 
@@ -87,7 +89,7 @@ def test_the_module_is_not_changed(seeded_torch: None) -> None:
     with torch.no_grad():
         module.bin_conv2.bn.weight[0] = 0.001  # below what eval() clamps it to
     before = copy.deepcopy(module.state_dict())
-    export_float(module, LeNet5.input_shape)
+    float_module(module, LeNet5.input_shape)
     assert module.training
     assert all(torch.equal(module.state_dict()[name], before[name]) for name in before)
     assert all(p.grad is None and p.requires_grad for p in module.parameters())
@@ -97,7 +99,7 @@ def test_the_export_computes_what_pytorch_does(seeded_torch: None, lenet5: Conve
     module = load_module(lenet5.checkpoint, "lenet5")
     weights = module.binary_weights()  # type: ignore[operator]
     x = torch.from_numpy(lenet5.images)
-    export = export_float(module, LeNet5.input_shape)
+    export = float_module(module, LeNet5.input_shape)
     with torch.no_grad(), WeightBinarizer(weights):
         expected = module(x).numpy()
     np.testing.assert_allclose(run(export, x), expected, atol=1e-4)
@@ -116,7 +118,7 @@ def test_weights_shared_by_two_layers_are_binarised_once(seeded_torch: None) -> 
             return self.conv(sign_ste(self.conv(sign_ste(x)) - 0.1))
 
     module = Shared()
-    export = export_float(module, (4, 6, 6))
+    export = float_module(module, (4, 6, 6))
     assert export.binarized == ("conv.weight",)
     assert torch.equal(weight_of(export, "conv.weight"), binarize_weight(module.conv.weight.detach()))
 
@@ -143,7 +145,7 @@ def test_recognises_a_sign(case: str, seeded_torch: None) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(SIGNS[case](x + 0.1))
 
-    assert export_float(Net(), (4, 8, 8)).binarized == ("conv.weight",)
+    assert float_module(Net(), (4, 8, 8)).binarized == ("conv.weight",)
 
 
 @pytest.mark.parametrize(
@@ -158,16 +160,18 @@ def test_does_not_binarise_weights_of_real_valued_inputs(between: Any, seeded_to
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(between(x + 0.1))
 
-    assert export_float(Net(), (4, 8, 8)).binarized == ()
+    assert float_module(Net(), (4, 8, 8)).binarized == ()
 
 
 def test_a_depthwise_layer_is_an_error_of_its_own(seeded_torch: None) -> None:
-    with pytest.raises(InputError, match=r"layer\.weight has one input channel per filter: .*--weights as-is"):
-        export_float(Small(nn.Conv2d(4, 4, 3, groups=4)), SHAPE)
+    with pytest.raises(
+        InputError, match=r"Conv 'layer': it has one input channel per filter, .* choose another --weights"
+    ):
+        float_module(Small(nn.Conv2d(4, 4, 3, groups=4)), SHAPE)
 
 
 def test_names_layers_after_modules_and_the_batch() -> None:
-    export = export_float(LeNet5(), LeNet5.input_shape)
+    export = float_module(LeNet5(), LeNet5.input_shape)
     names = [node.name for node in export.model.graph if node.op_type in ("Conv", "Gemm")]
     assert names == ["conv1", "bin_conv2.conv", "bin_ip1.linear", "ip2"]
     (graph_input,), (output,) = export.model.graph.inputs, export.model.graph.outputs
@@ -176,7 +180,7 @@ def test_names_layers_after_modules_and_the_batch() -> None:
 
 
 def test_nothing_of_this_machine_is_in_the_model(seeded_torch: None) -> None:
-    data = ir.to_proto(export_float(Small(), SHAPE).model).SerializeToString()
+    data = ir.to_proto(float_module(Small(), SHAPE).model).SerializeToString()
     for text in (str(Path.cwd()), str(Path.home()), "site-packages", ".py", str(Path(torch.__file__).parent)):
         assert text.encode() not in data, text
 
@@ -200,7 +204,7 @@ def raises(error: Exception) -> nn.Module:
 )
 def test_modules_that_do_not_run(module: nn.Module, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        export_float(module, shape)
+        float_module(module, shape)
 
 
 def test_control_flow_that_cannot_be_traced() -> None:
@@ -209,17 +213,10 @@ def test_control_flow_that_cannot_be_traced() -> None:
             return x if x.sum() > 0 else -x
 
     with pytest.raises(InputError, match=r"torch\.export cannot trace Branches: ") as caught:
-        export_float(Branches(), (3,))
+        float_module(Branches(), (3,))
     assert "\n" not in str(caught.value)
 
 
-def test_two_valued() -> None:
-    assert two_valued(torch.tensor([[0.5, -0.5], [2, 2]]))
-    assert two_valued(torch.tensor([[0.5, -0.5001], [0.0, 0.0]]))
-    assert not two_valued(torch.tensor([[0.5, -0.51], [2, 2]]))
-    assert not two_valued(torch.tensor([[0.5, 0.0], [2, 2]]))
-
-
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], seeded_torch: None) -> None:
-    export_float(Small(), SHAPE)
+    float_module(Small(), SHAPE)
     assert capfd.readouterr() == ("", "")

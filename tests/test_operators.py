@@ -583,6 +583,7 @@ SIGNATURES = {
     "BinarizeQuantized": (["X", "threshold"], []),
     "BinaryConvResidual": (["X", "W", "scale", "bias", "pad_value", "residual", "threshold"], CONV_ATTRIBUTES),
     "BinaryMaxPool": (["X"], ["kernel_shape", "strides", "pads", "dilations", "ceil_mode"]),
+    "UnpackWeights": (["W", "scale"], ["shape"]),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,23 @@ def test_auto_refuses_to_guess_and_says_what_it_sees() -> None:
         run(model, "auto")
     text = str(error.value)
     assert "Conv 'y' (and 1 more): its input is a sign, but its weights are real-valued" in text
-    assert "all within [-1, 1]" in text and "at the limit, as if clamped" in text and "not centred" in text
+    at_limit = int((np.abs(clamped) == 1).sum())
+    assert (
+        f"latent: likely, all within [-1, 1]; clamped: yes, {at_limit} at ±1; centred over the input channels: no. Are"
+        in text
+    )
+    assert re.search(r"two-valued: 0 of 8 filters \(filter \d has \|w\| from 0\.0\S* to 1\); ", text)
     for scheme in ("xnor", "xnor-centred", "sign", "as-is"):
         assert scheme in text
     centred = (clamped - clamped.mean(axis=1, keepdims=True)) / 4
-    with pytest.raises(InputError, match=r"all within \[-1, 1\], centred over the input channels"):
+    with pytest.raises(InputError, match=r"clamped: no, none at ±1; centred over the input channels: yes"):
         run(parse("s = Sign(x)\ny = Conv(s, w)", w=centred), "auto")
+    half = 3 * clamped
+    half[:4] = weights(4, 4, 3, 3)
+    with pytest.raises(
+        InputError, match=r"two-valued: 4 of 8 filters .* latent: not clear, not all within .* clamped: no;"
+    ):
+        run(parse("s = Sign(x)\ny = Conv(s, w)", w=half), "auto")
 
 
 @pytest.mark.parametrize("scheme", ["auto", "xnor", "xnor-centred", "sign", "as-is"])

@@ -155,7 +155,9 @@ def print_conversion(
     source: Path, weights: Weights, result: Conversion, before: ModelReport, after: ModelReport
 ) -> None:
     """Print what a conversion did: totals, operators, layers, and what stayed float."""
-    show(f"{source}: {plural(len(result.binary_layers), 'layer')} binary, {len(result.left_float)} left float")
+    packed = f"{len(result.binary_weights)} with binary weights only, " if result.binary_weights else ""
+    binary = plural(len(result.binary_layers), "layer")
+    show(f"{source}: {binary} binary, {packed}{len(result.left_float)} left float")
     if result.binarized:
         show(f"{plural(len(result.binarized), 'latent weight')} binarised {_SCHEMES[weights]}")
     show("")
@@ -188,7 +190,7 @@ def print_conversion(
         if old is not None and old.float_macs:
             layers.add_row(
                 printable(layer.name),
-                layer.op_type if layer.binary else f"{layer.op_type} ({'int8' if layer.quantized else 'float'})",
+                layer.op_type if layer.binary else f"{layer.op_type} ({_stored_as(layer)})",
                 _weight_text(layer, old),
                 human_count(old.float_macs),
                 human_bytes(old.constant_bytes),
@@ -237,6 +239,11 @@ def _weight_text(layer: Layer, old: Layer) -> str:
     if layer.kernel_shape is None:
         return shape_text(old.output.shape[1:] if old.output.shape else None)
     return shape_text(layer.kernel_shape)
+
+
+def _stored_as(layer: Layer) -> str:
+    """What the weights of a layer of the runtime's are."""
+    return "1-bit weights" if layer.binary_weights else "int8" if layer.quantized else "float"
 
 
 def _smaller(before: int, after: int) -> str:

@@ -139,7 +139,8 @@ def print_verification(result: Verification) -> None:
     show(f"model      {result.model}")
     show(f"reference  {result.reference}")
     show(f"inputs     {result.samples} samples: {result.data}")
-    show(f"kernels    {', '.join(result.isas)} (all of them ran, by the library's own count)")
+    kernels = f"{', '.join(result.isas)} (all of them ran, by the library's own count)"
+    show(f"kernels    {kernels if result.isas else 'none: the model has binary weights only'}")
     if result.operators:
         _print_operators(result)
     if result.layers:

@@ -59,6 +59,11 @@ def make_golden(
     tolerances = tolerances or Tolerances()
     proto = segments.load_model(model)
     segments.require_converted(proto, model)
+    if not segments.has_kernels(proto):
+        raise InputError(
+            f"{model}: it has binary weights only, and no bits between its layers that a board could get wrong: "
+            "copy the file, and run it with onnxruntime alone"
+        )
     content = Path(model).read_bytes()
     name: str = proto.graph.input[0].name
     shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from typing import Any, Literal
 
 import numpy as np
@@ -22,17 +23,22 @@ Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
 * auto: the recipe where it is known that it was used, else refuse to guess.
 """
 
+_KEEPS_SIGNS = ("Dropout", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""What may stand between torch.sign and a layer of the recipe."""
+
 
 class BinarizeWeights:
     """Conv | Gemm | MatMul of a sign, with real-valued weights W  ==>  the same with alpha * sign(W).
 
     1. W is constant, and not two-valued within 1e-3 per filter: binarising twice would shrink alpha.
     2. The layer gets a tensor of its own; another that shares W keeps W.
-    3. "auto" raises InputError where there is such a layer, with what its values look like: nothing in the graph says
-       whether its weights are latent, or by which recipe.
+    3. "auto" is "xnor-centred" for the layers of `recipe`, and raises InputError where there are others, with what
+       their values look like: nothing in the graph says whether its weights are latent, or by which recipe.
 
     Args:
         scheme: see Weights; "as-is" does nothing.
+        recipe: names of the nodes that were trained by the XNOR-Net-PyTorch recipe if their weights are latent.
+        rule: computes binary weights; see `binarize`.
 
     Declines: weights with exact zeros and else one magnitude per filter, which are no latent ones.
 
@@ -40,8 +46,15 @@ class BinarizeWeights:
     `binarized`, so that the float graph that it was made from can be given the same weights with `apply`.
     """
 
-    def __init__(self, scheme: Weights) -> None:
+    def __init__(
+        self,
+        scheme: Weights,
+        recipe: Container[str] = (),
+        rule: Callable[[NDArray[np.float32], Weights], NDArray[np.float32]] | None = None,
+    ) -> None:
         self.scheme = scheme
+        self.recipe = recipe
+        self.rule = rule or binarize
         self.binarized: dict[str, None] = {}
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -61,9 +74,10 @@ class BinarizeWeights:
                         result.decline(node, "its weights have one magnitude per filter, but for exact zeros")
                     continue
                 latent[node] = filters
-        if latent and self.scheme == "auto":
-            node, filters = next(iter(latent.items()))
-            more = f" (and {len(latent) - 1} more)" if len(latent) > 1 else ""
+        unknown = [node for node in latent if display_name(node) not in self.recipe]
+        if unknown and self.scheme == "auto":
+            node, filters = unknown[0], latent[unknown[0]]
+            more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
             raise InputError(
                 f"{node.op_type} '{display_name(node)}'{more}: its input is a sign, but its weights are real-valued: "
                 f"{evidence(filters)}. Are they latent? Say how the network was trained: --weights xnor (mean |W| "
@@ -82,13 +96,31 @@ class BinarizeWeights:
         for node in model.graph:
             latent = constant(node.inputs[1]) if display_name(node) in self.binarized else None
             if latent is not None:
-                try:
-                    binary = binarize(_filters(node, latent), self.scheme)
-                except InputError as error:
-                    raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-                weight = np.ascontiguousarray(_filters(node, binary))
-                value = add_initializer(model.graph, f"{node.outputs[0].name}_binary_weight", weight)
+                value = add_initializer(model.graph, f"{node.outputs[0].name}_binary_weight", self.binary(node, latent))
                 node.replace_input_with(1, value)
+
+    def binary(self, node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What becomes of the latent weight of a layer, in the layout that the layer reads.
+
+        Raises:
+            InputError: names the layer; see `binarize`.
+        """
+        scheme: Weights = "xnor-centred" if self.scheme == "auto" else self.scheme
+        try:
+            binary = self.rule(_filters(node, weight), scheme)
+        except InputError as error:
+            raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
+        return np.ascontiguousarray(_filters(node, binary))
+
+
+def reads_sign(node: ir.Node) -> bool:
+    """Whether the input of a node is a Sign's output, as PyTorch exports torch.sign, through what keeps ±1."""
+    value = node.inputs[0] if node.inputs else None
+    while value is not None and (producer := value.producer()) is not None:
+        if is_op(producer, "Sign"):
+            return True
+        value = producer.inputs[0] if is_op(producer, *_KEEPS_SIGNS) else None
+    return False
 
 
 def _filters(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any]:
@@ -107,15 +139,21 @@ def _has_one_magnitude(filters: NDArray[np.float32]) -> bool:
 
 
 def evidence(filters: NDArray[np.float32]) -> str:
-    """What real-valued weights [O, I, ...] look like, for the one who has to say what they are."""
-    magnitude = np.abs(filters)
-    centred = bool(np.abs(filters.mean(axis=1)).max() <= 1e-3 * magnitude.max())
-    parts = [f"|w| from {magnitude.min():.3g} to {magnitude.max():.3g}"]
+    """What real-valued weights [O, I, ...] look like, for the one who has to say what they are, on one line."""
+    magnitude = np.abs(filters.reshape(len(filters), -1))
+    high, low = magnitude.max(axis=1), magnitude.min(axis=1)
+    two_valued = int((high - low <= MAX_SPREAD * high).sum())
+    worst = int((high - low).argmax())
     at_limit = int((magnitude == 1).sum())
-    if magnitude.max() <= 1:
-        parts.append(f"all within [-1, 1]{f', {at_limit} of them at the limit, as if clamped' if at_limit else ''}")
-    parts.append(f"{'' if centred else 'not '}centred over the input channels")
-    return ", ".join(parts)
+    inside = bool(magnitude.max() <= 1)
+    centred = bool(np.abs(filters.mean(axis=1)).max() <= 1e-3 * magnitude.max())
+    return (
+        f"two-valued: {two_valued} of {len(filters)} filters (filter {worst} has |w| from {low[worst]:.3g} to "
+        f"{high[worst]:.3g}); latent: {'likely' if inside else 'not clear'}, "
+        f"{'all within' if inside else 'not all within'} [-1, 1]; clamped: "
+        f"{f'yes, {at_limit} at ±1' if inside and at_limit else 'no, none at ±1' if inside else 'no'}; "
+        f"centred over the input channels: {'yes' if centred else 'no'}"
+    )
 
 
 def binarize(filters: NDArray[np.float32], scheme: Weights) -> NDArray[np.float32]:

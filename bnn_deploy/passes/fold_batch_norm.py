@@ -19,6 +19,7 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
     source_metadata,
 )
+from bnn_deploy.passes.pack_weights import BinaryFilters, binary_filters
 
 
 class FoldBatchNorm:
@@ -30,7 +31,7 @@ class FoldBatchNorm:
     1. With a = gamma / sqrt(var + eps) and b = beta - mean * a: scale' = a * scale, bias' = a * bias + b before, or
        W' = W * a, bias' = bias + W b (over the input channels) after; computed in float64 and rounded once.
     2. The layer and the BatchNorm feed only each other. A Conv after it has no padding, whose zeros would not be
-       shifted, and one group.
+       shifted, one group, and no weights that PackWeights makes bits of.
 
     This changes the rounding of floats, by about one unit in the last place; FoldThreshold, which is exact, goes first.
 
@@ -111,6 +112,8 @@ def _fold_after(graph: ir.Graph, layer: ir.Node, norm: ir.Node, a: Doubles, b: D
     data, weight = norm.inputs[0], constant(layer.inputs[1]) if len(layer.inputs) > 1 else None
     bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
     has_bias = len(layer.inputs) > 2 and layer.inputs[2] is not None
+    if isinstance(binary_filters(layer), BinaryFilters):  # a factor per input channel would make them real-valued
+        return False
     if weight is None or data is None or layer.inputs[0] is not norm.outputs[0] or (has_bias and bias is None):
         return False
     if is_op(layer, "Conv"):
