@@ -349,7 +349,8 @@ def convert(
     binary, left_float, not_fused = lower(canonical, channels_last=calibration is None)
     scheme = "xnor-centred" if weights == "auto" else weights
     reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized)
-    result = Report(original.name, reports, tuple(not_fused), tuple(constant_channels(binary)))
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
+    result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)))
     layers = binary_layers(binary)
     declined = [decline for decline in left_float if decline.has_sign_input]
     failed: BnnDeployError | None = None

@@ -15,18 +15,22 @@ LIMIT = 70
 """Characters above which a formula is not readable any more: only its outermost operator is named then."""
 
 _INFIX = {
-    "Add": "+",
-    "And": "and",
-    "Div": "/",
-    "Equal": "==",
-    "Greater": ">",
-    "GreaterOrEqual": ">=",
-    "Less": "<",
-    "LessOrEqual": "<=",
-    "Mul": "*",
-    "Or": "or",
-    "Sub": "-",
+    "Or": ("or", 0),
+    "And": ("and", 1),
+    "Equal": ("==", 2),
+    "Greater": (">", 2),
+    "GreaterOrEqual": (">=", 2),
+    "Less": ("<", 2),
+    "LessOrEqual": ("<=", 2),
+    "Add": ("+", 3),
+    "Sub": ("-", 3),
+    "Mul": ("*", 4),
+    "Div": ("/", 4),
 }
+"""How an operator is written between its two inputs, and how tightly it binds them."""
+
+_ATOM = 5
+
 _FIRST_INPUT = (
     "Abs",
     "Cast",
@@ -50,13 +54,14 @@ DEPTH = 40
 
 @dataclass(frozen=True)
 class _Formula:
-    """A formula: its text, and whether it needs parentheses inside another."""
+    """A formula: its text, and how tightly its outermost operator binds, as in _INFIX."""
 
     text: str
-    infix: bool = False
+    binds: int = _ATOM
 
-    def __str__(self) -> str:
-        return f"({self.text})" if self.infix else self.text
+    def inside(self, binds: int) -> str:
+        """The text as an operand of something that binds so tightly."""
+        return self.text if self.binds >= binds else f"({self.text})"
 
 
 def formula(value: ir.Value, names: Mapping[ir.Value, str], constants: str) -> str:
@@ -109,9 +114,12 @@ def _operator(node: ir.Node, inputs: list[_Formula]) -> _Formula:
         # What reading an ONNX file makes of QONNX's operator: Where(x < 0, -1, 1).
         return _Formula(f"BipolarQuant({inputs[0].text.removesuffix(' < 0')})")
     if is_op(node, *_INFIX) and len(inputs) == 2:
-        return _Formula(f"{inputs[0]} {_INFIX[node.op_type]} {inputs[1]}", infix=True)
+        symbol, binds = _INFIX[node.op_type]
+        return _Formula(f"{inputs[0].inside(binds)} {symbol} {inputs[1].inside(binds + 1)}", binds)
     if is_op(node, "Neg"):
-        return _Formula(f"-{inputs[0]}")
+        return _Formula(f"-{inputs[0].inside(_ATOM)}")
+    if is_op(node, "ReduceMean") and inputs[0].text.startswith("Abs("):
+        return _Formula(f"mean|{inputs[0].text[4:-1]}|")
     if is_op(node, *_FIRST_INPUT):
         inputs = inputs[:1]
     return _Formula(f"{node.op_type}({', '.join(part.text for part in inputs)})")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from bnn_deploy.advice import advice
 from bnn_deploy.expressions import formula
 from bnn_deploy.passes.audit_leftovers import LAYER_OPERATORS, nearest_sign
+from bnn_deploy.passes.canonicalize_sign import uniform
 from bnn_deploy.passes.graph import (
     BEFORE,
     CROP,
@@ -482,14 +484,14 @@ class _Builder:
         # A learned threshold is an Add or Sub right above the sign; the bias of a linear layer only looks like one.
         producer = leaf.producer()
         if producer is not None and is_op(producer, "Add", "Sub") and value is not leaf:
-            operands = [v for v in producer.inputs if v is not None and constant(v) is None]
-            shift = next((c for v in producer.inputs if (c := constant(v)) is not None), None)
+            operands = [v for v in producer.inputs if v is not None and uniform(v) is None]
+            shift = next((c for v in producer.inputs if (c := uniform(v)) is not None), None)
             if len(operands) == 1 and shift is not None and shift.size > 1:
                 above = operands[0].producer()
                 if above is None or not is_op(above, *LAYER_OPERATORS):
                     return f"{formula(value, {operands[0]: 'x'}, 't')}, learned threshold"
         text = formula(value, {leaf: "x"}, "t")
-        return f"{text}, learned threshold" if text.endswith(" t") or " t," in text else text
+        return f"{text}, learned threshold" if re.search(r"\bt\b", text) else text
 
     def _fused(self, node: ir.Node, final: ir.Node) -> tuple[str, ...]:
         """What stands between the layer's float output and the last tensor that the converted layer's stands for."""

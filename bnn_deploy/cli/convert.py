@@ -22,7 +22,7 @@ from bnn_deploy.cli.console import (
     show,
     table,
 )
-from bnn_deploy.cli.layer_table import print_layers, smaller
+from bnn_deploy.cli.layer_table import print_layers, ratio
 from bnn_deploy.errors import InputError
 from bnn_deploy.session import load_session
 from bnn_deploy.verification import Inputs, load_data
@@ -170,18 +170,18 @@ def print_conversion(
     if result.binarized:
         show(f"{plural(len(result.binarized), 'latent weight')} binarised {_SCHEMES[weights]}")
     show("")
-    totals = table(None, ["", "float", "binary", "ratio"], {"float", "binary", "ratio"})
+    totals = table(None, ["", "float", "binary", "smaller"], {"float", "binary", "smaller"})
     totals.add_row(
         "file",
         human_bytes(before.file_bytes),
         human_bytes(after.file_bytes),
-        smaller(before.file_bytes, after.file_bytes),
+        ratio(before.file_bytes, after.file_bytes),
     )
     totals.add_row(
         "weights and constants",
         human_bytes(before.constant_bytes),
         human_bytes(after.constant_bytes),
-        smaller(before.constant_bytes, after.constant_bytes),
+        ratio(before.constant_bytes, after.constant_bytes),
     )
     totals.add_row("float MACs per sample", human_count(before.float_macs), human_count(after.float_macs), "")
     totals.add_row("binary MACs per sample", human_count(before.binary_macs), human_count(after.binary_macs), "")

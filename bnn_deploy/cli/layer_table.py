@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bnn_deploy.inspection import Layer, ModelReport
     from bnn_deploy.report import LayerReport, Report
 
-_NUMBERS = ("MACs", "before", "after", "ratio")
+_NUMBERS = ("MACs", "before", "after", "smaller")
 
 
 def print_layers(report: Report, before: ModelReport, after: ModelReport) -> None:
@@ -29,7 +29,7 @@ def print_layers(report: Report, before: ModelReport, after: ModelReport) -> Non
         show("")
     for name, count, channels in report.constant_channels:
         has = "has" if count == 1 else "have"
-        show(f"note: {count} of {channels} channels of {printable(name)} {has} the same bit whatever the image")
+        show(f"note: {count} of {channels} channels of {printable(name)} {has} the same bit whatever the input")
     if report.constant_channels:
         show("")
     if report.not_fused:
@@ -65,13 +65,13 @@ def _size_cells(old: Layer | None, new: Layer | None) -> tuple[str, str, str, st
     macs = "?" if old is None or old.float_macs is None else human_count(old.float_macs)
     if old is None or new is None:
         return macs, "" if old is None else human_bytes(old.constant_bytes), "", ""
-    ratio = smaller(old.constant_bytes, new.constant_bytes)
-    return macs, human_bytes(old.constant_bytes), human_bytes(new.constant_bytes), ratio
+    sizes = old.constant_bytes, new.constant_bytes
+    return macs, human_bytes(sizes[0]), human_bytes(sizes[1]), ratio(*sizes)
 
 
-def smaller(before: int, after: int) -> str:
-    """How much smaller something got: '14.6x smaller', or '='."""
-    return f"{before / after:.1f}{TIMES} smaller" if after and before >= 1.05 * after else "="
+def ratio(before: int, after: int) -> str:
+    """How much smaller something got: a factor, or '='."""
+    return f"{before / after:.1f}{TIMES}" if after and before >= 1.05 * after else "="
 
 
 def _print_signs(layers: Sequence[LayerReport]) -> None:
@@ -87,13 +87,13 @@ def _print_signs(layers: Sequence[LayerReport]) -> None:
     }
     cells = {name: [printable(cell(layer)) for layer in layers] for name, cell in columns.items()}
     common = {name: texts[0] for name, texts in cells.items() if len(layers) > 1 and len(set(texts)) == 1}
-    found = table("Found", ["layer", *(name for name in columns if name not in common)])
+    found = table("Layers that read a sign", ["layer", *(name for name in columns if name not in common)])
     for i, layer in enumerate(layers):
         found.add_row(printable(layer.name), *(cells[name][i] for name in columns if name not in common))
     show(found)
     said = [f"{name}: {text}" for name, text in common.items() if text not in ("", "none")]
     if said:
-        show(f"In all {len(layers)}: {'; '.join(said)}.")
+        show(f"In all {len(layers)} layers: {'; '.join(said)}.")
     show("Fused in front: into the sign of its input; behind: into the layer, whose result is bits if a sign is last.")
     show("")
 
