@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from bnn_deploy.checkpoint import input_shape as module_input_shape
 from bnn_deploy.checkpoint import load_module
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.export import FloatExport, export_float, name_layers, strip_metadata
+from bnn_deploy.files import write_file
 from bnn_deploy.onnx_source import OnnxSource, is_onnx
 from bnn_deploy.operators import DOMAIN, VERSION, functions
 from bnn_deploy.passes.audit_leftovers import AuditLeftovers
@@ -53,6 +55,7 @@ from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
 from bnn_deploy.quantization import quantize_edges
+from bnn_deploy.report import OPERATORS, LayerReport, Report, layer_reports, note_weights, observe, quantized
 from bnn_deploy.training import binarize_weight
 
 IR_VERSION = 10
@@ -77,7 +80,8 @@ class Conversion:
             `binary_weights` that have a sign as their input.
         not_fused: what the passes declined to fuse between binary layers, with the reason.
         binarized: the parameters (of an ONNX model, the layers) whose latent weights were binarised.
-        constant_channels: for each binarisation with channels whose bit never changes: its name, how many, of how many.
+        constant_channels: for each binarisation with channels whose bit never changes: which, how many, of how many.
+        report: what became of each layer, for users: see `layers`.
     """
 
     output: Path
@@ -88,13 +92,25 @@ class Conversion:
     not_fused: tuple[Decline, ...]
     binarized: tuple[str, ...]
     constant_channels: tuple[tuple[str, int, int], ...]
+    report: Report
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """One entry per convolution and linear layer, in the order of the float graph."""
+        return self.report.layers
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps."""
-        return asdict(self) | {
-            "output": str(self.output),
-            "float_output": None if self.float_output is None else str(self.float_output),
-        }
+        """Plain types, for json.dumps: all that `--report` writes, and more."""
+        own = asdict(self)
+        del own["report"]
+        return (
+            self.report.to_json()
+            | own
+            | {
+                "output": str(self.output),
+                "float_output": None if self.float_output is None else str(self.float_output),
+            }
+        )
 
 
 def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, list[Decline], list[Decline]]:
@@ -110,10 +126,32 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
     Raises:
         InputError: a filter is all zeros.
     """
+    return lower(canonical_model(model), channels_last, tensor_names(model))
+
+
+def tensor_names(model: ir.Model) -> set[str]:
+    """The names of the tensors that a model computes."""
+    return {value.name or "" for node in model.graph for value in node.outputs}
+
+
+def canonical_model(model: ir.Model) -> ir.Model:
+    """A copy of a float model in the forms that LowerBinaryConv matches."""
     model = ir.from_proto(ir.to_proto(model))
-    names = {value.name or "" for node in model.graph for value in node.outputs}
     fold(model)
     canonicalize(model)
+    return model
+
+
+def lower(
+    model: ir.Model, channels_last: bool = True, names: Set[str] = frozenset()
+) -> tuple[ir.Model, list[Decline], list[Decline]]:
+    """Make a canonical model binary; as `to_binary`, but the model is the one that is changed.
+
+    Args:
+        model: see `canonical_model`.
+        channels_last: see `to_binary`.
+        names: the tensors of the float model that it was made from, which new ones must not be called.
+    """
     lowered = LowerBinaryConv()(model)
     common.RemoveUnusedNodesPass()(model)
     not_fused: list[Decline] = []
@@ -291,7 +329,8 @@ def _is_transposed_or_equal(latent: NDArray[Any], weight: NDArray[Any]) -> bool:
 
 
 def fold(model: ir.Model) -> None:
-    """Fold all constants, and give each node a name of its own."""
+    """Fold all constants, and give each node a name of its own; note how weights were computed, for the report."""
+    note_weights(model.graph)
     FoldConstants()(model)
     SimplifyReshape()(model)
     for node in model.graph:  # reports go by name
@@ -326,13 +365,13 @@ class _Source:
         model: it.
         name: what errors call it.
         shape: one sample's.
-        binarized: the weights that were binarised.
+        binarized: the weights that were binarised; with the number of zeros that they had, if the model does not tell.
     """
 
     model: ir.Model
     name: str
     shape: tuple[int, ...]
-    binarized: tuple[str, ...]
+    binarized: dict[str, int | None]
 
 
 def _source(
@@ -352,7 +391,7 @@ def _source(
         model, binarized = float_model(source, input_shape, weights)
         dims = model.graph.inputs[0].shape
         assert dims is not None
-        return _Source(model, name, tuple(dim for dim in dims[1:] if isinstance(dim, int)), tuple(binarized))
+        return _Source(model, name, tuple(dim for dim in dims[1:] if isinstance(dim, int)), dict.fromkeys(binarized))
     if isinstance(source, nn.Module):
         module = source
     else:
@@ -373,7 +412,8 @@ def _source(
             "convert takes networks with one of each"
         )
     fold(export.model)
-    return _Source(export.model, name, shape, export.binarized)
+    zeros = {name: int((module.get_parameter(name) == 0).sum()) for name in export.binarized}
+    return _Source(export.model, name, shape, dict(zeros))
 
 
 def convert(
@@ -386,6 +426,7 @@ def convert(
     weights: Weights = "auto",
     calibration: NDArray[np.float32] | None = None,
     strict: bool = False,
+    report: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Conversion:
     """Convert a trained binary network to an ONNX model with binary operators.
@@ -401,6 +442,8 @@ def convert(
             those of a module or checkpoint by the XNOR-Net-PyTorch recipe, and refuses those of an ONNX model.
         calibration: real inputs [N, ...] float32; quantise the layers that stay float to 8 bits, with their ranges.
         strict: fail if a layer whose input is a sign stays float.
+        report: also write what became of each layer here, as JSON (see `report.Report`). It is written whenever the
+            passes ran, also if `strict` fails or no layer is binary: one wants it most then.
         progress: called with a line of text before each step.
 
     Returns:
@@ -411,7 +454,8 @@ def convert(
         BnnDeployError: `strict`, and a layer whose input is a sign stays float.
     """
     outputs = [Path(output)] if float_output is None else [Path(output), Path(float_output)]
-    for path in outputs:
+    written = outputs if report is None else [*outputs, Path(report)]
+    for path in written:
         if isinstance(source, str | os.PathLike) and path.resolve() == Path(source).resolve():
             kind = "model" if is_onnx(source) else "checkpoint"
             raise InputError(f"{path} is the {kind} itself: choose another name for the output")
@@ -419,19 +463,35 @@ def convert(
             raise InputError(f"{path}: the folder {path.parent} does not exist")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise InputError(f"{output} is asked for twice, for the binary model and for the float one")
+    if len({path.resolve() for path in written}) < len(written):
+        raise InputError(f"{report} is asked for twice, for the report and for a model")
     original = _source(source, arch, input_shape, weights, progress)
     shape = original.shape
     progress("running the passes")
-    binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None)
+    canonical = canonical_model(original.model)
+    seen = observe(canonical)
+    binary, left_float, not_fused = lower(canonical, calibration is None, tensor_names(original.model))
+    scheme = "xnor-centred" if weights == "auto" else weights
+    reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized)
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
+    result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)))
     layers, packed = binary_layers(binary), packed_layers(binary)
     left_float = [left for left in left_float if left.has_sign_input or left.node not in packed]
     declined = [decline for decline in left_float if decline.has_sign_input]
+    failed: BnnDeployError | None = None
+    see = "" if report is None else f"; see {os.fspath(report)}"
     if strict and declined:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in declined)
-        raise BnnDeployError(f"--strict: {len(declined)} layers whose input is a sign stay float: {reasons}")
-    if not layers and not packed:
+        what = f"{len(declined)} {'layer' if len(declined) == 1 else 'layers'} whose input is a sign"
+        stays = "stays" if len(declined) == 1 else "stay"
+        failed = BnnDeployError(f"--strict: {what} {stays} float: {reasons}{see}")
+    elif not layers and not packed:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
-        raise InputError(f"no layer of {original.name} is binary: {reasons}")
+        failed = InputError(f"no layer of {original.name} is binary: {reasons}{see}")
+    if failed is not None:
+        if report is not None:
+            write_report(report, result)
+        raise failed
     if calibration is not None:
         if calibration.dtype != np.float32 or calibration.shape[1:] != shape or len(calibration) == 0:
             raise InputError(
@@ -443,12 +503,15 @@ def convert(
         binary = quantize_edges(binary, calibration)
         LowerQuantized()(binary)
         finish(binary)
+        result = replace(result, layers=quantized(result.layers, quantized_layers(binary)))
     for model in (binary, original.model):
         model.metadata_props[SHAPE_KEY] = ",".join(map(str, shape))
         model.metadata_props[WEIGHTS_KEY] = weights
         if arch in ARCHITECTURES:
             model.metadata_props[ARCH_KEY] = arch
     progress("writing")
+    if report is not None:
+        write_report(report, result)
     save(zip((binary, original.model), outputs, strict=False))
     return Conversion(
         Path(output),
@@ -456,10 +519,25 @@ def convert(
         tuple(layers),
         tuple(packed),
         tuple(left_float),
-        tuple(not_fused),
-        original.binarized,
-        tuple(constant_channels(binary)),
+        result.not_fused,
+        tuple(original.binarized),
+        result.constant_channels,
+        result,
     )
+
+
+def write_report(path: str | os.PathLike[str], report: Report) -> None:
+    """Write a report as JSON, whole or not at all."""
+    write_file(path, (json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def quantized_layers(model: ir.Model) -> list[str]:
+    """The names of the layers of a converted model that have 8-bit weights."""
+    return [
+        display_name(node)
+        for node in model.graph
+        if is_op(node, "Conv", "Gemm") and (weight := node.inputs[1]) and is_op(weight.producer(), "DequantizeLinear")
+    ]
 
 
 def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
@@ -475,8 +553,18 @@ def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
             limits = (ALWAYS, NEVER) if node.op_type == "BinaryConvThreshold" else (-np.inf, np.inf)
             count = int(np.isin(threshold, limits).sum())
             if count:
-                found.append((display_name(node), count, len(threshold)))
+                found.append((_bits_name(node), count, len(threshold)))
     return found
+
+
+def _bits_name(node: ir.Node) -> str:
+    """What to call the bits that a node makes: by the layer, or if it is none, by the layer that reads them."""
+    if is_binary_op(node, "BinaryConvThreshold"):
+        return f"the output of {display_name(node)}"
+    reader: ir.Node | None = node
+    while reader is not None and not is_binary_op(reader, *OPERATORS):
+        reader = next(iter(reader.outputs[0].consumers()), None)
+    return f"the input of {display_name(node if reader is None else reader)}"
 
 
 def binary_layers(model: ir.Model) -> list[str]:

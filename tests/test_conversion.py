@@ -322,7 +322,7 @@ def test_strict_fails_on_a_layer_of_signs_that_stays_float(tmp_path: Path, seede
     assert result.binary_layers == ("a",)
     assert [(d.node, d.has_sign_input) for d in result.left_float] == [("b", True)]
     with pytest.raises(
-        BnnDeployError, match=r"--strict: 1 layers whose input is a sign stay float: Conv 'b': "
+        BnnDeployError, match=r"--strict: 1 layer whose input is a sign stays float: Conv 'b': "
     ) as caught:
         convert(module, tmp_path / "strict.onnx", strict=True)
     assert caught.value.exit_code == 1
@@ -374,7 +374,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.onnx": b"the old model"}
 
 
-@pytest.mark.parametrize("failing", ["to_binary", "export_float", "binary_layers"])
+@pytest.mark.parametrize("failing", ["lower", "export_float", "binary_layers"])
 def test_nothing_is_left_when_a_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     def fail(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt

@@ -36,7 +36,7 @@ def test_lists_a_first_layer() -> None:
 def test_lists_a_layer_behind_something_real_valued() -> None:
     (decline,) = audit(parse("r = Relu(x)\nf = Flatten(r)\ny = Gemm(f, u)", u=eighths(144, 5)))
     assert (decline.op_type, decline.has_sign_input) == ("Gemm", False)
-    assert decline.reason == "its input is real-valued: the output of Flatten, not of a sign"
+    assert decline.reason == "its input is real-valued: the output of Relu, not of a sign"
 
 
 def test_does_not_list_what_is_binary() -> None:

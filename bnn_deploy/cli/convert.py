@@ -12,7 +12,6 @@ import click
 import numpy as np
 
 from bnn_deploy.cli.console import (
-    TIMES,
     exact_bytes,
     human_bytes,
     human_count,
@@ -20,17 +19,17 @@ from bnn_deploy.cli.console import (
     print_json,
     printable,
     progress,
-    shape_text,
     show,
     table,
 )
+from bnn_deploy.cli.layer_table import print_layers, ratio
 from bnn_deploy.errors import InputError
 from bnn_deploy.session import load_session
 from bnn_deploy.verification import Inputs, load_data
 
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion
-    from bnn_deploy.inspection import Layer, ModelReport
+    from bnn_deploy.inspection import ModelReport
     from bnn_deploy.passes.binarize_weights import Weights
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -75,6 +74,12 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 )
 @click.option("--calibration", type=_PATH, metavar="FILE", help="Real inputs for int8: .npz or .npy, as for verify.")
 @click.option("--strict", is_flag=True, help="Fail if a layer whose input is a sign stays float.")
+@click.option(
+    "--report",
+    type=_PATH,
+    metavar="FILE.json",
+    help="Also write what became of each layer, and why; written also if --strict fails.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
     source: Path,
@@ -86,6 +91,7 @@ def command(
     edges: str,
     calibration: Path | None,
     strict: bool,
+    report: Path | None,
     as_json: bool,
 ) -> None:
     """Convert a trained binary network to an ONNX model whose binary layers are one bit per weight.
@@ -111,14 +117,15 @@ def command(
             weights=weights,
             calibration=None if inputs is None else inputs.x,
             strict=strict,
+            report=report,
             progress=step,
         )
         step("counting")
         before, after = inspect_model(float_file), inspect_model(output)
         cost = None if inputs is None else quantization_cost(float_file, output, inputs, step)
     if as_json:
-        report = {"before": before.to_json(), "after": after.to_json(), "quantization": cost}
-        print_json(result.to_json() | report)
+        sizes = {"before": before.to_json(), "after": after.to_json(), "quantization": cost}
+        print_json(result.to_json() | sizes)
     else:
         print_conversion(source, weights, result, before, after)
         if cost is not None:
@@ -127,8 +134,12 @@ def command(
             if cost["accuracy"] is not None:
                 show(f"  accuracy      {cost['float_accuracy']:.2f} % float, {cost['accuracy']:.2f} % with 8-bit edges")
             show("")
-        written = f"wrote {output}, {exact_bytes(after.file_bytes)}"
-        show(written + (f", and {float_output}, {exact_bytes(before.file_bytes)}" if float_output else ""))
+        written = [f"{output}, {exact_bytes(after.file_bytes)}"]
+        if float_output is not None:
+            written.append(f"{float_output}, {exact_bytes(before.file_bytes)}")
+        if report is not None:
+            written.append(str(report))
+        show(f"wrote {', and '.join(written)}")
 
 
 def quantization_cost(
@@ -161,18 +172,18 @@ def print_conversion(
     if result.binarized:
         show(f"{plural(len(result.binarized), 'latent weight')} binarised {_SCHEMES[weights]}")
     show("")
-    totals = table(None, ["", "float", "binary", "ratio"], {"float", "binary", "ratio"})
+    totals = table(None, ["", "float", "binary", "smaller"], {"float", "binary", "smaller"})
     totals.add_row(
         "file",
         human_bytes(before.file_bytes),
         human_bytes(after.file_bytes),
-        _smaller(before.file_bytes, after.file_bytes),
+        ratio(before.file_bytes, after.file_bytes),
     )
     totals.add_row(
         "weights and constants",
         human_bytes(before.constant_bytes),
         human_bytes(after.constant_bytes),
-        _smaller(before.constant_bytes, after.constant_bytes),
+        ratio(before.constant_bytes, after.constant_bytes),
     )
     totals.add_row("float MACs per sample", human_count(before.float_macs), human_count(after.float_macs), "")
     totals.add_row("binary MACs per sample", human_count(before.binary_macs), human_count(after.binary_macs), "")
@@ -183,44 +194,7 @@ def print_conversion(
     show(totals)
     show("")
 
-    floats = {layer.name: layer for layer in before.layers}
-    layers = table("Layers", ["layer", "becomes", "weight", "MACs", "bytes before", "after", "ratio"], _NUMBERS)
-    for layer in after.layers:
-        old = floats.get(layer.name)
-        if old is not None and old.float_macs:
-            layers.add_row(
-                printable(layer.name),
-                layer.op_type if layer.binary else f"{layer.op_type} ({_stored_as(layer)})",
-                _weight_text(layer, old),
-                human_count(old.float_macs),
-                human_bytes(old.constant_bytes),
-                human_bytes(layer.constant_bytes),
-                _smaller(old.constant_bytes, layer.constant_bytes),
-            )
-    show(layers)
-    show("")
-    left = table("Left float", ["layer", "operator", "reason"])
-    for decline in result.left_float:
-        left.add_row(printable(decline.node), decline.op_type, printable(decline.reason))
-    show(left)
-    show("")
-    suspicious = [decline for decline in result.left_float if decline.has_sign_input]
-    if suspicious:
-        show(
-            f"WARNING: {plural(len(suspicious), 'layer')} read a sign but stay float, with their weights as they are: "
-            f"{', '.join(printable(decline.node) for decline in suspicious)}; was that how the network was trained?"
-        )
-        show("")
-    for name, count, channels in result.constant_channels:
-        show(f"note: {count} of {channels} channels of '{printable(name)}' have the same bit whatever the input")
-    if result.constant_channels:
-        show("")
-    if result.not_fused:
-        unfused = table("Not fused", ["binarisation", "reason"])
-        for decline in result.not_fused:
-            unfused.add_row(printable(decline.node), printable(decline.reason))
-        show(unfused)
-        show("")
+    print_layers(result.report, before, after)
 
 
 _RECIPE = "by the recipe (centre over the input channels, clamp to [-1, 1], alpha times sign)"
@@ -230,21 +204,3 @@ _SCHEMES: dict[Weights, str] = {
     "xnor": "as in the XNOR-Net paper (alpha times sign)",
     "sign": "by their sign alone",
 }
-
-_NUMBERS = {"MACs", "bytes before", "after", "ratio"}
-
-
-def _weight_text(layer: Layer, old: Layer) -> str:
-    """The kernel of a layer: filters and taps, or features."""
-    if layer.kernel_shape is None:
-        return shape_text(old.output.shape[1:] if old.output.shape else None)
-    return shape_text(layer.kernel_shape)
-
-
-def _stored_as(layer: Layer) -> str:
-    """What the weights of a layer of the runtime's are."""
-    return "1-bit weights" if layer.binary_weights else "int8" if layer.quantized else "float"
-
-
-def _smaller(before: int, after: int) -> str:
-    return f"{before / after:.1f}{TIMES} smaller" if after and before >= 1.05 * after else "="

@@ -8,6 +8,10 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import Decline, PassResult, constant, display_name, is_op, reads_abs_mean
+from bnn_deploy.passes.sink_sign import MOVES
+
+LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv")
+"""The convolutions and linear layers of standard ONNX."""
 
 _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose output is ±1 (or the padding's 0) if their first input is."""
@@ -27,25 +31,30 @@ class AuditLeftovers:
         """List the leftovers as declined nodes."""
         result = PassResult()
         for node in model.graph:
-            if is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv"):
+            if is_op(node, *LAYER_OPERATORS):
                 declined = self.declined.get(display_name(node))
                 if declined is not None:
                     result.declined.append(replace(declined, has_sign_input=True))
-                elif stranger := _behind_sign(node):
-                    reason = f"{stranger.op_type} stands between the sign and it, which no pass looks through"
+                elif sign := nearest_sign(node):
+                    stranger = node.inputs[0].producer() if node.inputs[0] is not None else None
+                    reason = (
+                        f"{node.op_type} has no binary operator"
+                        if stranger is sign or stranger is None
+                        else f"{stranger.op_type} stands between the sign and it, which no pass looks through"
+                    )
                     result.declined.append(Decline(display_name(node), node.op_type, reason, has_sign_input=True))
                 else:
                     result.decline(node, _reason(node))
         return result
 
 
-def _behind_sign(node: ir.Node) -> ir.Node | None:
-    """The operator that `node` reads, if that hands on the output of a Sign."""
-    first = current = None if node.inputs[0] is None else node.inputs[0].producer()
+def nearest_sign(node: ir.Node) -> ir.Node | None:
+    """The Sign whose output `node` reads, possibly through operators that hand it on."""
+    current = None if node.inputs[0] is None else node.inputs[0].producer()
     while current is not None and (is_op(current, *_KEEPS_SIGNS) or _scales(current)):
         value = next((v for v in current.inputs if constant(v) is None), None)
         current = None if value is None else value.producer()
-    return first if is_op(current, "Sign") else None
+    return current if is_op(current, "Sign") else None
 
 
 def _scales(node: ir.Node) -> bool:
@@ -58,6 +67,8 @@ def _reason(node: ir.Node) -> str:
     producer = None if value is None else value.producer()
     if reads_abs_mean(node):
         return "it filters the mean magnitude of a binary layer's input, which scales that layer (K of XNOR-Net)"
+    while is_op(producer, *MOVES) and producer is not None and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()  # what is only moved is not what makes it real-valued
     if producer is None:
         return "its input is the model's real-valued input, not the output of a sign"
     return f"its input is real-valued: the output of {producer.op_type}, not of a sign"

@@ -110,7 +110,7 @@ class PackWeights:
         names: the tensors of the float graph.
     """
 
-    def __init__(self, names: set[str]) -> None:
+    def __init__(self, names: Set[str]) -> None:
         self.names = names
 
     def __call__(self, model: ir.Model) -> PassResult:

@@ -1,0 +1,136 @@
+"""The conversion report as `convert` prints it: what became of each layer, from what, and what stayed float and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from bnn_deploy.cli.console import TIMES, human_bytes, human_count, plural, printable, show, table
+
+if TYPE_CHECKING:
+    from bnn_deploy.inspection import Layer, ModelReport
+    from bnn_deploy.report import LayerReport, Report
+
+_NUMBERS = ("MACs", "before", "after", "smaller")
+
+
+def print_layers(report: Report, before: ModelReport, after: ModelReport) -> None:
+    """Print the report: sizes, what the binary layers are made of, and why the others are float."""
+    _print_sizes(report.layers, before, after)
+    signs = [layer for layer in report.layers if layer.activation is not None]
+    if signs:
+        _print_signs(signs)
+    _print_float([layer for layer in report.layers if layer.reason is not None])
+    suspicious = [layer for layer in report.layers if layer.binary_in_training]
+    if suspicious:
+        names = ", ".join(printable(layer.name) for layer in suspicious)
+        reads = "reads a sign but stays" if len(suspicious) == 1 else "read a sign but stay"
+        show(f"WARNING: {plural(len(suspicious), 'layer')} {reads} float, see above: {names}")
+        show("")
+    for name, count, channels in report.constant_channels:
+        has = "has" if count == 1 else "have"
+        show(f"note: {count} of {channels} channels of {printable(name)} {has} the same bit whatever the input")
+    if report.constant_channels:
+        show("")
+    if report.not_fused:
+        unfused = table("Not fused: computed by a node of its own, with the same result", ["node", "reason"])
+        for decline in report.not_fused:
+            unfused.add_row(f"{decline.op_type} {printable(decline.node)}", printable(decline.reason))
+        show(unfused)
+        show("")
+
+
+def _print_sizes(layers: Sequence[LayerReport], before: ModelReport, after: ModelReport) -> None:
+    """What each layer became, and how large it is."""
+    sizes = table("Layers", ["layer", "shape", "becomes", *_NUMBERS], _NUMBERS, {"shape"})
+    floats, binaries = ({layer.name: layer for layer in report.layers} for report in (before, after))
+    for layer in layers:
+        old, new = floats.get(layer.name), binaries.get(layer.name)
+        sizes.add_row(printable(layer.name), layer.shape, _becomes(layer), *_size_cells(old, new))
+    show(sizes)
+    show("")
+
+
+def _becomes(layer: LayerReport) -> str:
+    if layer.same_as is not None:
+        return f"the same as {printable(layer.same_as)}"
+    if layer.becomes is None:
+        return layer.status
+    if layer.status == "binary":
+        return layer.becomes
+    return f"{layer.becomes} ({layer.status})"
+
+
+def _size_cells(old: Layer | None, new: Layer | None) -> tuple[str, str, str, str]:
+    macs = "?" if old is None or old.float_macs is None else human_count(old.float_macs)
+    if old is None or new is None:
+        return macs, "" if old is None else human_bytes(old.constant_bytes), "", ""
+    sizes = old.constant_bytes, new.constant_bytes
+    return macs, human_bytes(sizes[0]), human_bytes(sizes[1]), ratio(*sizes)
+
+
+def ratio(before: int, after: int) -> str:
+    """How much smaller something got: a factor, or '='."""
+    return f"{before / after:.1f}{TIMES}" if after and before >= 1.05 * after else "="
+
+
+def _print_signs(layers: Sequence[LayerReport]) -> None:
+    """What the layers that read a sign were found to be; what is the same for all is said once, above the table."""
+    columns: dict[str, Callable[[LayerReport], str]] = {
+        "sign": lambda layer: layer.activation or "",
+        "sign(0)": _zero,
+        "padding": _padding,
+        "weights": _weights,
+        "scale": _scale,
+        "fused in front": lambda layer: ", ".join(layer.binarisation),
+        "fused behind": lambda layer: ", ".join(layer.fused),
+    }
+    cells = {name: [printable(cell(layer)) for layer in layers] for name, cell in columns.items()}
+    common = {name: texts[0] for name, texts in cells.items() if len(layers) > 1 and len(set(texts)) == 1}
+    found = table("Layers that read a sign", ["layer", *(name for name in columns if name not in common)])
+    for i, layer in enumerate(layers):
+        found.add_row(printable(layer.name), *(cells[name][i] for name in columns if name not in common))
+    show(found)
+    said = [f"{name}: {text}" for name, text in common.items() if text not in ("", "none")]
+    if said:
+        show(f"In all {len(layers)} layers: {'; '.join(said)}.")
+    show("Fused in front: into the sign of its input; behind: into the layer, whose result is bits if a sign is last.")
+    show("")
+
+
+def _zero(layer: LayerReport) -> str:
+    signs = {-1: "-1", 0: "0", 1: "+1", None: ""}
+    source, converted = signs[layer.sign_of_zero], signs[layer.converted_sign_of_zero]
+    return source if source == converted else f"{source}, here {converted}"
+
+
+def _padding(layer: LayerReport) -> str:
+    if not any(layer.pads):
+        return layer.padding
+    pads = str(layer.pads[0]) if len(set(layer.pads)) == 1 else ",".join(map(str, layer.pads))
+    return f"{layer.padding}, {pads}" + ("" if layer.padded_by == layer.operator else f", by {layer.padded_by}")
+
+
+def _weights(layer: LayerReport) -> str:
+    zeros = f", {plural(layer.latent_zeros, 'latent zero')}" if layer.latent_zeros else ""
+    return layer.weights + zeros
+
+
+def _scale(layer: LayerReport) -> str:
+    if layer.scale is None or layer.scale == (1, 1):
+        return "none"
+    low, high = (f"{value:.3g}" for value in layer.scale)
+    return low if layer.scale[0] == layer.scale[1] else f"{low} to {high}"
+
+
+def _print_float(layers: Sequence[LayerReport]) -> None:
+    """Each reason once, with the layers that it holds for and the advice."""
+    left = table("Not binary", ["layer", "reason, and what could be changed"])
+    groups: dict[tuple[str, str], list[str]] = {}
+    for layer in layers:
+        groups.setdefault((layer.reason or "", layer.advice or ""), []).append(printable(layer.name))
+    for (reason, advice), names in groups.items():
+        left.add_row("\n".join(names), f"{printable(reason)}\n-> {printable(advice)}")
+    if groups:
+        show(left)
+        show("")
