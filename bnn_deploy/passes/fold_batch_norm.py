@@ -16,8 +16,8 @@ from bnn_deploy.passes.graph import (
     is_binary_op,
     is_op,
     replace_value,
+    set_source,
     sole_consumer,
-    source_metadata,
 )
 from bnn_deploy.passes.pack_weights import BinaryFilters, binary_filters
 
@@ -84,7 +84,7 @@ def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: D
     name = norm.outputs[0].name or ""
     _set_input(graph, conv, 2, f"{name}_scale", a * scale)
     _set_input(graph, conv, 3, f"{name}_bias", a * bias + b)
-    conv.metadata_props.update(source_metadata(norm.outputs[0]))
+    set_source(conv, norm.outputs[0])
     replace_value(norm.outputs[0], conv.outputs[0])
     conv.outputs[0].name = name
 

@@ -7,13 +7,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.graph import (
-    SOURCE,
     PassResult,
     add_initializer,
     constant,
     is_binary_op,
     is_op,
     replace_value,
+    set_source,
     sole_consumer,
 )
 
@@ -48,7 +48,7 @@ class FoldScale:
                     continue
                 name = node.outputs[0].name or ""
                 scale_conv(model.graph, conv, factor, name)
-                conv.metadata_props[SOURCE] = name
+                set_source(conv, node.outputs[0])
                 replace_value(node.outputs[0], value)
                 value.name = name
                 result.modified += 1

@@ -7,7 +7,6 @@ import onnx_ir as ir
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.fold_scale import per_filter, scale_conv
 from bnn_deploy.passes.graph import (
-    SOURCE,
     PassResult,
     constant,
     insert_node,
@@ -15,6 +14,7 @@ from bnn_deploy.passes.graph import (
     is_op,
     replace_value,
     sole_consumer,
+    source_metadata,
 )
 
 
@@ -74,7 +74,7 @@ class FuseFactor:
             shape=None if old.shape is None else list(old.shape),
             domain=DOMAIN,
             name=conv.name,
-            metadata={SOURCE: name},
+            metadata=source_metadata(old),
         )
         replace_value(old, new)
         new.name = name

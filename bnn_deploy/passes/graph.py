@@ -56,6 +56,13 @@ def source_metadata(value: ir.Value) -> dict[str, str]:
     return {SOURCE: source} | ({MOVES: json.dumps(moves)} if moves else {})
 
 
+def set_source(node: ir.Node, value: ir.Value) -> None:
+    """Note that the output of `node` now stands for `value`, instead of what it stood for before."""
+    for key in (SOURCE, MOVES):
+        node.metadata_props.pop(key, None)
+    node.metadata_props.update(source_metadata(value))
+
+
 def output_key(key: str, output: int) -> str:
     """The metadata key for a node's output: BIT_KEYS themselves are those of the first."""
     return key if output == 0 else f"{key}.{output}"
