@@ -60,8 +60,8 @@ def relative_tolerance(node: NodeProto, output: int, inputs: Mapping[str, NDArra
     """
     if node.op_type != "BinarizeAbsMean" or output == 0:
         return 0.0
-    channels = inputs[node.input[0]].shape[1]
-    return float((min(channels, channels // 32 + 40) + 1) * 2.0**-24)
+    channels: int = inputs[node.input[0]].shape[1]
+    return (min(channels, channels // 32 + 40) + 1) * 2.0**-24
 
 
 @dataclass(frozen=True)

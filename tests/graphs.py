@@ -129,8 +129,10 @@ def corruptions(model: ir.Model) -> list[tuple[str, list[ir.Model]]]:
     for index, node in enumerate(model.graph):
         places = {
             "Binarize": (1, [-np.inf, np.inf]),
+            "BinarizeAbsMean": (1, [-np.inf, np.inf]),
             "BinaryConvThreshold": (2, [ALWAYS, NEVER]),
             "BinaryConv": (1, [None]),
+            "BinaryConvScaled": (1, [None]),
         }
         if node.domain != DOMAIN or node.op_type not in places:
             continue

@@ -34,7 +34,13 @@ BENCHMARKS = Path(__file__).resolve().parent
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]  # for peers and networks
 
 LAYERS = ["64@56", "128@28", "256@14", "512@7"]
-TITLES = {"lenet5": "LeNet-5", "nin": "NIN", "alexnet": "AlexNet (227)", "birealnet18": "Bi-Real ResNet-18"}
+TITLES = {
+    "lenet5": "LeNet-5",
+    "nin": "NIN",
+    "alexnet": "AlexNet (227)",
+    "birealnet18": "Bi-Real ResNet-18",
+    "xnor-alexnet": "XNOR-Net AlexNet with K (227)",
+}
 
 OURS, OURS_INT8 = "bnn-deploy", "bnn-deploy, int8 edges"
 FLOAT, INT8 = "onnxruntime fp32", "onnxruntime int8"
