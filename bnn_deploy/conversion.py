@@ -354,15 +354,13 @@ def convert(
     layers = binary_layers(binary)
     declined = [decline for decline in left_float if decline.has_sign_input]
     failed: BnnDeployError | None = None
-    see = "" if report is None else f"; see {os.fspath(report)}"
+    see = "--report FILE.json says what could be changed" if report is None else f"see {os.fspath(report)}"
     if strict and declined:
-        reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in declined)
         what = f"{len(declined)} {'layer' if len(declined) == 1 else 'layers'} whose input is a sign"
         stays = "stays" if len(declined) == 1 else "stay"
-        failed = BnnDeployError(f"--strict: {what} {stays} float: {reasons}{see}")
+        failed = BnnDeployError(f"--strict: {what} {stays} float: {_reasons(declined)}; {see}")
     elif not layers:
-        reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
-        failed = InputError(f"no layer of {original.name} is binary: {reasons}{see}")
+        failed = InputError(f"no layer of {original.name} is binary: {_reasons(left_float)}; {see}")
     if failed is not None:
         if report is not None:
             write_report(report, result)
@@ -398,6 +396,14 @@ def convert(
         result.constant_channels,
         result,
     )
+
+
+def _reasons(declined: Iterable[Decline]) -> str:
+    """Why layers stay float, on one line: each reason once."""
+    layers: dict[str, list[str]] = {}
+    for decline in declined:
+        layers.setdefault(decline.reason, []).append(f"{decline.op_type} '{decline.node}'")
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in layers.items())
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> None:

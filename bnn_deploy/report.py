@@ -25,7 +25,6 @@ from bnn_deploy.passes.audit_leftovers import LAYER_OPERATORS, nearest_sign
 from bnn_deploy.passes.canonicalize_sign import uniform
 from bnn_deploy.passes.graph import (
     BEFORE,
-    CROP,
     SOURCE,
     Decline,
     auto_pad,
@@ -53,6 +52,8 @@ OPERATORS = {
     "BinaryConv": BINARY,
     "BinaryConvThreshold": BINARY,
     "BinaryConvResidual": BINARY,
+    "BinaryConvScaled": BINARY,
+    "BinaryConvLevels": "binary, k-bit activations",
 }
 """Operators of the domain bnn_deploy that are a layer, and the status that they give it."""
 
@@ -117,7 +118,8 @@ class LayerReport:
             are not two-valued.
         padding: "none", "zero", "+1", "-1", another number, "mixed" (zeros and ±1) or the rule of auto_pad.
         pads: rows and columns that are padded, begins and then ends.
-        padded_by: "Conv", "Pad", "Conv and Pad" or "Pad before the sign"; null without padding.
+        padded_by: "Conv", "Pad", "Conv and Pad", "Pad before the sign" or "Conv and Pad before the sign"; null without
+            padding.
         binarisation: what was fused into the binarisation of its input, in order.
         fused: what was fused into the layer behind its sums, in order; "sign" at the end means that its result is bits,
             made by an integer threshold.
@@ -307,11 +309,8 @@ def _padding(node: ir.Node, source: SignInput | None) -> tuple[str, tuple[int, .
         return rule, (), node.op_type
     own = ints(node, "pads", [])
     producer = None if node.inputs[0] is None else node.inputs[0].producer()
-    hoisted = False
     extra, value = ([], 0.0) if source is None or source.pads is None else (source.pads, source.pad_value)
-    if source is not None:
-        hoisted = CROP in source.sign.metadata_props
-    elif producer is not None and is_op(producer, "Pad") and (border := read_pad(producer)):
+    if source is None and producer is not None and is_op(producer, "Pad") and (border := read_pad(producer)):
         rank = len(border[0]) // 2
         extra, value = [*border[0][2:rank], *border[0][rank + 2 :]], border[1]
     both = any(own) and any(extra)
@@ -320,8 +319,7 @@ def _padding(node: ir.Node, source: SignInput | None) -> tuple[str, tuple[int, .
     if not any(pads):
         return "none", tuple(pads), None
     kind = "zero" if not any(extra) or value == 0 else "mixed" if both else f"{value:+g}"
-    pad = "Pad before the sign" if hoisted else "Pad"
-    return kind, tuple(pads), node.op_type if not any(extra) else f"{node.op_type} and {pad}" if both else pad
+    return kind, tuple(pads), node.op_type if not any(extra) else f"{node.op_type} and Pad" if both else "Pad"
 
 
 # The report.
@@ -394,8 +392,8 @@ class _Builder:
         zero = seen.zero
         filters = _filters(node)
         magnitudes = None if filters is None else np.abs(filters.reshape(len(filters), -1).astype(np.float64))
-        kept = decline is not None and status != WEIGHTS_ONLY
-        assert decline is None or kept or not is_binary
+        if decline is not None and status == WEIGHTS_ONLY and not decline.has_sign_input:
+            decline = None  # all that can be stored as bits is
         fused = self._fused(node, final)
         if is_binary and len(node.inputs) > 2 and (bias := constant(node.inputs[2])) is not None and bias.any():
             fused = ("bias", *fused)
@@ -409,12 +407,12 @@ class _Builder:
             scale=None if magnitudes is None else _scale(magnitudes, seen.factor),
             padding=seen.padding,
             pads=seen.pads,
-            padded_by=seen.padded_by,
+            padded_by=self._padded_by(seen),
             binarisation=self._binarisation(node, final),
             fused=fused,
-            reason=decline.reason if kept and decline is not None else None,
-            advice=advice(decline.reason, self._is_last(node)) if kept and decline is not None else None,
-            binary_in_training=kept and decline is not None and decline.has_sign_input,
+            reason=None if decline is None else decline.reason,
+            advice=None if decline is None else advice(decline.reason, self._is_last(node)),
+            binary_in_training=decline is not None and decline.has_sign_input,
         )
 
     def removed(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
@@ -481,17 +479,27 @@ class _Builder:
         value, leaf = self.values.get(seen.source), self.values.get(seen.leaf)
         if value is None or leaf is None:
             return "Sign(x)"
-        # A learned threshold is an Add or Sub right above the sign; the bias of a linear layer only looks like one.
+        # A learned threshold is an Add or Sub right above the sign. The bias of a linear layer, and the shift of a
+        # BatchNorm that is written as Mul and Add, only look like one.
         producer = leaf.producer()
         if producer is not None and is_op(producer, "Add", "Sub") and value is not leaf:
             operands = [v for v in producer.inputs if v is not None and uniform(v) is None]
             shift = next((c for v in producer.inputs if (c := uniform(v)) is not None), None)
             if len(operands) == 1 and shift is not None and shift.size > 1:
                 above = operands[0].producer()
-                if above is None or not is_op(above, *LAYER_OPERATORS):
+                scaled = above is not None and any(constant(v) is not None for v in above.inputs)
+                if above is None or not (is_op(above, *LAYER_OPERATORS) or (is_op(above, "Mul") and scaled)):
                     return f"{formula(value, {operands[0]: 'x'}, 't')}, learned threshold"
         text = formula(value, {leaf: "x"}, "t")
         return f"{text}, learned threshold" if re.search(r"\bt\b", text) else text
+
+    def _padded_by(self, seen: _Seen) -> str | None:
+        """What pads, as the float graph has it: in the canonical one a Pad always stands behind the sign."""
+        leaf, sign = self.values.get(seen.leaf or ""), self.values.get(seen.source or "")
+        if seen.padded_by is None or "Pad" not in seen.padded_by or leaf is None or sign is None:
+            return seen.padded_by
+        before = any(is_op(node, "Pad") for node in self._path(leaf, sign))
+        return f"{seen.padded_by} before the sign" if before else seen.padded_by
 
     def _fused(self, node: ir.Node, final: ir.Node) -> tuple[str, ...]:
         """What stands between the layer's float output and the last tensor that the converted layer's stands for."""
@@ -537,8 +545,8 @@ class _Builder:
         start, end = self.values.get(data.name or ""), self.values.get(seen.leaf or "")
         return () if start is None or end is None else tuple(self._between(start, end))
 
-    def _between(self, start: ir.Value, end: ir.Value) -> list[str]:
-        """The operators of the float graph on the ways from `start` to `end`; those that make up a sign as "sign"."""
+    def _path(self, start: ir.Value, end: ir.Value) -> list[ir.Node]:
+        """The nodes of the float graph on the ways from `start` to `end` that pass no layer."""
         reached: set[ir.Value | None] = {start}
         path = []
         for node in self.order:
@@ -548,15 +556,17 @@ class _Builder:
         needed: set[ir.Value | None] = {end}
         used = []
         for node in reversed(path):
-            if start not in node.outputs and needed.intersection(node.outputs):
+            if needed.intersection(node.outputs):
                 needed.update(node.inputs)
                 used.append(node)
-        if end is not start and end.producer() not in used:
-            return []
+        return used[::-1]
+
+    def _between(self, start: ir.Value, end: ir.Value) -> list[str]:
+        """The operators on the ways from `start` to `end`; those that make up a sign as "sign"."""
         labels: list[str] = []
         leaves = {leaf for source, leaf in self.canonical.leaves.items() if source == end.name}
         in_sign = False
-        for node in used[::-1]:
+        for node in self._path(start, end):
             label = (
                 "sign" if in_sign or leaves.intersection(v.name for v in node.inputs if v is not None) else _label(node)
             )
@@ -588,6 +598,8 @@ def _status(final: ir.Node) -> str:
     if is_binary_op(final, *OPERATORS):
         return OPERATORS[final.op_type]
     maker = final.inputs[1].producer() if len(final.inputs) > 1 and final.inputs[1] is not None else None
+    if maker is not None and is_op(maker, "Transpose") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
     if maker is not None and is_binary_op(maker, *WEIGHT_OPERATORS):
         return WEIGHT_OPERATORS[maker.op_type]
     return FLOAT
@@ -627,10 +639,10 @@ def _weights(
         parts.append("real-valued")
     elif origin == "constant":
         parts.append("two-valued")
+    if zeros:
+        parts[-1] += f" but for {zeros} exact {'zeros' if zeros > 1 else 'zero'}"
     if 0 < spread <= MAX_SPREAD:
         parts.append(f"spread {spread:.0e}")
-    if zeros:
-        parts.append(f"{zeros} exact zeros" if zeros > 1 else "1 exact zero")
     return ", ".join(parts), spread, zeros
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from conftest import Converted
-from graphs import Array, assert_same, batch_norm, eighths, parse, weights
+from graphs import Array, assert_same, batch_norm, eighths, equal, parse, run_binary, run_float, samples, weights
 from networks import mnist
 from test_dialects import BRANCHES, PADDINGS, SIGNS, WEIGHTS, matrix
 from torch import Tensor, nn
@@ -261,7 +261,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         SIGN_CONV,
         {"w": with_weight(0)},
         {
-            "weights": "constant, two-valued, 1 exact zero",
+            "weights": "constant, two-valued but for 1 exact zero",
             "zeros": 1,
             "reason": "filter 2 has 1 weights that are exactly 0, which one bit cannot hold",
             "advice": advice("exactly 0, which one bit cannot hold"),
@@ -328,6 +328,17 @@ def test_the_report_follows_the_source(name: str) -> None:
         assert after["scale"][1] > 0.5
     renamed = {"name": after["name"]} if after["name"] != before["name"] else {}
     assert {key: value for key, value in after.items() if value != before[key]} == expected | renamed
+
+
+def test_a_batch_norm_written_as_mul_and_add_is_no_learned_threshold() -> None:
+    constants = {"m": np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1), "t": eighths(4, 1, 1)}
+    layer = only_layer("a = Mul(x, m)\nb = Add(a, t)\ns = Sign(b)\ny = Conv(s, w)", w=W, **constants)
+    assert (layer.activation, layer.binarisation) == ("Sign(x)", ("Mul", "Add"))
+
+
+def test_both_a_pad_before_the_sign_and_pads() -> None:
+    layer = only_layer("p = Pad(x, pads)\ns = Sign(p)\ny = Conv<pads=[1,1,1,1]>(s, w)", w=W, pads=PADS)
+    assert (layer.padding, layer.pads, layer.padded_by) == ("zero", (2, 2, 2, 2), "Conv and Pad before the sign")
 
 
 def test_scale_times_the_magnitude_of_the_signs() -> None:
@@ -484,19 +495,31 @@ def test_a_layer_that_cancels_out() -> None:
     assert (conv.status, conv.activation) == ("binary", "straight-through trick over Sign(x)")
 
 
-def test_operators_by_their_names() -> None:
-    """A layer is what its operator in the converted model says, also where only its weights are bits."""
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("reads_sign", [False, True])
+def test_a_standard_layer_whose_weights_are_bits(transposed: bool, reads_sign: bool) -> None:
     model = parse("y = Conv(x, w)", w=W)
     fold(model)
     canonical = canonical_model(model)
     seen = observe(canonical)
     binary, left, _ = lower(canonical)
     (conv,) = binary.graph
-    unpack = ir.Node(DOMAIN, "UnpackWeights", [conv.inputs[1]])
-    binary.graph.insert_before(conv, unpack)
-    conv.replace_input_with(1, unpack.outputs[0])
+    makers = [ir.Node(DOMAIN, "UnpackWeights", [conv.inputs[1]])]
+    if transposed:
+        makers.append(ir.Node("", "Transpose", makers[0].outputs))
+    binary.graph.insert_before(conv, makers)
+    conv.replace_input_with(1, makers[-1].outputs[0])
+    left = [replace(decline, has_sign_input=reads_sign) for decline in left]
     (layer,) = layer_reports(model, seen, binary, left, "as-is", {})
-    assert (layer.status, layer.becomes, layer.reason) == ("binary weights only", "Conv", None)
+    assert (layer.status, layer.becomes, layer.binary_in_training) == ("binary weights only", "Conv", reads_sign)
+    assert (layer.reason is not None) == reads_sign, "a layer of signs should be more than that"
+
+
+def test_operators_by_their_names() -> None:
+    """A layer is what its operator in the converted model says."""
+    model = parse("y = Conv(x, w)", w=W)
+    fold(model)
+    seen = observe(canonical_model(model))
     for operator in OPERATORS:
         other = ir.Node(DOMAIN, operator, [ir.Value(name="x")], name="y")
         graph = ir.Graph([], other.outputs, nodes=[other])
@@ -525,6 +548,31 @@ def test_grouped_and_dilated_convolutions(group: int, dilation: int, pads: int) 
     layer = report_on(model)[0]
     assert (layer.group, layer.dilations, layer.status) == (group, (dilation, dilation), "binary")
     assert layer.shape == f"3{TIMES}3 4→8" + f" d{dilation}" * (dilation > 1) + f" g{group}" * (group > 1)
+
+
+CONCAT = {
+    "of signs": "s = Sign(x)\nb = Neg(x)\nt = Sign(b)\na = Concat<axis=1>(s, t)",
+    "behind the advice": "b = Neg(x)\nc = Concat<axis=1>(x, b)\na = Sign(c)",
+    "of a sign and something real": "s = Sign(x)\nb = Neg(x)\na = Concat<axis=1>(s, b)",
+}
+
+
+def test_a_concat_of_signs() -> None:
+    """Declined, with an advice that works: the sign of the Concat is the same, and becomes bits."""
+    # The bias keeps sums away from exact zeros.
+    constants = {"w": weights(8, 8, 3, 3), "k": np.full(8, 1 / 16, np.float32), "u": weights(3, 8, 1, 1)}
+    models = [parse(f"{text}\nd = Conv(a, w, k)\ne = Sign(d)\ny = Conv(e, u)", **constants) for text in CONCAT.values()]
+    signs, advised, mixed = (report_on(model)[0] for model in models)
+    assert (signs.status, signs.binary_in_training, signs.activation) == ("float", True, "Sign(x)")
+    assert signs.reason == "Concat stands between the sign and it, which no pass looks through"
+    assert signs.advice is not None and "take the sign behind that operator" in signs.advice
+    assert (mixed.status, mixed.binary_in_training, mixed.activation) == ("float", False, None)
+    assert mixed.reason == "its input is real-valued: the output of Concat, not of a sign"
+    assert advised.status == "binary"
+    assert equal(run_float(models[0], samples(models[0])), run_float(models[1], samples(models[1])))
+    for model in models:
+        x = samples(model)
+        assert equal(run_binary(to_binary(model)[0], x, True), run_float(model, x))
 
 
 def test_one_sign_to_many_consumers() -> None:
@@ -597,6 +645,12 @@ def test_strict_writes_the_report_and_nothing_else(tmp_path: Path) -> None:
     ):
         convert(small(), tmp_path / "m.onnx", weights="as-is", strict=True, report=tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    zeros = {"u": with_weight(0), "v": with_weight(0, source=-W)}
+    two = parse("s = Sign(x)\na = Conv(s, u)\nb = Conv(s, v)\ny = Add(a, b)", **zeros)
+    with pytest.raises(
+        BnnDeployError, match=r"2 layers .* stay float: Conv 'a', Conv 'b': filter 2 has 1 weights that"
+    ):
+        convert(two, tmp_path / "m.onnx", strict=True)
     layers = json.loads((tmp_path / "r.json").read_text())["layers"]
     assert [layer["binary_in_training"] for layer in layers] == [False, True]
     convert(parse(SIGN_CONV, w=W), tmp_path / "m.onnx", strict=True)
