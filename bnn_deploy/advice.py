@@ -24,7 +24,8 @@ ADVICE: tuple[tuple[str, str], ...] = (
     ),
     (
         r"exactly 0, which one bit cannot hold",
-        "train or round them so that no weight is 0: sign(0) = +1 in the training code makes them + alpha",
+        "train so that no weight is 0: with sign(0) = +1, those of the latent ones that are 0 become +alpha; a network "
+        "of ternary weights has no binary form",
     ),
     (r"holds NaN or infinity", "training diverged, or the file is damaged: take another checkpoint"),
     (

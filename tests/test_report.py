@@ -306,9 +306,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"activation": "Where(x > 0, 1, -1)", "sign_of_zero": -1, "converted_sign_of_zero": -1},
     ),
     "in front of the sign": (
-        f"m = Relu(x)\nn = Neg(m)\n{SIGN_CONV.replace('(x)', '(n)')}",
+        f"m = LeakyRelu(x)\nn = Neg(m)\n{SIGN_CONV.replace('(x)', '(n)')}",
         {"w": W},
-        {"binarisation": ("ReLU", "Neg")},
+        {"binarisation": ("LeakyReLU", "Neg")},
     ),
     "behind the layer": (
         "s = Sign(x)\nc = Conv<pads=[1,1,1,1]>(s, w)\ny = BatchNormalization(c, g, b, m, v)",
