@@ -46,7 +46,7 @@ from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
 from bnn_deploy.quantization import quantize_edges
-from bnn_deploy.report import OPERATORS, LayerReport, Report, layer_reports, note_weights, observe, quantized
+from bnn_deploy.report import OPERATORS, Canonical, LayerReport, Report, layer_reports, note_weights, quantized
 
 IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
@@ -99,12 +99,15 @@ class Conversion:
         )
 
 
-def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, list[Decline], list[Decline]]:
+def to_binary(
+    model: ir.Model, channels_last: bool = True, look: Callable[[ir.Model], None] = lambda canonical: None
+) -> tuple[ir.Model, list[Decline], list[Decline]]:
     """Run the passes on a float model.
 
     Args:
         model: float ONNX; it is not changed.
         channels_last: binarise the outputs of float convolutions channels last; not if they are to be quantised.
+        look: called with the model in the forms that LowerBinaryConv matches, before it runs.
 
     Returns:
         The binary model, carrying the operators' functions; what stayed float and why; what was not fused and why.
@@ -112,19 +115,10 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
     Raises:
         InputError: a filter is all zeros.
     """
-    return lower(canonical_model(model), channels_last)
-
-
-def canonical_model(model: ir.Model) -> ir.Model:
-    """A copy of a float model in the forms that LowerBinaryConv matches."""
     model = ir.from_proto(ir.to_proto(model))
     fold(model)
     canonicalize(model)
-    return model
-
-
-def lower(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, list[Decline], list[Decline]]:
-    """Make a canonical model binary; as `to_binary`, but the model is the one that is changed."""
+    look(model)
     lowered = LowerBinaryConv()(model)
     common.RemoveUnusedNodesPass()(model)
     not_fused: list[Decline] = []
@@ -344,9 +338,8 @@ def convert(
     original = _source(source, arch, input_shape, weights, progress)
     shape = original.shape
     progress("running the passes")
-    canonical = canonical_model(original.model)
-    seen = observe(canonical)
-    binary, left_float, not_fused = lower(canonical, channels_last=calibration is None)
+    seen = Canonical()
+    binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None, look=seen.look)
     scheme = "xnor-centred" if weights == "auto" else weights
     reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name

@@ -256,7 +256,6 @@ class _Seen:
     padded_by: str | None
 
 
-@dataclass(frozen=True)
 class Canonical:
     """What the report takes from the canonical graph.
 
@@ -265,15 +264,14 @@ class Canonical:
         leaves: for each sign, the tensor of the float graph that it stands for -> the one that it is taken of.
     """
 
-    layers: dict[str, _Seen]
-    leaves: dict[str, str]
+    def __init__(self) -> None:
+        self.layers: dict[str, _Seen] = {}
+        self.leaves: dict[str, str] = {}
 
-
-def observe(model: ir.Model) -> Canonical:
-    """Read a canonical model, before its layers are lowered."""
-    layers = {display_name(node): _seen(node) for node in model.graph if is_op(node, *LAYER_OPERATORS)}
-    signs = [_sign_place(node) for node in model.graph if is_op(node, "Sign")]
-    return Canonical(layers, dict(signs))
+    def look(self, model: ir.Model) -> None:
+        """Read a canonical model, before its layers are lowered."""
+        self.layers = {display_name(node): _seen(node) for node in model.graph if is_op(node, *LAYER_OPERATORS)}
+        self.leaves = dict(_sign_place(node) for node in model.graph if is_op(node, "Sign"))
 
 
 def _sign_place(sign: ir.Node) -> tuple[str, str]:
@@ -337,7 +335,7 @@ def layer_reports(
 
     Args:
         model: the float model, folded, with the notes of `note_weights`.
-        canonical: what `observe` saw of it.
+        canonical: what it looked like in the forms that LowerBinaryConv matches.
         binary: the converted model, before 8-bit edges are made.
         left_float: the layers that stayed float, with the reason.
         scheme: by which latent weights were binarised.

@@ -24,11 +24,11 @@ from bnn_deploy.advice import UNKNOWN, advice
 from bnn_deploy.architectures.birealnet18 import BiRealBlock
 from bnn_deploy.cli import main
 from bnn_deploy.cli.console import TIMES
-from bnn_deploy.conversion import canonical_model, convert, fold, lower, to_binary
+from bnn_deploy.conversion import convert, fold, to_binary
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.audit_leftovers import LAYER_OPERATORS
-from bnn_deploy.report import OPERATORS, LayerReport, layer_reports, observe
+from bnn_deploy.report import OPERATORS, Canonical, LayerReport, layer_reports
 
 W = weights(8, 4, 3, 3)
 
@@ -36,9 +36,8 @@ W = weights(8, 4, 3, 3)
 def report_on(model: ir.Model) -> tuple[LayerReport, ...]:
     """The layers of a float model, each of which is reported on once."""
     fold(model)
-    canonical = canonical_model(model)
-    seen = observe(canonical)
-    binary, left, _ = lower(canonical)
+    seen = Canonical()
+    binary, left, _ = to_binary(model, look=seen.look)
     layers = layer_reports(model, seen, binary, left, "as-is", {})
     names = [node.name for node in model.graph if node.op_type in LAYER_OPERATORS]
     assert [layer.name for layer in layers] == names
@@ -500,9 +499,8 @@ def test_a_layer_that_cancels_out() -> None:
 def test_a_standard_layer_whose_weights_are_bits(transposed: bool, reads_sign: bool) -> None:
     model = parse("y = Conv(x, w)", w=W)
     fold(model)
-    canonical = canonical_model(model)
-    seen = observe(canonical)
-    binary, left, _ = lower(canonical)
+    seen = Canonical()
+    binary, left, _ = to_binary(model, look=seen.look)
     (conv,) = binary.graph
     makers = [ir.Node(DOMAIN, "UnpackWeights", [conv.inputs[1]])]
     if transposed:
@@ -519,7 +517,8 @@ def test_operators_by_their_names() -> None:
     """A layer is what its operator in the converted model says."""
     model = parse("y = Conv(x, w)", w=W)
     fold(model)
-    seen = observe(canonical_model(model))
+    seen = Canonical()
+    to_binary(model, look=seen.look)
     for operator in OPERATORS:
         other = ir.Node(DOMAIN, operator, [ir.Value(name="x")], name="y")
         graph = ir.Graph([], other.outputs, nodes=[other])
