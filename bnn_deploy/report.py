@@ -349,7 +349,7 @@ def layer_reports(
     found = {
         display_name(node): builder.report(node, scheme, binarized)
         for node in nodes
-        if display_name(node) in canonical.layers
+        if display_name(node) in canonical.layers and display_name(node) in builder.binary
     }
     twins = _equal_values(model.graph) if len(found) < len(nodes) else {}
     for node in nodes:
@@ -414,7 +414,7 @@ class _Builder:
         )
 
     def removed(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
-        """Report on a layer whose output nothing reads in the canonical graph."""
+        """Report on a layer whose output nothing in the converted model depends on."""
         return replace(
             self._plain(node, scheme, binarized),
             reason="its output cancels out, as in (a - S) + S of the straight-through trick",
