@@ -387,6 +387,8 @@ class _Builder:
         seen, final, decline = self.canonical.layers[name], self.binary[name], self.left_float.get(name)
         status = _status(final)
         is_binary = is_binary_op(final, *OPERATORS)
+        if is_binary and status != BINARY:
+            seen = replace(seen, source=None, zero=None)  # it reads something else than a sign
         zero = seen.zero
         filters = _filters(node)
         magnitudes = None if filters is None else np.abs(filters.reshape(len(filters), -1).astype(np.float64))
