@@ -89,16 +89,15 @@ def _print_found(layers: Sequence[LayerReport]) -> None:
     }
     cells = {name: [printable(cell(layer)) for layer in layers] for name, cell in columns.items()}
     common = {name: texts[0] for name, texts in cells.items() if len(layers) > 1 and len(set(texts)) == 1}
-    found = table(
-        "Found in what is binary, or reads a sign", ["layer", *(name for name in columns if name not in common)]
-    )
+    found = table("What they are made of", ["layer", *(name for name in columns if name not in common)])
     for i, layer in enumerate(layers):
         found.add_row(printable(layer.name), *(cells[name][i] for name in columns if name not in common))
     show(found)
     said = [f"{name}: {text}" for name, text in common.items() if text not in ("", "none")]
     if said:
         show(f"In all {len(layers)} layers: {'; '.join(said)}.")
-    show("Fused in front: into the sign of its input; behind: into the layer, whose result is bits if a sign is last.")
+    if any(layer.binarisation or layer.fused for layer in layers):
+        show("Fused in front: into the sign of its input; behind: into the layer; a sign at the end makes bits of it.")
     show("")
 
 
