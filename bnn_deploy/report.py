@@ -9,7 +9,6 @@ output and the tensor that the converted layer's output stands for.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -390,21 +389,20 @@ class _Builder:
         if is_binary and status != BINARY:
             seen = replace(seen, source=None, zero=None)  # it reads something else than a sign
         zero = seen.zero
-        filters = _filters(node)
-        magnitudes = None if filters is None else np.abs(filters.reshape(len(filters), -1).astype(np.float64))
+        plain = self._plain(node, scheme, binarized)
         if decline is not None and status == WEIGHTS_ONLY and not decline.has_sign_input:
             decline = None  # all that can be stored as bits is
         fused = self._fused(node, final)
         if is_binary and len(node.inputs) > 2 and (bias := constant(node.inputs[2])) is not None and bias.any():
             fused = ("bias", *fused)
         return replace(
-            self._plain(node, scheme, binarized),
+            plain,
             status=status,
             becomes=final.op_type,
             activation=self._activation(seen),
             sign_of_zero=zero,
             converted_sign_of_zero=zero if zero is None or not is_binary else -1 if zero < 0 else 1,
-            scale=None if magnitudes is None else _scale(magnitudes, seen.factor),
+            scale=None if plain.scale is None else (plain.scale[0] * seen.factor, plain.scale[1] * seen.factor),
             padding=seen.padding,
             pads=seen.pads,
             padded_by=self._padded_by(seen),
@@ -437,7 +435,7 @@ class _Builder:
             outputs = filters.shape[1] * groups if transposed else filters.shape[0]
         form = node.meta.get(_FORM)
         latent = next((key for key in (display_name(node), form and form.tensor) if key in binarized), None)
-        text, spread, zeros = _weights(filters, form, scheme if latent is not None else None)
+        text, spread, zeros, scale = _weights(filters, form, scheme if latent is not None else None)
         latent_zeros = form.zeros if form is not None and (latent is not None or form.text != "W") else None
         if latent is not None and binarized[latent] is not None:
             latent_zeros = binarized[latent]
@@ -461,7 +459,7 @@ class _Builder:
             spread=spread,
             zeros=zeros,
             latent_zeros=latent_zeros,
-            scale=None,
+            scale=scale,
             padding="none",
             pads=(),
             padded_by=None,
@@ -619,21 +617,25 @@ def _filters(node: ir.Node) -> NDArray[Any] | None:
 
 def _weights(
     filters: NDArray[Any] | None, form: WeightForm | None, scheme: str | None
-) -> tuple[str, float | None, int]:
-    """Text, spread and zeros of a layer's weights."""
+) -> tuple[str, float | None, int, tuple[float, float] | None]:
+    """Text, spread, zeros and scale of a layer's weights [O, ...]."""
     if filters is None:
-        return "not constant", None, 0
-    magnitudes = np.abs(filters.reshape(len(filters), -1).astype(np.float64))
-    zeros = int((magnitudes == 0).sum())
-    spread = _spread(magnitudes)
+        return "not constant", None, 0, None
     if scheme is not None:
         origin = f"latent, binarised by {scheme}"
     elif form is None or form.text == "W":
         origin = "constant"
     else:
         origin = f"{form.text}, folded"
-    if not math.isfinite(spread):
-        return f"{origin}, with NaN or infinity", None, zeros
+    magnitudes = np.abs(filters.reshape(len(filters), -1))
+    counts = np.count_nonzero(magnitudes, axis=1)
+    zeros = magnitudes.size - int(counts.sum())
+    high = magnitudes.max(axis=1).astype(np.float64)
+    if not np.isfinite(high).all():
+        return f"{origin}, with NaN or infinity", None, zeros, None
+    low = magnitudes.min(axis=1) if zeros == 0 else np.where(magnitudes == 0, np.inf, magnitudes).min(axis=1)
+    alive = high > 0
+    spread = float(((high - low)[alive] / high[alive]).max(initial=0.0))
     parts = [origin]
     if spread > MAX_SPREAD:
         parts.append("real-valued")
@@ -641,29 +643,14 @@ def _weights(
         parts.append("two-valued")
     if zeros:
         parts[-1] += f" but for {zeros} exact {'zeros' if zeros > 1 else 'zero'}"
-    if 0 < spread <= MAX_SPREAD:
+    if spread > MAX_SPREAD:
+        return ", ".join(parts), spread, zeros, None
+    if spread:
         parts.append(f"spread {spread:.0e}")
-    return ", ".join(parts), spread, zeros
-
-
-def _spread(magnitudes: NDArray[np.float64]) -> float:
-    """The largest relative difference of magnitudes [O, ...] in a filter, without zeros; NaN if one is not finite."""
-    high = magnitudes.max(axis=1)
-    if not np.isfinite(high).all():
-        return math.nan
-    low = np.where(magnitudes == 0, np.inf, magnitudes).min(axis=1)
-    alive = high > 0
-    return float(((high - low)[alive] / high[alive]).max(initial=0.0))
-
-
-def _scale(magnitudes: NDArray[np.float64], factor: float) -> tuple[float, float] | None:
-    """Smallest and largest alpha of the filters; None if they are not two-valued."""
-    spread = _spread(magnitudes)
-    if not spread <= MAX_SPREAD:
-        return None
-    counts = np.maximum((magnitudes > 0).sum(axis=1), 1)
-    alpha = np.where(spread == 0, magnitudes.max(axis=1), magnitudes.sum(axis=1) / counts) * factor
-    return float(np.float32(alpha.min())), float(np.float32(alpha.max()))
+    # As LowerBinaryConv takes it: one magnitude to the last bit, or the mean.
+    means = magnitudes.sum(axis=1, dtype=np.float64) / np.maximum(counts, 1)
+    alpha = np.where(high == low, high, means)
+    return ", ".join(parts), spread, zeros, (float(np.float32(alpha.min())), float(np.float32(alpha.max())))
 
 
 def _equal_values(graph: ir.Graph) -> dict[ir.Value, int]:
