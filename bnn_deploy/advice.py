@@ -24,7 +24,8 @@ ADVICE: tuple[tuple[str, str], ...] = (
     ),
     (
         r"exactly 0, which one bit cannot hold",
-        "train or round them so that no weight is 0: sign(0) = +1 in the training code makes them + alpha",
+        "train so that no weight is 0: with sign(0) = +1, those of the latent ones that are 0 become +alpha; a network "
+        "of ternary weights has no binary form",
     ),
     (r"holds NaN or infinity", "training diverged, or the file is damaged: take another checkpoint"),
     (
@@ -57,7 +58,16 @@ ADVICE: tuple[tuple[str, str], ...] = (
     (r"another mode than constant", "pad with a constant: reflected or repeated borders have no binary form"),
     (r"pads channels, or stands between", "pad right in front of the convolution, in height and width alone"),
     (r"is 0 in channel \d+ and ±1 in others", "pad behind the sign, or with a sign that gives +1 at 0"),
-    (r"which no pass looks through", "take the sign behind that operator, right in front of the layer"),
+    (
+        r"which no pass looks through",
+        "take the sign behind that operator, right in front of the layer, which computes the same",
+    ),
+    (r"gives 0 and 1, not -1 and 1", f"train with a sign of -1 and +1, of the data before the ReLU; {EDGES}"),
+    (
+        r"levels, but does not rise|from 0 up can be|not evenly spaced",
+        f"train with evenly spaced levels from 0 up; {EDGES}",
+    ),
+    (r"K of XNOR-Net", "nothing: it has one channel, and costs little"),
     (r"has no binary operator", "write it as a Conv, Gemm or MatMul with constant weights"),
 )
 """Pairs of a regular expression and the advice for the reasons that it finds; the first that finds something counts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from bnn_deploy.passes.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
 from bnn_deploy.quantization import quantize_edges
-from bnn_deploy.report import OPERATORS, LayerReport, Report, layer_reports, note_weights, observe, quantized
+from bnn_deploy.report import OPERATORS, Canonical, LayerReport, Report, layer_reports, note_weights, quantized
 from bnn_deploy.training import binarize_weight
 
 IR_VERSION = 10
@@ -113,12 +113,15 @@ class Conversion:
         )
 
 
-def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, list[Decline], list[Decline]]:
+def to_binary(
+    model: ir.Model, channels_last: bool = True, look: Callable[[ir.Model], None] = lambda canonical: None
+) -> tuple[ir.Model, list[Decline], list[Decline]]:
     """Run the passes on a float model.
 
     Args:
         model: float ONNX; it is not changed.
         channels_last: binarise the outputs of float convolutions channels last; not if they are to be quantised.
+        look: called with the model in the forms that LowerBinaryConv matches, before it runs.
 
     Returns:
         The binary model, carrying the operators' functions; what stayed float and why; what was not fused and why.
@@ -126,32 +129,11 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
     Raises:
         InputError: a filter is all zeros.
     """
-    return lower(canonical_model(model), channels_last, tensor_names(model))
-
-
-def tensor_names(model: ir.Model) -> set[str]:
-    """The names of the tensors that a model computes."""
-    return {value.name or "" for node in model.graph for value in node.outputs}
-
-
-def canonical_model(model: ir.Model) -> ir.Model:
-    """A copy of a float model in the forms that LowerBinaryConv matches."""
     model = ir.from_proto(ir.to_proto(model))
+    names = {value.name or "" for node in model.graph for value in node.outputs}
     fold(model)
     canonicalize(model)
-    return model
-
-
-def lower(
-    model: ir.Model, channels_last: bool = True, names: Set[str] = frozenset()
-) -> tuple[ir.Model, list[Decline], list[Decline]]:
-    """Make a canonical model binary; as `to_binary`, but the model is the one that is changed.
-
-    Args:
-        model: see `canonical_model`.
-        channels_last: see `to_binary`.
-        names: the tensors of the float model that it was made from, which new ones must not be called.
-    """
+    look(model)
     lowered = LowerBinaryConv()(model)
     common.RemoveUnusedNodesPass()(model)
     not_fused: list[Decline] = []
@@ -468,9 +450,8 @@ def convert(
     original = _source(source, arch, input_shape, weights, progress)
     shape = original.shape
     progress("running the passes")
-    canonical = canonical_model(original.model)
-    seen = observe(canonical)
-    binary, left_float, not_fused = lower(canonical, calibration is None, tensor_names(original.model))
+    seen = Canonical()
+    binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None, look=seen.look)
     scheme = "xnor-centred" if weights == "auto" else weights
     reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
@@ -479,15 +460,13 @@ def convert(
     left_float = [left for left in left_float if left.has_sign_input or left.node not in packed]
     declined = [decline for decline in left_float if decline.has_sign_input]
     failed: BnnDeployError | None = None
-    see = "" if report is None else f"; see {os.fspath(report)}"
+    see = "--report FILE.json says what could be changed" if report is None else f"see {os.fspath(report)}"
     if strict and declined:
-        reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in declined)
         what = f"{len(declined)} {'layer' if len(declined) == 1 else 'layers'} whose input is a sign"
         stays = "stays" if len(declined) == 1 else "stay"
-        failed = BnnDeployError(f"--strict: {what} {stays} float: {reasons}{see}")
+        failed = BnnDeployError(f"--strict: {what} {stays} float: {_reasons(declined)}; {see}")
     elif not layers and not packed:
-        reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
-        failed = InputError(f"no layer of {original.name} is binary: {reasons}{see}")
+        failed = InputError(f"no layer of {original.name} is binary: {_reasons(left_float)}; {see}")
     if failed is not None:
         if report is not None:
             write_report(report, result)
@@ -524,6 +503,14 @@ def convert(
         result.constant_channels,
         result,
     )
+
+
+def _reasons(declined: Iterable[Decline]) -> str:
+    """Why layers stay float, on one line: each reason once."""
+    layers: dict[str, list[str]] = {}
+    for decline in declined:
+        layers.setdefault(decline.reason, []).append(f"{decline.op_type} '{decline.node}'")
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in layers.items())
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> None:

@@ -9,7 +9,6 @@ output and the tensor that the converted layer's output stands for.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,6 @@ from bnn_deploy.passes.audit_leftovers import LAYER_OPERATORS, nearest_sign
 from bnn_deploy.passes.canonicalize_sign import uniform
 from bnn_deploy.passes.graph import (
     BEFORE,
-    MOVES,
     SOURCE,
     Decline,
     auto_pad,
@@ -35,6 +33,7 @@ from bnn_deploy.passes.graph import (
     is_binary_op,
     is_op,
     output_key,
+    static_shape,
     zero_value,
 )
 from bnn_deploy.passes.hoist_pad import read_pad
@@ -54,6 +53,7 @@ OPERATORS = {
     "BinaryConvThreshold": BINARY,
     "BinaryConvResidual": BINARY,
     "BinaryConvScaled": BINARY,
+    "BinaryConvLevels": "binary, k-bit activations",
 }
 """Operators of the domain bnn_deploy that are a layer, and the status that they give it."""
 
@@ -118,7 +118,8 @@ class LayerReport:
             are not two-valued.
         padding: "none", "zero", "+1", "-1", another number, "mixed" (zeros and ±1) or the rule of auto_pad.
         pads: rows and columns that are padded, begins and then ends.
-        padded_by: "Conv", "Pad", "Conv and Pad" or "Pad before the sign"; null without padding.
+        padded_by: "Conv", "Pad", "Conv and Pad", "Pad before the sign" or "Conv and Pad before the sign"; null without
+            padding.
         binarisation: what was fused into the binarisation of its input, in order.
         fused: what was fused into the layer behind its sums, in order; "sign" at the end means that its result is bits,
             made by an integer threshold.
@@ -255,7 +256,6 @@ class _Seen:
     padded_by: str | None
 
 
-@dataclass(frozen=True)
 class Canonical:
     """What the report takes from the canonical graph.
 
@@ -264,15 +264,14 @@ class Canonical:
         leaves: for each sign, the tensor of the float graph that it stands for -> the one that it is taken of.
     """
 
-    layers: dict[str, _Seen]
-    leaves: dict[str, str]
+    def __init__(self) -> None:
+        self.layers: dict[str, _Seen] = {}
+        self.leaves: dict[str, str] = {}
 
-
-def observe(model: ir.Model) -> Canonical:
-    """Read a canonical model, before its layers are lowered."""
-    layers = {display_name(node): _seen(node) for node in model.graph if is_op(node, *LAYER_OPERATORS)}
-    signs = [_sign_place(node) for node in model.graph if is_op(node, "Sign")]
-    return Canonical(layers, dict(signs))
+    def look(self, model: ir.Model) -> None:
+        """Read a canonical model, before its layers are lowered."""
+        self.layers = {display_name(node): _seen(node) for node in model.graph if is_op(node, *LAYER_OPERATORS)}
+        self.leaves = dict(_sign_place(node) for node in model.graph if is_op(node, "Sign"))
 
 
 def _sign_place(sign: ir.Node) -> tuple[str, str]:
@@ -306,13 +305,11 @@ def _padding(node: ir.Node, source: SignInput | None) -> tuple[str, tuple[int, .
         return "none", (), None
     if rule := auto_pad(node):
         return rule, (), node.op_type
-    own = ints(node, "pads", [])
+    shape = None if node.inputs[0] is None else static_shape(node.inputs[0])
+    own = ints(node, "pads", [0] * (0 if shape is None else 2 * len(shape) - 4))
     producer = None if node.inputs[0] is None else node.inputs[0].producer()
-    hoisted = False
     extra, value = ([], 0.0) if source is None or source.pads is None else (source.pads, source.pad_value)
-    if source is not None:
-        hoisted = any(kind == "crop" for kind, _ in json.loads(source.sign.metadata_props.get(MOVES, "[]")))
-    elif producer is not None and is_op(producer, "Pad") and (border := read_pad(producer)):
+    if source is None and producer is not None and is_op(producer, "Pad") and (border := read_pad(producer)):
         rank = len(border[0]) // 2
         extra, value = [*border[0][2:rank], *border[0][rank + 2 :]], border[1]
     both = any(own) and any(extra)
@@ -321,8 +318,7 @@ def _padding(node: ir.Node, source: SignInput | None) -> tuple[str, tuple[int, .
     if not any(pads):
         return "none", tuple(pads), None
     kind = "zero" if not any(extra) or value == 0 else "mixed" if both else f"{value:+g}"
-    pad = "Pad before the sign" if hoisted else "Pad"
-    return kind, tuple(pads), node.op_type if not any(extra) else f"{node.op_type} and {pad}" if both else pad
+    return kind, tuple(pads), node.op_type if not any(extra) else f"{node.op_type} and Pad" if both else "Pad"
 
 
 # The report.
@@ -340,7 +336,7 @@ def layer_reports(
 
     Args:
         model: the float model, folded, with the notes of `note_weights`.
-        canonical: what `observe` saw of it.
+        canonical: what it looked like in the forms that LowerBinaryConv matches.
         binary: the converted model, before 8-bit edges are made.
         left_float: the layers that stayed float, with the reason.
         scheme: by which latent weights were binarised.
@@ -354,7 +350,7 @@ def layer_reports(
     found = {
         display_name(node): builder.report(node, scheme, binarized)
         for node in nodes
-        if display_name(node) in canonical.layers
+        if display_name(node) in canonical.layers and display_name(node) in builder.binary
     }
     twins = _equal_values(model.graph) if len(found) < len(nodes) else {}
     for node in nodes:
@@ -392,34 +388,35 @@ class _Builder:
         seen, final, decline = self.canonical.layers[name], self.binary[name], self.left_float.get(name)
         status = _status(final)
         is_binary = is_binary_op(final, *OPERATORS)
+        if is_binary and status != BINARY:
+            seen = replace(seen, source=None, zero=None)  # it reads something else than a sign
         zero = seen.zero
-        filters = _filters(node)
-        magnitudes = None if filters is None else np.abs(filters.reshape(len(filters), -1).astype(np.float64))
-        kept = decline is not None and status != WEIGHTS_ONLY
-        assert decline is None or kept or not is_binary
+        plain = self._plain(node, scheme, binarized)
+        if decline is not None and status == WEIGHTS_ONLY and not decline.has_sign_input:
+            decline = None  # all that can be stored as bits is
         fused = self._fused(node, final)
         if is_binary and len(node.inputs) > 2 and (bias := constant(node.inputs[2])) is not None and bias.any():
             fused = ("bias", *fused)
         return replace(
-            self._plain(node, scheme, binarized),
+            plain,
             status=status,
             becomes=final.op_type,
             activation=self._activation(seen),
             sign_of_zero=zero,
             converted_sign_of_zero=zero if zero is None or not is_binary else -1 if zero < 0 else 1,
-            scale=None if magnitudes is None else _scale(magnitudes, seen.factor),
+            scale=None if plain.scale is None else (plain.scale[0] * seen.factor, plain.scale[1] * seen.factor),
             padding=seen.padding,
             pads=seen.pads,
-            padded_by=seen.padded_by,
+            padded_by=self._padded_by(seen),
             binarisation=self._binarisation(node, final),
             fused=fused,
-            reason=decline.reason if kept and decline is not None else None,
-            advice=advice(decline.reason, self._is_last(node)) if kept and decline is not None else None,
-            binary_in_training=kept and decline is not None and decline.has_sign_input,
+            reason=None if decline is None else decline.reason,
+            advice=None if decline is None else advice(decline.reason, self._is_last(node)),
+            binary_in_training=decline is not None and decline.has_sign_input,
         )
 
     def removed(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
-        """Report on a layer whose output nothing reads in the canonical graph."""
+        """Report on a layer whose output nothing in the converted model depends on."""
         return replace(
             self._plain(node, scheme, binarized),
             reason="its output cancels out, as in (a - S) + S of the straight-through trick",
@@ -440,7 +437,7 @@ class _Builder:
             outputs = filters.shape[1] * groups if transposed else filters.shape[0]
         form = node.meta.get(_FORM)
         latent = next((key for key in (display_name(node), form and form.tensor) if key in binarized), None)
-        text, spread, zeros = _weights(filters, form, scheme if latent is not None else None)
+        text, spread, zeros, scale = _weights(filters, form, scheme if latent is not None else None)
         latent_zeros = form.zeros if form is not None and (latent is not None or form.text != "W") else None
         if latent is not None and binarized[latent] is not None:
             latent_zeros = binarized[latent]
@@ -464,7 +461,7 @@ class _Builder:
             spread=spread,
             zeros=zeros,
             latent_zeros=latent_zeros,
-            scale=None,
+            scale=scale,
             padding="none",
             pads=(),
             padded_by=None,
@@ -482,17 +479,27 @@ class _Builder:
         value, leaf = self.values.get(seen.source), self.values.get(seen.leaf)
         if value is None or leaf is None:
             return "Sign(x)"
-        # A learned threshold is an Add or Sub right above the sign; the bias of a linear layer only looks like one.
+        # A learned threshold is an Add or Sub right above the sign. The bias of a linear layer, and the shift of a
+        # BatchNorm that is written as Mul and Add, only look like one.
         producer = leaf.producer()
         if producer is not None and is_op(producer, "Add", "Sub") and value is not leaf:
             operands = [v for v in producer.inputs if v is not None and uniform(v) is None]
             shift = next((c for v in producer.inputs if (c := uniform(v)) is not None), None)
             if len(operands) == 1 and shift is not None and shift.size > 1:
                 above = operands[0].producer()
-                if above is None or not is_op(above, *LAYER_OPERATORS):
+                scaled = above is not None and any(constant(v) is not None for v in above.inputs)
+                if above is None or not (is_op(above, *LAYER_OPERATORS) or (is_op(above, "Mul") and scaled)):
                     return f"{formula(value, {operands[0]: 'x'}, 't')}, learned threshold"
         text = formula(value, {leaf: "x"}, "t")
         return f"{text}, learned threshold" if re.search(r"\bt\b", text) else text
+
+    def _padded_by(self, seen: _Seen) -> str | None:
+        """What pads, as the float graph has it: in the canonical one a Pad always stands behind the sign."""
+        leaf, sign = self.values.get(seen.leaf or ""), self.values.get(seen.source or "")
+        if seen.padded_by is None or "Pad" not in seen.padded_by or leaf is None or sign is None:
+            return seen.padded_by
+        before = any(is_op(node, "Pad") for node in self._path(leaf, sign))
+        return f"{seen.padded_by} before the sign" if before else seen.padded_by
 
     def _fused(self, node: ir.Node, final: ir.Node) -> tuple[str, ...]:
         """What stands between the layer's float output and the last tensor that the converted layer's stands for."""
@@ -538,8 +545,8 @@ class _Builder:
         start, end = self.values.get(data.name or ""), self.values.get(seen.leaf or "")
         return () if start is None or end is None else tuple(self._between(start, end))
 
-    def _between(self, start: ir.Value, end: ir.Value) -> list[str]:
-        """The operators of the float graph on the ways from `start` to `end`; those that make up a sign as "sign"."""
+    def _path(self, start: ir.Value, end: ir.Value) -> list[ir.Node]:
+        """The nodes of the float graph on the ways from `start` to `end` that pass no layer."""
         reached: set[ir.Value | None] = {start}
         path = []
         for node in self.order:
@@ -549,15 +556,17 @@ class _Builder:
         needed: set[ir.Value | None] = {end}
         used = []
         for node in reversed(path):
-            if start not in node.outputs and needed.intersection(node.outputs):
+            if needed.intersection(node.outputs):
                 needed.update(node.inputs)
                 used.append(node)
-        if end is not start and end.producer() not in used:
-            return []
+        return used[::-1]
+
+    def _between(self, start: ir.Value, end: ir.Value) -> list[str]:
+        """The operators on the ways from `start` to `end`; those that make up a sign as "sign"."""
         labels: list[str] = []
         leaves = {leaf for source, leaf in self.canonical.leaves.items() if source == end.name}
         in_sign = False
-        for node in used[::-1]:
+        for node in self._path(start, end):
             label = (
                 "sign" if in_sign or leaves.intersection(v.name for v in node.inputs if v is not None) else _label(node)
             )
@@ -589,6 +598,8 @@ def _status(final: ir.Node) -> str:
     if is_binary_op(final, *OPERATORS):
         return OPERATORS[final.op_type]
     maker = final.inputs[1].producer() if len(final.inputs) > 1 and final.inputs[1] is not None else None
+    if maker is not None and is_op(maker, "Transpose") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
     if maker is not None and is_binary_op(maker, *WEIGHT_OPERATORS):
         return WEIGHT_OPERATORS[maker.op_type]
     return FLOAT
@@ -608,51 +619,40 @@ def _filters(node: ir.Node) -> NDArray[Any] | None:
 
 def _weights(
     filters: NDArray[Any] | None, form: WeightForm | None, scheme: str | None
-) -> tuple[str, float | None, int]:
-    """Text, spread and zeros of a layer's weights."""
+) -> tuple[str, float | None, int, tuple[float, float] | None]:
+    """Text, spread, zeros and scale of a layer's weights [O, ...]."""
     if filters is None:
-        return "not constant", None, 0
-    magnitudes = np.abs(filters.reshape(len(filters), -1).astype(np.float64))
-    zeros = int((magnitudes == 0).sum())
-    spread = _spread(magnitudes)
+        return "not constant", None, 0, None
     if scheme is not None:
         origin = f"latent, binarised by {scheme}"
     elif form is None or form.text == "W":
         origin = "constant"
     else:
         origin = f"{form.text}, folded"
-    if not math.isfinite(spread):
-        return f"{origin}, with NaN or infinity", None, zeros
+    magnitudes = np.abs(filters.reshape(len(filters), -1))
+    counts = np.count_nonzero(magnitudes, axis=1)
+    zeros = magnitudes.size - int(counts.sum())
+    high = magnitudes.max(axis=1).astype(np.float64)
+    if not np.isfinite(high).all():
+        return f"{origin}, with NaN or infinity", None, zeros, None
+    low = magnitudes.min(axis=1) if zeros == 0 else np.where(magnitudes == 0, np.inf, magnitudes).min(axis=1)
+    alive = high > 0
+    spread = float(((high - low)[alive] / high[alive]).max(initial=0.0))
     parts = [origin]
     if spread > MAX_SPREAD:
         parts.append("real-valued")
     elif origin == "constant":
         parts.append("two-valued")
-    if 0 < spread <= MAX_SPREAD:
-        parts.append(f"spread {spread:.0e}")
     if zeros:
-        parts.append(f"{zeros} exact zeros" if zeros > 1 else "1 exact zero")
-    return ", ".join(parts), spread, zeros
-
-
-def _spread(magnitudes: NDArray[np.float64]) -> float:
-    """The largest relative difference of magnitudes [O, ...] in a filter, without zeros; NaN if one is not finite."""
-    high = magnitudes.max(axis=1)
-    if not np.isfinite(high).all():
-        return math.nan
-    low = np.where(magnitudes == 0, np.inf, magnitudes).min(axis=1)
-    alive = high > 0
-    return float(((high - low)[alive] / high[alive]).max(initial=0.0))
-
-
-def _scale(magnitudes: NDArray[np.float64], factor: float) -> tuple[float, float] | None:
-    """Smallest and largest alpha of the filters; None if they are not two-valued."""
-    spread = _spread(magnitudes)
-    if not spread <= MAX_SPREAD:
-        return None
-    counts = np.maximum((magnitudes > 0).sum(axis=1), 1)
-    alpha = np.where(spread == 0, magnitudes.max(axis=1), magnitudes.sum(axis=1) / counts) * factor
-    return float(np.float32(alpha.min())), float(np.float32(alpha.max()))
+        parts[-1] += f" but for {zeros} exact {'zeros' if zeros > 1 else 'zero'}"
+    if spread > MAX_SPREAD:
+        return ", ".join(parts), spread, zeros, None
+    if spread:
+        parts.append(f"spread {spread:.0e}")
+    # As LowerBinaryConv takes it: one magnitude to the last bit, or the mean.
+    means = magnitudes.sum(axis=1, dtype=np.float64) / np.maximum(counts, 1)
+    alpha = np.where(high == low, high, means)
+    return ", ".join(parts), spread, zeros, (float(np.float32(alpha.min())), float(np.float32(alpha.max())))
 
 
 def _equal_values(graph: ir.Graph) -> dict[ir.Value, int]:

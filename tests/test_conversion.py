@@ -374,7 +374,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.onnx": b"the old model"}
 
 
-@pytest.mark.parametrize("failing", ["lower", "export_float", "binary_layers"])
+@pytest.mark.parametrize("failing", ["to_binary", "export_float", "binary_layers"])
 def test_nothing_is_left_when_a_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     def fail(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt

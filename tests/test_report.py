@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from conftest import Converted
-from graphs import Array, assert_same, batch_norm, eighths, parse, weights
+from graphs import Array, assert_same, batch_norm, eighths, equal, parse, run_binary, run_float, samples, weights
 from networks import mnist
 from test_dialects import BRANCHES, PADDINGS, SIGNS, WEIGHTS, matrix
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ from bnn_deploy.advice import UNKNOWN, advice
 from bnn_deploy.architectures.birealnet18 import BiRealBlock
 from bnn_deploy.cli import main
 from bnn_deploy.cli.console import TIMES
-from bnn_deploy.conversion import canonical_model, convert, fold, lower, to_binary
+from bnn_deploy.conversion import convert, fold, to_binary
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.audit_leftovers import LAYER_OPERATORS
-from bnn_deploy.report import OPERATORS, LayerReport, layer_reports, observe
+from bnn_deploy.report import OPERATORS, Canonical, LayerReport, layer_reports
 
 W = weights(8, 4, 3, 3)
 
@@ -36,9 +36,8 @@ W = weights(8, 4, 3, 3)
 def report_on(model: ir.Model) -> tuple[LayerReport, ...]:
     """The layers of a float model, each of which is reported on once."""
     fold(model)
-    canonical = canonical_model(model)
-    seen = observe(canonical)
-    binary, left, _ = lower(canonical)
+    seen = Canonical()
+    binary, left, _ = to_binary(model, look=seen.look)
     layers = layer_reports(model, seen, binary, left, "as-is", {})
     names = [node.name for node in model.graph if node.op_type in LAYER_OPERATORS]
     assert [layer.name for layer in layers] == names
@@ -247,6 +246,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"w": W},
         {"padding": "none", "pads": (0, 0, 0, 0), "padded_by": None},
     ),
+    "no pads attribute": (
+        "s = Sign(x)\ny = Conv(s, w)",
+        {"w": W},
+        {"padding": "none", "pads": (0, 0, 0, 0), "padded_by": None},
+    ),
     "alpha": (SIGN_CONV, {"w": W * np.float32(2)}, {"scale": (1.0, 1.0)}),
     "alpha per filter": (
         SIGN_CONV,
@@ -261,7 +265,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         SIGN_CONV,
         {"w": with_weight(0)},
         {
-            "weights": "constant, two-valued, 1 exact zero",
+            "weights": "constant, two-valued but for 1 exact zero",
             "zeros": 1,
             "reason": "filter 2 has 1 weights that are exactly 0, which one bit cannot hold",
             "advice": advice("exactly 0, which one bit cannot hold"),
@@ -306,9 +310,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"activation": "Where(x > 0, 1, -1)", "sign_of_zero": -1, "converted_sign_of_zero": -1},
     ),
     "in front of the sign": (
-        f"m = Relu(x)\nn = Neg(m)\n{SIGN_CONV.replace('(x)', '(n)')}",
+        f"m = LeakyRelu(x)\nn = Neg(m)\n{SIGN_CONV.replace('(x)', '(n)')}",
         {"w": W},
-        {"binarisation": ("ReLU", "Neg")},
+        {"binarisation": ("LeakyReLU", "Neg")},
     ),
     "behind the layer": (
         "s = Sign(x)\nc = Conv<pads=[1,1,1,1]>(s, w)\ny = BatchNormalization(c, g, b, m, v)",
@@ -328,6 +332,17 @@ def test_the_report_follows_the_source(name: str) -> None:
         assert after["scale"][1] > 0.5
     renamed = {"name": after["name"]} if after["name"] != before["name"] else {}
     assert {key: value for key, value in after.items() if value != before[key]} == expected | renamed
+
+
+def test_a_batch_norm_written_as_mul_and_add_is_no_learned_threshold() -> None:
+    constants = {"m": np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1), "t": eighths(4, 1, 1)}
+    layer = only_layer("a = Mul(x, m)\nb = Add(a, t)\ns = Sign(b)\ny = Conv(s, w)", w=W, **constants)
+    assert (layer.activation, layer.binarisation) == ("Sign(x)", ("Mul", "Add"))
+
+
+def test_both_a_pad_before_the_sign_and_pads() -> None:
+    layer = only_layer("p = Pad(x, pads)\ns = Sign(p)\ny = Conv<pads=[1,1,1,1]>(s, w)", w=W, pads=PADS)
+    assert (layer.padding, layer.pads, layer.padded_by) == ("zero", (2, 2, 2, 2), "Conv and Pad before the sign")
 
 
 def test_scale_times_the_magnitude_of_the_signs() -> None:
@@ -484,19 +499,31 @@ def test_a_layer_that_cancels_out() -> None:
     assert (conv.status, conv.activation) == ("binary", "straight-through trick over Sign(x)")
 
 
-def test_operators_by_their_names() -> None:
-    """A layer is what its operator in the converted model says, also where only its weights are bits."""
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("reads_sign", [False, True])
+def test_a_standard_layer_whose_weights_are_bits(transposed: bool, reads_sign: bool) -> None:
     model = parse("y = Conv(x, w)", w=W)
     fold(model)
-    canonical = canonical_model(model)
-    seen = observe(canonical)
-    binary, left, _ = lower(canonical)
+    seen = Canonical()
+    binary, left, _ = to_binary(model, look=seen.look)
     (conv,) = binary.graph
-    unpack = ir.Node(DOMAIN, "UnpackWeights", [conv.inputs[1]])
-    binary.graph.insert_before(conv, unpack)
-    conv.replace_input_with(1, unpack.outputs[0])
+    makers = [ir.Node(DOMAIN, "UnpackWeights", [conv.inputs[1]])]
+    if transposed:
+        makers.append(ir.Node("", "Transpose", makers[0].outputs))
+    binary.graph.insert_before(conv, makers)
+    conv.replace_input_with(1, makers[-1].outputs[0])
+    left = [replace(decline, has_sign_input=reads_sign) for decline in left]
     (layer,) = layer_reports(model, seen, binary, left, "as-is", {})
-    assert (layer.status, layer.becomes, layer.reason) == ("binary weights only", "Conv", None)
+    assert (layer.status, layer.becomes, layer.binary_in_training) == ("binary weights only", "Conv", reads_sign)
+    assert (layer.reason is not None) == reads_sign, "a layer of signs should be more than that"
+
+
+def test_operators_by_their_names() -> None:
+    """A layer is what its operator in the converted model says."""
+    model = parse("y = Conv(x, w)", w=W)
+    fold(model)
+    seen = Canonical()
+    to_binary(model, look=seen.look)
     for operator in OPERATORS:
         other = ir.Node(DOMAIN, operator, [ir.Value(name="x")], name="y")
         graph = ir.Graph([], other.outputs, nodes=[other])
@@ -525,6 +552,31 @@ def test_grouped_and_dilated_convolutions(group: int, dilation: int, pads: int) 
     layer = report_on(model)[0]
     assert (layer.group, layer.dilations, layer.status) == (group, (dilation, dilation), "binary")
     assert layer.shape == f"3{TIMES}3 4→8" + f" d{dilation}" * (dilation > 1) + f" g{group}" * (group > 1)
+
+
+CONCAT = {
+    "of signs": "s = Sign(x)\nb = Neg(x)\nt = Sign(b)\na = Concat<axis=1>(s, t)",
+    "behind the advice": "b = Neg(x)\nc = Concat<axis=1>(x, b)\na = Sign(c)",
+    "of a sign and something real": "s = Sign(x)\nb = Neg(x)\na = Concat<axis=1>(s, b)",
+}
+
+
+def test_a_concat_of_signs() -> None:
+    """Declined, with an advice that works: the sign of the Concat is the same, and becomes bits."""
+    # The bias keeps sums away from exact zeros.
+    constants = {"w": weights(8, 8, 3, 3), "k": np.full(8, 1 / 16, np.float32), "u": weights(3, 8, 1, 1)}
+    models = [parse(f"{text}\nd = Conv(a, w, k)\ne = Sign(d)\ny = Conv(e, u)", **constants) for text in CONCAT.values()]
+    signs, advised, mixed = (report_on(model)[0] for model in models)
+    assert (signs.status, signs.binary_in_training, signs.activation) == ("float", True, "Sign(x)")
+    assert signs.reason == "Concat stands between the sign and it, which no pass looks through"
+    assert signs.advice is not None and "take the sign behind that operator" in signs.advice
+    assert (mixed.status, mixed.binary_in_training, mixed.activation) == ("float", False, None)
+    assert mixed.reason == "its input is real-valued: the output of Concat, not of a sign"
+    assert advised.status == "binary"
+    assert equal(run_float(models[0], samples(models[0])), run_float(models[1], samples(models[1])))
+    for model in models:
+        x = samples(model)
+        assert equal(run_binary(to_binary(model)[0], x, True), run_float(model, x))
 
 
 def test_one_sign_to_many_consumers() -> None:
@@ -591,12 +643,42 @@ def test_latent_weights_are_named_with_their_zeros(tmp_path: Path) -> None:
     assert (layer.weights, layer.latent_zeros) == ("latent, binarised by xnor", 0)
 
 
+def test_the_advice_for_latent_weights_works(tmp_path: Path) -> None:
+    latent = W * (eighths(8, 4, 3, 3, seed=5) + np.float32(2))
+    model = parse("s = Sign(x)\nc = Conv(s, w)\nt = Sign(c)\ny = Conv(t, u)", w=W, u=latent[:3, :1].repeat(8, axis=1))
+    before = convert(model, tmp_path / "m.onnx", weights="as-is", float_output=tmp_path / "f.onnx").layers[1]
+    assert before.status == "float" and before.advice is not None
+    assert "--weights xnor, xnor-centred or sign" in before.advice and "the file that --float writes" in before.advice
+    after = convert(tmp_path / "f.onnx", tmp_path / "m.onnx", weights="xnor").layers[1]
+    assert (after.status, after.weights) == ("binary", "latent, binarised by xnor")
+
+
+def test_channels_that_never_change_are_named_by_their_layer(tmp_path: Path) -> None:
+    norm = batch_norm(4, gamma=[1, 0, 1, 1])
+    text = (
+        "n = BatchNormalization(x, g, b, m, v)\ns = Sign(n)\nc = Conv(s, w)\nd = Add(c, t)\ne = Sign(d)\ny = Conv(e, u)"
+    )
+    shift = np.zeros((8, 1, 1), np.float32)
+    shift[2], shift[5] = 100, -100
+    model = parse(text, w=W, u=weights(3, 8, 1, 1), t=shift, **norm)
+    result = convert(model, tmp_path / "m.onnx")
+    assert result.constant_channels == (("the input of c", 1, 4), ("the output of c", 2, 8))
+    unchanged = parse(text, w=W, u=weights(3, 8, 1, 1), t=np.full((8, 1, 1), 1 / 16, np.float32), **batch_norm(4))
+    assert convert(unchanged, tmp_path / "m.onnx").constant_channels == ()
+
+
 def test_strict_writes_the_report_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(
         BnnDeployError, match=r"--strict: 1 layer whose input is a sign stays float: .*; see .*r\.json$"
     ):
         convert(small(), tmp_path / "m.onnx", weights="as-is", strict=True, report=tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    zeros = {"u": with_weight(0), "v": with_weight(0, source=-W)}
+    two = parse("s = Sign(x)\na = Conv(s, u)\nb = Conv(s, v)\ny = Add(a, b)", **zeros)
+    with pytest.raises(
+        BnnDeployError, match=r"2 layers .* stay float: Conv 'a', Conv 'b': filter 2 has 1 weights that"
+    ):
+        convert(two, tmp_path / "m.onnx", strict=True)
     layers = json.loads((tmp_path / "r.json").read_text())["layers"]
     assert [layer["binary_in_training"] for layer in layers] == [False, True]
     convert(parse(SIGN_CONV, w=W), tmp_path / "m.onnx", strict=True)

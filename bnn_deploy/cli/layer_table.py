@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from bnn_deploy.inspection import Layer, ModelReport
     from bnn_deploy.report import LayerReport, Report
 
+_NOT_BINARY = ("float", "int8", "removed")
+
 _NUMBERS = ("MACs", "before", "after", "smaller")
 
 
 def print_layers(report: Report, before: ModelReport, after: ModelReport) -> None:
     """Print the report: sizes, what the binary layers are made of, and why the others are float."""
     _print_sizes(report.layers, before, after)
-    signs = [layer for layer in report.layers if layer.activation is not None]
-    if signs:
-        _print_signs(signs)
+    found = [layer for layer in report.layers if layer.activation is not None or layer.status not in _NOT_BINARY]
+    if found:
+        _print_found(found)
     _print_float([layer for layer in report.layers if layer.reason is not None])
     suspicious = [layer for layer in report.layers if layer.binary_in_training]
     if suspicious:
@@ -29,7 +31,7 @@ def print_layers(report: Report, before: ModelReport, after: ModelReport) -> Non
         show("")
     for name, count, channels in report.constant_channels:
         has = "has" if count == 1 else "have"
-        show(f"note: {count} of {channels} channels of {printable(name)} {has} the same bit whatever the input")
+        show(f"note: {count} of {channels} channels of {printable(name)} always {has} the same bit")
     if report.constant_channels:
         show("")
     if report.not_fused:
@@ -74,8 +76,8 @@ def ratio(before: int, after: int) -> str:
     return f"{before / after:.1f}{TIMES}" if after and before >= 1.05 * after else "="
 
 
-def _print_signs(layers: Sequence[LayerReport]) -> None:
-    """What the layers that read a sign were found to be; what is the same for all is said once, above the table."""
+def _print_found(layers: Sequence[LayerReport]) -> None:
+    """What such layers were found to be made of; what is the same for all is said once, below the table."""
     columns: dict[str, Callable[[LayerReport], str]] = {
         "sign": lambda layer: layer.activation or "",
         "sign(0)": _zero,
@@ -87,14 +89,15 @@ def _print_signs(layers: Sequence[LayerReport]) -> None:
     }
     cells = {name: [printable(cell(layer)) for layer in layers] for name, cell in columns.items()}
     common = {name: texts[0] for name, texts in cells.items() if len(layers) > 1 and len(set(texts)) == 1}
-    found = table("Layers that read a sign", ["layer", *(name for name in columns if name not in common)])
+    found = table("What they are made of", ["layer", *(name for name in columns if name not in common)])
     for i, layer in enumerate(layers):
         found.add_row(printable(layer.name), *(cells[name][i] for name in columns if name not in common))
     show(found)
     said = [f"{name}: {text}" for name, text in common.items() if text not in ("", "none")]
     if said:
         show(f"In all {len(layers)} layers: {'; '.join(said)}.")
-    show("Fused in front: into the sign of its input; behind: into the layer, whose result is bits if a sign is last.")
+    if any(layer.binarisation or layer.fused for layer in layers):
+        show("Fused in front: into the sign of its input; behind: into the layer; a sign at the end makes bits of it.")
     show("")
 
 

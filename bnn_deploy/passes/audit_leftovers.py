@@ -49,12 +49,21 @@ class AuditLeftovers:
 
 
 def nearest_sign(node: ir.Node) -> ir.Node | None:
-    """The Sign whose output `node` reads, possibly through operators that hand it on."""
-    current = None if node.inputs[0] is None else node.inputs[0].producer()
-    while current is not None and (is_op(current, *_KEEPS_SIGNS) or _scales(current)):
-        value = next((v for v in current.inputs if constant(v) is None), None)
-        current = None if value is None else value.producer()
-    return current if is_op(current, "Sign") else None
+    """The Sign whose output `node` reads, possibly through operators that hand it on; the first of a Concat of such."""
+    return _sign_above(node.inputs[0])
+
+
+def _sign_above(value: ir.Value | None) -> ir.Node | None:
+    while value is not None and (node := value.producer()) is not None:
+        if is_op(node, "Sign"):
+            return node
+        if not is_op(node, *_KEEPS_SIGNS) and not _scales(node):
+            return None
+        data = [v for v in node.inputs if constant(v) is None]
+        if is_op(node, "Concat") and not all(_sign_above(v) for v in data[1:]):
+            return None
+        value = data[0] if data else None
+    return None
 
 
 def _scales(node: ir.Node) -> bool:
