@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "buffer.h"
 #include "dispatch.h"
 #include "geometry.h"
 
@@ -22,12 +23,12 @@ void ForPixelRanges(int64_t bytes, int64_t pixels, const TaskRunner& runner, con
   RunTasks(runner, tasks, [&](int64_t task) { run(Part(pixels, tasks, task)); });
 }
 
-}  // namespace
-
-void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
-                   int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner) {
+// Calls run(image, pixel, count) in parallel for runs of `count` pixels of one image that together
+// are all pixels of the batch.
+template <typename Body>
+void ForImageRanges(const Isa& isa, int64_t batch, int64_t channels, int64_t pixels,
+                    const TaskRunner& runner, const Body& run) {
   if (batch == 0 || pixels == 0) return;
-  const int64_t words = WordsForBits(channels);
   // An item is a run of pixels of one image, a task several items.
   const int64_t item_pixels =
       std::max(kMinTaskElements / channels / kPixelGranule, int64_t{1}) * kPixelGranule;
@@ -38,13 +39,51 @@ void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(items, tasks, task);
     for (int64_t item = range.begin; item < range.end; ++item) {
-      const int64_t image = item / items_per_image;
       const int64_t pixel = item % items_per_image * item_pixels;
-      isa.binarize({x + image * channels * pixels + pixel, pixels, threshold, channels,
-                    std::min(item_pixels, pixels - pixel), out + (image * pixels + pixel) * words});
+      run(item / items_per_image, pixel, std::min(item_pixels, pixels - pixel));
     }
     CountCalls(isa, static_cast<uint64_t>(range.end - range.begin));
   });
+}
+
+}  // namespace
+
+void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
+                   int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner) {
+  const int64_t words = WordsForBits(channels);
+  ForImageRanges(isa, batch, channels, pixels, runner,
+                 [&](int64_t image, int64_t pixel, int64_t count) {
+                   isa.binarize({x + image * channels * pixels + pixel, pixels, threshold, channels,
+                                 count, out + (image * pixels + pixel) * words});
+                 });
+}
+
+// Element x has a bit r_i for each threshold i = 1, 2, .. that it reaches, and as these ascend the
+// level is the largest i with r_i = 1. Bit j of the level is the parity of the multiples of 2^j up
+// to it, so plane j is the XOR of r_i over the multiples i of 2^j.
+void QuantizeLevelsBatch(const Isa& isa, const float* x, const float* thresholds, int64_t bits,
+                         int64_t batch, int64_t channels, int64_t pixels, uint32_t* out,
+                         const TaskRunner& runner) {
+  const int64_t words = WordsForBits(channels);
+  ForImageRanges(isa, batch, channels, pixels, runner,
+                 [&](int64_t image, int64_t pixel, int64_t count) {
+                   uint32_t* const to = out + (image * pixels + pixel) * bits * words;
+                   std::fill_n(to, count * bits * words, 0u);
+                   thread_local Buffer<uint32_t> reached_buffer;
+                   uint32_t* const reached = reached_buffer.Reserve(count * words);
+                   for (int64_t i = 1; i < int64_t{1} << bits; ++i) {
+                     isa.binarize({x + image * channels * pixels + pixel, pixels,
+                                   thresholds + (i - 1) * channels, channels, count, reached});
+                     for (int64_t plane = 0; i % (int64_t{1} << plane) == 0; ++plane) {
+                       for (int64_t p = 0; p < count; ++p) {
+                         uint32_t* const pixel_plane = to + (p * bits + plane) * words;
+                         for (int64_t w = 0; w < words; ++w) {
+                           pixel_plane[w] ^= reached[p * words + w];
+                         }
+                       }
+                     }
+                   }
+                 });
 }
 
 void BinarizeRowsBatch(const Isa& isa, const float* x, const float* threshold, int64_t channels,

@@ -7,6 +7,7 @@
 #include "ops/binary_conv.h"
 #include "ops/binary_max_pool.h"
 #include "ops/library_info.h"
+#include "ops/quantize_levels.h"
 #include "ort_api.h"
 
 namespace bnn_deploy {
@@ -21,7 +22,8 @@ OrtCustomOpDomain* CreateDomain() {
   const OrtCustomOp* const ops[] = {
       DefineOp<Binarize>(),      DefineOp<BinarizeChannelsLast>(), DefineOp<BinarizeQuantized>(),
       DefineOp<BinaryConv>(),    DefineOp<BinaryConvThreshold>(),  DefineOp<BinaryConvResidual>(),
-      DefineOp<BinaryMaxPool>(), DefineOp<LibraryInfo>(),
+      DefineOp<BinaryMaxPool>(), DefineOp<QuantizeLevels>(),       DefineOp<BinaryConvLevels>(),
+      DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));
   return domain;
