@@ -24,8 +24,8 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
 * `QuantizeLevels(X float32 [N, C, spatial...], thresholds float32 [2^bits - 1, C]) -> planes
   uint32 [N, spatial..., bits * ceil(C/32)]`: level = the number of thresholds of its channel, which ascend, that an
   element reaches (X >= threshold; NaN gives 0). Plane j, at words j * ceil(C/32) and up, holds bit j of the levels.
-  Attribute, required: bits, 1 to 4. These are the activations of DoReFa-Net (Zhou et al. 2016, section 2.5) and HWGQ-Net
-  (Cai et al. 2017, equation 12) in units of their step.
+  Attribute, required: bits, 1 to 4. These are the activations of DoReFa-Net (Zhou et al. 2016, equation 5) and HWGQ-Net
+  (Cai et al. 2017) in units of their step.
 * `BinaryConvLevels(X planes, W, scale, bias) -> float32 [N, O, spatial'...]`: attributes of BinaryConv, and bits;
   scale[o] * acc + bias[o], acc being the integer sum of level * ±1. A padded tap holds level 0.
 

@@ -410,7 +410,7 @@ void ConvDriver::CopyRow(const BitBatch& input, int64_t image, int64_t plane, in
   const uint32_t* from = input.data + (image * input.height + y) * input.width * pixel_words_ +
                          plane * WordsForBits(spec_.channels);
   pad(spec_.width.pad_begin);
-  if (pixel_words_ == group_words_) {
+  if (spec_.group == 1 && bit_planes_ == 1) {
     out = std::copy_n(from, input.width * group_words_, out);
   } else if (spec_.group == 1) {
     for (int64_t x = 0; x < input.width; ++x, from += pixel_words_) {

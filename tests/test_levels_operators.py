@@ -239,6 +239,8 @@ CONVOLUTIONS = {
     "windows that see padding only": Conv(20, 6, (2, 2), (2, 3), pads=(3, 2, 2, 4), bits=4),
     "dilations": Conv(33, 6, (3, 2), (6, 7), dilations=(2, 3)),
     "dilations and padding": Conv(33, 6, (3, 3), (6, 7), dilations=(2, 2), pads=(2, 2, 2, 2)),
+    "2 groups of 3": Conv(6, 8, (3, 3), (5, 5), group=2, pads=(1, 1, 1, 1), bits=1),
+    "2 groups of 3, 2 bits": Conv(6, 8, (3, 3), (5, 5), group=2),
     "2 groups of 33": Conv(66, 10, (3, 3), (4, 3), group=2, pads=(1, 1, 1, 1)),
     "2 groups of 32": Conv(64, 10, (3, 3), (4, 3), group=2),
     "2 groups of 32, 1x1": Conv(64, 10, (1, 1), (4, 3), group=2, bits=3),

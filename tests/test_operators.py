@@ -581,6 +581,8 @@ SIGNATURES = {
     "BinarizeQuantized": (["X", "threshold"], []),
     "BinaryConvResidual": (["X", "W", "scale", "bias", "pad_value", "residual", "threshold"], CONV_ATTRIBUTES),
     "BinaryMaxPool": (["X"], ["kernel_shape", "strides", "pads", "dilations", "ceil_mode"]),
+    "QuantizeLevels": (["X", "thresholds"], ["bits"]),
+    "BinaryConvLevels": (["X", "W", "scale", "bias"], [*CONV_ATTRIBUTES, "bits"]),
 }
 
 
