@@ -36,6 +36,7 @@ from bnn_deploy.passes.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import Decline, constant, display_name, is_binary_op
 from bnn_deploy.passes.hoist_pad import HoistPad
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.lower_levels import LowerLevels
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
@@ -99,7 +100,7 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
     model = ir.from_proto(ir.to_proto(model))
     fold(model)
     canonicalize(model)
-    lowered = LowerBinaryConv()(model)
+    declined = LowerBinaryConv()(model).declined + LowerLevels()(model).declined
     common.RemoveUnusedNodesPass()(model)
     not_fused: list[Decline] = []
     while True:
@@ -110,7 +111,7 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
             break
     for late in (FoldBatchNorm(), FuseResidual()):
         not_fused += late(model).declined
-    leftovers = AuditLeftovers(lowered.declined)(model).declined
+    leftovers = AuditLeftovers(declined)(model).declined
     if channels_last:
         PreferChannelsLast()(model)
     finish(model)
@@ -370,7 +371,7 @@ def binary_layers(model: ir.Model) -> list[str]:
     return [
         node.name or ""
         for node in model.graph
-        if is_binary_op(node, "BinaryConv", "BinaryConvThreshold", "BinaryConvResidual")
+        if is_binary_op(node, "BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvLevels")
     ]
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.graph import PassResult, add_initializer, constant, display_name, is_op
+from bnn_deploy.passes.levels import LevelsInput, levels_input
 from bnn_deploy.passes.lower_binary_conv import MAX_SPREAD, sign_input
 
 Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
@@ -24,7 +25,7 @@ Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
 
 
 class BinarizeWeights:
-    """Conv | Gemm | MatMul of a sign, with real-valued weights W  ==>  the same with alpha * sign(W).
+    """Conv | Gemm | MatMul of a sign or few levels, with real-valued weights W  ==>  the same with alpha * sign(W).
 
     1. W is constant, and not two-valued within 1e-3 per filter: binarising twice would shrink alpha.
     2. The layer gets a tensor of its own; another that shares W keeps W.
@@ -51,7 +52,7 @@ class BinarizeWeights:
             return result
         latent = {}
         for node in model.graph:
-            if is_op(node, "Conv", "Gemm", "MatMul") and sign_input(node) is not None:
+            if is_op(node, "Conv", "Gemm", "MatMul") and _has_few_levels(node):
                 weight = constant(node.inputs[1])
                 if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
                     continue
@@ -63,9 +64,10 @@ class BinarizeWeights:
                 latent[node] = filters
         if latent and self.scheme == "auto":
             node, filters = next(iter(latent.items()))
+            what = "is a sign" if sign_input(node) is not None else "has few levels"
             more = f" (and {len(latent) - 1} more)" if len(latent) > 1 else ""
             raise InputError(
-                f"{node.op_type} '{display_name(node)}'{more}: its input is a sign, but its weights are real-valued: "
+                f"{node.op_type} '{display_name(node)}'{more}: its input {what}, but its weights are real-valued: "
                 f"{evidence(filters)}. Are they latent? Say how the network was trained: --weights xnor (mean |W| "
                 "times sign), xnor-centred (the same after centring and clamping), sign, or as-is (they stay real)"
             )
@@ -87,6 +89,11 @@ class BinarizeWeights:
                 weight = np.ascontiguousarray(_filters(node, binary))
                 value = add_initializer(model.graph, f"{node.outputs[0].name}_binary_weight", weight)
                 node.replace_input_with(1, value)
+
+
+def _has_few_levels(node: ir.Node) -> bool:
+    """Whether a layer's input is a sign, or has few levels."""
+    return sign_input(node) is not None or isinstance(levels_input(node), LevelsInput)
 
 
 def _filters(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any]:

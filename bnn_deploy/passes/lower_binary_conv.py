@@ -196,9 +196,7 @@ def read_layer(node: ir.Node) -> Layer | str:
         return f"its weights have {weight.ndim} dimensions, not 2"
     if is_op(node, "Gemm"):
         factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
-        transposed = [
-            name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")
-        ]
+        transposed = [name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")]
         if any(factor != 1.0 for factor in factors) or transposed[0]:
             return "a Gemm with alpha, beta or transA is not a linear layer"
         weight = weight if transposed[1] else weight.T
@@ -425,11 +423,22 @@ def is_plain_pool(pool: ir.Node) -> bool:
     return len(pool.outputs) == 1 and auto_pad(pool) is None
 
 
-def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value:
-    """Insert the BinaryMaxPool of `bits` that stands for the MaxPool node `pool` with output `pooled`."""
+def pool_window(pool: ir.Node) -> dict[str, Any]:
+    """The window of a MaxPool, all attributes."""
     kernel = ints(pool, "kernel_shape", [])
     rank = len(kernel)
     ceil_mode = pool.attributes.get("ceil_mode")
+    return {
+        "kernel_shape": kernel,
+        "strides": ints(pool, "strides", [1] * rank),
+        "pads": ints(pool, "pads", [0] * (2 * rank)),
+        "dilations": ints(pool, "dilations", [1] * rank),
+        "ceil_mode": 0 if ceil_mode is None else ceil_mode.as_int(),
+    }
+
+
+def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value:
+    """Insert the BinaryMaxPool of `bits` that stands for the MaxPool node `pool` with output `pooled`."""
     shape = None
     if pooled.shape is not None and bits.shape is not None:
         shape = [pooled.shape[0], *pooled.shape[2:], bits.shape[-1]]
@@ -437,13 +446,7 @@ def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value
         pool,
         "BinaryMaxPool",
         [bits],
-        {
-            "kernel_shape": kernel,
-            "strides": ints(pool, "strides", [1] * rank),
-            "pads": ints(pool, "pads", [0] * (2 * rank)),
-            "dilations": ints(pool, "dilations", [1] * rank),
-            "ceil_mode": 0 if ceil_mode is None else ceil_mode.as_int(),
-        },
+        pool_window(pool),
         f"{pooled.name}_bits",
         dtype=ir.DataType.UINT32,
         shape=shape,
