@@ -100,7 +100,8 @@ def to_binary(model: ir.Model, channels_last: bool = True) -> tuple[ir.Model, li
     model = ir.from_proto(ir.to_proto(model))
     fold(model)
     canonicalize(model)
-    declined = LowerBinaryConv()(model).declined + LowerLevels()(model).declined
+    # Levels first: Sign(Relu(x)) is 0 or 1, not ±1.
+    declined = LowerLevels()(model).declined + LowerBinaryConv()(model).declined
     common.RemoveUnusedNodesPass()(model)
     not_fused: list[Decline] = []
     while True:

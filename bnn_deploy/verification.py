@@ -171,7 +171,8 @@ class Disagreement:
         reference_class: what the reference predicts.
         model_class: what the converted model predicts.
         layer: the first layer, running free, with a bit that differs; "" if none has.
-        margin: the largest margin of the bits that differ there, as in LayerResult.
+        margin: the largest margin of the bits that differ there, as in LayerResult; if no layer has one, how far the two
+            classes are apart in the reference's output, in units of the largest magnitude there.
         explained: whether that margin is within the tolerance.
     """
 
@@ -781,7 +782,8 @@ class _Verifier:
         values: Arrays,
     ) -> None:
         """Find, for each sample with another class, the first layer that flips a bit when the model runs free."""
-        expected, got = classes(values[self.reference.output]), classes(got)
+        logits = values[self.reference.output].reshape(len(values[self.reference.output]), -1)
+        expected, got = classes(logits), classes(got)
         traced = {
             cut.tensor: self.sessions.make(self.segments.with_outputs(self.proto, [cut.tensor]), backend)(
                 {self.input: x}
@@ -801,7 +803,12 @@ class _Verifier:
                     layer, margin = self.layers[cut.tensor].layer, float(margins[i][flips[i]].max())
                     allowed = self.tolerances.margin(self.layers[cut.tensor].quantized)
                     break
-            explained = layer != "" and margin <= allowed
+            if not layer:
+                # No bit differs, so the two classes must be equal but for rounding, as sums of few levels can be.
+                gap = float(logits[i, expected[i]]) - float(logits[i, got[i]])
+                margin = gap / max(float(np.abs(logits).max()), np.finfo(np.float32).tiny)
+                allowed = self.tolerances.float_relative
+            explained = margin <= allowed
             self.result.disagreements.append(
                 Disagreement(backend, start + int(i), int(expected[i]), int(got[i]), layer, margin, explained)
             )

@@ -153,6 +153,7 @@ def quantizer(value: ir.Value) -> Quantizer | str | None:
     channels = shape[1]
     nearest: tuple[_Chain, NDArray[np.float64], Floats] | None = None
     best: tuple[_Chain, Floats] | None = None
+    is_sign = False
     for chain in _chains(value, len(shape), channels):
         if chain.leaf.dtype != ir.DataType.FLOAT:
             continue
@@ -161,13 +162,17 @@ def quantizer(value: ir.Value) -> Quantizer | str | None:
             if levels is None:
                 continue
             reason = _unusable(levels, chain)
+            if reason == "" or (reason is not None and is_sign):
+                # A sign, unless what is in front of it, such as Relu, leaves only its values 0 and 1.
+                is_sign = True
+                continue
             if reason is not None:
-                return reason or None
+                return reason
         else:
             levels = nearest[1]
         thresholds = _thresholds(chain.evaluate, levels, channels)
         if thresholds is None:
-            if nearest is not None:
+            if nearest is not None or is_sign:
                 break
             return f"'{value.name}' has {len(levels)} levels, but does not rise with its input in all channels"
         if nearest is None:

@@ -30,7 +30,6 @@ from bnn_deploy.passes.lower_binary_conv import (
     pool_window,
     read_layer,
     replace_layer,
-    sign_input,
     two_valued,
 )
 
@@ -47,8 +46,8 @@ class LowerLevels:
     6. Fewer than 2^bits levels: the thresholds of those that are missing are infinite.
 
     Declines, with the reason: levels that are not evenly spaced from 0 up; a Pad with another value; weights and layers
-    as LowerBinaryConv does; 2^24 or more as the largest sum; per-channel thresholds behind a Transpose. A layer whose
-    input has no such levels, or is a Sign, is not looked at.
+    as LowerBinaryConv does; 2^24 or more as the largest sum. A layer whose input has no such levels, or is ±1, is not
+    looked at.
 
     Raises InputError for a filter that is all zeros.
     """
@@ -58,7 +57,7 @@ class LowerLevels:
         result = PassResult()
         self._planes: dict[ir.Value, ir.Value] = {}
         for node in list(model.graph):
-            if not is_op(node, "Conv", "Gemm", "MatMul") or sign_input(node) is not None:
+            if not is_op(node, "Conv", "Gemm", "MatMul"):
                 continue
             source = levels_input(node)
             if source is None:
