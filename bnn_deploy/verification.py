@@ -171,8 +171,8 @@ class Disagreement:
         reference_class: what the reference predicts.
         model_class: what the converted model predicts.
         layer: the first layer, running free, with a bit that differs; "" if none has.
-        margin: the largest margin of the bits that differ there, as in LayerResult; if no layer has one, how far the two
-            classes are apart in the reference's output, in units of the largest magnitude there.
+        margin: the largest margin of the bits that differ there, as in LayerResult; if no layer has one, how far the
+            two classes are apart in the reference's output, in units of the largest magnitude there.
         explained: whether that margin is within the tolerance.
     """
 
@@ -806,7 +806,7 @@ class _Verifier:
             if not layer:
                 # No bit differs, so the two classes must be equal but for rounding, as sums of few levels can be.
                 gap = float(logits[i, expected[i]]) - float(logits[i, got[i]])
-                margin = gap / max(float(np.abs(logits).max()), np.finfo(np.float32).tiny)
+                margin = gap / max(float(np.abs(logits).max()), float(np.finfo(np.float32).tiny))
                 allowed = self.tolerances.float_relative
             explained = margin <= allowed
             self.result.disagreements.append(

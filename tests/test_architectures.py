@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_deploy.architectures import ARCHITECTURES, NIN, AlexNet, BiRealNet18, LeNet5, RecipeNetwork
+from bnn_deploy.architectures import ARCHITECTURES, NIN, AlexNet, BiRealNet18, DoReFaVGG, LeNet5, RecipeNetwork
 from bnn_deploy.architectures.blocks import BinConv2d, BinLinear, clamp_gamma
 
 pytestmark = pytest.mark.usefixtures("seeded_torch")
@@ -197,6 +197,7 @@ def test_names() -> None:
         ("nin", NIN),
         ("alexnet", AlexNet),
         ("birealnet18", BiRealNet18),
+        ("dorefa_vgg", DoReFaVGG),
     ]
 
 

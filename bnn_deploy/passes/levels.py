@@ -54,7 +54,7 @@ class Quantizer:
         step: the distance of two levels.
         before: the nearest tensor that this one is a function of, with few levels: what was quantised in the source.
         before_perm: as perm, of `before`.
-        before_thresholds: of `before`, [levels - 1, C] float32.
+        before_thresholds: of `before`, [levels - 1, C] float32, or [levels - 1, 1] where all channels have the same.
     """
 
     data: ir.Value
@@ -152,13 +152,13 @@ def quantizer(value: ir.Value) -> Quantizer | str | None:
         return None
     channels = shape[1]
     nearest: tuple[_Chain, NDArray[np.float64], Floats] | None = None
-    best: tuple[_Chain, Floats] | None = None
+    best: tuple[_Chain, Floats] | None = None  # with thresholds [levels - 1, C]
     is_sign = False
     for chain in _chains(value, len(shape), channels):
         if chain.leaf.dtype != ir.DataType.FLOAT:
             continue
         if nearest is None:
-            levels = _discover(chain.evaluate, channels)
+            levels = _discover(chain.evaluate, chain.columns(channels))
             if levels is None:
                 continue
             reason = _unusable(levels, chain)
@@ -170,14 +170,14 @@ def quantizer(value: ir.Value) -> Quantizer | str | None:
                 return reason
         else:
             levels = nearest[1]
-        thresholds = _thresholds(chain.evaluate, levels, channels)
+        thresholds = _thresholds(chain.evaluate, levels, chain.columns(channels))
         if thresholds is None:
             if nearest is not None or is_sign:
                 break
             return f"'{value.name}' has {len(levels)} levels, but does not rise with its input in all channels"
         if nearest is None:
             nearest = chain, levels, thresholds
-        best = chain, thresholds
+        best = chain, np.repeat(thresholds, channels // thresholds.shape[1], axis=1)
     if nearest is None or best is None:
         return None
     first, levels, before_thresholds = nearest
@@ -208,8 +208,14 @@ class _Chain:
     steps: list[tuple[ir.Node, list[Any]]] = field(default_factory=list)
     result: ir.Value | None = None
 
+    def columns(self, channels: int) -> int:
+        """Of how many channels the function is known by: 1 if it is the same in all."""
+        constants = [item for _, operands in self.steps for item in operands if isinstance(item, np.ndarray)]
+        same = all(array.ndim == 0 for array in constants) and not any(is_op(n, *PER_CHANNEL) for n, _ in self.steps)
+        return 1 if same else channels
+
     def evaluate(self, points: Floats) -> Array:
-        """The function of points [..., C]."""
+        """The function of points [..., C], or [..., 1] where it is the same in all channels."""
         known: dict[ir.Value, Array] = {self.leaf: points}
         with np.errstate(all="ignore"):
             for node, operands in reversed(self.steps):
@@ -234,11 +240,10 @@ def _chains(value: ir.Value, rank: int, channels: int) -> list[_Chain]:
         if len(open_values) == 1 and steps:
             identity = perm == tuple(range(rank))
             found.append(_Chain(open_values[0], () if identity else perm, list(steps), value))
-        producers = [v.producer() for v in open_values]
-        if any(p is None or p not in position for p in producers):
+        producers = [p for v in open_values if (p := v.producer()) is not None]
+        if not producers:
             return found
-        last = max(producers, key=lambda p: position[p])  # type: ignore[index]
-        assert last is not None
+        last = max(producers, key=lambda p: position[p])
         if is_op(last, "Transpose"):
             order = last.attributes.get("perm")
             data = last.inputs[0]

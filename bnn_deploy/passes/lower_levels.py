@@ -143,7 +143,7 @@ class LowerLevels:
             bits = quantizer.bits
             missing = 2**bits - 1 - len(quantizer.thresholds)
             thresholds = np.pad(quantizer.thresholds, ((0, missing), (0, 0)), constant_values=np.inf)
-            levels = {"bits": bits, "step": quantizer.step, "thresholds": _compact(quantizer.before_thresholds)}
+            levels = {"bits": bits, "step": quantizer.step, "thresholds": quantizer.before_thresholds.tolist()}
             assert value.shape is not None
             self._planes[value] = insert_node(
                 before,
@@ -157,10 +157,3 @@ class LowerLevels:
                 metadata={SOURCE: name, BEFORE: json.dumps(origin), LEVELS: json.dumps(levels)},
             )
         return self._planes[value]
-
-
-def _compact(thresholds: np.ndarray) -> list[list[float]]:
-    """Thresholds [levels - 1, C] for JSON; one column where all channels have the same."""
-    if (thresholds == thresholds[:, :1]).all():
-        thresholds = thresholds[:, :1]
-    return [[float(value) for value in row] for row in thresholds]
