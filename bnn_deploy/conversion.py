@@ -43,6 +43,7 @@ from bnn_deploy.passes.graph import BEFORE, Decline, constant, display_name, is_
 from bnn_deploy.passes.hoist_pad import HoistPad
 from bnn_deploy.passes.lift_sign import LiftSign
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.lower_levels import LowerLevels
 from bnn_deploy.passes.lower_quantized import LowerQuantized
 from bnn_deploy.passes.pack_weights import PackWeights, packed_layers
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
@@ -134,7 +135,8 @@ def to_binary(
     fold(model)
     canonicalize(model)
     look(model)
-    lowered = LowerBinaryConv()(model)
+    # Levels first: Sign(Relu(x)) is 0 or 1, not ±1.
+    declined = LowerLevels()(model).declined + LowerBinaryConv()(model).declined
     common.RemoveUnusedNodesPass()(model)
     not_fused: list[Decline] = []
     while True:
@@ -150,7 +152,7 @@ def to_binary(
             not_fused += [decline for result in results for decline in result.declined]
             break
     not_fused += FuseResidual()(model).declined
-    leftovers = AuditLeftovers(lowered.declined)(model).declined
+    leftovers = AuditLeftovers(declined)(model).declined
     unpacked = {decline.node: decline.reason for decline in PackWeights(names)(model).declined}
     leftovers = [
         replace(left, reason=f"{left.reason}; its weights are not stored as bits: {unpacked[left.node]}")
@@ -556,11 +558,7 @@ def _bits_name(node: ir.Node) -> str:
 
 def binary_layers(model: ir.Model) -> list[str]:
     """The names of the binary convolutions and linear layers of a converted model."""
-    return [
-        node.name or ""
-        for node in model.graph
-        if is_binary_op(node, "BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled")
-    ]
+    return [node.name or "" for node in model.graph if is_binary_op(node, *OPERATORS)]
 
 
 def save(files: Iterable[tuple[ir.Model, Path]]) -> None:

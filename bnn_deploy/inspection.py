@@ -29,7 +29,7 @@ Dim = int | str | None
 
 Shape = tuple[Dim, ...]
 
-CONVOLUTIONS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled")
+CONVOLUTIONS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled", "BinaryConvLevels")
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,15 @@ class Layer:
         op_type: the operator.
         domain: the operator's domain; "" is standard ONNX.
         output: the first output. The shape is that of the stored tensor: for bits uint32 [N, spatial..., ceil(C/32)].
-        output_bits: if the output is a bit tensor, the number of channels C that it holds as bits; else None.
+        output_bits: if the output is a bit tensor, the number of channels C that it holds as bits; else None. Levels of
+            k bits have k planes of them.
         kernel_shape: attribute of a convolution or pooling; None if the node does not set it.
         strides: likewise.
         pads: likewise; begins, then ends.
         dilations: likewise.
         group: likewise.
-        binary_macs: products of ±1 per sample; None if a shape that they depend on is unknown.
+        binary_macs: products of bits per sample: k of them for a level of k bits times ±1. None if a shape that they
+            depend on is unknown.
         float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul; None as above.
         constant_bytes: bytes of the constant inputs: weights, thresholds, scales, shapes.
         quantized: whether its constants are stored in 8 bits; constant_bytes counts them so, with their scales.
@@ -285,7 +287,9 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
             if result is None:
                 continue
             shapes[output] = new[output] = result
-            is_float = node.op_type in ("BinaryConv", "BinaryConvResidual", "BinaryConvScaled", "UnpackWeights")
+            is_float = node.op_type == "UnpackWeights" or (
+                node.op_type in CONVOLUTIONS and node.op_type != "BinaryConvThreshold"
+            )
             dtype = onnx.TensorProto.FLOAT if is_float else onnx.TensorProto.UINT32
             work.graph.value_info.append(onnx.helper.make_tensor_value_info(output, dtype, result))
             if node.op_type == "BinaryConvResidual" and len(node.output) > 1 and isinstance(result[1], int):
@@ -330,12 +334,15 @@ def _binary_shape(path: Path, node: NodeProto, shapes: dict[str, Shape], channel
     batch, *rest = shapes[node.input[0]]
     if node.op_type == "UnpackWeights":
         return (batch, *_required(path, node, "shape"))
-    if node.op_type in ("Binarize", "BinarizeAbsMean"):
-        count = next((size for size in (rest[0], shapes.get(node.input[1], (None,))[0]) if isinstance(size, int)), None)
+    if node.op_type in ("Binarize", "BinarizeAbsMean", "QuantizeLevels"):
+        planes = _required(path, node, "bits")[0] if node.op_type == "QuantizeLevels" else 1
+        count = next(
+            (size for size in (rest[0], shapes.get(node.input[1], (None,))[-1]) if isinstance(size, int)), None
+        )
         if count is None:
             return None
         channels[output] = count
-        return (batch, *rest[1:], words(count))
+        return (batch, *rest[1:], planes * words(count))
     if node.op_type in ("BinarizeChannelsLast", "BinarizeQuantized"):
         if not isinstance(rest[-1], int):
             return None
@@ -390,7 +397,8 @@ def _macs(path: Path, node: NodeProto, shapes: dict[str, Shape]) -> tuple[int | 
         if output is None or second is None:
             return None, 0
         outputs = (second[0], *output[1:-1]) if node.op_type == "BinaryConvThreshold" else output[1:]
-        return _product((*outputs, taps)), 0
+        planes = _required(path, node, "bits")[0] if node.op_type == "BinaryConvLevels" else 1
+        return _product((*outputs, taps, planes)), 0
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0, 0
     if first is None or second is None or output is None:

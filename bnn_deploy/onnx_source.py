@@ -13,9 +13,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_help
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators import DOMAIN, OPSET
+from bnn_deploy.qonnx_quant import expand_quant
 
 QONNX = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas")
-"""The domains under which BipolarQuant is known."""
+"""The domains under which BipolarQuant and Quant are known."""
 
 MIN_IR_VERSION = 8
 
@@ -32,8 +33,8 @@ def is_onnx(source: object) -> bool:
 def read(source: OnnxSource) -> ModelProto:
     """Read a float model, with standard operators and one input only; its own tensors keep their names.
 
-    Functions that the file brings are inlined, QONNX's BipolarQuant is written as Less, Where and Mul, and initializers
-    that are also listed as inputs (as before IR version 4) are constants.
+    Functions that the file brings are inlined, QONNX's BipolarQuant is written as Less, Where and Mul and its Quant as
+    rounding and clipping, and initializers that are also listed as inputs (as before IR version 4) are constants.
 
     Args:
         source: a file, or a model, which is not changed.
@@ -54,6 +55,7 @@ def read(source: OnnxSource) -> ModelProto:
     _require_tensors(model, name)
     model = inliner.inline_local_functions(model) if model.functions else model
     expand_bipolar_quant(model)
+    expand_quant(model, QONNX, name)
     _require_known_operators(model, name)
     _require_inference(model, name)
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -180,7 +182,7 @@ def _require_known_operators(model: ModelProto, name: str) -> None:
         if node.domain not in ("", "ai.onnx"):
             raise InputError(
                 f"{name}: {node.op_type} '{node.name or node.output[0]}' is of the domain {node.domain}, which has no "
-                f"definition here (known: BipolarQuant of {QONNX[0]}); export with standard operators"
+                f"definition here (known: BipolarQuant and Quant of {QONNX[0]}); export with standard operators"
             )
 
 

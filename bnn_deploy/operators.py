@@ -33,6 +33,13 @@ Bits are uint32 [N, spatial..., ceil(C/32)] (see `bits`).
   bit i % 32 of word i // 32 is 1, else -scale[o]; the result is [O, *shape]. Attribute, required: shape. The library
   has no kernel for it: onnxruntime inlines the body, folds it into a constant when it makes the session, and runs the
   layer behind it as it runs any other.
+* `QuantizeLevels(X float32 [N, C, spatial...], thresholds float32 [2^bits - 1, C]) -> planes
+  uint32 [N, spatial..., bits * ceil(C/32)]`: level = the number of thresholds of its channel, which ascend, that an
+  element reaches (X >= threshold; NaN gives 0). Plane j, at words j * ceil(C/32) and up, holds bit j of the levels.
+  Attribute, required: bits, 1 to 4. These are the activations of DoReFa-Net (Zhou et al. 2016, equation 5) and HWGQ-Net
+  (Cai et al. 2017) in units of their step.
+* `BinaryConvLevels(X planes, W, scale, bias) -> float32 [N, O, spatial'...]`: attributes of BinaryConv, and bits;
+  scale[o] * acc + bias[o], acc being the integer sum of level * ±1. A padded tap holds level 0.
 
 A fully connected layer is a BinaryConv whose kernel covers its input.
 """
@@ -48,6 +55,9 @@ DOMAIN = "bnn_deploy"
 VERSION = 1
 OPSET = 20
 """The version of the standard operators that the bodies are written in."""
+
+MAX_LEVEL_BITS = 4
+"""Bits of a level at most."""
 
 MAX_TERMS = 2**24
 """Products per output must be fewer than this: the bodies sum them in float32, which is exact up to there."""
@@ -196,6 +206,35 @@ class _Body:
         """Apply a binary operator to x [N, C, S] and parameter [C]."""
         return self.op(op_type, x, self.op("Unsqueeze", parameter, self.const([1])))
 
+    def shifts(self) -> ir.Value:
+        """0 .. bits - 1, uint32 [bits]."""
+        numbers = self.op("Range", self.const(0), self.attribute("bits"), self.const(1))
+        return self.op("Cast", numbers, to=ir.DataType.UINT32.value)
+
+    def accumulate_levels(self) -> ir.Value:
+        """Planes X, W -> float32 [N, O, spatial'...], the exact integer sum of level * ±1."""
+        channels = self.attribute("channels")
+        x, one = self.inputs["X"], self.const([1])
+        lead = self.op("Shape", x, start=0, end=-1)
+        bits = self.op("Reshape", self.attribute("bits"), one)
+        words = self.op("Div", self.op("Shape", x, start=-1), bits)
+        unit = self.unpack(self.op("Reshape", x, self.concat(lead, bits, words)))
+        used = self.op("Slice", unit, self.const([0]), self.op("Reshape", channels, one), self.const([-1]))
+        powers = self.op("BitShift", self.const([1], np.uint32), self.shifts(), direction="LEFT")
+        weights = self.op("Unsqueeze", self.op("Cast", powers, to=ir.DataType.FLOAT.value), one)
+        levels = self.op("ReduceSum", self.op("Mul", used, weights), self.const([-2]), keepdims=0)
+        per_group = self.op("Div", channels, self.attribute("group"))
+        w = self.unpack_signs(self.inputs["W"], self.op("Reshape", per_group, one))
+        padded = self.op("Pad", levels, self.around_spatial(*self.split_pads()))
+        acc = self.op(
+            "Conv",
+            self.channels_first(padded),
+            self.channels_first(w),
+            refs=["kernel_shape", "strides", "dilations", "group"],
+        )
+        # A sum of products 0 * -1 may be -0, which no integer is.
+        return self.op("Cast", self.op("Cast", acc, to=ir.DataType.INT32.value), to=ir.DataType.FLOAT.value)
+
     def binarize(self, x: ir.Value) -> ir.Value:
         """Compare x [N, C, spatial...] with threshold [C] -> bits."""
         flat = self.op("Reshape", x, self.const([0, 0, -1]))
@@ -207,9 +246,8 @@ class _Body:
         reached = self.op("GreaterOrEqual", x, self.inputs["threshold"])
         return self.pack_last(reached, self.op("Shape", x, start=0, end=-1))
 
-    def scaled_sum(self) -> ir.Value:
+    def scaled_sum(self, acc: ir.Value) -> ir.Value:
         """scale[o] * acc + bias[o], float32 [N, O, spatial'...]."""
-        acc = self.accumulate()
         # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights: that rounds otherwise.
         flat = self.op("Reshape", acc, self.const([0, 0, -1]))
         scaled = self.per_channel("Mul", flat, self.inputs["scale"])
@@ -265,19 +303,19 @@ def _binarize_abs_mean() -> ir.Function:
 
 def _binary_conv() -> ir.Function:
     body = _Body("BinaryConv", ["X", "W", "scale", "bias", "pad_value"], CONV_ATTRIBUTES)
-    return body.function([body.scaled_sum()], "scale[o] * acc + bias[o]")
+    return body.function([body.scaled_sum(body.accumulate())], "scale[o] * acc + bias[o]")
 
 
 def _binary_conv_scaled() -> ir.Function:
     body = _Body("BinaryConvScaled", ["X", "W", "scale", "bias", "pad_value", "factor"], CONV_ATTRIBUTES)
-    y = body.op("Mul", body.scaled_sum(), body.inputs["factor"])
+    y = body.op("Mul", body.scaled_sum(body.accumulate()), body.inputs["factor"])
     return body.function([y], "(scale[o] * acc + bias[o]) * factor")
 
 
 def _binary_conv_residual() -> ir.Function:
     inputs = ["X", "W", "scale", "bias", "pad_value", "residual", "threshold"]
     body = _Body("BinaryConvResidual", inputs, CONV_ATTRIBUTES)
-    y = body.op("Add", body.scaled_sum(), body.inputs["residual"])
+    y = body.op("Add", body.scaled_sum(body.accumulate()), body.inputs["residual"])
     bits = body.binarize(y)
     return body.function([y, bits], "Y = (scale[o] * acc + bias[o]) + residual; bit = Y >= threshold[o]")
 
@@ -326,6 +364,33 @@ def _unpack_weights() -> ir.Function:
     return body.function([output], "scale[o] where the bit is 1, else -scale[o]; [O, *shape]")
 
 
+def _quantize_levels() -> ir.Function:
+    body = _Body("QuantizeLevels", ["X", "thresholds"], {"bits": ir.AttributeType.INT})
+    x, one = body.inputs["X"], body.const([1])
+    # [N, 1, C, pixels] against [thresholds, C, 1].
+    flat = body.op("Unsqueeze", body.op("Reshape", x, body.const([0, 0, -1])), one)
+    reached = body.op("GreaterOrEqual", flat, body.op("Unsqueeze", body.inputs["thresholds"], body.const([-1])))
+    level = body.op("ReduceSum", body.op("Cast", reached, to=ir.DataType.INT64.value), one)
+    shifts = body.op("Unsqueeze", body.shifts(), body.const([1, 2]))
+    integers = body.op("Cast", level, to=ir.DataType.UINT32.value)
+    bit = body.op(
+        "BitwiseAnd", body.op("BitShift", integers, shifts, direction="RIGHT"), body.const([1], np.uint32)
+    )  # [N, bits, C, pixels]
+    rows = body.op("Transpose", body.op("Cast", bit, to=ir.DataType.BOOL.value), perm=[0, 3, 1, 2])
+    pixels = body.concat(body.op("Shape", x, start=0, end=1), body.op("Shape", x, start=2))
+    bits = body.op("Reshape", body.attribute("bits"), one)
+    planes = body.pack_last(rows, body.concat(pixels, bits))
+    words = body.op("Mul", bits, body.op("Shape", planes, start=-1))
+    result = body.op("Reshape", planes, body.concat(pixels, words))
+    return body.function([result], "level = number of thresholds of its channel that X reaches, as planes of bits")
+
+
+def _binary_conv_levels() -> ir.Function:
+    attributes = CONV_ATTRIBUTES | {"bits": ir.AttributeType.INT}
+    body = _Body("BinaryConvLevels", ["X", "W", "scale", "bias"], attributes)
+    return body.function([body.scaled_sum(body.accumulate_levels())], "scale[o] * acc + bias[o], of levels")
+
+
 def functions() -> list[ir.Function]:
     """The functions, made anew: an ir.Function belongs to one model."""
     return [
@@ -339,4 +404,6 @@ def functions() -> list[ir.Function]:
         _binary_conv_residual(),
         _binary_max_pool(),
         _unpack_weights(),
+        _quantize_levels(),
+        _binary_conv_levels(),
     ]

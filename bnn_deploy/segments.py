@@ -23,8 +23,9 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.errors import InputError
-from bnn_deploy.operators import DOMAIN, VERSION, WITHOUT_KERNEL
-from bnn_deploy.passes.graph import BEFORE, COMPLEMENTED, MOVES, SOURCE, output_key
+from bnn_deploy.operators import DOMAIN, OPSET, VERSION, WITHOUT_KERNEL
+from bnn_deploy.passes.graph import BEFORE, COMPLEMENTED, LEVELS, MOVES, SOURCE, output_key
+from bnn_deploy.session import load_session
 
 BITS = (
     "Binarize",
@@ -33,12 +34,14 @@ BITS = (
     "BinarizeQuantized",
     "BinaryConvThreshold",
     "BinaryMaxPool",
+    "QuantizeLevels",
 )
 LAYERS = (
     "BinaryConv",
     "BinaryConvThreshold",
     "BinaryConvResidual",
     "BinaryConvScaled",
+    "BinaryConvLevels",
     "Conv",
     "ConvTranspose",
     "Gemm",
@@ -65,6 +68,29 @@ def relative_tolerance(node: NodeProto, output: int, inputs: Mapping[str, NDArra
 
 
 @dataclass(frozen=True)
+class Levels:
+    """What planes of bits stand for.
+
+    Attributes:
+        bits: of a level.
+        step: what a level counts in the float graph.
+        thresholds: of the pre-activation, [levels - 1, C or 1] float32.
+    """
+
+    bits: int
+    step: float
+    thresholds: NDArray[np.float32]
+
+    def encode(self, value: NDArray[Any]) -> NDArray[np.int64]:
+        """The levels of the reference's quantised tensor."""
+        return np.rint(value.astype(np.float64) / self.step).astype(np.int64)
+
+    def columns(self, rank: int) -> NDArray[np.float32]:
+        """The thresholds, each [1, C or 1, 1, ...] as a tensor [N, C, spatial...] of this rank wants them."""
+        return self.thresholds.reshape(len(self.thresholds), 1, -1, *[1] * (rank - 2))
+
+
+@dataclass(frozen=True)
 class Cut:
     """A tensor of the converted model that stands for one of the float graph.
 
@@ -76,6 +102,7 @@ class Cut:
         rank: its number of dimensions, if known.
         moves: what makes of `source` the tensor that this one stands for, in the form of `passes.graph.BEFORE`.
         before: for bits, where the pre-activation is, in the form of `passes.graph.BEFORE`; () if the reference knows.
+        levels: for bits that are planes of levels (then `source` is what was quantised), what these are.
     """
 
     tensor: str
@@ -85,6 +112,7 @@ class Cut:
     rank: int | None
     moves: tuple[Any, ...] = ()
     before: tuple[Any, ...] = ()
+    levels: Levels | None = None
 
     def moved(self, value: NDArray[Any]) -> NDArray[Any]:
         """What this tensor stands for: the source's value in this layout, or the inside of it."""
@@ -98,6 +126,10 @@ class Cut:
         """The reference's value [N, C, spatial...] in the form that the converted model holds it in."""
         if not self.is_bits:
             return self._reshape(value.astype(np.float32), axis=len(value.shape))
+        if self.levels is not None:
+            last = np.moveaxis(self.levels.encode(value), 1, -1)
+            planes = [pack_bits(last >> plane & 1 == 1) for plane in range(self.levels.bits)]
+            return self._reshape(np.concatenate(planes, axis=-1), axis=1)
         signs = np.moveaxis(value >= 0, 1, -1)
         signs[..., list(self.complemented)] ^= True
         return self._reshape(pack_bits(signs), axis=1)
@@ -114,6 +146,13 @@ class Cut:
         spatial = (shape[0], *shape[2:], shape[1])
         return np.moveaxis(signs.reshape(spatial), -1, 1)
 
+    def decode_levels(self, planes: NDArray[np.uint32], shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Planes as the reference lays its tensor out: levels of the given shape [N, C, spatial...]."""
+        assert self.levels is not None
+        parts = np.split(planes, self.levels.bits, axis=-1)
+        found = sum(unpack_bits(part, shape[1]).astype(np.int64) << j for j, part in enumerate(parts))
+        return np.moveaxis(np.asarray(found).reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+
 
 def move(value: NDArray[Any], step: Sequence[Any]) -> NDArray[Any]:
     """Apply one move of `passes.graph.BEFORE` to a tensor of the float graph."""
@@ -122,10 +161,24 @@ def move(value: NDArray[Any], step: Sequence[Any]) -> NDArray[Any]:
         return value.transpose(argument)
     if kind == "reshape":
         return value.reshape(argument)
+    if kind == "max_pool":
+        return _max_pool(value, argument)
     if kind == "subtract":
         return value - np.asarray(argument, dtype=np.float32)
     rank = value.ndim
     return value[tuple(slice(argument[i], value.shape[i] - argument[i + rank]) for i in range(rank))]
+
+
+def _max_pool(value: NDArray[Any], window: dict[str, Any]) -> NDArray[Any]:
+    """ONNX's MaxPool of a tensor [N, C, spatial...]."""
+    node = helper.make_node("MaxPool", ["x"], ["y"], **window)
+    infos = [_info(name, False, value.ndim) for name in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph([node], "pool", infos[:1], infos[1:]),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=10,
+    )
+    return np.asarray(load_session(model.SerializeToString(), kernels=False).run(None, {"x": value})[0])
 
 
 @dataclass(frozen=True)
@@ -213,10 +266,20 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
                 channels = tuple(int(c) for c in text.split(",") if c)
                 moves = tuple(json.loads(properties.get(output_key(MOVES, i), "[]")))
                 before = tuple(json.loads(properties.get(output_key(BEFORE, i), "[]")))
-                found.append(Cut(tensor, source, holds_bits(node, i), channels, ranks.get(tensor), moves, before))
+                levels = _levels(properties.get(output_key(LEVELS, i)))
+                bits = holds_bits(node, i)
+                found.append(Cut(tensor, source, bits, channels, ranks.get(tensor), moves, before, levels))
             elif tensor in outputs or (node.domain != DOMAIN and uses[tensor] > 1 and tensor in names):
                 found.append(Cut(tensor, tensor, False, (), ranks.get(tensor)))
     return found
+
+
+def _levels(text: str | None) -> Levels | None:
+    """Read the metadata LEVELS."""
+    if text is None:
+        return None
+    entry = json.loads(text)
+    return Levels(int(entry["bits"]), float(entry["step"]), np.array(entry["thresholds"], np.float32))
 
 
 def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:

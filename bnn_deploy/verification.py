@@ -115,11 +115,12 @@ class LayerResult:
     Attributes:
         layer: its name.
         source: the tensor of the float graph that its output stands for.
-        kind: "bits" or "floats".
+        kind: "bits", "levels" or "floats".
         quantized: whether it has 8-bit weights and activations, and so the wider tolerances.
-        values: bits or floats compared, per backend.
-        differing: bits that differ from the reference's sign (the largest number over the backends).
-        margin: the largest |pre-activation| of a differing bit, in units of its channel's root mean square; 0 if none.
+        values: bits, levels or floats compared, per backend.
+        differing: bits that differ from the reference's sign, or levels (the largest number over the backends).
+        margin: the largest |pre-activation| of a differing bit, or distance from a threshold of a differing level, in
+            units of its channel's root mean square; 0 if none.
         worst: where that is and what the reference has there.
         zeros: pre-activations that are exactly 0, where PyTorch's sign is 0 and the paper's is +1.
         max_error: largest absolute error of a float.
@@ -176,7 +177,8 @@ class Disagreement:
         reference_class: what the reference predicts.
         model_class: what the converted model predicts.
         layer: the first layer, running free, with a bit that differs; "" if none has.
-        margin: the largest margin of the bits that differ there, as in LayerResult.
+        margin: the largest margin of the bits that differ there, as in LayerResult; if no layer has one, how far the
+            two classes are apart in the reference's output, in units of the largest magnitude there.
         explained: whether that margin is within the tolerance.
     """
 
@@ -237,10 +239,11 @@ class Verification:
         for layer in self.layers:
             if layer.error:
                 lines.append(f"layer '{layer.layer}': {layer.error}")
-            elif not layer.passed and layer.kind == "bits":
+            elif not layer.passed and layer.kind != "floats":
                 lines.append(
-                    f"layer '{layer.layer}': {layer.differing} of {layer.values} bits differ from the reference, by "
-                    f"up to {layer.margin:.2g} (allowed {self.tolerances.margin(layer.quantized):g}); {layer.worst}"
+                    f"layer '{layer.layer}': {layer.differing} of {layer.values} {layer.kind} differ from the "
+                    f"reference, by up to {layer.margin:.2g} (allowed {self.tolerances.margin(layer.quantized):g}); "
+                    f"{layer.worst}"
                 )
             elif not layer.passed:
                 lines.append(
@@ -575,9 +578,7 @@ class _Verifier:
         self.backends = [*sessions.onnxruntime, *([sessions.EVALUATOR] if few else [])]
         self.result = Verification(name, reference.description, "", 0, few, [], tolerances)
         self.layers = {
-            piece.output.tensor: LayerResult(
-                piece.name, piece.output.source, "bits" if piece.output.is_bits else "floats", piece.quantized
-            )
+            piece.output.tensor: LayerResult(piece.name, piece.output.source, _kind(piece.output), piece.quantized)
             for piece in self.pieces
         }
         self.outputs = {backend: OutputResult(backend) for backend in self.backends}
@@ -721,18 +722,17 @@ class _Verifier:
             worst.passed &= now.passed
         worst.values += expected.size
         worst.differing += layer.differing
-        worst.zeros += int((expected == 0).sum()) if cut.is_bits else 0
+        worst.zeros += int((expected == 0).sum()) if cut.is_bits and cut.levels is None else 0
         self.layers[cut.tensor] = worst
 
     def _compare_bits(
         self, cut: Cut, quantized: bool, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], start: int
     ) -> LayerResult:
-        """Bits against the reference's signs; `before` are the pre-activations of the whole batch."""
+        """Bits against the reference's signs, or levels; `before` are the pre-activations of the whole batch."""
         result = LayerResult("", cut.source, "bits")
-        flips = cut.decode(got, expected.shape) != (expected >= 0)
+        flips, margin = differences(cut, got, expected, before)
         result.differing = int(flips.sum())
         if result.differing:
-            margin = relative_margin(before)[: len(expected)]
             index = np.unravel_index(int(np.where(flips, margin, -1).argmax()), flips.shape)
             result.margin = float(margin[index])
             place = [int(i) for i in index]
@@ -797,7 +797,8 @@ class _Verifier:
         values: Arrays,
     ) -> None:
         """Find, for each sample with another class, the first layer that flips a bit when the model runs free."""
-        expected, got = classes(values[self.reference.output]), classes(got)
+        logits = values[self.reference.output].reshape(len(values[self.reference.output]), -1)
+        expected, got = classes(logits), classes(got)
         traced = {
             cut.tensor: self.sessions.make(self.segments.with_outputs(self.proto, [cut.tensor]), backend)(
                 {self.input: x}
@@ -809,16 +810,20 @@ class _Verifier:
             for cut in self.bit_cuts:
                 signs = self._value(cut, values)[: len(x)]
                 try:
-                    flips = cut.decode(traced[cut.tensor], signs.shape)[i] != (signs[i] >= 0)
+                    flips, margins = differences(cut, traced[cut.tensor], signs, self._before(cut, values))
                 except ValueError:  # another shape: no rounding explains that
                     layer, margin = self.layers[cut.tensor].layer, float("inf")
                     break
-                if flips.any():
-                    before = self._before(cut, values)
-                    layer, margin = self.layers[cut.tensor].layer, float(relative_margin(before)[i][flips].max())
+                if flips[i].any():
+                    layer, margin = self.layers[cut.tensor].layer, float(margins[i][flips[i]].max())
                     allowed = self.tolerances.margin(self._is_rounded(cut.tensor))
                     break
-            explained = layer != "" and margin <= allowed
+            if not layer:
+                # No bit differs, so the two classes must be equal but for rounding, as sums of few levels can be.
+                gap = float(logits[i, expected[i]]) - float(logits[i, got[i]])
+                margin = gap / max(float(np.abs(logits).max()), float(np.finfo(np.float32).tiny))
+                allowed = self.tolerances.float_relative
+            explained = margin <= allowed
             self.result.disagreements.append(
                 Disagreement(backend, start + int(i), int(expected[i]), int(got[i]), layer, margin, explained)
             )
@@ -836,6 +841,48 @@ def _differs(got: NDArray[Any], expected: NDArray[Any], tolerance: float) -> NDA
     if tolerance:
         differing &= ~(absolute_error(got, expected) <= tolerance * np.abs(expected.astype(np.float64)))
     return differing
+
+
+def _kind(cut: Cut) -> str:
+    """What LayerResult calls a cut."""
+    return "floats" if not cut.is_bits else "bits" if cut.levels is None else "levels"
+
+
+def differences(
+    cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Where bits are not the reference's signs, or levels not its levels, and how far the pre-activations are there.
+
+    Args:
+        cut: what the tensor stands for.
+        got: the tensor.
+        expected: the reference's, [N, C, spatial...].
+        before: the pre-activations, at least as many samples.
+
+    Returns:
+        bool, and the relative margin (see `relative_margin`) where that is True, both shaped as `expected`. A level
+        that differs has passed thresholds, each of which is a bit: its margin is the largest of theirs.
+    """
+    if cut.levels is None:
+        flips = cut.decode(got, expected.shape) != (expected >= 0)
+        return flips, relative_margin(before)[: len(expected)] if flips.any() else np.zeros(flips.shape)
+    found, wanted = cut.decode_levels(got, expected.shape), cut.levels.encode(expected)
+    margin = np.zeros(expected.shape)
+    if (found == wanted).all():
+        return found != wanted, margin
+    thresholds = cut.levels.columns(before.ndim)
+    for level in range(1, 2**cut.levels.bits):
+        passed = (found >= level) != (wanted >= level)
+        if not passed.any():
+            continue
+        # No rounding explains a level that the reference never has, or a threshold that nothing reaches.
+        distance = np.full(expected.shape, np.inf)
+        if level <= len(thresholds):
+            finite_thresholds = np.isfinite(thresholds[level - 1])
+            shifted = before - np.where(finite_thresholds, thresholds[level - 1], np.float32(0))
+            distance = np.where(finite_thresholds, relative_margin(shifted)[: len(expected)], np.inf)
+        margin = np.where(passed, np.maximum(margin, distance), margin)
+    return found != wanted, margin
 
 
 def relative_margin(before: NDArray[Any]) -> NDArray[np.float64]:

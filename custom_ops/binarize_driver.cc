@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "buffer.h"
 #include "dispatch.h"
 #include "geometry.h"
 
@@ -65,6 +66,32 @@ void BinarizeAbsMeanBatch(const Isa& isa, const float* x, const float* threshold
     isa.binarize_abs_mean({x + image * channels * pixels + range.begin, pixels, threshold, scale,
                            shift, channels, range.end - range.begin, out + first * words,
                            mean + first});
+  });
+}
+
+// Element x has a bit r_i for each threshold i = 1, 2, .. that it reaches, and as these ascend the
+// level is the largest i with r_i = 1. Bit j of the level is the parity of the multiples of 2^j up
+// to it, so plane j is the XOR of r_i over the multiples i of 2^j.
+void QuantizeLevelsBatch(const Isa& isa, const float* x, const float* thresholds, int64_t bits,
+                         int64_t batch, int64_t channels, int64_t pixels, uint32_t* out,
+                         const TaskRunner& runner) {
+  const int64_t words = WordsForBits(channels);
+  ForImageRanges(isa, batch, channels, pixels, runner, [&](int64_t image, Range range) {
+    const int64_t count = range.end - range.begin;
+    uint32_t* const to = out + (image * pixels + range.begin) * bits * words;
+    std::fill_n(to, count * bits * words, 0u);
+    thread_local Buffer<uint32_t> reached_buffer;
+    uint32_t* const reached = reached_buffer.Reserve(count * words);
+    for (int64_t i = 1; i < int64_t{1} << bits; ++i) {
+      isa.binarize({x + image * channels * pixels + range.begin, pixels,
+                    thresholds + (i - 1) * channels, channels, count, reached});
+      for (int64_t plane = 0; i % (int64_t{1} << plane) == 0; ++plane) {
+        for (int64_t p = 0; p < count; ++p) {
+          uint32_t* const pixel_plane = to + (p * bits + plane) * words;
+          for (int64_t w = 0; w < words; ++w) pixel_plane[w] ^= reached[p * words + w];
+        }
+      }
+    }
   });
 }
 

@@ -19,6 +19,13 @@ void BinarizeAbsMeanBatch(const Isa& isa, const float* x, const float* threshold
                           const float* scale, const float* shift, int64_t batch, int64_t channels,
                           int64_t pixels, uint32_t* out, float* mean, const TaskRunner& runner);
 
+// Levels: the number of thresholds that an element reaches, as planes of bits. x as above;
+// thresholds: [2^bits - 1][channels], ascending; out: [batch][pixels][bits][ceil(channels / 32)],
+// least significant plane first.
+void QuantizeLevelsBatch(const Isa& isa, const float* x, const float* thresholds, int64_t bits,
+                         int64_t batch, int64_t channels, int64_t pixels, uint32_t* out,
+                         const TaskRunner& runner);
+
 // x: [pixels][channels], pixels counted through the whole batch; threshold: [channels]; out as
 // below.
 void BinarizeRowsBatch(const Isa& isa, const float* x, const float* threshold, int64_t channels,

@@ -61,15 +61,16 @@ void MergeBits(const uint32_t* from, int64_t count, int64_t first, uint32_t* to)
   }
 }
 
-// The distinct TapRanges along an axis, and which one each window has.
+// The distinct TapRanges along an axis, and which one each window has; one for all where padding
+// needs no correction.
 struct Patterns {
   std::vector<TapRange> ranges;
   std::vector<int64_t> of_window;
 };
 
-Patterns FindPatterns(const Axis& axis, int64_t input, bool zero_padding) {
+Patterns FindPatterns(const Axis& axis, int64_t input, bool corrected) {
   const int64_t windows = OutputExtent(axis, input);
-  if (!zero_padding) {
+  if (!corrected) {
     return {{{0, axis.kernel}}, std::vector<int64_t>(static_cast<size_t>(windows), 0)};
   }
   Patterns patterns;
@@ -134,6 +135,7 @@ struct ConvDriver::Plan {
 struct ConvDriver::Image {
   const uint32_t* data;
   int64_t image_stride;
+  int64_t plane_stride;
   int64_t group_stride;
   int64_t row_stride;
   int64_t pixel_stride;
@@ -141,7 +143,7 @@ struct ConvDriver::Image {
 
 // As in AccumulateArgs and FinishFloatArgs.
 struct ConvDriver::PixelBlock {
-  const uint32_t* windows[kBlockPixels];
+  const uint32_t* windows[kMaxLevelBits * kBlockPixels];  // of each plane, kBlockPixels
   const int32_t* initial[kBlockPixels];
   float products[kBlockPixels];
 };
@@ -151,10 +153,12 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights)
       spec_(std::move(spec)),
       group_channels_(spec_.channels / spec_.group),
       group_words_(WordsForBits(group_channels_)),
+      bit_planes_(std::max<int64_t>(spec_.level_bits, 1)),
+      pixel_words_(bit_planes_ * WordsForBits(spec_.channels)),
       copies_input_(HasPadding(spec_.height) || HasPadding(spec_.width) ||
-                    (spec_.group > 1 && group_channels_ % 32 != 0)),
-      rows_are_runs_(spec_.width.dilation == 1 &&
-                     (copies_input_ || WordsForBits(spec_.channels) == group_words_)),
+                    (spec_.group > 1 && group_channels_ % 32 != 0) ||
+                    (bit_planes_ > 1 && spec_.width.kernel > 1)),  // planes apart make longer runs
+      rows_are_runs_(spec_.width.dilation == 1 && (copies_input_ || pixel_words_ == group_words_)),
       encodes_(isa.encode != nullptr &&
                spec_.height.kernel * spec_.width.kernel * group_words_ >= isa.encoded_words),
       window_words_(RoundUp(spec_.height.kernel * spec_.width.kernel * group_words_,
@@ -171,7 +175,7 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights)
       weights_size += blocks * isa_.channel_block * window_words_;
     }
   }
-  if (isa_.convolve_planes != nullptr && window_words_ <= kMaxPlaneWords &&
+  if (isa_.convolve_planes != nullptr && spec_.level_bits == 0 && window_words_ <= kMaxPlaneWords &&
       spec_.width.kernel <= kMaxPlaneCopies * spec_.width.stride) {
     PackPlaneWeights(weights);
   }
@@ -191,6 +195,8 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
     return padded;
   };
   scale_ = by_tiles(constants.scale, 0.0f);
+  // FinishFloatArgs doubles the sums.
+  for (int64_t o = 0; spec_.level_bits > 0 && o < table_width_; ++o) scale_.data()[o] *= 0.5f;
   bias_ = by_tiles(constants.bias, 0.0f);
   if (constants.threshold != nullptr) {
     float_threshold_ = by_tiles(constants.threshold, std::numeric_limits<float>::quiet_NaN());
@@ -268,6 +274,10 @@ int32_t ConvDriver::InitialSum(int64_t channel, TapRange rows, TapRange columns)
     const int64_t stride = spec_.width.kernel + 1;
     const int32_t* sums = tap_bits_.data() + channel * (spec_.height.kernel + 1) * stride;
     const auto at = [&](int64_t y, int64_t x) { return sums[y * stride + x]; };
+    if (spec_.level_bits > 0) {
+      const int32_t highest = (1 << spec_.level_bits) - 1;
+      return -highest * at(spec_.height.kernel, spec_.width.kernel);
+    }
     const int32_t inside = at(rows.last, columns.last) - at(rows.first, columns.last) -
                            at(rows.last, columns.first) + at(rows.first, columns.first);
     outside = at(spec_.height.kernel, spec_.width.kernel) - inside;
@@ -301,7 +311,7 @@ std::shared_ptr<const ConvDriver::Plan> ConvDriver::MakePlan(int64_t height, int
   plan->padded_height = height + spec_.height.pad_begin + spec_.height.pad_end;
   plan->padded_width = width + spec_.width.pad_begin + spec_.width.pad_end;
 
-  const int64_t pixel_words = copies_input_ ? group_words_ : WordsForBits(spec_.channels);
+  const int64_t pixel_words = copies_input_ ? group_words_ : pixel_words_;
   // No offset below exceeds the size of a padded plane.
   CheckedProduct({plan->padded_height, plan->padded_width, pixel_words}, kPaddedInput);
   plan->run_words = rows_are_runs_ ? spec_.width.kernel * group_words_ : group_words_;
@@ -313,9 +323,9 @@ std::shared_ptr<const ConvDriver::Plan> ConvDriver::MakePlan(int64_t height, int
     }
   }
 
-  const bool zero_padding = spec_.pad_bits.empty();
-  const Patterns rows = FindPatterns(spec_.height, height, zero_padding);
-  const Patterns columns = FindPatterns(spec_.width, width, zero_padding);
+  const bool corrected = spec_.pad_bits.empty() && spec_.level_bits == 0;
+  const Patterns rows = FindPatterns(spec_.height, height, corrected);
+  const Patterns columns = FindPatterns(spec_.width, width, corrected);
   const auto row_patterns = static_cast<int64_t>(rows.ranges.size());
   const auto column_patterns = static_cast<int64_t>(columns.ranges.size());
   plan->row_pattern = rows.of_window;
@@ -327,7 +337,8 @@ std::shared_ptr<const ConvDriver::Plan> ConvDriver::MakePlan(int64_t height, int
       const TapRange& column = columns.ranges[static_cast<size_t>(pattern)];
       const int64_t taps = (row.last - row.first) * (column.last - column.first);
       plan->initial.push_back(entries + pattern * table_width_);
-      plan->products.push_back(static_cast<float>(group_channels_ * taps));
+      const int64_t products = spec_.level_bits > 0 ? 0 : group_channels_ * taps;
+      plan->products.push_back(static_cast<float>(products));
     }
     for (const TapRange& column : columns.ranges) {
       for (const ChannelTile& tile : tiles_) {
@@ -383,8 +394,8 @@ void ConvDriver::AddPlanes(int64_t patterns, int64_t row_patterns,
 }
 
 // One row of the padded copy, [padded_width][group_words_].
-void ConvDriver::CopyRow(const BitBatch& input, int64_t image, int64_t group, int64_t row,
-                         int64_t padded_width, uint32_t* out) const {
+void ConvDriver::CopyRow(const BitBatch& input, int64_t image, int64_t plane, int64_t group,
+                         int64_t row, int64_t padded_width, uint32_t* out) const {
   const auto pad = [&](int64_t pixels) {
     if (spec_.pad_bits.empty()) {
       out = std::fill_n(out, pixels * group_words_, 0u);
@@ -396,13 +407,17 @@ void ConvDriver::CopyRow(const BitBatch& input, int64_t image, int64_t group, in
   };
   const int64_t y = row - spec_.height.pad_begin;
   if (y < 0 || y >= input.height) return pad(padded_width);
-  const int64_t words = WordsForBits(spec_.channels);
-  const uint32_t* from = input.data + (image * input.height + y) * input.width * words;
+  const uint32_t* from = input.data + (image * input.height + y) * input.width * pixel_words_ +
+                         plane * WordsForBits(spec_.channels);
   pad(spec_.width.pad_begin);
-  if (spec_.group == 1) {
-    out = std::copy_n(from, input.width * words, out);
+  if (spec_.group == 1 && bit_planes_ == 1) {
+    out = std::copy_n(from, input.width * group_words_, out);
+  } else if (spec_.group == 1) {
+    for (int64_t x = 0; x < input.width; ++x, from += pixel_words_) {
+      out = std::copy_n(from, group_words_, out);
+    }
   } else {
-    for (int64_t x = 0; x < input.width; ++x, from += words, out += group_words_) {
+    for (int64_t x = 0; x < input.width; ++x, from += pixel_words_, out += group_words_) {
       CopyBits(from, group * group_channels_, group_channels_, out);
     }
   }
@@ -412,7 +427,7 @@ void ConvDriver::CopyRow(const BitBatch& input, int64_t image, int64_t group, in
 // The words of copies of the padded input, or of its planes.
 int64_t ConvDriver::PaddedSize(int64_t batch, int64_t height, int64_t width) const {
   const int64_t size =
-      CheckedProduct({batch, spec_.group, height, width, group_words_}, kPaddedInput);
+      CheckedProduct({batch, bit_planes_, spec_.group, height, width, group_words_}, kPaddedInput);
   if (size > kMaxPaddedWords) {
     throw std::invalid_argument(std::string(kPaddedInput) + " has " + std::to_string(size) +
                                 " words, at most " + std::to_string(kMaxPaddedWords) +
@@ -421,17 +436,21 @@ int64_t ConvDriver::PaddedSize(int64_t batch, int64_t height, int64_t width) con
   return size;
 }
 
-// The input itself, or its padded copy [batch][group][padded_height][padded_width][group_words_],
-// which belongs to the calling thread and lives until its next call.
+// The input itself, or its padded copy
+// [batch][bit plane][group][padded_height][padded_width][group_words_], which belongs to the
+// calling thread and lives until its next call.
 ConvDriver::Image ConvDriver::Prepare(const BitBatch& input, const Plan& plan,
                                       const TaskRunner& runner) const {
   if (!copies_input_) {
-    const int64_t words = WordsForBits(spec_.channels);
-    return {input.data, input.height * input.width * words, group_words_, input.width * words,
-            words};
+    return {input.data,
+            input.height * input.width * pixel_words_,
+            WordsForBits(spec_.channels),
+            group_words_,
+            input.width * pixel_words_,
+            pixel_words_};
   }
   const int64_t row_words = plan.padded_width * group_words_;
-  const int64_t rows = input.batch * spec_.group * plan.padded_height;
+  const int64_t rows = input.batch * bit_planes_ * spec_.group * plan.padded_height;
   const int64_t size = PaddedSize(input.batch, plan.padded_height, plan.padded_width);
   thread_local Buffer<uint32_t> padded;
   uint32_t* const copy = padded.Reserve(size);
@@ -439,13 +458,15 @@ ConvDriver::Image ConvDriver::Prepare(const BitBatch& input, const Plan& plan,
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(rows, tasks, task);
     for (int64_t i = range.begin; i < range.end; ++i) {
-      const int64_t plane = i / plan.padded_height;
-      CopyRow(input, plane / spec_.group, plane % spec_.group, i % plan.padded_height,
-              plan.padded_width, copy + i * row_words);
+      const int64_t image_plane = i / plan.padded_height / spec_.group;
+      CopyRow(input, image_plane / bit_planes_, image_plane % bit_planes_,
+              i / plan.padded_height % spec_.group, i % plan.padded_height, plan.padded_width,
+              copy + i * row_words);
     }
   });
-  const int64_t plane_words = plan.padded_height * row_words;
-  return {copy, spec_.group * plane_words, plane_words, row_words, group_words_};
+  const int64_t group_stride = plan.padded_height * row_words;
+  const int64_t plane_stride = spec_.group * group_stride;
+  return {copy, bit_planes_ * plane_stride, plane_stride, group_stride, row_words, group_words_};
 }
 
 void ConvDriver::LocatePixels(const Plan& plan, const Image& image, int64_t group, Range pixels,
@@ -467,29 +488,64 @@ void ConvDriver::LocatePixels(const Plan& plan, const Image& image, int64_t grou
     y = 0;
     ++n;
   }
+  for (int64_t plane = 1; plane < bit_planes_; ++plane) {
+    const uint32_t** const windows = block->windows + plane * kBlockPixels;
+    for (int64_t p = 0; p < count; ++p) {
+      windows[p] = block->windows[p] + plane * image.plane_stride;
+    }
+  }
 }
 
 // Copies the words of each window to a row of whole granules and points to these rows instead. The
 // rows belong to the calling thread and live until its next call.
 void ConvDriver::GatherWindows(const Plan& plan, int64_t pixels, PixelBlock* block) const {
   thread_local Buffer<uint32_t> gathered;
-  uint32_t* row = gathered.Reserve(pixels * window_words_);
-  for (int64_t p = 0; p < pixels; ++p) {
-    uint32_t* to = row;
-    for (const int64_t offset : plan.run_offsets) {
-      to = std::copy_n(block->windows[p] + offset, plan.run_words, to);
+  uint32_t* row = gathered.Reserve(bit_planes_ * pixels * window_words_);
+  for (int64_t plane = 0; plane < bit_planes_; ++plane) {
+    const uint32_t** const windows = block->windows + plane * kBlockPixels;
+    for (int64_t p = 0; p < pixels; ++p) {
+      uint32_t* to = row;
+      for (const int64_t offset : plan.run_offsets) {
+        to = std::copy_n(windows[p] + offset, plan.run_words, to);
+      }
+      std::fill(to, row + window_words_, 0u);
+      if (encodes_) isa_.encode(row, window_words_, false);
+      windows[p] = row;
+      row += window_words_;
     }
-    std::fill(to, row + window_words_, 0u);
-    if (encodes_) isa_.encode(row, window_words_, false);
-    block->windows[p] = row;
-    row += window_words_;
+  }
+}
+
+// isa_.accumulate, over all bit planes; the windows of each are kBlockPixels further.
+void ConvDriver::Accumulate(const AccumulateArgs& args) const {
+  if (bit_planes_ == 1) return isa_.accumulate(args);
+  alignas(64) static constexpr int32_t kZeros[kTileChannels] = {};
+  const int32_t* zero_rows[kTilePixels];
+  std::fill_n(zero_rows, args.pixels, kZeros);
+  AccumulateArgs higher = args;  // all planes but the last
+  higher.initial = zero_rows;
+  higher.initial_offset = 0;
+  higher.windows = args.windows + (bit_planes_ - 1) * kBlockPixels;
+  isa_.accumulate(higher);
+  alignas(64) int32_t plane_sums[kTilePixels * kTileChannels];
+  const int64_t channels = args.blocks * isa_.channel_block;
+  for (int64_t plane = bit_planes_ - 2; plane >= 0; --plane) {
+    AccumulateArgs next = plane > 0 ? higher : args;
+    next.windows = args.windows + plane * kBlockPixels;
+    next.sums = plane_sums;
+    isa_.accumulate(next);
+    for (int64_t p = 0; p < args.pixels; ++p) {
+      int32_t* const to = args.sums + p * kTileChannels;
+      const int32_t* const from = plane_sums + p * kTileChannels;
+      for (int64_t o = 0; o < channels; ++o) to[o] = 2 * to[o] + from[o];
+    }
   }
 }
 
 // How many tasks, at most `most`, the convolution of `pixels` pixels is worth.
 int64_t ConvDriver::TaskCount(int64_t pixels, int64_t most) const {
   const double work = static_cast<double>(pixels) * static_cast<double>(spec_.out_channels) *
-                      static_cast<double>(window_words_);
+                      static_cast<double>(bit_planes_ * window_words_);
   if (work < kMinSharedWordOps) return 1;
   return static_cast<int64_t>(std::min(work / kTaskWordOps, static_cast<double>(most)));
 }
@@ -516,7 +572,7 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const Plan& plan, int64_t g
   const bool gathers =
       encodes_ ||
       (isa_.gathers && !(plan.run_offsets.size() == 1 && plan.run_words == window_words_));
-  const int64_t gathered_tiles = kMaxGatheredWords / (kTilePixels * window_words_);
+  const int64_t gathered_tiles = kMaxGatheredWords / (kTilePixels * bit_planes_ * window_words_);
   const int64_t block_pixels =
       gathers ? std::clamp(gathered_tiles * kTilePixels, kTilePixels, kBlockPixels) : kBlockPixels;
   const int64_t no_offset = 0;
@@ -551,7 +607,8 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const Plan& plan, int64_t g
       }
     }
     const int64_t tiles = CeilDiv(task_end - grain_range.begin * grain, kTilePixels);
-    CountCalls(isa_, static_cast<uint64_t>((channel_range.end - channel_range.begin) * tiles));
+    CountCalls(isa_, static_cast<uint64_t>((channel_range.end - channel_range.begin) * tiles *
+                                           bit_planes_));
   });
 }
 
@@ -625,7 +682,7 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
     }
     ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
       part.sums = sums;
-      isa_.accumulate(part);
+      Accumulate(part);
       // A tile can run over several images; each has its own planes.
       for (int64_t p = 0; p < part.pixels;) {
         const int64_t pixel = block.begin + first + p;
@@ -694,7 +751,7 @@ const uint32_t* ConvDriver::SplitPlanes(const BitBatch& input, const Plan& plan,
       uint32_t* row = buffered;
       for (int64_t i = first; i < last; ++i, row += row_words) {
         const int64_t plane = i / plan.padded_height;
-        CopyRow(input, plane / spec_.group, plane % spec_.group, i % plan.padded_height,
+        CopyRow(input, plane / spec_.group, 0, plane % spec_.group, i % plan.padded_height,
                 plan.padded_width, row);
       }
       args.row = buffered;

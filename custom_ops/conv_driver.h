@@ -11,6 +11,14 @@
 // 3x3 kernel with padding 1), so n and the initial value of mis are a small table per image size
 // and the micro-kernels know no special case. For bit output the threshold is part of the initial
 // value, too: acc >= threshold exactly where the sum is negative.
+//
+// Levels 0 .. M = 2^k - 1 come as k planes of bits. The product of a bit b and a weight of ±1 whose
+// bit is v is v - (b ^ v), so with mis_j mismatches in plane j
+//
+//   sum of level * weight = M * popcount(W) - sum over j of 2^j * mis_j.
+//
+// The planes are added from the top one down, doubling in between. A padded tap holds level 0,
+// whose bits are 0, and so adds nothing without a correction.
 
 #ifndef BNN_DEPLOY_CONV_DRIVER_H_
 #define BNN_DEPLOY_CONV_DRIVER_H_
@@ -35,10 +43,16 @@ struct ConvSpec {
   Axis height;
   Axis width;
   std::vector<uint32_t> pad_bits;  // of all channels; empty: zero padding
+  // The planes of levels 0 to 2^level_bits - 1; 0: there is one, whose bits stand for ±1. Levels
+  // have zero padding and float output without bits, and their sums stay below 2^24.
+  int64_t level_bits = 0;
 };
+constexpr int64_t kMaxLevelBits = 4;
 
 struct BitBatch {
-  const uint32_t* data;  // [batch][height][width][ceil(channels / 32)], unused bits 0
+  // [batch][height][width][planes][ceil(channels / 32)], least significant plane first, unused bits
+  // 0; one plane but for levels.
+  const uint32_t* data;
   int64_t batch;
   int64_t height;
   int64_t width;
@@ -50,7 +64,8 @@ struct FloatConstants {
   const float* threshold;  // null: the driver gives no bits next to floats
 };
 
-// out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x] or times factor[n][y][x];
+// out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x] or times factor[n][y][x].
+// For levels, acc is their sum with the weights, and half of scale[o] must be exact;
 // bits[n][y][x]: the bit of channel o is out[n][o][y][x] >= threshold[o].
 struct FloatOutput {
   float* out;                     // may be null next to bits
@@ -94,8 +109,9 @@ class ConvDriver {
   std::shared_ptr<const Plan> PlanFor(int64_t height, int64_t width) const;
   std::shared_ptr<const Plan> MakePlan(int64_t height, int64_t width) const;
   int32_t InitialSum(int64_t channel, TapRange rows, TapRange columns) const;
+  void Accumulate(const AccumulateArgs& args) const;
   Image Prepare(const BitBatch& input, const Plan& plan, const TaskRunner& runner) const;
-  void CopyRow(const BitBatch& input, int64_t image, int64_t group, int64_t row,
+  void CopyRow(const BitBatch& input, int64_t image, int64_t plane, int64_t group, int64_t row,
                int64_t padded_width, uint32_t* out) const;
   void LocatePixels(const Plan& plan, const Image& image, int64_t group, Range pixels,
                     PixelBlock* block) const;
@@ -120,6 +136,8 @@ class ConvDriver {
   const ConvSpec spec_;
   const int64_t group_channels_;
   const int64_t group_words_;
+  const int64_t bit_planes_;
+  const int64_t pixel_words_;  // of the input, all planes
   const bool copies_input_;
   const bool rows_are_runs_;    // the taps of a kernel row lie together in the (padded) input
   const bool encodes_;          // the micro-kernel takes encoded windows

@@ -8,6 +8,7 @@
 #include "ops/binary_conv.h"
 #include "ops/binary_max_pool.h"
 #include "ops/library_info.h"
+#include "ops/quantize_levels.h"
 #include "ort_api.h"
 
 namespace bnn_deploy {
@@ -20,9 +21,17 @@ OrtCustomOpDomain* CreateDomain() {
   OrtCustomOpDomain* domain = nullptr;
   Check(Ort().CreateCustomOpDomain(kDomain, &domain));
   const OrtCustomOp* const ops[] = {
-      DefineOp<Binarize>(),        DefineOp<BinarizeChannelsLast>(), DefineOp<BinarizeQuantized>(),
-      DefineOp<BinaryConv>(),      DefineOp<BinaryConvThreshold>(),  DefineOp<BinaryConvResidual>(),
-      DefineOp<BinarizeAbsMean>(), DefineOp<BinaryConvScaled>(),     DefineOp<BinaryMaxPool>(),
+      DefineOp<Binarize>(),
+      DefineOp<BinarizeChannelsLast>(),
+      DefineOp<BinarizeQuantized>(),
+      DefineOp<BinarizeAbsMean>(),
+      DefineOp<QuantizeLevels>(),
+      DefineOp<BinaryConv>(),
+      DefineOp<BinaryConvScaled>(),
+      DefineOp<BinaryConvLevels>(),
+      DefineOp<BinaryConvThreshold>(),
+      DefineOp<BinaryConvResidual>(),
+      DefineOp<BinaryMaxPool>(),
       DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));

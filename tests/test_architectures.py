@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_deploy.architectures import ARCHITECTURES, NIN, AlexNet, BiRealNet18, LeNet5, RecipeNetwork, XnorAlexNet
+from bnn_deploy.architectures import (
+    ARCHITECTURES,
+    NIN,
+    AlexNet,
+    BiRealNet18,
+    DoReFaVGG,
+    LeNet5,
+    RecipeNetwork,
+    XnorAlexNet,
+)
 from bnn_deploy.architectures.blocks import BinConv2d, BinLinear, clamp_gamma
 
 pytestmark = pytest.mark.usefixtures("seeded_torch")
@@ -198,6 +207,7 @@ def test_names() -> None:
         ("alexnet", AlexNet),
         ("birealnet18", BiRealNet18),
         ("xnor-alexnet", XnorAlexNet),
+        ("dorefa-vgg", DoReFaVGG),
     ]
 
 

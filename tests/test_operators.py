@@ -584,6 +584,8 @@ SIGNATURES = {
     "BinaryConvResidual": (["X", "W", "scale", "bias", "pad_value", "residual", "threshold"], CONV_ATTRIBUTES),
     "BinaryMaxPool": (["X"], ["kernel_shape", "strides", "pads", "dilations", "ceil_mode"]),
     "UnpackWeights": (["W", "scale"], ["shape"]),
+    "QuantizeLevels": (["X", "thresholds"], ["bits"]),
+    "BinaryConvLevels": (["X", "W", "scale", "bias"], [*CONV_ATTRIBUTES, "bits"]),
 }
 
 

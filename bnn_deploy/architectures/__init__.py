@@ -5,6 +5,7 @@ from __future__ import annotations
 from bnn_deploy.architectures.alexnet import AlexNet
 from bnn_deploy.architectures.birealnet18 import BiRealNet18
 from bnn_deploy.architectures.blocks import Network, RecipeNetwork
+from bnn_deploy.architectures.dorefa_vgg import DoReFaVGG
 from bnn_deploy.architectures.lenet5 import LeNet5
 from bnn_deploy.architectures.nin import NIN
 from bnn_deploy.architectures.xnor_alexnet import XnorAlexNet
@@ -15,6 +16,17 @@ ARCHITECTURES: dict[str, type[Network]] = {
     "alexnet": AlexNet,
     "birealnet18": BiRealNet18,
     "xnor-alexnet": XnorAlexNet,
+    "dorefa-vgg": DoReFaVGG,
 }
 
-__all__ = ["ARCHITECTURES", "NIN", "AlexNet", "BiRealNet18", "LeNet5", "Network", "RecipeNetwork", "XnorAlexNet"]
+__all__ = [
+    "ARCHITECTURES",
+    "NIN",
+    "AlexNet",
+    "BiRealNet18",
+    "DoReFaVGG",
+    "LeNet5",
+    "Network",
+    "RecipeNetwork",
+    "XnorAlexNet",
+]

@@ -203,9 +203,10 @@ def _print_layers(result: Verification) -> None:
     for layer in result.layers:
         verdict = "ok" if layer.passed else "FAILED"
         count = f"{layer.values:,}"
-        if layer.kind == "bits":
+        if layer.kind != "floats":
             margin = f"{layer.margin:.1e}" if layer.differing else "-"
-            cells = [count, f"{layer.differing:,}", margin, "", "", f"{layer.zeros:,}"]
+            zeros = f"{layer.zeros:,}" if layer.kind == "bits" else ""
+            cells = [count, f"{layer.differing:,}", margin, "", "", zeros]
         else:
             cells = [count, "", "", f"{layer.max_error:.2e}", f"{layer.relative_error:.1e}", ""]
         kind = f"{layer.kind}, int8" if layer.quantized else layer.kind

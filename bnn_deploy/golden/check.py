@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnn_deploy.bits import WORD
+from bnn_deploy.bits import WORD, words
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.golden.record import BATCH, Golden, GoldenTensor, checksums, feed, read_golden
 from bnn_deploy.session import library_info, load_session
@@ -229,7 +229,7 @@ def check_golden(
             tensor.tensor,
             "integers" if tensor.near is None else "floats",
             tensor.quantized,
-            len(expected.input) * math.prod(tensor.bits.shape[1:-1]) * tensor.channels,
+            len(expected.input) * math.prod(tensor.bits.shape[1:-1]) * tensor.channels * tensor.planes,
             0 if tensor.near is None else _count(tensor.near),
         )
         for tensor in expected.tensors
@@ -332,7 +332,7 @@ class _Compared:
             layer.differing += _count(differing)
             layer.wrong += _count(wrong)
             if wrong.any() and not layer.worst:
-                layer.worst = f"first: {_place(wrong, start)}"
+                layer.worst = f"first: {_place(wrong, start, tensor)}"
             if tensor.fed != tensor.tensor:
                 differing, wrong = self._differences(tensor, values[tensor.tensor], start, stop)
             for sample in list(open_samples):
@@ -342,7 +342,7 @@ class _Compared:
                         self.flipped += 1
                     elif tensor.tensor not in self._reported:
                         self._reported.add(tensor.tensor)
-                        place = _place(wrong[sample - start : sample - start + 1], sample)
+                        place = _place(wrong[sample - start : sample - start + 1], sample, tensor)
                         self.unexplained.append(
                             f"layer '{tensor.layer}' is the first with other bits, and not by rounding; {place}"
                         )
@@ -421,9 +421,13 @@ def _count(array: NDArray[np.uint32]) -> int:
     return int(np.unpackbits(np.ascontiguousarray(array).view(np.uint8)).sum())
 
 
-def _place(bits: NDArray[np.uint32], start: int) -> str:
+def _place(bits: NDArray[np.uint32], start: int, tensor: GoldenTensor) -> str:
     """Where the first 1 is, in words; the first sample is number `start`."""
     sample, *position, word = (int(i) for i in np.unravel_index(int((bits != 0).argmax()), bits.shape))
     value = int(bits[(sample, *position, word)])
+    plane, word = divmod(word, words(tensor.channels))
     channel = word * WORD + (value & -value).bit_length() - 1
-    return f"sample {start + sample}, channel {channel}{f', position {position}' if position else ''}"
+    return (
+        f"sample {start + sample}, channel {channel}{f', position {position}' if position else ''}"
+        f"{f', bit {plane} of the level' if tensor.planes > 1 else ''}"
+    )

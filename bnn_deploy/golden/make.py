@@ -23,7 +23,14 @@ from bnn_deploy.verification import Progress, RunError, Tolerances, load_data, r
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-FROM_FLOATS = ("Binarize", "BinarizeAbsMean", "BinarizeChannelsLast", "BinarizeQuantized", "BinaryConvResidual")
+FROM_FLOATS = (
+    "Binarize",
+    "BinarizeAbsMean",
+    "BinarizeChannelsLast",
+    "BinarizeQuantized",
+    "BinaryConvResidual",
+    "QuantizeLevels",
+)
 """The operators that compare floats (or 8-bit values, which floats were rounded to) with thresholds."""
 
 FED = "fed/"
@@ -123,13 +130,19 @@ def _near(op_type: str, values: NDArray[Any], threshold: NDArray[Any], margin: f
     Args:
         op_type: what compares them.
         values: [N, C, spatial...], or [N, spatial..., C] for the operators with channels last.
-        threshold: [C]. One that no value can cross makes its channel constant, and nothing near.
+        threshold: [C], or for QuantizeLevels one row per threshold. One that no value can cross makes its channel
+            constant, and nothing near.
         margin: in units of the root mean square of a channel's distances from the threshold. 8-bit values are near
             where one level more or less crosses it.
     """
     if op_type in ("BinarizeChannelsLast", "BinarizeQuantized"):
         values = np.moveaxis(values, -1, 1)
     shape = (-1, *[1] * (values.ndim - 2))
+    if op_type == "QuantizeLevels":
+        # Threshold i moves the bits of the planes whose power of two divides i.
+        rows = [_near("Binarize", values, row, margin) for row in threshold]
+        planes = [rows[2**j - 1 :: 2**j] for j in range(len(rows).bit_length())]
+        return np.concatenate([np.bitwise_or.reduce(plane) for plane in planes], axis=-1)
     if op_type == "BinarizeQuantized":
         levels = threshold.reshape(shape)
         near = (levels > 0) & (levels < 256) & ((values == levels) | (values == levels - 1))
@@ -174,12 +187,14 @@ class _Plan:
                 if segments.holds_bits(node, i):
                     if node.op_type in FROM_FLOATS:
                         self._makers[tensor] = node
-                    own = names.get(tensor) or layer if node.op_type.startswith("Binarize") else node.name
+                    makes_bits = node.op_type.startswith("Binarize") or node.op_type == "QuantizeLevels"
+                    own = names.get(tensor) or layer if makes_bits else node.name
                     self.tensors[tensor] = GoldenTensor(
                         tensor,
                         FED + tensor if fed else tensor,
                         own or tensor,
                         self._channels(node),
+                        self._planes(node),
                         rounded and node.op_type in FROM_FLOATS,
                         np.empty(0, np.uint32),
                         None,
@@ -190,7 +205,7 @@ class _Plan:
                     self.quantized.add(tensor)
             if fed:
                 self._nodes.append(self._fed(node))
-            if node.op_type == "BinaryConv":
+            if node.op_type in ("BinaryConv", "BinaryConvLevels"):
                 self._exact[FED + node.output[0]] = node.name, ""
             elif node.op_type == "BinaryConvResidual":
                 self._nodes.append(self._alone(node))
@@ -208,10 +223,14 @@ class _Plan:
         """The number of channels of the bits that a node makes: a pool keeps them, all others have a threshold each."""
         if node.op_type == "BinaryMaxPool":
             return self.tensors[node.input[0]].channels
-        return int(self._threshold(node).size)
+        return int(self._threshold(node).shape[-1])
+
+    def _planes(self, node: NodeProto) -> int:
+        """The bits of a channel."""
+        return len(self._threshold(node)).bit_length() if node.op_type == "QuantizeLevels" else 1
 
     def _threshold(self, node: NodeProto) -> NDArray[Any]:
-        """The thresholds [C] that a node compares with."""
+        """The thresholds [C], or those of levels [thresholds, C], that a node compares with."""
         from onnx import numpy_helper
 
         index = {"BinaryConvThreshold": 2, "BinaryConvResidual": 6}.get(node.op_type, 1)

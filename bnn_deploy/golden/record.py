@@ -44,6 +44,7 @@ class GoldenTensor:
             there are no bits before it.
         layer: what reports call the layer.
         channels: number of channels.
+        planes: bits of a channel: 1, or those of a level, each in a plane of `words(channels)` words.
         quantized: whether the floats that it is made from come from a layer with 8-bit activations.
         bits: uint32 [N, spatial..., words].
         near: uint32, as `bits`: 1 where another machine's rounding may flip the bit; None if it is made from integers.
@@ -53,6 +54,7 @@ class GoldenTensor:
     fed: str
     layer: str
     channels: int
+    planes: int
     quantized: bool
     bits: NDArray[np.uint32]
     near: NDArray[np.uint32] | None
@@ -138,6 +140,7 @@ def write_golden(golden: Golden, path: str | os.PathLike[str]) -> None:
                 "fed": tensor.fed,
                 "layer": tensor.layer,
                 "channels": tensor.channels,
+                "planes": tensor.planes,
                 "quantized": tensor.quantized,
             }
             for tensor in golden.tensors
@@ -184,6 +187,7 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
                     str(entry["fed"]),
                     str(entry["layer"]),
                     int(entry["channels"]),
+                    int(entry.get("planes", 1)),
                     bool(entry["quantized"]),
                     arrays[f"bits/{i}"],
                     arrays.get(f"near/{i}"),
@@ -244,7 +248,7 @@ def _check_form(golden: Golden) -> None:
         for array in (tensor.bits, tensor.bits if tensor.near is None else tensor.near):
             if array.dtype != np.uint32 or array.shape != tensor.bits.shape or array.ndim < 2:
                 raise ValueError(f"the bits of '{tensor.tensor}' are {array.dtype} {list(array.shape)}")
-        if len(tensor.bits) != samples or tensor.bits.shape[-1] != words(tensor.channels):
+        if len(tensor.bits) != samples or tensor.bits.shape[-1] != tensor.planes * words(tensor.channels):
             raise ValueError(f"the bits of '{tensor.tensor}' are {list(tensor.bits.shape)}")
     for floats in golden.floats:
         if floats.checksums.dtype != np.uint32 or floats.checksums.shape != (samples,):

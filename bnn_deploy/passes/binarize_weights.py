@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.graph import PassResult, add_initializer, constant, display_name, is_op
+from bnn_deploy.passes.levels import LevelsInput, levels_input
 from bnn_deploy.passes.lower_binary_conv import MAX_SPREAD, sign_input
 
 Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
@@ -28,7 +29,7 @@ _KEEPS_SIGNS = ("Dropout", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "
 
 
 class BinarizeWeights:
-    """Conv | Gemm | MatMul of a sign, with real-valued weights W  ==>  the same with alpha * sign(W).
+    """Conv | Gemm | MatMul of a sign or few levels, with real-valued weights W  ==>  the same with alpha * sign(W).
 
     1. W is constant, and not two-valued within 1e-3 per filter: binarising twice would shrink alpha.
     2. The layer gets a tensor of its own; another that shares W keeps W.
@@ -64,7 +65,7 @@ class BinarizeWeights:
             return result
         latent = {}
         for node in model.graph:
-            if is_op(node, "Conv", "Gemm", "MatMul") and sign_input(node) is not None:
+            if is_op(node, "Conv", "Gemm", "MatMul") and _has_few_levels(node):
                 weight = constant(node.inputs[1])
                 if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
                     continue
@@ -77,9 +78,10 @@ class BinarizeWeights:
         unknown = [node for node in latent if display_name(node) not in self.recipe]
         if unknown and self.scheme == "auto":
             node, filters = unknown[0], latent[unknown[0]]
+            what = "is a sign" if sign_input(node) is not None else "has few levels"
             more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
             raise InputError(
-                f"{node.op_type} '{display_name(node)}'{more}: its input is a sign, but its weights are real-valued: "
+                f"{node.op_type} '{display_name(node)}'{more}: its input {what}, but its weights are real-valued: "
                 f"{evidence(filters)}. Are they latent? Say how the network was trained: --weights xnor (mean |W| "
                 "times sign), xnor-centred (the same after centring and clamping), sign, or as-is (they stay real)"
             )
@@ -121,6 +123,11 @@ def reads_sign(node: ir.Node) -> bool:
             return True
         value = producer.inputs[0] if is_op(producer, *_KEEPS_SIGNS) else None
     return False
+
+
+def _has_few_levels(node: ir.Node) -> bool:
+    """Whether a layer's input is a sign, or has few levels."""
+    return sign_input(node) is not None or isinstance(levels_input(node), LevelsInput)
 
 
 def _filters(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any]:

@@ -47,8 +47,10 @@ class FoldBatchNorm:
             if affine is None or data is None:
                 continue
             before, after = data.producer(), sole_consumer(node.outputs[0])
-            if before is not None and is_binary_op(before, "BinaryConv") and sole_consumer(data) is node:
-                _fold_before(model.graph, before, node, *affine)
+            is_layer = before is not None and is_binary_op(before, "BinaryConv", "BinaryConvLevels")
+            if before is not None and is_layer and sole_consumer(data) is node:
+                if not _fold_before(model.graph, before, node, *affine):
+                    continue
             elif before is not None and is_op(before, "Conv") and sole_consumer(data) is node:
                 if not _fold_into_conv(model.graph, before, node, *affine):
                     continue
@@ -59,6 +61,9 @@ class FoldBatchNorm:
 
 
 Doubles = NDArray[np.float64]
+
+LEAST_LEVEL_SCALE = 2.0**-125
+"""Half of a BinaryConvLevels' scale must be a float32, without rounding."""
 
 
 def _affine(node: ir.Node) -> tuple[Doubles, Doubles] | None:
@@ -78,15 +83,19 @@ def _set_input(graph: ir.Graph, node: ir.Node, index: int, name: str, array: Dou
     node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))
 
 
-def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> None:
+def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> bool:
+    """Fold into the binary layer before the BatchNorm; False if it cannot have the scale."""
     scale, bias = constant(conv.inputs[2]), constant(conv.inputs[3])
     assert scale is not None and bias is not None
+    if is_binary_op(conv, "BinaryConvLevels") and ((a * scale != 0) & (np.abs(a * scale) < LEAST_LEVEL_SCALE)).any():
+        return False
     name = norm.outputs[0].name or ""
     _set_input(graph, conv, 2, f"{name}_scale", a * scale)
     _set_input(graph, conv, 3, f"{name}_bias", a * bias + b)
     set_source(conv, norm.outputs[0])
     replace_value(norm.outputs[0], conv.outputs[0])
     conv.outputs[0].name = name
+    return True
 
 
 def _fold_into_conv(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> bool:

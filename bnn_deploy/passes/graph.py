@@ -22,12 +22,19 @@ COMPLEMENTED = "bnn_deploy.complemented"
 BEFORE = "bnn_deploy.before"
 """Metadata of bits whose source is no plain Sign: where their pre-activation is in the float graph.
 
-JSON: [tensor, move...] with the moves ["transpose", perm], ["reshape", shape], ["crop", pads] (those of a Pad to undo)
-and ["subtract", threshold], applied in order. CanonicalizeSign notes it on values, too, while the passes run.
+JSON: [tensor, move...] with the moves ["transpose", perm], ["reshape", shape], ["crop", pads] (those of a Pad to undo),
+["subtract", threshold] and ["max_pool", window], applied in order. CanonicalizeSign notes it on values, too, while the
+passes run.
 """
 
 MOVES = "bnn_deploy.moves"
 """Metadata of what stands for a tensor of the float graph moved, or for its inside: JSON, the moves, as in BEFORE."""
+
+LEVELS = "bnn_deploy.levels"
+"""Metadata of planes of levels: JSON, {"bits": k, "step": what a level counts in the source, "thresholds": t}.
+
+t [levels - 1, C or 1] are the thresholds between the levels, of the tensor that BEFORE names.
+"""
 
 ZERO = "bnn_deploy.zero"
 """Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""

@@ -79,7 +79,7 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
 
 
 @dataclass
-class _Layer:
+class Layer:
     """A candidate: weight [O, C/group, kernel...], bias [O] or None, and the attributes of a convolution."""
 
     weight: NDArray[np.float32]
@@ -165,6 +165,78 @@ def sign_input(node: ir.Node) -> SignInput | str | None:
     return None
 
 
+def read_layer(node: ir.Node) -> Layer | str:
+    """Read the layer's weight, bias and geometry, or say why it cannot be one."""
+    weight = constant(node.inputs[1])
+    if weight is None:
+        return "its weights are not constant"
+    bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = constant(bias_value)
+    if bias_value is not None and bias is None:
+        return "its bias is not constant"
+    if weight.dtype != np.float32:
+        return f"its weights are {weight.dtype}, not float32"
+    if is_op(node, "Conv"):
+        if rule := auto_pad(node):
+            return f"auto_pad = {rule}: export with explicit pads"
+        rank = weight.ndim - 2
+        if rank > 2:
+            return f"it has {rank} spatial dimensions; BinaryConv has 1 or 2"
+        group = node.attributes.get("group")
+        return Layer(
+            weight,
+            bias,
+            ints(node, "strides", [1] * rank),
+            ints(node, "pads", [0] * (2 * rank)),
+            ints(node, "dilations", [1] * rank),
+            1 if group is None else group.as_int(),
+            linear=False,
+        )
+    if weight.ndim != 2:
+        return f"its weights have {weight.ndim} dimensions, not 2"
+    if is_op(node, "Gemm"):
+        factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
+        transposed = [name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")]
+        if any(factor != 1.0 for factor in factors) or transposed[0]:
+            return "a Gemm with alpha, beta or transA is not a linear layer"
+        weight = weight if transposed[1] else weight.T
+        if bias is not None and bias.shape != (len(weight),):
+            return f"its bias has shape {list(bias.shape)}, not [{len(weight)}]"
+    else:
+        weight = weight.T
+    return Layer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
+
+
+def fit_weight(
+    layer: Layer, shape: list[int | None], flattened: list[int] | None
+) -> tuple[NDArray[np.float32], int] | str:
+    """The weight [O, C/group, kernel...] of a layer and its input's channels, or why it cannot be a binary one.
+
+    Args:
+        layer: a linear layer gets a kernel that covers the flattened map, or else a 1x1 one.
+        shape: of its input [N, C, spatial...], before it is flattened.
+        flattened: the shape [C, spatial...] that was flattened, or None.
+    """
+    channels, weight = shape[1], layer.weight
+    assert channels is not None
+    if layer.linear:
+        if flattened is None and len(shape) != 2:
+            return f"its input has {len(shape)} dimensions; a linear layer's has 2"
+        features = flattened or [channels]
+        if math.prod(features) != weight.shape[1]:
+            return f"its input has {math.prod(features)} features, its weight {weight.shape[1]}"
+        if len(features) > 3:
+            return f"it flattens {len(features) - 1} spatial dimensions; BinaryConv has 1 or 2"
+        kernel = features[1:] if len(features) > 1 else [1, 1]
+        weight = weight.reshape(len(weight), features[0], *kernel)
+        channels = features[0]
+    if weight.shape[1] * layer.group != channels:
+        return f"its input has {channels} channels, its weight is for {weight.shape[1] * layer.group}"
+    if math.prod(weight.shape[1:]) >= MAX_TERMS:
+        return f"each output sums {math.prod(weight.shape[1:])} products; exact sums need fewer than 2^24"
+    return weight, channels
+
+
 class LowerBinaryConv:
     """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, t) -> BinaryMaxPool* -> BinaryConv.
 
@@ -198,11 +270,11 @@ class LowerBinaryConv:
                 result.decline(node, source)
                 continue
             try:
-                layer = self._layer(node)
+                layer = read_layer(node)
                 if isinstance(layer, str):
                     result.decline(node, layer)
                     continue
-                reason = self._lower(model.graph, node, source, layer)
+                reason = self._lower(node, source, layer)
             except NotTwoValuedError as error:
                 reason = str(error)
             except InputError as error:
@@ -213,135 +285,35 @@ class LowerBinaryConv:
                 result.decline(node, reason)
         return result
 
-    def _layer(self, node: ir.Node) -> _Layer | str:
-        """Read the layer's weight, bias and geometry, or say why it cannot be one."""
-        weight = constant(node.inputs[1])
-        if weight is None:
-            return "its weights are not constant"
-        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
-        bias = constant(bias_value)
-        if bias_value is not None and bias is None:
-            return "its bias is not constant"
-        if weight.dtype != np.float32:
-            return f"its weights are {weight.dtype}, not float32"
-        if is_op(node, "Conv"):
-            if rule := auto_pad(node):
-                return f"auto_pad = {rule}: export with explicit pads"
-            rank = weight.ndim - 2
-            if rank > 2:
-                return f"it has {rank} spatial dimensions; BinaryConv has 1 or 2"
-            group = node.attributes.get("group")
-            return _Layer(
-                weight,
-                bias,
-                ints(node, "strides", [1] * rank),
-                ints(node, "pads", [0] * (2 * rank)),
-                ints(node, "dilations", [1] * rank),
-                1 if group is None else group.as_int(),
-                linear=False,
-            )
-        if weight.ndim != 2:
-            return f"its weights have {weight.ndim} dimensions, not 2"
-        if is_op(node, "Gemm"):
-            factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
-            transposed = [
-                name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")
-            ]
-            if any(factor != 1.0 for factor in factors) or transposed[0]:
-                return "a Gemm with alpha, beta or transA is not a linear layer"
-            weight = weight if transposed[1] else weight.T
-            if bias is not None and bias.shape != (len(weight),):
-                return f"its bias has shape {list(bias.shape)}, not [{len(weight)}]"
-        else:
-            weight = weight.T
-        return _Layer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
-
-    def _lower(self, graph: ir.Graph, node: ir.Node, source: SignInput, layer: _Layer) -> str | None:
+    def _lower(self, node: ir.Node, source: SignInput, layer: Layer) -> str | None:
         """Insert the binary form of `node`; return the reason if it cannot be."""
-        output = node.outputs[0]
-        name = output.name or ""
         sign_shape = static_shape(source.sign.outputs[0])
         if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
             return "the shape of its input is unknown: export with static channels"
         for pool in source.pools:
             if not is_plain_pool(pool):
                 return f"MaxPool '{pool.outputs[0].name}' has an index output or auto_pad"
-        channels = sign_shape[1]
-        weight = layer.weight
-        if layer.linear:
-            if source.flattened is None and len(sign_shape) != 2:
-                return f"its input has {len(sign_shape)} dimensions; a linear layer's has 2"
-            features = source.flattened or [channels]
-            if math.prod(features) != weight.shape[1]:
-                return f"its input has {math.prod(features)} features, its weight {weight.shape[1]}"
-            if len(features) > 3:
-                return f"it flattens {len(features) - 1} spatial dimensions; BinaryConv has 1 or 2"
-            kernel = features[1:] if len(features) > 1 else [1, 1]
-            weight = weight.reshape(len(weight), features[0], *kernel)
-            channels = features[0]
-        if weight.shape[1] * layer.group != channels:
-            return f"its input has {channels} channels, its weight is for {weight.shape[1] * layer.group}"
-        if math.prod(weight.shape[1:]) >= MAX_TERMS:
-            return f"each output sums {math.prod(weight.shape[1:])} products; exact sums need fewer than 2^24"
-
+        fitted = fit_weight(layer, sign_shape, source.flattened)
+        if isinstance(fitted, str):
+            return fitted
+        weight, channels = fitted
         pads = self._pads(layer, source)
         if isinstance(pads, str):
             return pads
         signs, alpha = two_valued(weight)
         if source.factor != 1:
             alpha = (alpha.astype(np.float64) * source.factor).astype(np.float32)
-        bits = self._binarized(source)
-        if layer.linear and source.flattened in (None, [channels]):
-            bits = insert_node(
-                node,
-                "Unsqueeze",
-                [bits, add_initializer(graph, f"{name}_axes", np.array([1, 2], dtype=np.int64))],
-                {},
-                f"{name}_bits",
-                dtype=ir.DataType.UINT32,
-                shape=None if bits.shape is None else [bits.shape[0], 1, 1, words(channels)],
-            )
-        kernel = list(weight.shape[2:])
-        rank = len(kernel)
-        attributes = {
-            "channels": channels,
-            "kernel_shape": kernel,
-            "strides": layer.strides[:rank] if layer.linear else layer.strides,
-            "pads": pads[: 2 * rank] if layer.linear else pads,
-            "dilations": layer.dilations[:rank] if layer.linear else layer.dilations,
-            "group": layer.group,
+        constants = {
+            "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
+            "scale": alpha,
+            "bias": np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias,
+            "pad_value": np.array([source.pad_value], np.float32),
         }
-        bias = np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias
-        inputs = [
-            bits,
-            add_initializer(graph, f"{name}_weight_bits", pack_bits(np.moveaxis(signs, 1, -1))),
-            add_initializer(graph, f"{name}_scale", alpha),
-            add_initializer(graph, f"{name}_bias", bias),
-            add_initializer(graph, f"{name}_pad_value", np.array([source.pad_value], np.float32)),
-        ]
-        batch: Any = None if bits.shape is None else bits.shape[0]
-        shape: Any = [batch, len(weight), *([1] * rank)] if layer.linear else output.shape
-        new = insert_node(
-            node,
-            "BinaryConv",
-            inputs,
-            attributes,
-            f"{name}_map" if layer.linear else f"{name}_new",
-            dtype=ir.DataType.FLOAT,
-            shape=shape,
-            domain=DOMAIN,
-            name=display_name(node),
-            metadata={SOURCE: name},
-        )
-        if layer.linear:
-            new = insert_node(
-                node, "Flatten", [new], {"axis": 1}, f"{name}_new", dtype=ir.DataType.FLOAT, shape=output.shape
-            )
-        replace_value(output, new)
-        new.name = name
+        attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])}
+        replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
         return None
 
-    def _pads(self, layer: _Layer, source: SignInput) -> list[int] | str:
+    def _pads(self, layer: Layer, source: SignInput) -> list[int] | str:
         """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
         if source.pads is None or not any(source.pads):
             source.pad_value = 0.0
@@ -383,16 +355,90 @@ class LowerBinaryConv:
         return bits
 
 
+def replace_layer(
+    node: ir.Node,
+    op_type: str,
+    bits: ir.Value,
+    constants: dict[str, NDArray[Any]],
+    layer: Layer,
+    pads: list[int],
+    attributes: dict[str, Any],
+) -> None:
+    """Replace a layer by a binary convolution, with what makes a linear layer's [N, C] a map and the map [N, O].
+
+    Args:
+        node: the Conv, Gemm or MatMul.
+        op_type: of the new node.
+        bits: its input, [N, words] or [N, spatial..., words].
+        constants: its other inputs, in order; their names go into the tensors' names.
+        layer: what `read_layer` read.
+        pads: of all padding together.
+        attributes: its other attributes, kernel_shape among them.
+    """
+    output = node.outputs[0]
+    name, graph, outputs = output.name or "", node.graph, len(layer.weight)
+    assert isinstance(graph, ir.Graph)
+    rank = len(attributes["kernel_shape"])
+    if layer.linear and bits.shape is not None and len(bits.shape) == 2:
+        bits = insert_node(
+            node,
+            "Unsqueeze",
+            [bits, add_initializer(graph, f"{name}_axes", np.array([1, 2], dtype=np.int64))],
+            {},
+            f"{name}_bits",
+            dtype=ir.DataType.UINT32,
+            shape=[bits.shape[0], 1, 1, bits.shape[1]],
+        )
+    window = {
+        "strides": layer.strides[:rank] if layer.linear else layer.strides,
+        "pads": pads[: 2 * rank] if layer.linear else pads,
+        "dilations": layer.dilations[:rank] if layer.linear else layer.dilations,
+        "group": layer.group,
+    }
+    inputs = [bits, *(add_initializer(graph, f"{name}_{key}", array) for key, array in constants.items())]
+    batch: Any = None if bits.shape is None else bits.shape[0]
+    shape: Any = [batch, outputs, *([1] * rank)] if layer.linear else output.shape
+    new = insert_node(
+        node,
+        op_type,
+        inputs,
+        attributes | window,
+        f"{name}_map" if layer.linear else f"{name}_new",
+        dtype=ir.DataType.FLOAT,
+        shape=shape,
+        domain=DOMAIN,
+        name=display_name(node),
+        metadata={SOURCE: name},
+    )
+    if layer.linear:
+        new = insert_node(
+            node, "Flatten", [new], {"axis": 1}, f"{name}_new", dtype=ir.DataType.FLOAT, shape=output.shape
+        )
+    replace_value(output, new)
+    new.name = name
+
+
 def is_plain_pool(pool: ir.Node) -> bool:
     """Whether a MaxPool says all that a BinaryMaxPool needs: explicit pads, and no index output."""
     return len(pool.outputs) == 1 and auto_pad(pool) is None
 
 
-def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value:
-    """Insert the BinaryMaxPool of `bits` that stands for the MaxPool node `pool` with output `pooled`."""
+def pool_window(pool: ir.Node) -> dict[str, Any]:
+    """The window of a MaxPool, all attributes."""
     kernel = ints(pool, "kernel_shape", [])
     rank = len(kernel)
     ceil_mode = pool.attributes.get("ceil_mode")
+    return {
+        "kernel_shape": kernel,
+        "strides": ints(pool, "strides", [1] * rank),
+        "pads": ints(pool, "pads", [0] * (2 * rank)),
+        "dilations": ints(pool, "dilations", [1] * rank),
+        "ceil_mode": 0 if ceil_mode is None else ceil_mode.as_int(),
+    }
+
+
+def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value:
+    """Insert the BinaryMaxPool of `bits` that stands for the MaxPool node `pool` with output `pooled`."""
     shape = None
     if pooled.shape is not None and bits.shape is not None:
         shape = [pooled.shape[0], *pooled.shape[2:], bits.shape[-1]]
@@ -400,13 +446,7 @@ def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value
         pool,
         "BinaryMaxPool",
         [bits],
-        {
-            "kernel_shape": kernel,
-            "strides": ints(pool, "strides", [1] * rank),
-            "pads": ints(pool, "pads", [0] * (2 * rank)),
-            "dilations": ints(pool, "dilations", [1] * rank),
-            "ceil_mode": 0 if ceil_mode is None else ceil_mode.as_int(),
-        },
+        pool_window(pool),
         f"{pooled.name}_bits",
         dtype=ir.DataType.UINT32,
         shape=shape,

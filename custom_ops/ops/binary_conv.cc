@@ -44,6 +44,12 @@ ConvNode::ConvNode(const NodeInfo& node, size_t pad_value_input)
   ReadPadValue(node, pad_value_input);
 }
 
+ConvNode::ConvNode(const NodeInfo& node) : label_(node.label()), window_(node) {
+  spec_.level_bits = node.Int("bits", 1, kMaxLevelBits);
+  ReadAttributes(node);
+  ReadWeights(node);
+}
+
 void ConvNode::ReadAttributes(const NodeInfo& node) {
   spec_.height = window_.height();
   spec_.width = window_.width();
@@ -55,9 +61,12 @@ void ConvNode::ReadAttributes(const NodeInfo& node) {
   }
   const int64_t group_channels = spec_.channels / spec_.group;
   const int64_t taps = spec_.height.kernel * spec_.width.kernel;
-  if (taps > kMaxProducts / group_channels) {
+  const int64_t highest = spec_.level_bits > 0 ? (1 << spec_.level_bits) - 1 : 1;
+  if (taps > kMaxProducts / highest / group_channels) {
+    const std::string levels =
+        spec_.level_bits > 0 ? " and the highest level " + Text(highest) : std::string();
     label_.Fail("channels / group = " + Text(group_channels) + " times " + Text(taps) +
-                " kernel taps must be at most " + Text(kMaxProducts) +
+                " kernel taps" + levels + " must be at most " + Text(kMaxProducts) +
                 ", so that sums are exact in float32");
   }
 }
@@ -128,7 +137,8 @@ Tensor ConvNode::PerOutput(const NodeInfo& node, size_t index, const char* name)
 
 BitBatch ConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
   const Tensor x = context.Input(0, label_);
-  window_.CheckInput(x.shape, WordsForBits(spec_.channels), label_);
+  const int64_t planes = std::max<int64_t>(spec_.level_bits, 1);
+  window_.CheckInput(x.shape, planes * WordsForBits(spec_.channels), label_);
   *out_pixels = window_.OutputPixels(x.shape, Rounding::kFloor, label_);
   const int64_t height = window_.rank() == 2 ? x.shape[1] : 1;
   return {x.As<uint32_t>(), x.shape[0], height, x.shape[window_.rank()]};
@@ -186,6 +196,34 @@ void BinaryConvScaled::Compute(const Context& context) const {
 }
 
 void BinaryConvScaled::InferShape(const ShapeContext& context) { BinaryConv::InferShape(context); }
+
+const OpSchema BinaryConvLevels::kSchema = {
+    "BinaryConvLevels", {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat}, {kOrtFloat}};
+
+BinaryConvLevels::BinaryConvLevels(const NodeInfo& node) : node_(node) {
+  const Tensor scale = node_.PerOutput(node, 2, "scale");
+  const Tensor bias = node_.PerOutput(node, 3, "bias");
+  for (int64_t o = 0; o < node_.spec().out_channels; ++o) {
+    const float value = scale.As<float>()[o];
+    if (value * 0.5f * 2.0f != value && value == value) {
+      node_.label().Fail("input scale[" + Text(o) +
+                         "] is too small: it must be 0 or at least 2^-125 in magnitude");
+    }
+  }
+  driver_ =
+      std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
+                                   FloatConstants{scale.As<float>(), bias.As<float>(), nullptr});
+}
+
+void BinaryConvLevels::Compute(const Context& context) const {
+  Shape pixels;
+  const BitBatch input = node_.ReadInput(context, &pixels);
+  const Shape shape = PlanesShape(pixels, node_.spec().out_channels);
+  auto* const out = static_cast<float*>(context.Output(0, shape));
+  if (input.batch > 0) driver_->Run(input, {out, nullptr, nullptr}, context);
+}
+
+void BinaryConvLevels::InferShape(const ShapeContext& context) { BinaryConv::InferShape(context); }
 
 const OpSchema BinaryConvResidual::kSchema = {
     "BinaryConvResidual",

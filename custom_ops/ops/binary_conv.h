@@ -12,6 +12,10 @@
 //       -> (Y float [N, O, spatial...], bits [N, spatial..., ceil(O / 32)])
 //       y = (scale * float(acc) + bias) + residual, bit = y >= threshold and 0 for NaN;
 //       either output may be absent, but not both
+//   BinaryConvLevels(X, W, scale [O], bias [O]) -> float [N, O, spatial...]
+//       of levels 0 to 2^bits - 1 instead of ±1, as QuantizeLevels makes them: X is bit planes
+//       [N, spatial..., bits * ceil(C / 32)], least significant first; acc is the sum of
+//       level * ±1, y as for BinaryConv, and a padded tap holds level 0. One more attribute: bits
 //
 // X bits [N, spatial..., ceil(C / 32)], W bits [O, kernel..., ceil(C / group / 32)], 1 or 2 spatial
 // dimensions. pad_value ([1] or [C]): all 0, a padded tap adds nothing; else ±1 per input channel.
@@ -32,6 +36,7 @@ namespace bnn_deploy {
 class ConvNode {
  public:
   ConvNode(const NodeInfo& node, size_t pad_value_input);
+  explicit ConvNode(const NodeInfo& node);  // of levels
 
   const NodeLabel& label() const { return label_; }
   const ConvSpec& spec() const { return spec_; }
@@ -69,6 +74,18 @@ class BinaryConvScaled {
  public:
   static const OpSchema kSchema;
   explicit BinaryConvScaled(const NodeInfo& node);
+  void Compute(const Context& context) const;
+  static void InferShape(const ShapeContext& context);
+
+ private:
+  ConvNode node_;
+  std::unique_ptr<const ConvDriver> driver_;
+};
+
+class BinaryConvLevels {
+ public:
+  static const OpSchema kSchema;
+  explicit BinaryConvLevels(const NodeInfo& node);
   void Compute(const Context& context) const;
   static void InferShape(const ShapeContext& context);
 

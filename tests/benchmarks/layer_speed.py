@@ -1,9 +1,10 @@
-"""Speed of single layers: Binarize + BinaryConv against onnxruntime's float32 Conv, one thread.
+"""Speed of single layers: Binarize + BinaryConv (W1A1) and QuantizeLevels + BinaryConvLevels (W1A2)
+against onnxruntime's float32 Conv, one thread.
 
-Both take and give float32 tensors of the same shape. All layers and both engines are timed in turn,
-round by round, so that a change of the machine's clock meets them all alike; the table has the
-median and the 10th and 90th percentile over the rounds. 1 GMAC/s is 10^9 multiply-accumulates of
-the convolution per second.
+All take and give float32 tensors of the same shape. All layers and engines are timed in turn, round
+by round, so that a change of the machine's clock meets them all alike; the table has the median and
+the 10th and 90th percentile over the rounds. 1 GMAC/s is 10^9 multiply-accumulates of the
+convolution per second.
 
     python tests/benchmarks/layer_speed.py --isa avx512 --json layers.json
 """
@@ -43,32 +44,37 @@ class Layer:
 LAYERS = [Layer(64, 56, 3), Layer(128, 28, 3), Layer(256, 14, 3), Layer(512, 7, 3), Layer(192, 32, 1)]
 
 
-def make_model(layer: Layer, binary: bool) -> onnx.ModelProto:
+ENGINES = {"binary": "W1A1", "two_bits": "W1A2", "float": "float32"}
+
+
+def make_model(layer: Layer, engine: str) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     channels, kernel, pad = layer.channels, layer.kernel, layer.kernel // 2
-    if binary:
+    if engine != "float":
         words = (channels + 31) // 32
+        threshold = rng.standard_normal(channels).astype(np.float32) * 0.1
         constants = {
-            "threshold": rng.standard_normal(channels).astype(np.float32) * 0.1,
             "W": rng.integers(0, 2**32, (channels, kernel, kernel, words), dtype=np.uint32),
             "scale": rng.uniform(0.01, 0.1, channels).astype(np.float32),
             "bias": rng.standard_normal(channels).astype(np.float32),
-            "pad": np.zeros(1, np.float32),
         }
+        window = {
+            "channels": channels,
+            "kernel_shape": [kernel] * 2,
+            "strides": [1, 1],
+            "pads": [pad] * 4,
+            "dilations": [1, 1],
+            "group": 1,
+        }
+        if engine == "binary":
+            constants |= {"threshold": threshold, "pad": np.zeros(1, np.float32)}
+            ops, inputs, bits = ("Binarize", "BinaryConv"), ["bits", "W", "scale", "bias", "pad"], {}
+        else:
+            constants["threshold"] = threshold + np.float32([[0], [0.5], [1]])
+            ops, inputs, bits = ("QuantizeLevels", "BinaryConvLevels"), ["bits", "W", "scale", "bias"], {"bits": 2}
         nodes = [
-            helper.make_node("Binarize", ["X", "threshold"], ["bits"], domain="bnn_deploy"),
-            helper.make_node(
-                "BinaryConv",
-                ["bits", "W", "scale", "bias", "pad"],
-                ["Y"],
-                domain="bnn_deploy",
-                channels=channels,
-                kernel_shape=[kernel] * 2,
-                strides=[1, 1],
-                pads=[pad] * 4,
-                dilations=[1, 1],
-                group=1,
-            ),
+            helper.make_node(ops[0], ["X", "threshold"], ["bits"], domain="bnn_deploy", **bits),
+            helper.make_node(ops[1], inputs, ["Y"], domain="bnn_deploy", **window, **bits),
         ]
     else:
         weights = rng.standard_normal((channels, channels, kernel, kernel)).astype(np.float32)
@@ -89,12 +95,12 @@ def make_model(layer: Layer, binary: bool) -> onnx.ModelProto:
 class Runner:
     """A session with its tensors bound, so that a call is onnxruntime's and the kernels' time."""
 
-    def __init__(self, layer: Layer, binary: bool) -> None:
+    def __init__(self, layer: Layer, engine: str) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        if binary:
+        if engine != "float":
             options.register_custom_ops_library(str(library_path()))
-        model = make_model(layer, binary).SerializeToString()
+        model = make_model(layer, engine).SerializeToString()
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         x = np.random.default_rng(1).standard_normal((1, layer.channels, layer.size, layer.size))
         self.binding = self.session.io_binding()
@@ -115,9 +121,7 @@ def percentiles(times: list[float]) -> dict[str, float]:
 
 
 def measure(rounds: int) -> list[dict]:
-    runners = {
-        (layer, engine): Runner(layer, binary=engine == "binary") for layer in LAYERS for engine in ("binary", "float")
-    }
+    runners = {(layer, engine): Runner(layer, engine) for layer in LAYERS for engine in ENGINES}
     # A sample of about 5 ms: long against the clock's resolution, short against the machine's moods.
     calls = {key: max(1, round(5 / min(runner.milliseconds(3) for _ in range(3)))) for key, runner in runners.items()}
     times: dict = {key: [] for key in runners}
@@ -127,10 +131,11 @@ def measure(rounds: int) -> list[dict]:
     rows = []
     for layer in LAYERS:
         row = {"layer": layer.name, "macs": layer.macs}
-        for engine in ("binary", "float"):
+        for engine in ENGINES:
             row[engine] = percentiles(times[layer, engine])
             row[engine]["gmacs_per_s"] = layer.macs / row[engine]["median_ms"] / 1e6
         row["ratio"] = row["float"]["median_ms"] / row["binary"]["median_ms"]
+        row["two_bits_ratio"] = row["float"]["median_ms"] / row["two_bits"]["median_ms"]
         rows.append(row)
     return rows
 
@@ -145,14 +150,14 @@ def main() -> None:
         os.environ["BNN_DEPLOY_ISA"] = arguments.isa
     rows = measure(arguments.rounds)
     print(f"onnxruntime {ort.__version__}, ISA {arguments.isa or 'best'}, 1 thread, ms per call")
-    heading = f"{'layer':18} {'binary':>8} {'p10':>8} {'p90':>8} {'GMAC/s':>7}"
-    print(f"{heading} | {'float32':>8} {'p10':>8} {'p90':>8} {'GMAC/s':>7} | ratio")
+    headings = [f"{name:>8} {'p10':>8} {'p90':>8} {'GMAC/s':>7}" for name in ENGINES.values()]
+    print(f"{'layer':18} {' | '.join(headings)} | ratio to W1A1, W1A2")
     for row in rows:
         cells = [
             f"{row[e]['median_ms']:8.4f} {row[e]['p10_ms']:8.4f} {row[e]['p90_ms']:8.4f} {row[e]['gmacs_per_s']:7.0f}"
-            for e in ("binary", "float")
+            for e in ENGINES
         ]
-        print(f"{row['layer']:18} {cells[0]} | {cells[1]} | {row['ratio']:5.1f}")
+        print(f"{row['layer']:18} {' | '.join(cells)} | {row['ratio']:5.1f} {row['two_bits_ratio']:5.1f}")
     if arguments.json:
         record = {"onnxruntime": ort.__version__, "isa": arguments.isa, "layers": rows}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
