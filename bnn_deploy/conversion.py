@@ -294,7 +294,7 @@ def convert(
         source: a torch module, the path of a checkpoint, or a float ONNX model: the path of one (.onnx), an
             onnx.ModelProto or an onnx_ir.Model.
         output: the .onnx file to write; replaced only when all went well.
-        arch: for a checkpoint: 'lenet5', 'nin', 'alexnet' or FILE.py:CLASS.
+        arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:CLASS.
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises

@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_deploy.architectures import ARCHITECTURES, NIN, AlexNet, BiRealNet18, LeNet5, RecipeNetwork
+from bnn_deploy.architectures import (
+    ARCHITECTURES,
+    NIN,
+    AlexNet,
+    BinaryNetMLP,
+    BinaryNetVGG,
+    BiRealNet18,
+    LeNet5,
+    ReActNet,
+    RecipeNetwork,
+)
 from bnn_deploy.architectures.blocks import BinConv2d, BinLinear, clamp_gamma
 
 pytestmark = pytest.mark.usefixtures("seeded_torch")
@@ -197,6 +207,9 @@ def test_names() -> None:
         ("nin", NIN),
         ("alexnet", AlexNet),
         ("birealnet18", BiRealNet18),
+        ("binarynet-vgg", BinaryNetVGG),
+        ("binarynet-mlp", BinaryNetMLP),
+        ("reactnet", ReActNet),
     ]
 
 

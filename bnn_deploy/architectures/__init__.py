@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from bnn_deploy.architectures.alexnet import AlexNet
+from bnn_deploy.architectures.binarynet_mlp import BinaryNetMLP
+from bnn_deploy.architectures.binarynet_vgg import BinaryNetVGG
 from bnn_deploy.architectures.birealnet18 import BiRealNet18
 from bnn_deploy.architectures.blocks import Network, RecipeNetwork
 from bnn_deploy.architectures.lenet5 import LeNet5
 from bnn_deploy.architectures.nin import NIN
+from bnn_deploy.architectures.reactnet import ReActNet
 
 ARCHITECTURES: dict[str, type[Network]] = {
     "lenet5": LeNet5,
     "nin": NIN,
     "alexnet": AlexNet,
     "birealnet18": BiRealNet18,
+    "binarynet-vgg": BinaryNetVGG,
+    "binarynet-mlp": BinaryNetMLP,
+    "reactnet": ReActNet,
 }
 
-__all__ = ["ARCHITECTURES", "NIN", "AlexNet", "BiRealNet18", "LeNet5", "Network", "RecipeNetwork"]
+__all__ = [
+    "ARCHITECTURES",
+    "NIN",
+    "AlexNet",
+    "BiRealNet18",
+    "BinaryNetMLP",
+    "BinaryNetVGG",
+    "LeNet5",
+    "Network",
+    "ReActNet",
+    "RecipeNetwork",
+]
