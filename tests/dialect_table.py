@@ -102,7 +102,7 @@ CASES = [
     Case("BinaryNet VGG, narrow", "module", 8, lambda: module(lambda: BinaryNetVGG(16), (3, 32, 32))),
     Case("BinaryNet MLP, narrow", "module", 3, lambda: module(lambda: BinaryNetMLP(64), (1, 28, 28))),
     Case("Bi-Real Net 18, 3x32x32", "module", 16, lambda: module(BiRealNet18, (3, 32, 32))),
-    Case("ReActNet, narrow", "module", 11, lambda: module(lambda: ReActNet(8, (1, 1, 2)), (3, 32, 32))),
+    Case("ReActNet, narrow", "module", 8, lambda: module(lambda: ReActNet(8, (1, 2)), (3, 32, 32))),
     Case("own BinConv2d", "module", 3, lambda: module(author_networks.OwnNet, (3, 16, 16))),
     Case("bitorch", "module", 3, lambda: module(author_networks.BitorchNet, (1, 28, 28))),
     Case("Larq, by tf2onnx (NHWC)", "ONNX", 4, lambda: (author_networks.larq(), (6, 6, 3), {})),
