@@ -45,6 +45,7 @@ from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.simplify_broadcast import SimplifyBroadcast
 from bnn_deploy.passes.simplify_prelu import SimplifyPRelu
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
+from bnn_deploy.passes.simplify_round import SimplifyRound
 from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
 from bnn_deploy.quantization import quantize_edges
@@ -128,6 +129,7 @@ def canonicalize(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     SimplifyBroadcast()(model)
     ResolveAutoPad()(model)
+    SimplifyRound()(model)
     CanonicalizeSign()(model)
     infer_shapes(model)
     if PushTranspose()(model).modified:
