@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.fold_threshold import operand_per_channel
 from bnn_deploy.passes.graph import (
     PassResult,
     add_initializer,
@@ -18,6 +19,7 @@ from bnn_deploy.passes.graph import (
     replace_value,
     sole_consumer,
     source_metadata,
+    static_shape,
 )
 
 
@@ -32,6 +34,8 @@ class FoldBatchNorm:
     2. The layer and the BatchNorm feed only each other. A Conv after it has no padding, whose zeros would not be
        shifted, and one group.
 
+    3. So does a Mul, Add, Sub or Div by a constant per channel behind a layer: a learned alpha, or Keras's BatchNorm.
+
     This changes the rounding of floats, by about one unit in the last place; FoldThreshold, which is exact, goes first.
 
     Declines: nothing; a BatchNorm between other nodes stays.
@@ -41,8 +45,8 @@ class FoldBatchNorm:
         """Fold every BatchNormalization that qualifies."""
         result = PassResult()
         for node in list(model.graph):
-            affine = _affine(node) if is_op(node, "BatchNormalization") else None
-            data = node.inputs[0]
+            affine = _affine(node) if is_op(node, "BatchNormalization") else _arithmetic(node)
+            data = node.inputs[0] if constant(node.inputs[0]) is None else node.inputs[1]
             if affine is None or data is None:
                 continue
             before, after = data.producer(), sole_consumer(node.outputs[0])
@@ -51,7 +55,11 @@ class FoldBatchNorm:
             elif before is not None and is_op(before, "Conv") and sole_consumer(data) is node:
                 if not _fold_into_conv(model.graph, before, node, *affine):
                     continue
-            elif after is None or not _fold_after(model.graph, after, node, *affine):
+            elif (
+                not is_op(node, "BatchNormalization")
+                or after is None
+                or not _fold_after(model.graph, after, node, *affine)
+            ):
                 continue
             result.modified += 1
         return result
@@ -70,6 +78,27 @@ def _affine(node: ir.Node) -> tuple[Doubles, Doubles] | None:
     epsilon = node.attributes.get("epsilon")
     a = gamma / np.sqrt(var + (1e-5 if epsilon is None else epsilon.as_float()))
     return a, beta - mean * a
+
+
+def _arithmetic(node: ir.Node) -> tuple[Doubles, Doubles] | None:
+    """Return a and b of a * x + b, per channel, of arithmetic with a constant."""
+    if not is_op(node, "Add", "Div", "Mul", "Sub"):
+        return None
+    index = 0 if constant(node.inputs[0]) is not None else 1
+    shape = static_shape(node.outputs[0])
+    channels = shape[1] if shape is not None and len(shape) > 1 else None
+    if constant(node.inputs[index]) is None or channels is None:
+        return None
+    operand = operand_per_channel(node, index, channels)
+    if isinstance(operand, str) or (is_op(node, "Div") and (index == 0 or not operand.all())):
+        return None
+    c = operand.astype(np.float64)
+    one, zero = np.ones(channels), np.zeros(channels)
+    if is_op(node, "Mul", "Div"):
+        return (c if is_op(node, "Mul") else 1 / c), zero
+    if is_op(node, "Add"):
+        return one, c
+    return (one, -c) if index == 1 else (-one, c)
 
 
 def _set_input(graph: ir.Graph, node: ir.Node, index: int, name: str, array: Doubles) -> None:
