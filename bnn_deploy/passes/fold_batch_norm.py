@@ -33,8 +33,7 @@ class FoldBatchNorm:
        W' = W * a, bias' = bias + W b (over the input channels) after; computed in float64 and rounded once.
     2. The layer and the BatchNorm feed only each other. A Conv after it has no padding, whose zeros would not be
        shifted, and one group.
-
-    3. So does a Mul, Add, Sub or Div by a constant per channel behind a layer: a learned alpha, or Keras's BatchNorm.
+    3. Behind a layer, a Mul, Add, Sub or Div by a constant per channel is one too: a learned alpha, Keras's BatchNorm.
 
     This changes the rounding of floats, by about one unit in the last place; FoldThreshold, which is exact, goes first.
 
@@ -46,20 +45,18 @@ class FoldBatchNorm:
         result = PassResult()
         for node in list(model.graph):
             affine = _affine(node) if is_op(node, "BatchNormalization") else _arithmetic(node)
-            data = node.inputs[0] if constant(node.inputs[0]) is None else node.inputs[1]
-            if affine is None or data is None:
+            if affine is None:
                 continue
-            before, after = data.producer(), sole_consumer(node.outputs[0])
+            data = node.inputs[0] if constant(node.inputs[0]) is None else node.inputs[1]
+            assert data is not None
+            before = data.producer()
+            after = sole_consumer(node.outputs[0]) if is_op(node, "BatchNormalization") else None
             if before is not None and is_binary_op(before, "BinaryConv") and sole_consumer(data) is node:
                 _fold_before(model.graph, before, node, *affine)
             elif before is not None and is_op(before, "Conv") and sole_consumer(data) is node:
                 if not _fold_into_conv(model.graph, before, node, *affine):
                     continue
-            elif (
-                not is_op(node, "BatchNormalization")
-                or after is None
-                or not _fold_after(model.graph, after, node, *affine)
-            ):
+            elif after is None or not _fold_after(model.graph, after, node, *affine):
                 continue
             result.modified += 1
         return result
