@@ -33,7 +33,6 @@ from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
 from bnn_deploy.passes.expand_sign import ExpandSign
 from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fold_constants import FoldConstants
-from bnn_deploy.passes.fold_scale import FoldScale
 from bnn_deploy.passes.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse_abs_mean import FuseAbsMean
 from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold
@@ -53,6 +52,7 @@ from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.simplify_broadcast import SimplifyBroadcast
 from bnn_deploy.passes.simplify_prelu import SimplifyPRelu
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
+from bnn_deploy.passes.simplify_round import SimplifyRound
 from bnn_deploy.passes.sink_sign import SinkSign
 from bnn_deploy.passes.unfold_stride import UnfoldStride
 from bnn_deploy.quantization import quantize_edges
@@ -146,8 +146,8 @@ def to_binary(
             not_fused = [decline for result in results for decline in result.declined]
             break
     while True:
-        # A scale may stand before or behind a BatchNorm or a factor.
-        results = [step(model) for step in (FoldScale(), FoldBatchNorm(), FuseFactor())]
+        # A BatchNorm or alpha may stand before or behind a factor.
+        results = [step(model) for step in (FoldBatchNorm(), FuseFactor())]
         if not any(result.modified for result in results):
             not_fused += [decline for result in results for decline in result.declined]
             break
@@ -173,6 +173,7 @@ def canonicalize(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     SimplifyBroadcast()(model)
     ResolveAutoPad()(model)
+    SimplifyRound()(model)
     CanonicalizeSign()(model)
     infer_shapes(model)
     if PushTranspose()(model).modified:
@@ -419,7 +420,7 @@ def convert(
         source: a torch module, the path of a checkpoint, or a float ONNX model: the path of one (.onnx), an
             onnx.ModelProto or an onnx_ir.Model.
         output: the .onnx file to write; replaced only when all went well.
-        arch: for a checkpoint: 'lenet5', 'nin', 'alexnet' or FILE.py:CLASS.
+        arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:CLASS.
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises

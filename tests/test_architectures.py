@@ -14,9 +14,12 @@ from bnn_deploy.architectures import (
     ARCHITECTURES,
     NIN,
     AlexNet,
+    BinaryNetMLP,
+    BinaryNetVGG,
     BiRealNet18,
     DoReFaVGG,
     LeNet5,
+    ReActNet,
     RecipeNetwork,
     XnorAlexNet,
 )
@@ -207,6 +210,9 @@ def test_names() -> None:
         ("alexnet", AlexNet),
         ("birealnet18", BiRealNet18),
         ("xnor-alexnet", XnorAlexNet),
+        ("binarynet-vgg", BinaryNetVGG),
+        ("binarynet-mlp", BinaryNetMLP),
+        ("reactnet", ReActNet),
         ("dorefa-vgg", DoReFaVGG),
     ]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import batch_norm, copy, eighths, op_types, parse, run_binary, run_float, samples, weights
+from graphs import batch_norm, copy, eighths, equal, op_types, parse, run_binary, run_float, samples, weights
 from test_passes_fold_threshold import lower
 
+from bnn_deploy.conversion import to_binary
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.graph import constant
@@ -97,3 +98,60 @@ def test_weights_that_another_layer_shares_keep_their_values() -> None:
     after, modified = folded(model)
     assert modified == 1
     assert error(model, after) < 1e-6
+
+
+ARITHMETIC = {
+    "a learned alpha": "t = Mul(c, k)\ny = Relu(t)",
+    "alpha on the left": "t = Mul(k, c)\ny = Relu(t)",
+    "Keras's BatchNorm": "t = Mul(c, k)\nu = Add(t, e)\ny = Relu(u)",
+    "a difference": "t = Sub(c, e)\ny = Relu(t)",
+    "the other difference": "t = Sub(e, c)\ny = Relu(t)",
+    "a quotient": "t = Div(c, k)\ny = Relu(t)",
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+@pytest.mark.parametrize("layer", ["c = Conv(s, w, bias)", "c = Conv(x, w, bias)"])
+def test_arithmetic_per_channel_behind_a_layer(name: str, layer: str) -> None:
+    """Powers of two and eighths: nothing is rounded, and the results are the same to the last bit."""
+    text = f"{layer}\n{ARITHMETIC[name]}"
+    values = {
+        "w": weights(8, 4, 3, 3),
+        "bias": eighths(8),
+        "k": np.float32([0.5, 2, -1, 4, 1, 0.25, -0.5, -2]).reshape(8, 1, 1),
+        "e": eighths(8, 1, 1, seed=1),
+    }
+    read = text.replace("(", " ").replace(")", "").replace(",", "").split()
+    model = parse(
+        f"s = Sign(x)\n{text}" if "s" in read else text, **{key: v for key, v in values.items() if key in read}
+    )
+    after = to_binary(model)[0] if "s" in read else folded(model)[0]
+    assert op_types(after)[-2:] in (["BinaryConv", "Relu"], ["Conv", "Relu"])
+    x = np.round(samples(model) * 8) / 8
+    x += (x == 0) / np.float32(8)
+    assert equal(run_binary(after, x, True), run_float(model, x))
+    conv = next(node for node in after.graph if node.op_type in ("BinaryConv", "Conv"))
+    value = conv.inputs[3 if conv.op_type == "BinaryConv" else 2]
+    assert value is not None
+    value.const_value = ir.tensor(np.array(constant(value)) + np.float32(0.125), name=value.name)
+    assert not equal(run_binary(after, x, True), run_float(model, x))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "c = Conv(s, w)\nt = Mul(c, full)\ny = Relu(t)",  # not one value per channel
+        "c = Conv(s, w)\nt = Div(k, c)\ny = Relu(t)",  # divides by data
+        "c = Conv(s, w)\nt = Mul(c, k)\ny = Relu(t)\nz = Neg(c)",  # used elsewhere
+    ],
+)
+def test_does_not_fold_other_arithmetic(text: str) -> None:
+    values = {
+        "w": weights(8, 4, 3, 3),
+        "k": np.float32([0.5, 2, -1, 4, 1, 0.25, -0.5, -2]).reshape(8, 1, 1),
+        "full": eighths(1, 1, 4, 4),
+    }
+    read = text.replace("(", " ").replace(")", "").replace(",", "").split()
+    outputs = ("y", "z") if "z =" in text else ("y",)
+    model = parse(f"s = Sign(x)\n{text}", outputs=outputs, **{k: v for k, v in values.items() if k in read})
+    assert {"Mul", "Div"} & set(op_types(to_binary(model)[0]))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from author_networks import larq
 from graphs import (
-    Array,
     assert_same,
     batch_norm,
     copy,
@@ -217,66 +217,6 @@ def test_shared_weights() -> None:
     text = f"n = {LAST} (x)\nf = Flatten(n)\ny = MatMul(f, w)\nh = Flatten(x)\nz = MatMul(h, w)"
     model = parse(text, outputs=("y", "z"), w=weights(144, 5))
     check(model, transposes=0)
-
-
-def larq(latent: bool = False) -> ir.Model:
-    """A small Larq-style network: first layer float, SAME padding at stride 2, a residual, BatchNorm as Mul and Add."""
-    rng = np.random.default_rng(0)
-
-    def quantized(*shape: int) -> Array:
-        array = rng.normal(size=shape).astype(np.float32)
-        return array if latent else np.sign(array)
-
-    text = f"""
-        t0 = {FIRST} (x)
-        c0 = Conv <pads=[1,1,1,1]> (t0, w0)
-        n0 = {LAST} (c0)
-        m0 = Mul(n0, g0)
-        a0 = Add(m0, b0)
-        s0a = Sign(a0)
-        s0b = Add(s0a, tenth)
-        s0 = Sign(s0b)
-        t1 = {FIRST} (s0)
-        c1 = Conv <pads=[0,0,1,1], strides=[2,2]> (t1, w1)
-        n1 = {LAST} (c1)
-        m1 = Mul(n1, g1)
-        a1 = Add(m1, b1)
-        s1a = Sign(a1)
-        s1b = Add(s1a, tenth)
-        s1 = Sign(s1b)
-        p1 = Pad(s1, pads, one)
-        t2 = {FIRST} (p1)
-        c2 = Conv (t2, w2)
-        n2 = {LAST} (c2)
-        r2 = Add(n2, a1)
-        m2 = Mul(r2, g2)
-        a2 = Add(m2, b2)
-        f = Reshape(a2, shape)
-        s2a = Sign(f)
-        s2b = Add(s2a, tenth)
-        s2 = Sign(s2b)
-        d0 = MatMul(s2, w3)
-        d1 = Mul(d0, g3)
-        d2 = Add(d1, b3)
-        s3a = Sign(d2)
-        s3b = Add(s3a, tenth)
-        s3 = Sign(s3b)
-        y = MatMul(s3, w4)"""
-    values = {
-        "w0": rng.normal(size=(32, 3, 3, 3)).astype(np.float32),
-        "w1": quantized(32, 32, 3, 3),
-        "w2": quantized(32, 32, 3, 3),
-        "w3": quantized(9 * 32, 16),
-        "w4": quantized(16, 5),
-        "tenth": np.float32(0.1),
-        "one": np.float32(1),
-        "pads": np.array([0, 1, 1, 0, 0, 1, 1, 0]),
-        "shape": np.array([-1, 9 * 32]),
-    }
-    for i, (channels, spread) in enumerate([(32, 5), (32, 14), (32, 17), (16, 17)]):
-        values[f"g{i}"] = (rng.choice([-1, 1], channels) * rng.uniform(0.5, 1.5, channels) / spread).astype(np.float32)
-        values[f"b{i}"] = rng.normal(0, 0.3, channels).astype(np.float32)
-    return parse(text, ("N", 6, 6, 3), **values)
 
 
 def test_a_larq_network_converts_like_a_channels_first_one(tmp_path: Path) -> None:

@@ -30,6 +30,16 @@ STEPS = [
     "r = Relu(x)\nq = AveragePool <kernel_shape=[2,2]> (r)\ns = Sign(q)",
     "r = Relu(x)\nq = Transpose <perm=[0,1,3,2]> (r)\ns = Sign(q)",
     "r = Relu(x)\nq = Sign(r)\np = Sign(q)\ns = Neg(p)",
+    "r = Max(x, zero)\ns = Sign(r)",
+    "r = Min(zero, x)\nq = Mul(r, k)\ns = Sign(q)",
+    "r = Round(x)\ns = Sign(r)",
+    "r = Floor(x)\nq = Sub(r, one)\ns = Sign(q)",
+    "r = Cast <to=6> (x)\nq = Cast <to=1> (r)\ns = Sign(q)",
+    "r = ThresholdedRelu <alpha=0.5> (x)\ns = Sign(r)",
+    "r = Shrink <lambd=0.5> (x)\ns = Sign(r)",
+    "r = HardSwish(x)\ns = Sign(r)",
+    "r = Mul(x, some)\ns = Sign(r)",  # 0 in two of the channels
+    "r = BatchNormalization(x, some4, zero4, m, v)\ns = Sign(r)",  # gamma and beta are 0 in two
 ]
 SIGNS = [
     "r = Relu(x)\nn = BatchNormalization(r, g, b, m, v)\ns = Sign(n)",
@@ -37,6 +47,9 @@ SIGNS = [
     "r = Relu(x)\nq = GreaterOrEqual(r, zero)\ns = Where(q, one, minus)",  # the source says what it is at 0
     "r = LeakyRelu(x)\ns = Sign(r)",
     "r = Relu(x)\nq = Sub(r, one)\ns = Sign(q)",
+    "r = Floor(x)\nq = Add(r, k)\ns = Sign(q)",
+    "r = Max(x, one)\ns = Sign(r)",
+    "r = BatchNormalization(x, some4, one4, m, v)\ns = Sign(r)",  # gamma is 0 in two
     "r = Relu(x)\na = Relu(x)\nq = Sub(a, k)\nt = Add(q, minus)\ns = Sign(t)",
 ]
 
@@ -47,6 +60,9 @@ def graph(text: str, layer: str = "y = Conv(s, w)", outputs: tuple[str, ...] = (
         "one": np.float32(1),
         "minus": np.float32(-1),
         "k": np.float32(0.5),
+        "some4": np.float32([0, 1, 0, 1]),
+        "one4": np.ones(4, np.float32),
+        "zero4": np.zeros(4, np.float32),
         "some": np.float32([0, 1, 0, 1]).reshape(4, 1, 1),
         "w": weights(5, 4, 3, 3),
     }
@@ -59,7 +75,7 @@ def test_fires(text: str) -> None:
     model = graph(text)
     binary, left, _ = to_binary(model)
     assert [(decline.op_type, decline.has_sign_input) for decline in left] == [("Conv", True)]
-    assert "gives 0 and 1, not -1 and 1" in left[0].reason
+    assert "gives 0, too, and not only -1 and 1" in left[0].reason
     x = samples(model)
     assert np.allclose(run_binary(binary, x, True)[0], run_float(model, x)[0], rtol=1e-5, atol=1e-5)
 
@@ -77,7 +93,7 @@ def test_does_not_fire(text: str) -> None:
 
 def test_without_it_the_result_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     model = graph(STEPS[0])
-    monkeypatch.setattr("bnn_deploy.passes.refuse_step._clamp", lambda sign: None)
+    monkeypatch.setattr("bnn_deploy.passes.refuse_step._flat", lambda sign: None)
     binary, left, _ = to_binary(model)
     assert left == []
     x = samples(model)
@@ -102,7 +118,7 @@ def test_marks_and_changes_nothing_else() -> None:
 
 def test_convert_says_so_and_writes_nothing(tmp_path: object) -> None:
     path = f"{tmp_path}/m.onnx"
-    with pytest.raises(InputError, match="gives 0 and 1, not -1 and 1: Relu 'r'"):
+    with pytest.raises(InputError, match="gives 0, too, and not only -1 and 1: Relu 'r'"):
         convert(graph(STEPS[0]), path)
     mixed = graph("r = Relu(x)\ns = Sign(r)\nt = Sign(x)", "a = Conv(s, w)\nb2 = Conv(t, w)\ny = Add(a, b2)")
     with pytest.raises(BnnDeployError, match="--strict: 1 layers"):

@@ -52,7 +52,12 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 
 @click.command(name="convert", short_help="Convert a trained binary network to an ONNX model with one bit per weight.")
 @click.argument("source", type=_PATH)
-@click.option("--arch", metavar="NAME", help="Of a checkpoint: lenet5, nin, alexnet, or FILE.py:CLASS.")
+@click.option(
+    "--arch",
+    metavar="NAME",
+    help="Of a checkpoint: lenet5, nin, alexnet, birealnet18, binarynet-vgg, binarynet-mlp, reactnet, or "
+    "FILE.py:CLASS.",
+)
 @click.option("-o", "--output", required=True, type=_PATH, metavar="MODEL.onnx", help="The file to write.")
 @click.option(
     "--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare."

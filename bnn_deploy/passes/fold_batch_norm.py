@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.fold_threshold import operand_per_channel
 from bnn_deploy.passes.graph import (
     PassResult,
     add_initializer,
@@ -18,8 +19,11 @@ from bnn_deploy.passes.graph import (
     replace_value,
     set_source,
     sole_consumer,
+    static_shape,
 )
 from bnn_deploy.passes.pack_weights import BinaryFilters, binary_filters
+
+_FOLDING = ("BinaryConv", "BinaryConvLevels", "BinaryConvScaled")
 
 
 class FoldBatchNorm:
@@ -32,6 +36,8 @@ class FoldBatchNorm:
        W' = W * a, bias' = bias + W b (over the input channels) after; computed in float64 and rounded once.
     2. The layer and the BatchNorm feed only each other. A Conv after it has no padding, whose zeros would not be
        shifted, one group, and no weights that PackWeights makes bits of.
+    3. Behind a layer, a Mul, Add, Sub or Div by a constant per channel is one too: a learned alpha, Keras's BatchNorm.
+       Behind a BinaryConvScaled, whose factor comes last, it is one without a shift.
 
     This changes the rounding of floats, by about one unit in the last place; FoldThreshold, which is exact, goes first.
 
@@ -42,13 +48,14 @@ class FoldBatchNorm:
         """Fold every BatchNormalization that qualifies."""
         result = PassResult()
         for node in list(model.graph):
-            affine = _affine(node) if is_op(node, "BatchNormalization") else None
-            data = node.inputs[0]
-            if affine is None or data is None:
+            affine = _affine(node) if is_op(node, "BatchNormalization") else _arithmetic(node)
+            if affine is None:
                 continue
-            before, after = data.producer(), sole_consumer(node.outputs[0])
-            is_layer = before is not None and is_binary_op(before, "BinaryConv", "BinaryConvLevels")
-            if before is not None and is_layer and sole_consumer(data) is node:
+            data = node.inputs[0] if constant(node.inputs[0]) is None else node.inputs[1]
+            assert data is not None
+            before = data.producer()
+            after = sole_consumer(node.outputs[0]) if is_op(node, "BatchNormalization") else None
+            if before is not None and is_binary_op(before, *_FOLDING) and sole_consumer(data) is node:
                 if not _fold_before(model.graph, before, node, *affine):
                     continue
             elif before is not None and is_op(before, "Conv") and sole_consumer(data) is node:
@@ -78,6 +85,27 @@ def _affine(node: ir.Node) -> tuple[Doubles, Doubles] | None:
     return a, beta - mean * a
 
 
+def _arithmetic(node: ir.Node) -> tuple[Doubles, Doubles] | None:
+    """Return a and b of a * x + b, per channel, of arithmetic with a constant."""
+    if not is_op(node, "Add", "Div", "Mul", "Sub"):
+        return None
+    index = 0 if constant(node.inputs[0]) is not None else 1
+    shape = static_shape(node.outputs[0])
+    channels = shape[1] if shape is not None and len(shape) > 1 else None
+    if constant(node.inputs[index]) is None or channels is None:
+        return None
+    operand = operand_per_channel(node, index, channels)
+    if isinstance(operand, str) or (is_op(node, "Div") and (index == 0 or not operand.all())):
+        return None
+    c = operand.astype(np.float64)
+    one, zero = np.ones(channels), np.zeros(channels)
+    if is_op(node, "Mul", "Div"):
+        return (c if is_op(node, "Mul") else 1 / c), zero
+    if is_op(node, "Add"):
+        return one, c
+    return (one, -c) if index == 1 else (-one, c)
+
+
 def _set_input(graph: ir.Graph, node: ir.Node, index: int, name: str, array: Doubles) -> None:
     """Give `node` a new constant of its own; the old one may be shared."""
     node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))
@@ -87,6 +115,8 @@ def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: D
     """Fold into the binary layer before the BatchNorm; False if it cannot have the scale."""
     scale, bias = constant(conv.inputs[2]), constant(conv.inputs[3])
     assert scale is not None and bias is not None
+    if is_binary_op(conv, "BinaryConvScaled") and b.any():
+        return False
     if is_binary_op(conv, "BinaryConvLevels") and ((a * scale != 0) & (np.abs(a * scale) < LEAST_LEVEL_SCALE)).any():
         return False
     name = norm.outputs[0].name or ""

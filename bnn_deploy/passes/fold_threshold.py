@@ -146,7 +146,7 @@ def monotone(node: ir.Node, channels: int) -> Monotone | str:
         slope = np.float32(0.01 if attribute is None else attribute.as_float())
         return _leaky(node, np.full(channels, slope))
     if is_op(node, "PRelu"):
-        slopes = _per_channel(node, 1, channels)
+        slopes = operand_per_channel(node, 1, channels)
         return slopes if isinstance(slopes, str) else _leaky(node, slopes)
     if is_op(node, "Clip"):
         if node.attributes:
@@ -192,7 +192,7 @@ def _arithmetic(node: ir.Node, channels: int) -> Monotone | str:
     left, right = constant(node.inputs[0]), constant(node.inputs[1])
     if left is None and right is None:
         return ""  # a residual: both sides are data
-    c = _per_channel(node, 0 if left is not None else 1, channels)
+    c = operand_per_channel(node, 0 if left is not None else 1, channels)
     if isinstance(c, str):
         return c
     if is_op(node, "Add"):
@@ -208,7 +208,7 @@ def _arithmetic(node: ir.Node, channels: int) -> Monotone | str:
     return lambda x: x / c
 
 
-def _per_channel(node: ir.Node, index: int, channels: int) -> Floats | str:
+def operand_per_channel(node: ir.Node, index: int, channels: int) -> Floats | str:
     """Input `index` of an elementwise node as [C] float32, if it is constant and broadcasts along axis 1."""
     array = constant(node.inputs[index])
     other = node.inputs[1 - index]

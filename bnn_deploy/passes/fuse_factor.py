@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnn_deploy.operators import DOMAIN
-from bnn_deploy.passes.fold_scale import per_filter, scale_conv
 from bnn_deploy.passes.graph import (
     PassResult,
+    add_initializer,
     constant,
     insert_node,
     is_binary_op,
@@ -25,7 +27,7 @@ class FuseFactor:
 
     1. The BinaryConv feeds only the Mul, and k has its batch and spatial size. The products are made in the same order,
        so every bit agrees.
-    2. Mul(BinaryConv(...), Mul(k, c)) with a constant c per filter: c goes into the scale, as in FoldScale.
+    2. Mul(BinaryConv(...), Mul(k, c)) with a constant c per filter: c goes into scale and bias.
 
     Declines: a factor that is broadcast over pixels or has more than one channel, or is of unknown shape; a BinaryConv
     that something else uses too. A constant factor is not looked at.
@@ -99,3 +101,29 @@ def _split(factor: ir.Value, conv: ir.Value) -> tuple[ir.Value, ir.Value] | None
         if per_filter(inner, conv) is not None:
             return gate, inner
     return None
+
+
+def per_filter(operand: ir.Value | None, of: ir.Value) -> NDArray[np.float32] | None:
+    """A constant operand of an elementwise node as [O] float32, if it has one value for all of `of`, or per channel.
+
+    Args:
+        operand: it.
+        of: the other operand, [N, O, spatial...].
+    """
+    array = constant(operand)
+    if array is None or of.shape is None or array.ndim > len(of.shape) or not isinstance(of.shape[1], int):
+        return None
+    channels = of.shape[1]
+    aligned = array.reshape((1,) * (len(of.shape) - array.ndim) + array.shape)
+    if aligned.size not in (1, channels) or aligned.shape[1] != aligned.size:
+        return None
+    return np.broadcast_to(aligned.reshape(-1), channels).astype(np.float32)
+
+
+def scale_conv(graph: ir.Graph, conv: ir.Node, factor: NDArray[np.float32], name: str) -> None:
+    """Multiply scale and bias of a binary convolution by `factor` [O]; the new constants are called after `name`."""
+    for index, suffix in ((2, "scale"), (3, "bias")):
+        old = constant(conv.inputs[index])
+        assert old is not None
+        # Constants of its own: the old ones may be shared.
+        conv.replace_input_with(index, add_initializer(graph, f"{name}_{suffix}", old * factor))

@@ -641,12 +641,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if not re.fullmatch(r"\d+@\d+", name):
             parser.error(f"--layers {name}: a layer is CHANNELS@SIZE, as 64@56")
     if arguments.networks != []:
-        from bnn_deploy.architectures import ARCHITECTURES
-
-        arguments.networks = arguments.networks or list(ARCHITECTURES)
+        arguments.networks = arguments.networks or list(TITLES)
         for name in arguments.networks:
-            if name not in ARCHITECTURES:
-                parser.error(f"--networks {name}: choose of {', '.join(ARCHITECTURES)}")
+            if name not in TITLES:
+                parser.error(f"--networks {name}: choose of {', '.join(TITLES)}")
     return arguments
 
 

@@ -1,0 +1,193 @@
+"""Networks as their authors wrote them: are all binary layers found, and is each converted network the same?
+
+    python tests/dialect_table.py            # small ones
+    python tests/dialect_table.py --full     # as published, and the trained NIN of examples/
+
+Every network is converted through its own front door and verified against its own source, layer by layer on identical
+inputs, on all instruction sets of this machine; and once more with one filter of one binary layer complemented, which
+must fail. It exits with 1 if a layer is missing, a check fails, or a corruption is not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import author_networks
+import networks
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from bnn_deploy import convert, verify
+from bnn_deploy.architectures import BinaryNetMLP, BinaryNetVGG, BiRealNet18, ReActNet
+from bnn_deploy.passes.graph import constant, is_binary_op
+from bnn_deploy.verification import Verification
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+LAYERS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual")
+Source = tuple[Any, tuple[int, ...], dict[str, Any]]
+"""What `convert` takes, the shape of a sample, and options of `convert`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network.
+
+    Attributes:
+        name: it, and who writes networks so.
+        door: the front door that it enters by.
+        binary: layers whose weights and inputs were both binary in training.
+        make: see Source.
+        full: whether it takes minutes.
+    """
+
+    name: str
+    door: str
+    binary: int
+    make: Callable[[], Source]
+    full: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one network.
+
+    Attributes:
+        found: binary layers of the converted model.
+        layers: convolutions and linear layers in all.
+        proof: of `verify`.
+        caught: whether the proof of the corrupted model failed.
+    """
+
+    found: int
+    layers: int
+    proof: Verification
+    caught: bool
+
+
+def module(make: Callable[[], nn.Module], shape: tuple[int, ...], samples: int = 32) -> Source:
+    """A torch module with calibrated BatchNorm; shifts and slopes that a network learns are drawn at random."""
+    torch.manual_seed(0)
+    net = make()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.ndim == 4 and parameter.shape[0] == 1:  # of ReActNet
+                parameter.normal_(0, 0.2)
+            elif "prelu" in name:
+                parameter.uniform_(0, 0.5)
+    networks.calibrate(net, [], networks.images(shape, samples), seed=0)
+    return net, shape, {"input_shape": shape}
+
+
+def trained_nin() -> Source:
+    return EXAMPLES / "nin" / "nin.pth.tar", (3, 32, 32), {"arch": "nin"}
+
+
+def random_nin() -> Source:
+    return networks.random_network("nin", samples=16), (3, 32, 32), {}
+
+
+CASES = [
+    Case("XNOR-Net-PyTorch NIN", "module, latent weights", 7, random_nin),
+    Case("BinaryNet VGG, narrow", "module", 8, lambda: module(lambda: BinaryNetVGG(16), (3, 32, 32))),
+    Case("BinaryNet MLP, narrow", "module", 3, lambda: module(lambda: BinaryNetMLP(64), (1, 28, 28))),
+    Case("Bi-Real Net 18, 3x32x32", "module", 16, lambda: module(BiRealNet18, (3, 32, 32))),
+    Case("ReActNet, narrow", "module", 8, lambda: module(lambda: ReActNet(8, (1, 2)), (3, 32, 32))),
+    Case("own BinConv2d", "module", 3, lambda: module(author_networks.OwnNet, (3, 16, 16))),
+    Case("bitorch", "module", 3, lambda: module(author_networks.BitorchNet, (1, 28, 28))),
+    Case("Larq, by tf2onnx (NHWC)", "ONNX", 4, lambda: (author_networks.larq(), (6, 6, 3), {})),
+    Case("Brevitas, QONNX", "ONNX", 3, lambda: (author_networks.brevitas(), (3, 8, 8), {})),
+    Case("XNOR-Net-PyTorch NIN, trained", "checkpoint", 7, trained_nin, full=True),
+    Case("BinaryNet VGG", "module", 8, lambda: module(BinaryNetVGG, (3, 32, 32)), full=True),
+    Case("BinaryNet MLP", "module", 3, lambda: module(BinaryNetMLP, (1, 28, 28)), full=True),
+    Case("Bi-Real Net 18", "module", 16, lambda: module(BiRealNet18, (3, 224, 224), 8), full=True),
+    Case("ReActNet-A", "module", 31, lambda: module(ReActNet, (3, 224, 224), 8), full=True),
+]
+
+
+def inputs(shape: tuple[int, ...], count: int) -> NDArray[np.float32]:
+    """Pictures of a network's input shape, channels first or last."""
+    if len(shape) == 3 and shape[2] in (1, 3):
+        images = networks.images((shape[2], *shape[:2]), count, first=500).numpy()
+        return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    return networks.images(shape, count, first=500).numpy()
+
+
+def corrupt(path: Path, wrong: Path) -> None:
+    """Complement the first filter of the last binary layer that has weights for more than one word."""
+    model = ir.load(path)
+    node = [node for node in model.graph if is_binary_op(node, *LAYERS)][-1]
+    value = node.inputs[1]
+    assert value is not None
+    array = np.array(constant(value))
+    array[:2] ^= np.uint32(2 ** min(32, node.attributes["channels"].as_int()) - 1)
+    value.const_value = ir.tensor(array, name=value.name)
+    ir.save(model, wrong)
+
+
+def run(case: Case, folder: Path, samples: int) -> Row:
+    """Convert and verify one network, and a corrupted copy."""
+    source, shape, options = case.make()
+    result = convert(source, folder / "model.onnx", **options)
+    x = inputs(shape, samples)
+    proof = verify(result.output, source, data=x, reference_samples=1)
+    corrupt(result.output, folder / "wrong.onnx")
+    broken = verify(folder / "wrong.onnx", source, data=x, reference_samples=0)
+    return Row(len(result.binary_layers), len(result.binary_layers) + len(result.left_float), proof, not broken.passed)
+
+
+def passed(case: Case, row: Row) -> bool:
+    return row.found == case.binary and row.proof.passed and row.proof.complete and row.caught
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="networks as published, too")
+    parser.add_argument("--only", help="networks whose name holds this")
+    parser.add_argument("--samples", type=int, default=16)
+    arguments = parser.parse_args()
+    numbers = ("binary layers", "of all", "float error", "bits", "flips", "margin", "zeros")
+    table = Table("network", "front door", *numbers, "")
+    failed = []
+    for case in CASES:
+        if (case.full and not arguments.full) or (arguments.only or "") not in case.name:
+            continue
+        print(f"{case.name} ...", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            row = run(case, Path(folder), arguments.samples)
+        layers = row.proof.layers
+        bits = [layer for layer in layers if layer.kind == "bits"]
+        table.add_row(
+            case.name,
+            case.door,
+            f"{row.found} of {case.binary}",
+            str(row.layers),
+            f"{max(layer.max_error for layer in layers):.2g}",
+            str(sum(layer.values for layer in bits)),
+            str(sum(layer.differing for layer in bits)),
+            f"{max((layer.margin for layer in bits), default=0):.2g}",
+            str(sum(layer.zeros for layer in layers)),
+            "ok" if passed(case, row) else "FAILED",
+        )
+        if not passed(case, row):
+            reasons = row.proof.failures or ["layers missing, or a corruption that was not seen"]
+            failed += [f"{case.name}: {reason}" for reason in reasons]
+    Console(width=150).print(table)
+    for line in failed:
+        print(line)
+    print("FAILED" if failed else "PASSED: every binary layer found, every network the same, every corruption caught")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
