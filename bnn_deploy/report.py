@@ -33,6 +33,7 @@ from bnn_deploy.passes.graph import (
     is_binary_op,
     is_op,
     output_key,
+    static_shape,
     zero_value,
 )
 from bnn_deploy.passes.hoist_pad import read_pad
@@ -304,7 +305,8 @@ def _padding(node: ir.Node, source: SignInput | None) -> tuple[str, tuple[int, .
         return "none", (), None
     if rule := auto_pad(node):
         return rule, (), node.op_type
-    own = ints(node, "pads", [])
+    shape = None if node.inputs[0] is None else static_shape(node.inputs[0])
+    own = ints(node, "pads", [0] * (0 if shape is None else 2 * len(shape) - 4))
     producer = None if node.inputs[0] is None else node.inputs[0].producer()
     extra, value = ([], 0.0) if source is None or source.pads is None else (source.pads, source.pad_value)
     if source is None and producer is not None and is_op(producer, "Pad") and (border := read_pad(producer)):

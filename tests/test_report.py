@@ -246,6 +246,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"w": W},
         {"padding": "none", "pads": (0, 0, 0, 0), "padded_by": None},
     ),
+    "no pads attribute": (
+        "s = Sign(x)\ny = Conv(s, w)",
+        {"w": W},
+        {"padding": "none", "pads": (0, 0, 0, 0), "padded_by": None},
+    ),
     "alpha": (SIGN_CONV, {"w": W * np.float32(2)}, {"scale": (1.0, 1.0)}),
     "alpha per filter": (
         SIGN_CONV,
@@ -636,6 +641,30 @@ def test_latent_weights_are_named_with_their_zeros(tmp_path: Path) -> None:
     assert (layer.weights, layer.latent_zeros, layer.zeros) == ("latent, binarised by xnor-centred", 1, 0)
     (layer,) = convert(parse("s = Sign(x)\ny = Conv(s, w)", w=latent + 4), tmp_path / "m.onnx", weights="xnor").layers
     assert (layer.weights, layer.latent_zeros) == ("latent, binarised by xnor", 0)
+
+
+def test_the_advice_for_latent_weights_works(tmp_path: Path) -> None:
+    latent = W * (eighths(8, 4, 3, 3, seed=5) + np.float32(2))
+    model = parse("s = Sign(x)\nc = Conv(s, w)\nt = Sign(c)\ny = Conv(t, u)", w=W, u=latent[:3, :1].repeat(8, axis=1))
+    before = convert(model, tmp_path / "m.onnx", weights="as-is", float_output=tmp_path / "f.onnx").layers[1]
+    assert before.status == "float" and before.advice is not None
+    assert "--weights xnor, xnor-centred or sign" in before.advice and "the file that --float writes" in before.advice
+    after = convert(tmp_path / "f.onnx", tmp_path / "m.onnx", weights="xnor").layers[1]
+    assert (after.status, after.weights) == ("binary", "latent, binarised by xnor")
+
+
+def test_channels_that_never_change_are_named_by_their_layer(tmp_path: Path) -> None:
+    norm = batch_norm(4, gamma=[1, 0, 1, 1])
+    text = (
+        "n = BatchNormalization(x, g, b, m, v)\ns = Sign(n)\nc = Conv(s, w)\nd = Add(c, t)\ne = Sign(d)\ny = Conv(e, u)"
+    )
+    shift = np.zeros((8, 1, 1), np.float32)
+    shift[2], shift[5] = 100, -100
+    model = parse(text, w=W, u=weights(3, 8, 1, 1), t=shift, **norm)
+    result = convert(model, tmp_path / "m.onnx")
+    assert result.constant_channels == (("the input of c", 1, 4), ("the output of c", 2, 8))
+    unchanged = parse(text, w=W, u=weights(3, 8, 1, 1), t=np.full((8, 1, 1), 1 / 16, np.float32), **batch_norm(4))
+    assert convert(unchanged, tmp_path / "m.onnx").constant_channels == ()
 
 
 def test_strict_writes_the_report_and_nothing_else(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def print_layers(report: Report, before: ModelReport, after: ModelReport) -> Non
         show("")
     for name, count, channels in report.constant_channels:
         has = "has" if count == 1 else "have"
-        show(f"note: {count} of {channels} channels of {printable(name)} {has} the same bit whatever the input")
+        show(f"note: {count} of {channels} channels of {printable(name)} always {has} the same bit")
     if report.constant_channels:
         show("")
     if report.not_fused:
