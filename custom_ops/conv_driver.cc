@@ -786,8 +786,9 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const Plan& plan, const Fl
       const int64_t first = i % image_tiles * kTilePixels;
       args.patterns = plan.patterns.data() + first;
       args.finish.pixels = std::min(kTilePixels, image_pixels - first);
-      if (output.factor != nullptr)
+      if (output.factor != nullptr) {
         args.finish.factor = output.factor + image * image_pixels + first;
+      }
       for (const ChannelTile& tile : tiles_) {
         args.input = planes + (image * spec_.group + tile.group) * group_words + first;
         args.weights = plane_weights_.data() + tile.channel * window_words_;

@@ -282,7 +282,7 @@ ChannelConstants LoadConstants(const FinishFloatArgs& args, int64_t channel) {
 
 // 4 channels x 2 pixels; kWhole: all of them are there. Adds the bits of the channels to words[0]
 // to words[3], in the order of the lanes.
-template <bool kWhole, bool kResidual>
+template <bool kWhole, bool kResidual, bool kFactor>
 __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& args,
                                                       const ChannelConstants& constants,
                                                       const int32_t* products, const float* factors,
@@ -313,7 +313,7 @@ __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& arg
       if (odd + 2 < channels) other[2] = args.residual[high];
       if (odd + 2 < channels && both) other[3] = args.residual[high + 1];
       value = vaddq_f32(value, vld1q_f32(other));
-    } else if (factors != nullptr) {
+    } else if (kFactor) {
       const float32x2_t pair = vld1_f32(factors + pixel);
       value = vmulq_f32(value, vcombine_f32(pair, pair));
     }
@@ -338,15 +338,13 @@ __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& arg
 }
 
 // Pixels inside, so that few planes are written at a time.
-template <bool kResidual>
+template <bool kResidual, bool kFactor>
 void FinishTile(const FinishFloatArgs& shared_args) {
   const FinishFloatArgs args = shared_args;  // as far as the compiler knows no store changes a copy
   int32_t products[kTilePixels] = {};
   for (int64_t p = 0; p < args.pixels; ++p) products[p] = static_cast<int32_t>(args.products[p]);
-  float copied_factors[kTilePixels] = {};  // readable in pairs
-  const float* const factors = args.factor == nullptr ? nullptr : copied_factors;
-  for (int64_t p = 0; factors != nullptr && p < args.pixels; ++p)
-    copied_factors[p] = args.factor[p];
+  float factors[kTilePixels] = {};  // readable in pairs
+  for (int64_t p = 0; kFactor && p < args.pixels; ++p) factors[p] = args.factor[p];
   for (int64_t begin = 0; begin < args.channels; begin += 32) {
     const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
     uint32_t words[2 * kTilePixels] = {};  // as FinishPair gives them
@@ -354,12 +352,12 @@ void FinishTile(const FinishFloatArgs& shared_args) {
       const ChannelConstants constants = LoadConstants<kResidual>(args, channel);
       int64_t pixel = 0;
       for (; channel + 4 <= end && pixel + 2 <= args.pixels; pixel += 2) {
-        FinishPair<true, kResidual>(args, constants, products, factors, channel, pixel,
-                                    words + 2 * pixel);
+        FinishPair<true, kResidual, kFactor>(args, constants, products, factors, channel, pixel,
+                                             words + 2 * pixel);
       }
       for (; pixel < args.pixels; pixel += 2) {
-        FinishPair<false, kResidual>(args, constants, products, factors, channel, pixel,
-                                     words + 2 * pixel);
+        FinishPair<false, kResidual, kFactor>(args, constants, products, factors, channel, pixel,
+                                              words + 2 * pixel);
       }
     }
     if (!kResidual || args.bits == nullptr) continue;
@@ -399,10 +397,9 @@ void FinishRow(const FinishFloatArgs& args) {
 }
 
 void FinishFloat(const FinishFloatArgs& args) {
-  if (args.residual != nullptr) return FinishTile<true>(args);
-  if (args.pixels > 1 || args.channel_stride > 1 || args.factor != nullptr) {
-    return FinishTile<false>(args);
-  }
+  if (args.residual != nullptr) return FinishTile<true, false>(args);
+  if (args.factor != nullptr) return FinishTile<false, true>(args);
+  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false, false>(args);
   FinishRow(args);
 }
 

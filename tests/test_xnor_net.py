@@ -125,6 +125,21 @@ def test_the_alexnet_of_the_paper() -> None:
     assert network.binary_weights() == []  # binarised in the forward pass
 
 
+def test_the_alexnet_of_the_paper_converts(tmp_path: Path) -> None:
+    """With fewer outputs of its fully connected layers, which are most of its weights and so of this test's time."""
+    torch.manual_seed(0)
+    network = XnorAlexNet()
+    network.features[10], network.features[11] = XnorConv2d(256, 64, 6), XnorConv2d(64, 48, 1)
+    network.classifier = nn.Sequential(nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10))
+    networks.calibrate(network, [], networks.images(network.input_shape, 4), seed=0)
+    images = networks.images(network.input_shape, 1, first=500).numpy()
+    conversion = convert(network, tmp_path / "alexnet.onnx", strict=True)
+    assert conversion.binary_layers == tuple(f"features.{i}" for i in (4, 6, 7, 8, 10, 11))
+    result = verify(conversion.output, network, data=images, isas=[library_info().selected], reference_samples=0)
+    assert result.passed, result.failures
+    assert sum(layer.kind == "bits" for layer in result.layers) == 6
+
+
 # --- conversion and verification ------------------------------------------------------------------------------------
 
 
