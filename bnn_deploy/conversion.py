@@ -290,7 +290,7 @@ def convert(
         weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises
             those of a module or checkpoint by the XNOR-Net-PyTorch recipe, and refuses those of an ONNX model.
         calibration: real inputs [N, ...] float32; quantise the layers that stay float to 8 bits, with their ranges.
-        strict: fail if a layer whose input is a sign stays float.
+        strict: fail if a layer whose input is a sign or has few levels stays float.
         progress: called with a line of text before each step.
 
     Returns:
@@ -298,7 +298,7 @@ def convert(
 
     Raises:
         InputError: the checkpoint, model, architecture or shape cannot be used, or no layer is binary.
-        BnnDeployError: `strict`, and a layer whose input is a sign stays float.
+        BnnDeployError: `strict`, and a layer whose input is a sign or has few levels stays float.
     """
     outputs = [Path(output)] if float_output is None else [Path(output), Path(float_output)]
     for path in outputs:
@@ -317,7 +317,9 @@ def convert(
     declined = [decline for decline in left_float if decline.has_sign_input]
     if strict and declined:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in declined)
-        raise BnnDeployError(f"--strict: {len(declined)} layers whose input is a sign stay float: {reasons}")
+        raise BnnDeployError(
+            f"--strict: {len(declined)} layers whose input is a sign or has few levels stay float: {reasons}"
+        )
     if not layers:
         reasons = "; ".join(f"{d.op_type} '{d.node}': {d.reason}" for d in left_float)
         raise InputError(f"no layer of {original.name} is binary: {reasons}")
@@ -364,6 +366,12 @@ def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
             count = int(np.isin(threshold, limits).sum())
             if count:
                 found.append((display_name(node), count, len(threshold)))
+        elif is_binary_op(node, "QuantizeLevels"):
+            thresholds = constant(node.inputs[1])
+            assert thresholds is not None
+            count = int(np.isinf(thresholds).all(axis=0).sum())
+            if count:
+                found.append((display_name(node), count, thresholds.shape[1]))
     return found
 
 
