@@ -426,7 +426,7 @@ def convert(
         weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises
             those of a module or checkpoint by the XNOR-Net-PyTorch recipe, and refuses those of an ONNX model.
         calibration: real inputs [N, ...] float32; quantise the layers that stay float to 8 bits, with their ranges.
-        strict: fail if a layer whose input is a sign stays float.
+        strict: fail if a layer whose input is a sign or has few levels stays float.
         report: also write what became of each layer here, as JSON (see `report.Report`). It is written whenever the
             passes ran, also if `strict` fails or no layer is binary: one wants it most then.
         progress: called with a line of text before each step.
@@ -436,7 +436,7 @@ def convert(
 
     Raises:
         InputError: the checkpoint, model, architecture or shape cannot be used, or no layer is binary.
-        BnnDeployError: `strict`, and a layer whose input is a sign stays float.
+        BnnDeployError: `strict`, and a layer whose input is a sign or has few levels stays float.
     """
     outputs = [Path(output)] if float_output is None else [Path(output), Path(float_output)]
     written = outputs if report is None else [*outputs, Path(report)]
@@ -465,7 +465,7 @@ def convert(
     failed: BnnDeployError | None = None
     see = "--report FILE.json says what could be changed" if report is None else f"see {os.fspath(report)}"
     if strict and declined:
-        what = f"{len(declined)} {'layer' if len(declined) == 1 else 'layers'} whose input is a sign"
+        what = f"{len(declined)} {'layer' if len(declined) == 1 else 'layers'} whose input is a sign or has few levels"
         stays = "stays" if len(declined) == 1 else "stay"
         failed = BnnDeployError(f"--strict: {what} {stays} float: {_reasons(declined)}; {see}")
     elif not layers and not packed:
@@ -544,6 +544,12 @@ def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
             count = int(np.isin(threshold, limits).sum())
             if count:
                 found.append((_bits_name(node), count, len(threshold)))
+        elif is_binary_op(node, "QuantizeLevels"):
+            thresholds = constant(node.inputs[1])
+            assert thresholds is not None
+            count = int(np.isinf(thresholds).all(axis=0).sum())
+            if count:
+                found.append((_bits_name(node), count, thresholds.shape[1]))
     return found
 
 

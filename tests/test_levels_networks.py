@@ -128,6 +128,8 @@ def test_every_layer_is_found_and_equivalent(name: str, request: pytest.FixtureR
     module = torch.load(converted.checkpoint, weights_only=False)
     result = verify(converted.model, module, data=converted.images, reference_samples=1)
     assert result.passed, result.failures
+    counts = [(count, channels) for _, count, channels in converted.conversion.constant_channels]
+    assert counts == ([(1, 24)] if name == "hwgq" else []), "the channel whose gamma is 0"
     kinds = [layer.kind for layer in result.layers]
     assert kinds.count("levels") == 3
     assert all(layer.values > 0 for layer in result.layers)

@@ -145,6 +145,8 @@ FORMS: dict[str, tuple[str, int]] = {
     "straight-through, the other way": (f"{DOREFA.replace('q =', 'p =')}\nd = Add(p, c)\nq = Sub(d, c)", 4),
     "Heaviside": ("a = GreaterOrEqual(x, quarter)\nq = Cast <to=1> (a)", 2),
     "Heaviside of a sign": ("s = Sign(x)\nq = Relu(s)", 2),
+    "signed, of a Relu": ("p = Relu(x)\nr = Round(p)\nq = Clip(r, minus, one)", 2),
+    "falling, of a falling one": ("n = Neg(x)\na = Less(n, half)\nq = Cast <to=1> (a)", 2),
     "sign of a Relu": ("p = Relu(x)\nq = Sign(p)", 2),
 }
 
@@ -152,7 +154,8 @@ FORMS: dict[str, tuple[str, int]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_quantiser_of_any_form(form: str) -> None:
     text, levels = FORMS[form]
-    constants = {"nought": np.uint8(0)} if "nought" in text else {}
+    constants: dict[str, Any] = {"nought": np.uint8(0)} if "nought" in text else {}
+    constants |= {"minus": np.float32(-2)} if "minus" in text else {}
     after = fires(model(text, **constants), "QuantizeLevels", "BinaryConvLevels")
     thresholds = constant(only(after, "QuantizeLevels").inputs[1])
     assert thresholds is not None

@@ -153,7 +153,7 @@ def quantizer(value: ir.Value) -> Quantizer | str | None:
     channels = shape[1]
     nearest: tuple[_Chain, NDArray[np.float64], Floats] | None = None
     best: tuple[_Chain, Floats] | None = None  # with thresholds [levels - 1, C]
-    is_sign = False
+    problem: str | None = None  # of the nearest function with few levels
     for chain in _chains(value, len(shape), channels):
         if chain.leaf.dtype != ir.DataType.FLOAT:
             continue
@@ -162,24 +162,21 @@ def quantizer(value: ir.Value) -> Quantizer | str | None:
             if levels is None:
                 continue
             reason = _unusable(levels, chain)
-            if reason == "" or (reason is not None and is_sign):
-                # A sign, unless what is in front of it, such as Relu, leaves only its values 0 and 1.
-                is_sign = True
-                continue
-            if reason is not None:
-                return reason
         else:
-            levels = nearest[1]
-        thresholds = _thresholds(chain.evaluate, levels, chain.columns(channels))
+            levels, reason = nearest[1], None
+        thresholds = None if reason is not None else _thresholds(chain.evaluate, levels, chain.columns(channels))
         if thresholds is None:
-            if nearest is not None or is_sign:
+            if nearest is not None:
                 break
-            return f"'{value.name}' has {len(levels)} levels, but does not rise with its input in all channels"
+            # What is in front may leave only some levels: a Relu those from 0 up, of a sign 0 and 1.
+            falls = f"'{value.name}' has {len(levels)} levels, but does not rise with its input in all channels"
+            problem = (falls if reason is None else reason) if problem is None else problem
+            continue
         if nearest is None:
             nearest = chain, levels, thresholds
         best = chain, np.repeat(thresholds, channels // thresholds.shape[1], axis=1)
     if nearest is None or best is None:
-        return None
+        return problem or None
     first, levels, before_thresholds = nearest
     last, thresholds = best
     step = float(levels[-1]) / (len(levels) - 1)
@@ -363,7 +360,9 @@ def _discover(function: Callable[[Floats], Array], channels: int) -> NDArray[np.
     """
     ends = np.array([[-LARGEST], [LARGEST]], np.float32) * np.ones(channels, np.float32)
     low, high = function(ends)
-    channel = int(np.argmax(np.nan_to_num(high.astype(np.float64) - low, nan=-1)))
+    if not np.isfinite([low, high]).all():
+        return None
+    channel = int(np.argmax(high.astype(np.float64) - low))
 
     def at(orders: NDArray[np.int64]) -> NDArray[np.float64]:
         points = np.repeat(ordered_to_float(orders)[:, np.newaxis], channels, axis=1)
