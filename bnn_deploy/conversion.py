@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
 
 ARCH_KEY = "bnn_deploy.arch"
+ARCH_ARGS_KEY = "bnn_deploy.arch_args"
 SHAPE_KEY = "bnn_deploy.input_shape"
 WEIGHTS_KEY = "bnn_deploy.weights"
 
@@ -318,11 +320,14 @@ class _Source:
 def _source(
     source: nn.Module | OnnxSource,
     arch: str | None,
+    arch_args: Mapping[str, Any] | None,
     input_shape: tuple[int, ...] | None,
     weights: Weights,
     progress: Callable[[str], None],
 ) -> _Source:
     """Bring any source to float ONNX."""
+    if arch_args and arch is None:
+        raise InputError("--arch-args are the arguments of an architecture: give --arch, too")
     if is_onnx(source):
         assert not isinstance(source, nn.Module)
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
@@ -341,7 +346,7 @@ def _source(
             known = ", ".join(ARCHITECTURES)
             raise InputError(f"{os.fspath(source)}: say which architecture it is: {known} or FILE.py:CLASS")
         progress("loading the checkpoint")
-        module = load_module(source, arch)
+        module = load_module(source, arch, arch_args)
     shape = module_input_shape(module, input_shape)
     progress("exporting to float ONNX")
     export = float_module(module, shape, weights)
@@ -361,6 +366,7 @@ def convert(
     output: str | os.PathLike[str],
     *,
     arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
@@ -375,6 +381,7 @@ def convert(
             onnx.ModelProto or an onnx_ir.Model.
         output: the .onnx file to write; replaced only when all went well.
         arch: for a checkpoint: 'lenet5', 'nin', 'alexnet' or FILE.py:CLASS.
+        arch_args: keyword arguments of that class, of plain types; None or empty for none.
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises
@@ -399,7 +406,7 @@ def convert(
             raise InputError(f"{path}: the folder {path.parent} does not exist")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise InputError(f"{output} is asked for twice, for the binary model and for the float one")
-    original = _source(source, arch, input_shape, weights, progress)
+    original = _source(source, arch, arch_args, input_shape, weights, progress)
     shape = original.shape
     progress("running the passes")
     binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None)
@@ -428,6 +435,8 @@ def convert(
         model.metadata_props[WEIGHTS_KEY] = weights
         if arch in ARCHITECTURES:
             model.metadata_props[ARCH_KEY] = arch
+            if arch_args:
+                model.metadata_props[ARCH_ARGS_KEY] = json.dumps(dict(arch_args))
     progress("writing")
     save(zip((binary, original.model), outputs, strict=False))
     return Conversion(

@@ -24,6 +24,7 @@ from bnn_deploy.cli.console import (
     show,
     table,
 )
+from bnn_deploy.cli.options import parse_arch_args
 from bnn_deploy.errors import InputError
 from bnn_deploy.session import load_session
 from bnn_deploy.verification import Inputs, load_data
@@ -54,6 +55,7 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 @click.command(name="convert", short_help="Convert a trained binary network to an ONNX model with one bit per weight.")
 @click.argument("source", type=_PATH)
 @click.option("--arch", metavar="NAME", help="Of a checkpoint: lenet5, nin, alexnet, or FILE.py:CLASS.")
+@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the architecture's class, a JSON object.")
 @click.option("-o", "--output", required=True, type=_PATH, metavar="MODEL.onnx", help="The file to write.")
 @click.option(
     "--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare."
@@ -79,6 +81,7 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 def command(
     source: Path,
     arch: str | None,
+    arch_args: str | None,
     output: Path,
     float_output: Path | None,
     input_shape: str | None,
@@ -100,12 +103,14 @@ def command(
         raise click.UsageError("--edges int8 and --calibration FILE go together")
     inputs = None if calibration is None else load_data(calibration, None, None, "input", None)
     shape = parse_shape(input_shape)
+    arguments = parse_arch_args(arch_args)
     with progress() as step, tempfile.TemporaryDirectory() as folder:
         float_file = float_output or Path(folder) / "float.onnx"
         result = convert(
             source,
             output,
             arch=arch,
+            arch_args=arguments,
             input_shape=shape,
             float_output=float_file,
             weights=weights,
