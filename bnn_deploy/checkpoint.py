@@ -182,6 +182,12 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str)
     for key, value in state_dict.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"{name}: {key} holds NaN or infinity: the training diverged; use an earlier checkpoint")
+        if key.endswith("running_var") and (value < 0).any():
+            channel = int(value.argmin())
+            raise InputError(
+                f"{name}: {key} is {float(value[channel]):g} in channel {channel}; a variance cannot be negative: "
+                "the file is damaged, use another checkpoint"
+            )
     module.load_state_dict(dict(state_dict), strict=False)
 
 

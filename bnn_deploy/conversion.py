@@ -198,7 +198,9 @@ def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Wei
     return model, list(step.binarized)
 
 
-def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto") -> FloatExport:
+def float_module(
+    module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto", name: str | None = None
+) -> FloatExport:
     """Export a module to float ONNX, and binarise its latent parameters in both the program and the model.
 
     Args:
@@ -206,6 +208,7 @@ def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
         shape: one sample, without the batch dimension.
         weights: what to do with real-valued weights of layers whose input is a sign. "auto" knows the recipe's own
             architectures, and takes a module that calls torch.sign itself for one of the recipe.
+        name: what errors call it; None for its class.
 
     Raises:
         InputError: see `export_float` and `BinarizeWeights`; or real-valued weights are no parameter, but computed.
@@ -228,12 +231,12 @@ def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
         step(canonical)
         for layer in map(layers.__getitem__, step.binarized):
             weight = constant(layer.inputs[1])
-            name = _parameter(exported.get(layer.outputs[0].name))
-            latent = state.get(name or "")
-            if name in names:
+            parameter = _parameter(exported.get(layer.outputs[0].name))
+            latent = state.get(parameter or "")
+            if parameter in names:
                 continue
             if (
-                name is None
+                parameter is None
                 or latent is None
                 or weight is None
                 or not _is_transposed_or_equal(latent.detach().numpy(), weight)
@@ -244,11 +247,11 @@ def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
                 )
             binary = step.binary(layer, weight)
             binary = np.ascontiguousarray(binary if latent.shape == binary.shape else binary.T)
-            state[name].data.copy_(torch.from_numpy(binary))
-            export.model.graph.initializers[name].const_value = ir.tensor(binary, name=name)
-            names.append(name)
+            state[parameter].data.copy_(torch.from_numpy(binary))
+            export.model.graph.initializers[parameter].const_value = ir.tensor(binary, name=parameter)
+            names.append(parameter)
     except InputError as error:
-        raise InputError(f"{type(module).__name__}: {error}") from error
+        raise InputError(f"{name or type(module).__name__}: {error}") from error
     return replace(export, binarized=tuple(names))
 
 
@@ -349,8 +352,8 @@ def _source(
         module = load_module(source, arch, arch_args)
     shape = module_input_shape(module, input_shape)
     progress("exporting to float ONNX")
-    export = float_module(module, shape, weights)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(module).__name__
+    export = float_module(module, shape, weights, name)
     graph = export.model.graph
     if len(graph.outputs) != 1 or len(graph.inputs) != 1:
         raise InputError(
@@ -409,7 +412,10 @@ def convert(
     original = _source(source, arch, arch_args, input_shape, weights, progress)
     shape = original.shape
     progress("running the passes")
-    binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None)
+    try:
+        binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None)
+    except InputError as error:
+        raise InputError(f"{original.name}: {error}") from error
     layers, packed = binary_layers(binary), packed_layers(binary)
     left_float = [left for left in left_float if left.has_sign_input or left.node not in packed]
     declined = [decline for decline in left_float if decline.has_sign_input]

@@ -324,7 +324,7 @@ def already_converted(model: onnx.ModelProto) -> None:
 
 
 BROKEN = {
-    no_such_name: "Pad '' reads 'nowhere', which nothing makes",
+    no_such_name: "Pad 'p' reads 'nowhere', which nothing makes",
     training_batch_norm: "BatchNormalization 'n' is in training mode; call model.eval() and export again",
     training_dropout: "Dropout 'dropout' is in training mode",
     unknown_domain: "Where 's' is of the domain larq, which has no definition here",
