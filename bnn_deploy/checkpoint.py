@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pickle
 import re
@@ -122,23 +123,33 @@ def load_class(spec: str) -> type[nn.Module]:
     return found
 
 
-def build(arch: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
+def build(arch: str, state_dict: Mapping[str, Tensor], arch_args: Mapping[str, Any] | None = None) -> nn.Module:
     """Build the network `arch`, a name of ARCHITECTURES or FILE.py:CLASS, without weights.
 
+    Args:
+        arch: the name.
+        state_dict: what will be loaded; a built-in network may have variants that it tells apart.
+        arch_args: keyword arguments of the class.
+
     Raises:
-        InputError: an unknown name, or a class that cannot be made without arguments.
+        InputError: an unknown name, or a class that cannot be made with these arguments, or without any.
     """
+    found: type[nn.Module]
     if arch in ARCHITECTURES:
-        return ARCHITECTURES[arch].for_state_dict(dict(state_dict))
-    if ":" not in arch:
+        found = ARCHITECTURES[arch]
+    elif ":" in arch:
+        found = load_class(arch)
+    else:
         raise InputError(f"unknown architecture '{arch}': choose {', '.join(ARCHITECTURES)}, or FILE.py:CLASS")
-    found = load_class(arch)
     try:
+        if arch_args:
+            return found(**arch_args)
         return found.for_state_dict(dict(state_dict)) if issubclass(found, Network) else found()
     except Exception as error:
+        given = f"with --arch-args {json.dumps(dict(arch_args))}" if arch_args else "without arguments"
+        hint = "" if arch_args or "required" not in str(error) else "; give them as JSON with --arch-args"
         raise InputError(
-            f"--arch {arch}: {found.__name__}() cannot be made without arguments: "
-            f"{type(error).__name__}: {one_line(error)}"
+            f"--arch {arch}: {found.__name__}() cannot be made {given}: {type(error).__name__}: {one_line(error)}{hint}"
         ) from error
 
 
@@ -171,17 +182,23 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str)
     for key, value in state_dict.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"{name}: {key} holds NaN or infinity: the training diverged; use an earlier checkpoint")
+        if key.endswith("running_var") and (value < 0).any():
+            channel = int(value.argmin())
+            raise InputError(
+                f"{name}: {key} is {float(value[channel]):g} in channel {channel}; a variance cannot be negative: "
+                "the file is damaged, use another checkpoint"
+            )
     module.load_state_dict(dict(state_dict), strict=False)
 
 
-def load_module(path: str | os.PathLike[str], arch: str) -> nn.Module:
+def load_module(path: str | os.PathLike[str], arch: str, arch_args: Mapping[str, Any] | None = None) -> nn.Module:
     """Load a checkpoint into a network, in eval mode; its weights stay latent.
 
     Raises:
         InputError: as `load_state_dict`, `build` and `load_weights`.
     """
     state_dict = load_state_dict(path)
-    module = build(arch, state_dict)
+    module = build(arch, state_dict, arch_args)
     load_weights(module, state_dict, str(path))
     return module.eval()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
 
 ARCH_KEY = "bnn_deploy.arch"
+ARCH_ARGS_KEY = "bnn_deploy.arch_args"
 SHAPE_KEY = "bnn_deploy.input_shape"
 WEIGHTS_KEY = "bnn_deploy.weights"
 
@@ -239,7 +240,9 @@ def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Wei
     return model, list(step.binarized)
 
 
-def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto") -> FloatExport:
+def float_module(
+    module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto", name: str | None = None
+) -> FloatExport:
     """Export a module to float ONNX, and binarise its latent parameters in both the program and the model.
 
     Args:
@@ -247,6 +250,7 @@ def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
         shape: one sample, without the batch dimension.
         weights: what to do with real-valued weights of layers whose input is a sign. "auto" knows the recipe's own
             architectures, and takes a module that calls torch.sign itself for one of the recipe.
+        name: what errors call it; None for its class.
 
     Raises:
         InputError: see `export_float` and `BinarizeWeights`; or real-valued weights are no parameter, but computed.
@@ -269,12 +273,12 @@ def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
         step(canonical)
         for layer in map(layers.__getitem__, step.binarized):
             weight = constant(layer.inputs[1])
-            name = _parameter(exported.get(layer.outputs[0].name))
-            latent = state.get(name or "")
-            if name in names:
+            parameter = _parameter(exported.get(layer.outputs[0].name))
+            latent = state.get(parameter or "")
+            if parameter in names:
                 continue
             if (
-                name is None
+                parameter is None
                 or latent is None
                 or weight is None
                 or not _is_transposed_or_equal(latent.detach().numpy(), weight)
@@ -285,11 +289,11 @@ def float_module(module: nn.Module, shape: tuple[int, ...], weights: Weights = "
                 )
             binary = step.binary(layer, weight)
             binary = np.ascontiguousarray(binary if latent.shape == binary.shape else binary.T)
-            state[name].data.copy_(torch.from_numpy(binary))
-            export.model.graph.initializers[name].const_value = ir.tensor(binary, name=name)
-            names.append(name)
+            state[parameter].data.copy_(torch.from_numpy(binary))
+            export.model.graph.initializers[parameter].const_value = ir.tensor(binary, name=parameter)
+            names.append(parameter)
     except InputError as error:
-        raise InputError(f"{type(module).__name__}: {error}") from error
+        raise InputError(f"{name or type(module).__name__}: {error}") from error
     return replace(export, binarized=tuple(names))
 
 
@@ -362,11 +366,14 @@ class _Source:
 def _source(
     source: nn.Module | OnnxSource,
     arch: str | None,
+    arch_args: Mapping[str, Any] | None,
     input_shape: tuple[int, ...] | None,
     weights: Weights,
     progress: Callable[[str], None],
 ) -> _Source:
     """Bring any source to float ONNX."""
+    if arch_args and arch is None:
+        raise InputError("--arch-args are the arguments of an architecture: give --arch, too")
     if is_onnx(source):
         assert not isinstance(source, nn.Module)
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
@@ -385,11 +392,11 @@ def _source(
             known = ", ".join(ARCHITECTURES)
             raise InputError(f"{os.fspath(source)}: say which architecture it is: {known} or FILE.py:CLASS")
         progress("loading the checkpoint")
-        module = load_module(source, arch)
+        module = load_module(source, arch, arch_args)
     shape = module_input_shape(module, input_shape)
     progress("exporting to float ONNX")
-    export = float_module(module, shape, weights)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(module).__name__
+    export = float_module(module, shape, weights, name)
     graph = export.model.graph
     if len(graph.outputs) != 1 or len(graph.inputs) != 1:
         raise InputError(
@@ -406,6 +413,7 @@ def convert(
     output: str | os.PathLike[str],
     *,
     arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
@@ -421,6 +429,7 @@ def convert(
             onnx.ModelProto or an onnx_ir.Model.
         output: the .onnx file to write; replaced only when all went well.
         arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:CLASS.
+        arch_args: keyword arguments of that class, of plain types; None or empty for none.
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises
@@ -450,11 +459,14 @@ def convert(
         raise InputError(f"{output} is asked for twice, for the binary model and for the float one")
     if len({path.resolve() for path in written}) < len(written):
         raise InputError(f"{report} is asked for twice, for the report and for a model")
-    original = _source(source, arch, input_shape, weights, progress)
+    original = _source(source, arch, arch_args, input_shape, weights, progress)
     shape = original.shape
     progress("running the passes")
     seen = Canonical()
-    binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None, look=seen.look)
+    try:
+        binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None, look=seen.look)
+    except InputError as error:
+        raise InputError(f"{original.name}: {error}") from error
     scheme = "xnor-centred" if weights == "auto" else weights
     reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
@@ -491,6 +503,8 @@ def convert(
         model.metadata_props[WEIGHTS_KEY] = weights
         if arch in ARCHITECTURES:
             model.metadata_props[ARCH_KEY] = arch
+            if arch_args:
+                model.metadata_props[ARCH_ARGS_KEY] = json.dumps(dict(arch_args))
     progress("writing")
     if report is not None:
         write_report(report, result)

@@ -18,6 +18,8 @@ from bnn_deploy.qonnx_quant import expand_quant
 QONNX = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas")
 """The domains under which BipolarQuant and Quant are known."""
 
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
 MIN_IR_VERSION = 8
 
 OnnxSource = str | os.PathLike[str] | ModelProto | ir.Model
@@ -58,15 +60,17 @@ def read(source: OnnxSource) -> ModelProto:
     expand_quant(model, QONNX, name)
     _require_known_operators(model, name)
     _require_inference(model, name)
+    _require_sound_parameters(model, name)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, MIN_IR_VERSION)
     if len(inputs) != 1 or len(model.graph.output) != 1:
+        names = ", ".join(value.name for value in (*inputs, *model.graph.output))
         raise InputError(
-            f"{name}: it has {len(inputs)} inputs and {len(model.graph.output)} outputs; "
-            "convert takes networks with one of each"
+            f"{name}: it has {len(inputs)} inputs and {len(model.graph.output)} outputs ({names}); "
+            "convert takes networks with one of each, and weights as initializers"
         )
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT:
@@ -125,6 +129,11 @@ def _load(path: Path) -> ModelProto:
         raise InputError(f"{path}: no such file")
     try:
         model = onnx.load(path)
+    except onnx.checker.ValidationError as error:  # of the files that the tensors are in
+        raise InputError(
+            f"{path}: its external data cannot be read ({one_line(error, 160)}); keep them beside it, or save the "
+            "model as one file"
+        ) from error
     except (DecodeError, ValueError, OSError) as error:
         raise InputError(f"{path}: not a valid ONNX file, or a truncated one ({one_line(error, 160)})") from error
     if not model.graph.node:
@@ -141,14 +150,17 @@ def _require_tensors(model: ModelProto, name: str) -> None:
         for tensor in node.input:
             if tensor not in made:
                 raise InputError(
-                    f"{name}: invalid: {node.op_type} '{node.name}' reads '{tensor}', which nothing makes. PyTorch's "
+                    f"{name}: invalid: {node.op_type} '{node.name or node.output[0]}' reads '{tensor}', "
+                    "which nothing makes. PyTorch's "
                     "exporter writes that for two equal clamps of a straight-through estimator: export again with "
                     "torch.onnx.export(..., dynamo=True, optimize=False), or convert the module itself"
                 )
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise InputError(f"{name}: not a valid ONNX model: {one_line(error)}") from error
+        raise InputError(
+            f"{name}: not a valid ONNX model: {one_line(error)}; export it again, with opset {OPSET}"
+        ) from error
 
 
 def expand_bipolar_quant(model: ModelProto) -> None:
@@ -186,16 +198,49 @@ def _require_known_operators(model: ModelProto, name: str) -> None:
             )
 
 
-def _require_inference(model: ModelProto, name: str) -> None:
-    """Refuse a model that was exported in training mode: it draws random numbers, and takes statistics of the batch."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants |= {
+def _constants(model: ModelProto) -> dict[str, TensorProto]:
+    """The initializers and the tensors of Constant nodes, by name."""
+    return {tensor.name: tensor for tensor in model.graph.initializer} | {
         node.output[0]: attribute.t
         for node in model.graph.node
         if node.op_type == "Constant"
         for attribute in node.attribute
         if attribute.name == "value"
     }
+
+
+def _require_sound_parameters(model: ModelProto, name: str) -> None:
+    """Refuse parameters that make outputs NaN, and layers where no pass looks: in the branches of an If or Loop."""
+    constants = _constants(model)
+    for node in model.graph.node:
+        label = f"{name}: {node.op_type} '{node.name or node.output[0]}'"
+        for inner in (n for attribute in node.attribute for g in (attribute.g, *attribute.graphs) for n in g.node):
+            if inner.op_type in LAYERS:
+                raise InputError(
+                    f"{label} has a {inner.op_type} '{inner.name or inner.output[0]}' in a branch or loop, where no "
+                    "pass looks: export the network without control flow"
+                )
+        if node.op_type not in (*LAYERS, "BatchNormalization"):
+            continue
+        for tensor in (constants[parameter] for parameter in node.input[1:] if parameter in constants):
+            array = numpy_helper.to_array(tensor)
+            if not np.isfinite(array).all():
+                raise InputError(
+                    f"{label}: its parameter '{tensor.name}' holds NaN or infinity: the training diverged; export an "
+                    "earlier checkpoint"
+                )
+        if node.op_type == "BatchNormalization" and node.input[4] in constants:
+            variance = numpy_helper.to_array(constants[node.input[4]])
+            if variance.size and variance.min() < 0:
+                raise InputError(
+                    f"{label}: the variance of channel {int(variance.argmin())} is {variance.min():g}; "
+                    "it cannot be negative: the file is damaged, export it again"
+                )
+
+
+def _require_inference(model: ModelProto, name: str) -> None:
+    """Refuse a model that was exported in training mode: it draws random numbers, and takes statistics of the batch."""
+    constants = _constants(model)
     for node in model.graph.node:
         mode = constants.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
         training = mode is not None and bool(numpy_helper.to_array(mode))

@@ -14,10 +14,11 @@ Three questions, each answered on the same inputs:
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -334,6 +335,7 @@ def verify(
     against: Any,
     *,
     arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
     data: NDArray[np.float32] | str | os.PathLike[str] | None = None,
     labels: NDArray[Any] | None = None,
     samples: int | None = None,
@@ -350,6 +352,7 @@ def verify(
         against: a checkpoint, a float ONNX model (the path of one, an onnx.ModelProto or an onnx_ir.Model), or a torch
             module in eval mode.
         arch: for a checkpoint: its architecture; None takes the one that the model was converted with.
+        arch_args: keyword arguments of the architecture; None takes those that the model was converted with.
         data: inputs [N, ...] float32 as the network was trained on, a .npy or .npz file of them (see `load_data`), or
             None for 32 random normal ones.
         labels: classes [N], for accuracy; a .npz file may hold them.
@@ -389,7 +392,7 @@ def verify(
         inputs = load_data(data, labels, samples, proto.graph.input[0].name, shape)
         batch = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
         inputs = _whole_batches(inputs, batch)
-        reference = _reference(against, arch, proto, shape)
+        reference = _reference(against, arch, arch_args, proto, shape)
         few = min(reference_samples, len(inputs.x))
         if batch is not None:
             few = -(-few // batch) * batch
@@ -504,7 +507,9 @@ def _read_arrays(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any] | No
     return arrays[key], labels
 
 
-def _reference(against: Any, arch: str | None, proto: ModelProto, shape: tuple[int, ...]) -> Reference:
+def _reference(
+    against: Any, arch: str | None, arch_args: Mapping[str, Any] | None, proto: ModelProto, shape: tuple[int, ...]
+) -> Reference:
     """The reference that `against` names: PyTorch for a checkpoint or module, onnxruntime for a float .onnx file."""
     from bnn_deploy import onnx_source, reference
 
@@ -532,10 +537,12 @@ def _reference(against: Any, arch: str | None, proto: ModelProto, shape: tuple[i
     from bnn_deploy.conversion import float_module
 
     if isinstance(against, str | os.PathLike):
-        arch = arch or metadata.get("bnn_deploy.arch")
+        if arch is None:
+            arch = metadata.get("bnn_deploy.arch")
+            arch_args = arch_args or json.loads(metadata.get("bnn_deploy.arch_args", "{}"))
         if arch is None:
             raise InputError(f"{against}: the model does not say what architecture it is; give --arch FILE.py:CLASS")
-        against = load_module(against, arch)
+        against = load_module(against, arch, arch_args)
     weights: Any = metadata.get("bnn_deploy.weights", "auto")
     return reference.TorchReference(float_module(against, shape, weights).program)
 

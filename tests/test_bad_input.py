@@ -170,7 +170,7 @@ def test_convert_strict(tmp_path: Path) -> None:
         "    def __init__(self):\n        super().__init__()\n"
         "        self.a, self.b = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)\n"
         "    def forward(self, x):\n        x = torch.sign(self.a(torch.sign(x)) - 0.1)\n"
-        "        return self.b(nn.functional.pad(x, (1, 1, 1, 1)))\n"
+        "        return self.b(nn.functional.pad(x, (1, 1, 1, 1), value=0.5))\n"
     )
     modules = nn.ModuleDict({"a": nn.Conv2d(4, 4, 3), "b": nn.Conv2d(4, 4, 3)})
     torch.save(modules.state_dict(), tmp_path / "c")

@@ -18,7 +18,9 @@ from torch import nn
 
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.checkpoint import build, input_shape, load_class, load_module, load_state_dict, load_weights
+from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.verification import verify
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -287,6 +289,31 @@ def test_a_class_in_a_file(tmp_path: Path) -> None:
         load_class(f"{tmp_path}/net.py:Other")
     with pytest.raises(InputError, match=r"has no nn\.Module class 'Missing'; it has Net"):
         load_class(f"{tmp_path}/net.py:Missing")
+
+
+def test_the_arguments_of_a_class(tmp_path: Path) -> None:
+    """`convert` and `verify` make it alike; a checkpoint of another size does not fit."""
+    (tmp_path / "net_w.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    input_shape = (4,)\n"
+        "    def __init__(self, width=8, bias=True):\n        super().__init__()\n"
+        "        self.a, self.b = torch.nn.Linear(4, width), torch.nn.Linear(width, 3, bias)\n"
+        "    def forward(self, x):\n        return self.b(torch.sign(self.a(x)))\n"
+    )
+    spec, arguments = f"{tmp_path}/net_w.py:Net", {"width": 16, "bias": False}
+    path = write(tmp_path / "c", build(spec, {}, arguments).state_dict())
+    assert convert(path, tmp_path / "m.onnx", arch=spec, arch_args=arguments).binary_layers == ("b",)
+    assert verify(tmp_path / "m.onnx", path, arch=spec, arch_args=arguments, reference_samples=0).passed
+    with pytest.raises(InputError, match=r"its keys do not fit Net: .*a\.weight is \[16, 4\], not \[8, 4\]"):
+        convert(path, tmp_path / "m.onnx", arch=spec)
+    with pytest.raises(InputError, match="its keys do not fit Net"):
+        verify(tmp_path / "m.onnx", path, arch=spec, reference_samples=0)
+
+
+def test_the_arguments_of_a_built_in_architecture() -> None:
+    """AlexNet's variant is its one argument; an unknown name is an error."""
+    assert build("alexnet", {}, {"channels": 256}).classifier[0].bn.num_features == 256  # type: ignore[union-attr, index]
+    with pytest.raises(InputError, match=r"--arch lenet5: LeNet5\(\) cannot be made with --arch-args .*'width'"):
+        build("lenet5", {}, {"width": 3})
 
 
 def test_loading_a_class_leaves_the_import_path_as_it_was(tmp_path: Path) -> None:

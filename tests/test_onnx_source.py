@@ -316,6 +316,9 @@ def no_signs(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type in ("Sign", "Where"):
             node.op_type, node.input[:] = "Relu", [node.input[-1] if node.op_type == "Sign" else "n"]
+    last = next(t for t in model.graph.initializer if t.name == "last")  # two-valued, it would be stored as bits
+    array = np.random.default_rng(0).standard_normal(last.dims).astype(np.float32)
+    last.CopyFrom(onnx.numpy_helper.from_array(array, "last"))
 
 
 def already_converted(model: onnx.ModelProto) -> None:
@@ -324,7 +327,7 @@ def already_converted(model: onnx.ModelProto) -> None:
 
 
 BROKEN = {
-    no_such_name: "Pad '' reads 'nowhere', which nothing makes",
+    no_such_name: "Pad 'p' reads 'nowhere', which nothing makes",
     training_batch_norm: "BatchNormalization 'n' is in training mode; call model.eval() and export again",
     training_dropout: "Dropout 'dropout' is in training mode",
     unknown_domain: "Where 's' is of the domain larq, which has no definition here",

@@ -23,6 +23,7 @@ from bnn_deploy.cli.console import (
     table,
 )
 from bnn_deploy.cli.layer_table import print_layers, ratio
+from bnn_deploy.cli.options import parse_arch_args
 from bnn_deploy.errors import InputError
 from bnn_deploy.session import load_session
 from bnn_deploy.verification import Inputs, load_data
@@ -55,9 +56,10 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 @click.option(
     "--arch",
     metavar="NAME",
-    help="Of a checkpoint: lenet5, nin, alexnet, birealnet18, binarynet-vgg, binarynet-mlp, reactnet, or "
-    "FILE.py:CLASS.",
+    help="Of a checkpoint: lenet5, nin, alexnet, birealnet18, xnor-alexnet, binarynet-vgg, binarynet-mlp, reactnet, "
+    "dorefa-vgg, or FILE.py:CLASS.",
 )
+@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the architecture's class, a JSON object.")
 @click.option("-o", "--output", required=True, type=_PATH, metavar="MODEL.onnx", help="The file to write.")
 @click.option(
     "--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare."
@@ -89,6 +91,7 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 def command(
     source: Path,
     arch: str | None,
+    arch_args: str | None,
     output: Path,
     float_output: Path | None,
     input_shape: str | None,
@@ -111,12 +114,14 @@ def command(
         raise click.UsageError("--edges int8 and --calibration FILE go together")
     inputs = None if calibration is None else load_data(calibration, None, None, "input", None)
     shape = parse_shape(input_shape)
+    arguments = parse_arch_args(arch_args)
     with progress() as step, tempfile.TemporaryDirectory() as folder:
         float_file = float_output or Path(folder) / "float.onnx"
         result = convert(
             source,
             output,
             arch=arch,
+            arch_args=arguments,
             input_shape=shape,
             float_output=float_file,
             weights=weights,

@@ -8,6 +8,7 @@ import click
 
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import plural, print_json, printable, progress, show, table
+from bnn_deploy.cli.options import parse_arch_args
 from bnn_deploy.golden import GoldenVerification, check_golden
 from bnn_deploy.verification import OutputResult, Verification, verify
 
@@ -19,6 +20,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.option("--against", type=_PATH, metavar="FILE", help="The checkpoint, or the float .onnx file.")
 @click.option("--golden", type=_PATH, metavar="FILE", help="Instead: the golden.npz of a bundle; needs no torch.")
 @click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:CLASS.")
+@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the architecture's class, a JSON object.")
 @click.option(
     "--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs (and labels); random if left out."
 )
@@ -36,6 +38,7 @@ def command(
     against: Path | None,
     golden: Path | None,
     arch: str | None,
+    arch_args: str | None,
     data: Path | None,
     samples: int | None,
     reference_samples: int,
@@ -55,11 +58,13 @@ def command(
         return _verify_golden(model, golden, isas, threads, as_json)
     if against is None:
         raise click.UsageError("give --against FILE or --golden FILE")
+    arguments = parse_arch_args(arch_args)
     with progress() as step:
         result = verify(
             model,
             against,
             arch=arch,
+            arch_args=arguments,
             data=data,
             samples=samples,
             reference_samples=reference_samples,
@@ -76,7 +81,7 @@ def command(
 
 def _refuse_with_golden(ctx: click.Context) -> None:
     """A golden file has its own inputs, and needs no reference."""
-    for name in ("against", "arch", "data", "samples", "reference_samples"):
+    for name in ("against", "arch", "arch_args", "data", "samples", "reference_samples"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} and --golden exclude each other")
 
