@@ -102,7 +102,7 @@ def make(name: str, folder: Path) -> Converted:
         module.bn1.weight.data[4] = 0
     torch.save(module, folder / "module.pt")
     conversion = convert(module, folder / f"{name}.onnx", float_output=folder / "float.onnx", strict=True)
-    return Converted(folder / "module.pt", conversion, images((3, 16, 16), 16, first=300).numpy())
+    return Converted(folder / "module.pt", conversion, images((3, 16, 16), 8, first=300).numpy())
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def dorefa(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     return make("dorefa", tmp_path_factory.mktemp("dorefa"))
 
 
-def check(converted: Converted, model: Path, samples: int = 16) -> Verification:
+def check(converted: Converted, model: Path, samples: int = 8) -> Verification:
     return verify(model, converted.float_model, data=converted.images[:samples], isas=BEST, reference_samples=0)
 
 
