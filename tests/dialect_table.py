@@ -49,6 +49,7 @@ class Case:
         binary: layers whose weights and inputs were both binary in training.
         make: see Source.
         full: whether it takes minutes.
+        data: real inputs, an .npz file with the array `input`; None takes pictures of digits.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     binary: int
     make: Callable[[], Source]
     full: bool = False
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ CASES = [
     Case("bitorch", "module", 3, lambda: module(author_networks.BitorchNet, (1, 28, 28))),
     Case("Larq, by tf2onnx (NHWC)", "ONNX", 4, lambda: (author_networks.larq(), (6, 6, 3), {})),
     Case("Brevitas, QONNX", "ONNX", 3, lambda: (author_networks.brevitas(), (3, 8, 8), {})),
-    Case("XNOR-Net-PyTorch NIN, trained", "checkpoint", 7, trained_nin, full=True),
+    Case("XNOR-Net-PyTorch NIN, trained", "checkpoint", 7, trained_nin, True, EXAMPLES / "nin" / "cifar10_100.npz"),
     Case("BinaryNet VGG", "module", 8, lambda: module(BinaryNetVGG, (3, 32, 32)), full=True),
     Case("BinaryNet MLP", "module", 3, lambda: module(BinaryNetMLP, (1, 28, 28)), full=True),
     Case("Bi-Real Net 18", "module", 16, lambda: module(BiRealNet18, (3, 224, 224), 8), full=True),
@@ -115,8 +117,12 @@ CASES = [
 ]
 
 
-def inputs(shape: tuple[int, ...], count: int) -> NDArray[np.float32]:
+def inputs(case: Case, shape: tuple[int, ...], count: int) -> NDArray[np.float32]:
     """Pictures of a network's input shape, channels first or last."""
+    if case.data is not None:
+        with np.load(case.data) as data:
+            real: NDArray[np.float32] = data["input"][:count]
+        return real
     if len(shape) == 3 and shape[2] in (1, 3):
         images = networks.images((shape[2], *shape[:2]), count, first=500).numpy()
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
@@ -139,7 +145,7 @@ def run(case: Case, folder: Path, samples: int) -> Row:
     """Convert and verify one network, and a corrupted copy."""
     source, shape, options = case.make()
     result = convert(source, folder / "model.onnx", **options)
-    x = inputs(shape, samples)
+    x = inputs(case, shape, samples)
     proof = verify(result.output, source, data=x, reference_samples=1)
     corrupt(result.output, folder / "wrong.onnx")
     broken = verify(folder / "wrong.onnx", source, data=x, reference_samples=0)
