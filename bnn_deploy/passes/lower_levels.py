@@ -14,13 +14,13 @@ from bnn_deploy.operators import DOMAIN, MAX_TERMS
 from bnn_deploy.passes.graph import (
     BEFORE,
     LEVELS,
-    SOURCE,
     PassResult,
     add_initializer,
     display_name,
     insert_node,
     is_op,
     provenance,
+    source_metadata,
     static_shape,
 )
 from bnn_deploy.passes.levels import LevelsInput, levels_input, transposed
@@ -154,6 +154,6 @@ class LowerLevels:
                 dtype=ir.DataType.UINT32,
                 shape=[value.shape[0], *value.shape[2:], bits * words(thresholds.shape[1])],
                 domain=DOMAIN,
-                metadata={SOURCE: name, BEFORE: json.dumps(origin), LEVELS: json.dumps(levels)},
+                metadata=source_metadata(value) | {BEFORE: json.dumps(origin), LEVELS: json.dumps(levels)},
             )
         return self._planes[value]
