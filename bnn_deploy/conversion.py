@@ -433,7 +433,8 @@ def convert(
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises
-            those of a module or checkpoint by the XNOR-Net-PyTorch recipe, and refuses those of an ONNX model.
+            those of the XNOR-Net-PyTorch recipe's architectures, and of modules that call torch.sign, by that recipe,
+            and refuses all others.
         calibration: real inputs [N, ...] float32; quantise the layers that stay float to 8 bits, with their ranges.
         strict: fail if a layer whose input is a sign or has few levels stays float.
         report: also write what became of each layer here, as JSON (see `report.Report`). It is written whenever the

@@ -69,9 +69,9 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     "--weights",
     type=click.Choice(WEIGHTS),
     default="auto",
-    help="Real-valued weights of layers whose input is a sign: how they are binarised. auto: a checkpoint's by the "
-    "recipe, an ONNX model's not at all (an error); xnor: mean |W| times sign; xnor-centred: centred and clamped "
-    "first; sign; as-is: they stay real.",
+    help="Real-valued weights of layers whose input is a sign: how they are binarised. auto: by the recipe in its own "
+    "architectures and behind torch.sign of a module, else not at all (an error); xnor: mean |W| times sign; "
+    "xnor-centred: centred and clamped first; sign; as-is: they stay real.",
 )
 @click.option(
     "--edges",
