@@ -10,13 +10,22 @@ import pytest
 from onnx import numpy_helper
 
 from bnn_deploy.conversion import Conversion, convert
+from bnn_deploy.errors import InputError
 from bnn_deploy.session import library_info, load_session
 from bnn_deploy.verification import Verification, verify
 
 EXPORTS = Path(__file__).parent / "exports"
 BINARY_LAYERS = {
+    "larq_one_padding": 3,
     "larq_zero_padding": 3,
+    "larq_alpha": 3,
+    "larq_swish_sign": 3,
+    "larq_quicknet": 5,
+    "larq_heaviside": 3,
+    "larq_dorefa_2_bits": 3,
+    "larq_dorefa_3_bits": 3,
     "brevitas_bipolar": 3,
+    "brevitas_2_bits": 3,
     "bitorch_dynamo": 3,
     "bitorch_torchscript": 3,
 }
@@ -61,3 +70,20 @@ def test_one_flipped_weight_bit_shows(name: str, tmp_path: Path) -> None:
     onnx.save(model, conversion.output)
     result = verified(name, conversion.output)
     assert not result.passed and any(layer.name in line for line in result.failures)
+
+
+def test_binary_weights_on_real_inputs(tmp_path: Path) -> None:
+    conversion = converted("larq_binary_weights", tmp_path)
+    assert (len(conversion.binary_layers), len(conversion.binary_weights)) == (0, 3)
+    assert conversion.output.stat().st_size < (EXPORTS / "larq_binary_weights.onnx").stat().st_size / 3
+    result = verified("larq_binary_weights", conversion.output)
+    assert result.passed, result.failures
+
+
+def test_three_valued_weights_stay_float_and_are_named(tmp_path: Path) -> None:
+    message = (
+        r"no layer of .*larq_ternary_weights.onnx is binary: .*QuantConv2D': filter 0 has \d+ weights that are exact"
+    )
+    with pytest.raises(InputError, match=message):
+        converted("larq_ternary_weights", tmp_path)
+    assert not list(tmp_path.iterdir())
