@@ -2,33 +2,15 @@
 
 #include "binarize_driver.h"
 #include "dispatch.h"
-#include "geometry.h"
+#include "ops/float_planes.h"
 
 namespace bnn_deploy {
-namespace {
-
-constexpr size_t kMinRank = 2;
-constexpr size_t kMaxRank = 5;
-
-Shape BitsShape(const Shape& x) {
-  Shape shape;
-  shape.Append(x[0]);
-  for (size_t i = 2; i < x.rank; ++i) shape.Append(x[i]);
-  shape.Append(x[1] < 0 ? -1 : WordsForBits(x[1]));
-  return shape;
-}
-
-}  // namespace
 
 const OpSchema BinarizeAbsMean::kSchema = {
     "BinarizeAbsMean", {kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat}, {kOrtUint32, kOrtFloat}};
 
 BinarizeAbsMean::BinarizeAbsMean(const NodeInfo& node) : label_(node.label()), isa_(SelectIsa()) {
-  const Tensor threshold = node.ConstantInput(1, "threshold");
-  if (threshold.shape.rank != 1 || threshold.shape[0] < 1 || threshold.shape[0] > kMaxExtent) {
-    label_.Fail("input threshold has shape " + threshold.shape.ToString() +
-                ", but it must be [C] with one value per channel of X");
-  }
+  const Tensor threshold = ReadThreshold(node);
   threshold_.assign(threshold.As<float>(), threshold.As<float>() + threshold.shape[0]);
   scale_ = PerChannel(node, 2, "scale");
   shift_ = PerChannel(node, 3, "shift");
@@ -48,20 +30,12 @@ std::vector<float> BinarizeAbsMean::PerChannel(const NodeInfo& node, size_t inde
 void BinarizeAbsMean::Compute(const Context& context) const {
   const Tensor x = context.Input(0, label_);
   const auto channels = static_cast<int64_t>(threshold_.size());
-  if (x.shape.rank < kMinRank || x.shape.rank > kMaxRank || x.shape[1] != channels) {
-    label_.Fail("input X has shape " + x.shape.ToString() + ", but it must be [N, " +
-                std::to_string(channels) +
-                ", 0 to 3 spatial dimensions], as threshold has shape [" +
-                std::to_string(channels) + "]");
-  }
-  auto* const bits = static_cast<uint32_t*>(context.Output(0, BitsShape(x.shape)));
+  const int64_t pixels =
+      CheckPlanes(x, channels, "threshold has shape [" + std::to_string(channels) + "]", label_);
+  auto* const bits = static_cast<uint32_t*>(context.Output(0, BitsOfPlanes(x.shape)));
   Shape mean_shape = x.shape;
   mean_shape.dims[1] = 1;
   auto* const mean = static_cast<float*>(context.Output(1, mean_shape));
-  int64_t pixels = 1;
-  for (size_t i = 2; i < x.shape.rank; ++i) {
-    pixels = CheckedProduct({pixels, x.shape[i]}, "input X");
-  }
   if (x.shape[0] == 0 || pixels == 0) return;  // an empty output has no address
   if (bits == nullptr || mean == nullptr) {
     label_.Fail(std::string("output ") + (bits == nullptr ? "bits" : "A") +
@@ -74,9 +48,8 @@ void BinarizeAbsMean::Compute(const Context& context) const {
 void BinarizeAbsMean::InferShape(const ShapeContext& context) {
   // Not of A: a node may lack it, onnxruntime does not say, and before 1.28 it aborts when told the
   // shape of an output that is not there. Converted models hold it in their value_info.
-  const std::optional<Shape> x = context.InputShape(0);
-  if (!x || x->rank < kMinRank || x->rank > kMaxRank) return;
-  context.SetOutputShape(0, BitsShape(*x), kOrtUint32);
+  const std::optional<Shape> x = InferFloats(context);
+  if (x) context.SetOutputShape(0, BitsOfPlanes(*x), kOrtUint32);
 }
 
 }  // namespace bnn_deploy

@@ -4,23 +4,12 @@
 #include "conv_driver.h"
 #include "dispatch.h"
 #include "geometry.h"
+#include "ops/float_planes.h"
 
 namespace bnn_deploy {
 namespace {
 
-constexpr size_t kMinRank = 2;
-constexpr size_t kMaxRank = 5;
-
 std::string Text(int64_t value) { return std::to_string(value); }
-
-// [N, spatial..., bits * ceil(C / 32)]. An unknown extent is -1.
-Shape OutputShape(const Shape& x, int64_t bits) {
-  Shape shape;
-  shape.Append(x[0]);
-  for (size_t i = 2; i < x.rank; ++i) shape.Append(x[i]);
-  shape.Append(x[1] < 0 ? -1 : bits * WordsForBits(x[1]));
-  return shape;
-}
 
 }  // namespace
 
@@ -51,25 +40,17 @@ QuantizeLevels::QuantizeLevels(const NodeInfo& node)
 
 void QuantizeLevels::Compute(const Context& context) const {
   const Tensor x = context.Input(0, label_);
-  if (x.shape.rank < kMinRank || x.shape.rank > kMaxRank || x.shape[1] != channels_) {
-    label_.Fail("input X has shape " + x.shape.ToString() + ", but it must be [N, " +
-                Text(channels_) + ", 0 to 3 spatial dimensions], as thresholds has " +
-                Text(channels_) + " columns");
-  }
-  auto* const out = static_cast<uint32_t*>(context.Output(0, OutputShape(x.shape, bits_)));
-  int64_t pixels = 1;
-  for (size_t i = 2; i < x.shape.rank; ++i) {
-    pixels = CheckedProduct({pixels, x.shape[i]}, "input X");
-  }
+  const int64_t pixels =
+      CheckPlanes(x, channels_, "thresholds has " + Text(channels_) + " columns", label_);
+  auto* const out = static_cast<uint32_t*>(context.Output(0, BitsOfPlanes(x.shape, bits_)));
   QuantizeLevelsBatch(isa_, x.As<float>(), thresholds_.data(), bits_, x.shape[0], channels_, pixels,
                       out, context);
 }
 
 void QuantizeLevels::InferShape(const ShapeContext& context) {
-  const std::optional<Shape> x = context.InputShape(0);
+  const std::optional<Shape> x = InferFloats(context);
   const std::optional<int64_t> bits = context.Int("bits");
-  if (!x || !bits || x->rank < kMinRank || x->rank > kMaxRank) return;
-  context.SetOutputShape(0, OutputShape(*x, *bits), kOrtUint32);
+  if (x && bits) context.SetOutputShape(0, BitsOfPlanes(*x, *bits), kOrtUint32);
 }
 
 }  // namespace bnn_deploy
