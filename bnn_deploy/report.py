@@ -24,6 +24,7 @@ from bnn_deploy.passes.audit_leftovers import LAYER_OPERATORS, nearest_sign
 from bnn_deploy.passes.canonicalize_sign import uniform
 from bnn_deploy.passes.graph import (
     BEFORE,
+    LEVELS,
     SOURCE,
     Decline,
     auto_pad,
@@ -38,6 +39,7 @@ from bnn_deploy.passes.graph import (
 )
 from bnn_deploy.passes.hoist_pad import read_pad
 from bnn_deploy.passes.lower_binary_conv import MAX_SPREAD, SignInput, sign_input
+from bnn_deploy.passes.sink_sign import MOVES
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -53,9 +55,9 @@ OPERATORS = {
     "BinaryConvThreshold": BINARY,
     "BinaryConvResidual": BINARY,
     "BinaryConvScaled": BINARY,
-    "BinaryConvLevels": "binary, k-bit activations",
+    "BinaryConvLevels": "binary, {bits}-bit activations",
 }
-"""Operators of the domain bnn_deploy that are a layer, and the status that they give it."""
+"""Operators of the domain bnn_deploy that are a layer, and the status that they give it, with its attributes."""
 
 WEIGHT_OPERATORS: dict[str, str] = {
     "UnpackWeights": WEIGHTS_ONLY,
@@ -100,12 +102,12 @@ class LayerReport:
         dilations: likewise.
         group: number of groups.
         status: "binary", "binary weights only", "float", "int8" (float, quantised by --edges int8), or "removed" (what
-            it computes cancels out); more bits per activation have a status of their own, such as "binary, k-bit
-            activations".
+            it computes cancels out); with activations of k bits, 0/1 among them, "binary, k-bit activations".
         becomes: its operator in the converted model; null if it was removed.
         same_as: the equal layer that is computed in its place; null, as a rule.
         activation: how the float graph writes the sign that the layer reads, as a formula of x, such as
-            "2 * Cast(x >= 0) - 1"; "t" is a constant with one number per channel; null if it reads none.
+            "2 * Cast(x >= 0) - 1"; "t" is a constant with one number per channel; or the levels that it reads, as
+            "levels 0 to 3, times 0.333"; null if it reads neither.
         sign_of_zero: what that sign gives at 0: -1, 0 or 1; null likewise.
         converted_sign_of_zero: what it gives in the converted model: where the float graph has 0, one bit has +1.
         weights: where the weights come from and what they look like, such as "Sign(W), folded" or "latent, binarised by
@@ -401,7 +403,7 @@ class _Builder:
             plain,
             status=status,
             becomes=final.op_type,
-            activation=self._activation(seen),
+            activation=_levels(final) or self._activation(seen),
             sign_of_zero=zero,
             converted_sign_of_zero=zero if zero is None or not is_binary else -1 if zero < 0 else 1,
             scale=None if plain.scale is None else (plain.scale[0] * seen.factor, plain.scale[1] * seen.factor),
@@ -594,9 +596,22 @@ def _label(node: ir.Node) -> str:
     return _NAMES.get(node.op_type, node.op_type)
 
 
+def _levels(final: ir.Node) -> str | None:
+    """What the levels that a layer reads stand for; None if it reads none."""
+    producer = None if final.inputs[0] is None else final.inputs[0].producer()
+    while producer is not None and LEVELS not in producer.metadata_props:
+        if not is_op(producer, *MOVES) or producer.inputs[0] is None:
+            return None
+        producer = producer.inputs[0].producer()
+    if producer is None:
+        return None
+    levels = json.loads(producer.metadata_props[LEVELS])
+    return f"levels 0 to {len(levels['thresholds'])}, times {levels['step']:.3g}"
+
+
 def _status(final: ir.Node) -> str:
     if is_binary_op(final, *OPERATORS):
-        return OPERATORS[final.op_type]
+        return OPERATORS[final.op_type].format(**{key: attribute.value for key, attribute in final.attributes.items()})
     maker = final.inputs[1].producer() if len(final.inputs) > 1 and final.inputs[1] is not None else None
     if maker is not None and is_op(maker, "Transpose") and maker.inputs[0] is not None:
         maker = maker.inputs[0].producer()

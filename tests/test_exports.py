@@ -46,6 +46,8 @@ def test_every_binary_layer_is_found_and_exact(name: str, tmp_path: Path) -> Non
     conversion = converted(name, tmp_path)
     assert len(conversion.binary_layers) == BINARY_LAYERS[name]
     assert not [decline for decline in conversion.left_float if decline.has_sign_input]
+    # All of them say what they read: a sign, or levels.
+    assert all(layer.activation for layer in conversion.layers if layer.status.startswith("binary"))
     result = verified(name, conversion.output)
     assert result.passed, result.failures
     # What the framework itself computed, before any exporter had its hands on it.

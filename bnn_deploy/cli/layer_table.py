@@ -79,7 +79,7 @@ def ratio(before: int, after: int) -> str:
 def _print_found(layers: Sequence[LayerReport]) -> None:
     """What such layers were found to be made of; what is the same for all is said once, below the table."""
     columns: dict[str, Callable[[LayerReport], str]] = {
-        "sign": lambda layer: layer.activation or "",
+        "activation": lambda layer: layer.activation or "",
         "sign(0)": _zero,
         "padding": _padding,
         "weights": _weights,
@@ -97,7 +97,9 @@ def _print_found(layers: Sequence[LayerReport]) -> None:
     if said:
         show(f"In all {len(layers)} layers: {'; '.join(said)}.")
     if any(layer.binarisation or layer.fused for layer in layers):
-        show("Fused in front: into the sign of its input; behind: into the layer; a sign at the end makes bits of it.")
+        show(
+            "Fused in front: into the binarisation of its input; behind: into the layer; a sign at the end makes bits of it."
+        )
     show("")
 
 
