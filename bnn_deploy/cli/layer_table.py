@@ -98,7 +98,7 @@ def _print_found(layers: Sequence[LayerReport]) -> None:
         show(f"In all {len(layers)} layers: {'; '.join(said)}.")
     if any(layer.binarisation or layer.fused for layer in layers):
         show(
-            "Fused in front: into the binarisation of its input; behind: into the layer; a sign at the end makes bits of it."
+            "Fused in front: into the binarisation of its input; behind: into the layer; a sign at the end makes bits."
         )
     show("")
 
