@@ -11,6 +11,7 @@ from graphs import copy, parse, run_binary, run_float, samples, weights
 
 from bnn_deploy.conversion import binary_layers, to_binary
 from bnn_deploy.passes.graph import constant, is_binary_op
+from bnn_deploy.report import OPERATORS
 
 LAYER = "\ny = Conv(s, w)"
 GREATER = "a = GreaterOrEqual(x, zero)\n"
@@ -81,7 +82,7 @@ GRAPHS: dict[str, tuple[int, str, dict[str, Any]]] = {
         "a = Less(x, minus)\nb = Greater(x, one)\nc = Where(a, minus, x)\ns = Where(b, one, c)",
         {},
     ),
-    "a step to 0 and 1": (0, f"{GREATER}s = Cast <to=1> (a)", {}),
+    "a step to 0 and 1": (1, f"{GREATER}s = Cast <to=1> (a)", {}),
     "three levels": (0, "a = Sign(x)\nb = Sub(x, half)\nc = Sign(b)\ns = Add(a, c)", {}),
     "another number than 1": (0, "a = Sign(x)\ns = Add(a, half)", {}),
     "grouped and dilated": (
@@ -125,7 +126,7 @@ def test_it_gives_what_the_float_graph_gives(name: str) -> None:
 
     assert same(binary)
     wrong = copy(binary)
-    layer = next(node for node in wrong.graph if node.op_type == "Conv" or is_binary_op(node, "BinaryConv"))
+    layer = next(node for node in wrong.graph if node.op_type == "Conv" or is_binary_op(node, *OPERATORS))
     value = layer.inputs[1]
     array = np.array(constant(value))
     assert value is not None

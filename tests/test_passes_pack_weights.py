@@ -255,7 +255,7 @@ def test_the_command_line_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["convert", str(tmp_path / "float.onnx"), "-o", str(tmp_path / "m.onnx")])
     assert result.exit_code == 0, result.stderr
     assert "0 layers binary, 3 with binary weights only, 0 left float" in result.stdout
-    assert "Conv (1-bit weights)" in result.stdout
+    assert "Conv (binary weights only)" in result.stdout
     result = CliRunner().invoke(main, ["verify", str(tmp_path / "m.onnx"), "--against", str(tmp_path / "float.onnx")])
     assert result.exit_code == 0 and "kernels    none: the model has binary weights only" in result.stdout
 

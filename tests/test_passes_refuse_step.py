@@ -20,19 +20,23 @@ NORM = {
     "v": np.ones(4, np.float32),
 }
 
-STEPS = [
+LEVELS = [
     "r = Relu(x)\ns = Sign(r)",
     "r = Clip(x, zero, one)\ns = Sign(r)",
-    "r = Clip(x, , zero)\ns = Sign(r)",
     "r = Relu(x)\nq = Mul(r, k)\ns = Sign(q)",
+    "r = Relu(x)\nq = Transpose <perm=[0,1,3,2]> (r)\ns = Sign(q)",
+    "r = Max(x, zero)\ns = Sign(r)",
+]
+"""Steps, too, but LowerLevels takes their layers before anyone asks: 0 and 1 are levels."""
+
+STEPS = [
+    "r = Round(x)\ns = Sign(r)",
+    "r = Clip(x, , zero)\ns = Sign(r)",
     "r = Relu(x)\nq = Sub(r, some)\ns = Sign(q)",  # 0 in two of the channels
     "r = Relu(x)\nq = MaxPool <kernel_shape=[2,2]> (r)\np = PRelu(q, k)\ns = Sign(p)",
     "r = Relu(x)\nq = AveragePool <kernel_shape=[2,2]> (r)\ns = Sign(q)",
-    "r = Relu(x)\nq = Transpose <perm=[0,1,3,2]> (r)\ns = Sign(q)",
     "r = Relu(x)\nq = Sign(r)\np = Sign(q)\ns = Neg(p)",
-    "r = Max(x, zero)\ns = Sign(r)",
     "r = Min(zero, x)\nq = Mul(r, k)\ns = Sign(q)",
-    "r = Round(x)\ns = Sign(r)",
     "r = Floor(x)\nq = Sub(r, one)\ns = Sign(q)",
     "r = Cast <to=6> (x)\nq = Cast <to=1> (r)\ns = Sign(q)",
     "r = ThresholdedRelu <alpha=0.5> (x)\ns = Sign(r)",
@@ -80,6 +84,16 @@ def test_fires(text: str) -> None:
     assert np.allclose(run_binary(binary, x, True)[0], run_float(model, x)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("text", LEVELS)
+def test_levels_are_none_of_its_business(text: str) -> None:
+    model = graph(text)
+    binary, left, _ = to_binary(model)
+    assert left == []
+    assert "BinaryConvLevels" in op_types(binary)
+    x = samples(model)
+    assert np.allclose(run_binary(binary, x, True)[0], run_float(model, x)[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("text", SIGNS)
 def test_does_not_fire(text: str) -> None:
     model = graph(text)
@@ -101,8 +115,8 @@ def test_without_it_the_result_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_fan_out() -> None:
-    """The ReLU feeds one sign directly and another behind a shift; only the first is a step."""
-    text = "r = Relu(x)\ns = Sign(r)\nq = Sub(r, one)\nt = Sign(q)"
+    """The Round feeds one sign directly and another behind a shift by a half; only the first is a step."""
+    text = "r = Round(x)\ns = Sign(r)\nq = Sub(r, k)\nt = Sign(q)"
     model = graph(text, "y = Conv(s, w)\nz = Conv(t, w)", outputs=("y", "z"))
     left = to_binary(model)[1]
     assert [decline.node for decline in left] == ["y"]
@@ -118,8 +132,8 @@ def test_marks_and_changes_nothing_else() -> None:
 
 def test_convert_says_so_and_writes_nothing(tmp_path: object) -> None:
     path = f"{tmp_path}/m.onnx"
-    with pytest.raises(InputError, match="gives 0, too, and not only -1 and 1: Relu 'r'"):
+    with pytest.raises(InputError, match="gives 0, too, and not only -1 and 1: Round 'r'"):
         convert(graph(STEPS[0]), path)
-    mixed = graph("r = Relu(x)\ns = Sign(r)\nt = Sign(x)", "a = Conv(s, w)\nb2 = Conv(t, w)\ny = Add(a, b2)")
+    mixed = graph("r = Round(x)\ns = Sign(r)\nt = Sign(x)", "a = Conv(s, w)\nb2 = Conv(t, w)\ny = Add(a, b2)")
     with pytest.raises(BnnDeployError, match="--strict: 1 layer "):
         convert(mixed, path, strict=True)

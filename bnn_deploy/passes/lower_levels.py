@@ -91,7 +91,7 @@ class LowerLevels:
         if highest * math.prod(weight.shape[1:]) >= MAX_TERMS:
             return (
                 f"each output sums {math.prod(weight.shape[1:])} products of up to {highest}; "
-                "exact sums need less than 2^24"
+                f"exact sums need fewer than 2^24 / {highest}"
             )
         signs, alpha = two_valued(weight)
         pads = layer.pads
