@@ -157,7 +157,7 @@ def to_binary(
     unpacked = {decline.node: decline.reason for decline in PackWeights(names)(model).declined}
     leftovers = [
         replace(left, reason=f"{left.reason}; its weights are not stored as bits: {unpacked[left.node]}")
-        if left.node in unpacked
+        if left.node in unpacked and unpacked[left.node] not in left.reason
         else left
         for left in leftovers
     ]

@@ -48,6 +48,12 @@ def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Mode
         for node in model.graph
         if is_op(node, "Conv", "Gemm") and constant(node.inputs[1]) is not None and not reads_abs_mean(node)
     ]
+    if not layers:
+        return model
+    # quantize_static calls the scale of tensor t "t_scale", and takes what is called so for it.
+    for name, value in list(model.graph.initializers.items()):
+        if name.endswith("_scale") or name.endswith("_zero_point"):
+            value.name = f"{name}_constant"
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)  # it recommends a pre-processing that would inline the operators

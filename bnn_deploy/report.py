@@ -39,7 +39,7 @@ from bnn_deploy.passes.graph import (
 )
 from bnn_deploy.passes.hoist_pad import read_pad
 from bnn_deploy.passes.lower_binary_conv import MAX_SPREAD, SignInput, sign_input
-from bnn_deploy.passes.sink_sign import MOVES
+from bnn_deploy.passes.sink_sign import MOVING_OPERATORS
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -600,7 +600,7 @@ def _levels(final: ir.Node) -> str | None:
     """What the levels that a layer reads stand for; None if it reads none."""
     producer = None if final.inputs[0] is None else final.inputs[0].producer()
     while producer is not None and LEVELS not in producer.metadata_props:
-        if not is_op(producer, *MOVES) or producer.inputs[0] is None:
+        if not is_op(producer, *MOVING_OPERATORS) or producer.inputs[0] is None:
             return None
         producer = producer.inputs[0].producer()
     if producer is None:

@@ -804,8 +804,8 @@ class _Verifier:
         values: Arrays,
     ) -> None:
         """Find, for each sample with another class, the first layer that flips a bit when the model runs free."""
-        logits = values[self.reference.output].reshape(len(values[self.reference.output]), -1)
-        expected, got = classes(logits), classes(got)
+        logits = values[self.reference.output]
+        expected, predicted = classes(logits), classes(got)
         traced = {
             cut.tensor: self.sessions.make(self.segments.with_outputs(self.proto, [cut.tensor]), backend)(
                 {self.input: x}
@@ -826,13 +826,10 @@ class _Verifier:
                     allowed = self.tolerances.margin(self._is_rounded(cut.tensor))
                     break
             if not layer:
-                # No bit differs, so the two classes must be equal but for rounding, as sums of few levels can be.
-                gap = float(logits[i, expected[i]]) - float(logits[i, got[i]])
-                margin = gap / max(float(np.abs(logits).max()), float(np.finfo(np.float32).tiny))
-                allowed = self.tolerances.float_relative
+                margin, allowed = tie_margin(got[i], logits[i]), self.tolerances.float_relative
             explained = margin <= allowed
             self.result.disagreements.append(
-                Disagreement(backend, start + int(i), int(expected[i]), int(got[i]), layer, margin, explained)
+                Disagreement(backend, start + int(i), int(expected[i]), int(predicted[i]), layer, margin, explained)
             )
 
     def _is_rounded(self, tensor: str) -> bool:
@@ -932,6 +929,23 @@ def has_classes(output: NDArray[Any]) -> bool:
     return output.ndim >= 2 and output.shape[1] > 1 and output[0].size == output.shape[1]
 
 
+def tie_margin(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """How far from a tie a sample's classes are that differ though no bit does, as sums of few levels can tie.
+
+    Args:
+        got: the model's outputs for the sample.
+        expected: the reference's.
+
+    Returns:
+        The largest of the gap between both classes in the reference, and of the error of an output, in units of the
+        sample's largest output.
+    """
+    got, expected = got.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
+    unit = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    gap = float(expected.max() - expected[got.argmax()])
+    return max(gap, float(absolute_error(got, expected).max())) / unit
+
+
 def other_class(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.intp]:
     """The samples whose predicted class differs; none if the output is not [N, classes]."""
     if not has_classes(expected):
@@ -1021,8 +1035,7 @@ def _verify_outputs(
                     f"{output.backend} differs from the function bodies by {spread:.2g} of the largest in a channel"
                 )
             for i in other_class(got, expected):
-                top = np.sort(expected[i].reshape(-1))[-2:]
-                gap = float(top[1] - top[0]) / float(np.abs(expected).max())
+                margin = tie_margin(got[i], expected[i])
                 result.disagreements.append(
                     Disagreement(
                         output.backend,
@@ -1030,8 +1043,8 @@ def _verify_outputs(
                         int(classes(expected)[i]),
                         int(classes(got)[i]),
                         "",
-                        gap,
-                        explained=gap <= tolerances.float_relative,
+                        margin,
+                        explained=margin <= tolerances.float_relative,
                     )
                 )
     for output in result.outputs:

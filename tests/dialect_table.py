@@ -96,6 +96,7 @@ def module(make: Callable[[], nn.Module], shape: tuple[int, ...], samples: int =
                 parameter.normal_(0, 0.2)
             elif "prelu" in name:
                 parameter.uniform_(0, 0.5)
+            parameter[parameter == 0] += 1e-6  # one of 16 million random weights may be, and would have no sign
     networks.calibrate(net, [], networks.images(shape, samples), seed=0)
     return net, shape, {"input_shape": shape}
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import Decline, PassResult, constant, display_name, is_op, reads_abs_mean
-from bnn_deploy.passes.sink_sign import MOVES
+from bnn_deploy.passes.sink_sign import MOVING_OPERATORS
 
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv")
 """The convolutions and linear layers of standard ONNX."""
@@ -21,7 +21,7 @@ class AuditLeftovers:
     """Every Conv, ConvTranspose, Gemm and MatMul that is still float -> one line with the reason. Changes nothing.
 
     Args:
-        declined: the layers with a sign as input that LowerBinaryConv declined.
+        declined: the layers whose input is a sign or has few levels, that LowerBinaryConv and LowerLevels declined.
     """
 
     def __init__(self, declined: Iterable[Decline]) -> None:
@@ -76,7 +76,7 @@ def _reason(node: ir.Node) -> str:
     producer = None if value is None else value.producer()
     if reads_abs_mean(node):
         return "it filters the mean magnitude of a binary layer's input, which scales that layer (K of XNOR-Net)"
-    while is_op(producer, *MOVES) and producer is not None and producer.inputs[0] is not None:
+    while is_op(producer, *MOVING_OPERATORS) and producer is not None and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()  # what is only moved is not what makes it real-valued
     if producer is None:
         return "its input is the model's real-valued input, not the output of a sign"

@@ -1,4 +1,4 @@
-"""FoldBatchNorm: a BatchNorm that did not become a threshold goes into the layer before or after it."""
+"""FoldBatchNorm: a BatchNorm, or alpha, that did not become a threshold goes into the layer before or after it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FOLDING = ("BinaryConv", "BinaryConvLevels", "BinaryConvScaled")
 
 
 class FoldBatchNorm:
-    """BatchNormalization next to a layer  ==>  the layer with other constants.
+    """BatchNormalization, or arithmetic per channel, next to a layer  ==>  the layer with other constants.
 
     BatchNormalization(BinaryConv(x)) gives another scale and bias; BatchNormalization(Conv(x)) and
     Conv | Gemm(BatchNormalization(x)) another weight and bias.

@@ -10,7 +10,6 @@ from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.fold_threshold import batch_norm_line, bisect_threshold, complement_channels, complementable
 from bnn_deploy.passes.graph import (
     BIT_KEYS,
-    SOURCE,
     PassResult,
     add_initializer,
     constant,
@@ -20,6 +19,7 @@ from bnn_deploy.passes.graph import (
     remove_if_dead,
     replace_value,
     sole_consumer,
+    source_metadata,
     static_shape,
 )
 
@@ -81,7 +81,7 @@ class FuseAbsMean:
             [x, threshold, one, zero],
             num_outputs=2,
             name=binarize.name,
-            metadata_props=metadata | {output_key(SOURCE, 1): mean_name},
+            metadata_props=metadata | {output_key(k, 1): t for k, t in source_metadata(old_mean).items()},
         )
         bits, mean = new.outputs
         bits.type, bits.shape, bits.name = old_bits.type, old_bits.shape, f"{bits_name}_new"

@@ -14,6 +14,8 @@ from bnn_deploy.operators import DOMAIN, MAX_TERMS
 from bnn_deploy.passes.graph import (
     BEFORE,
     LEVELS,
+    MOVES,
+    SOURCE,
     PassResult,
     add_initializer,
     display_name,
@@ -154,6 +156,13 @@ class LowerLevels:
                 dtype=ir.DataType.UINT32,
                 shape=[value.shape[0], *value.shape[2:], bits * words(thresholds.shape[1])],
                 domain=DOMAIN,
-                metadata=source_metadata(value) | {BEFORE: json.dumps(origin), LEVELS: json.dumps(levels)},
+                metadata=_source(value) | {BEFORE: json.dumps(origin), LEVELS: json.dumps(levels)},
             )
         return self._planes[value]
+
+
+def _source(value: ir.Value) -> dict[str, str]:
+    """SOURCE and MOVES of a quantised tensor; a Sign that was moved carries its own."""
+    producer = value.producer()
+    own = {} if producer is None else producer.metadata_props
+    return {key: own[key] for key in (SOURCE, MOVES) if key in own} if SOURCE in own else source_metadata(value)

@@ -20,7 +20,7 @@ from bnn_deploy.passes.graph import (
     static_shape,
 )
 
-MOVES = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+MOVING_OPERATORS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 class SinkSign:
@@ -39,7 +39,7 @@ class SinkSign:
         """Rewrite until no move of a sign is left."""
         result = PassResult()
         for node in list(model.graph):  # in order, so that a sign sinks through a chain of moves in one go
-            if not is_op(node, *MOVES) or node.inputs[0] is None or is_flatten(node, node.outputs[0]):
+            if not is_op(node, *MOVING_OPERATORS) or node.inputs[0] is None or is_flatten(node, node.outputs[0]):
                 continue
             sign, factor = _scaled_sign(node.inputs[0].producer())
             move = _move(node)
