@@ -124,6 +124,8 @@ class LayerResult:
             units of its channel's root mean square; 0 if none.
         worst: where that is and what the reference has there.
         zeros: pre-activations that are exactly 0, where PyTorch's sign is 0 and the paper's is +1.
+        behind_zeros: values that depend on such zeros of the layers before; each must lie between what -1 and what +1
+            in their place give.
         max_error: largest absolute error of a float.
         relative_error: largest error in units of the largest magnitude in its channel, see Tolerances.
         error: why it could not be compared: it does not run, or its output has another shape.
@@ -139,6 +141,7 @@ class LayerResult:
     margin: float = 0.0
     worst: str = ""
     zeros: int = 0
+    behind_zeros: int = 0
     max_error: float = 0.0
     relative_error: float = 0.0
     error: str = ""
@@ -628,8 +631,10 @@ class _Verifier:
         result.outputs = list(self.outputs.values())
         zeros = sum(layer.zeros for layer in result.layers)
         if zeros:
+            behind = sum(layer.behind_zeros for layer in result.layers)
             result.notes.append(
-                f"{zeros} pre-activations are exactly 0: PyTorch's sign gives 0 there, the operators +1, as the paper"
+                f"{zeros} pre-activations are exactly 0: PyTorch's sign gives 0 there, the operators +1, as the paper; "
+                f"{behind} values of the next layers depend on that, and were held to lie between what -1 and +1 give"
             )
         return result
 
@@ -700,7 +705,7 @@ class _Verifier:
         cut = piece.output
         layer = self.layers[cut.tensor]
         expected = self._value(cut, values)
-        worst = replace(layer, differing=0)
+        worst = replace(layer, differing=0, behind_zeros=0)
         for backend, run in runners.items():
             count = self._share(backend, start, len(x))
             if count == 0:
@@ -711,6 +716,10 @@ class _Verifier:
                     for name in piece.inputs
                 }
                 got = run({name: array[:count] for name, array in feed.items()})
+                if other := self._with_zeros_negative(piece, feed, values):
+                    low = run({name: array[:count] for name, array in other.items()})
+                    worst.behind_zeros = max(worst.behind_zeros, _count_differing(cut, got, low))
+                    got = _between(cut, got, low, expected[:count])
                 if cut.is_bits:
                     now = self._compare_bits(
                         cut, piece.quantized, got, expected[:count], self._before(cut, values), start
@@ -729,8 +738,23 @@ class _Verifier:
             worst.passed &= now.passed
         worst.values += expected.size
         worst.differing += layer.differing
+        worst.behind_zeros += layer.behind_zeros
         worst.zeros += int((expected == 0).sum()) if cut.is_bits and cut.levels is None else 0
         self.layers[cut.tensor] = worst
+
+    def _with_zeros_negative(self, piece: Segment, feed: Arrays, values: Arrays) -> Arrays:
+        """What feeds a piece, with -1 instead of +1 where the reference's sign is 0; empty if it is so nowhere."""
+        changed = dict(feed)
+        found = False
+        for name in piece.inputs:
+            cut = self.cuts.get(name)
+            if cut is None or not cut.is_bits or cut.levels is not None:
+                continue
+            value = self._value(cut, values)
+            if (value == 0).any():
+                found = True
+                changed[name] = cut.encode(np.where(value == 0, np.float32(-1), value))
+        return changed if found else {}
 
     def _compare_bits(
         self, cut: Cut, quantized: bool, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], start: int
@@ -816,6 +840,10 @@ class _Verifier:
             layer, margin, allowed = "", 0.0, 0.0
             for cut in self.bit_cuts:
                 signs = self._value(cut, values)[: len(x)]
+                if cut.levels is None and (signs[i] == 0).any():
+                    # Not rounding, but a sign(0): from here on the two go different ways.
+                    layer = self.layers[cut.tensor].layer
+                    break
                 try:
                     flips, margins = differences(cut, traced[cut.tensor], signs, self._before(cut, values))
                 except ValueError:  # another shape: no rounding explains that
@@ -837,6 +865,26 @@ class _Verifier:
         piece = next(piece for piece in self.pieces if piece.output.tensor == tensor)
         floats = [name for name in piece.inputs if name in self.cuts and not self.cuts[name].is_bits]
         return piece.quantized or any(map(self._is_rounded, floats))
+
+
+def _between(cut: Cut, got: NDArray[Any], low: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
+    """`got`, but where it depends on zeros, what of the interval that they span is nearest to what is expected.
+
+    A layer is linear in its input and what follows it monotone, so a 0 gives something between what -1 and +1 give.
+    """
+    if not cut.is_bits:
+        got, low = got.reshape(expected.shape), low.reshape(expected.shape)
+        return np.where(got == low, got, np.clip(expected, np.minimum(got, low), np.maximum(got, low)))
+    if cut.levels is not None:
+        return got
+    unsettled = got ^ low
+    words: NDArray[Any] = (got & ~unsettled) | (cut.encode(expected).reshape(got.shape) & unsettled)
+    return words
+
+
+def _count_differing(cut: Cut, got: NDArray[Any], low: NDArray[Any]) -> int:
+    """How many floats, or bits, are not the same in two results of a piece."""
+    return int(np.unpackbits((got ^ low).view(np.uint8)).sum()) if cut.is_bits else int((got != low).sum())
 
 
 def _differs(got: NDArray[Any], expected: NDArray[Any], tolerance: float) -> NDArray[np.bool_]:

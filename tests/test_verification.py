@@ -244,6 +244,22 @@ def test_exact_zeros_are_counted(tiny: tuple[nn.Module, Path], rng: np.random.Ge
     result = verify(model, module, data=x)
     assert result.layers[0].zeros == 9
     assert ["9 pre-activations are exactly 0: PyTorch's sign gives 0 there" in note for note in result.notes] == [True]
+    # What reads them lies between what -1 and +1 give; so does the output, whose class is not rounding's fault.
+    assert result.passed, result.failures
+    assert sum(layer.behind_zeros for layer in result.layers[1:]) > 0
+    assert all(d.sample == 1 and d.explained for d in result.disagreements)
+
+
+def test_exact_zeros_excuse_nothing_else(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
+    module, model = tiny
+    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
+    x[:, 2] = 0  # in every sample
+    assert verify(model, module, data=x).passed
+    wrong = copy.deepcopy(module)
+    with torch.no_grad():
+        wrong.conv.weight[0, 1] *= -1  # type: ignore[index,union-attr,operator]
+    result = verify(model, wrong, data=x)
+    assert [layer.passed for layer in result.layers][:2] == [True, False]
 
 
 def test_float_tolerance(lenet5: Converted) -> None:
