@@ -175,7 +175,7 @@ def run(case: Case, folder: Path, samples: int) -> Row:
     proof = verify(result.output, source, data=x, reference_samples=1)
     corrupt(result.output, folder / "wrong.onnx")
     broken = verify(folder / "wrong.onnx", source, data=x, reference_samples=0)
-    return Row(len(result.binary_layers), len(result.binary_layers) + len(result.left_float), proof, not broken.passed)
+    return Row(len(result.binary_layers), len(result.layers), proof, not broken.passed)
 
 
 def passed(case: Case, row: Row) -> bool:
