@@ -201,7 +201,7 @@ __m256 ScaledSums(const FinishFloatArgs& args, int64_t pixel, int64_t channel) {
 }
 
 // A block of up to 8 channels x 8 pixels. Returns the bits of the channels for each pixel.
-template <bool kResidual>
+template <bool kResidual, bool kFactor>
 __m256i FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel) {
   const int64_t last = args.pixels - 1 - pixel;
   const int64_t channels = args.channels - channel < 8 ? args.channels - channel : 8;
@@ -216,7 +216,8 @@ __m256i FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel)
       const float* const residual = args.residual + offset + i * args.channel_stride;
       rows[i] = _mm256_add_ps(rows[i], _mm256_maskload_ps(residual, mask));
     }
-  } else if (args.factor != nullptr) {
+  }
+  if (kFactor) {
     const __m256 factor = _mm256_maskload_ps(args.factor + pixel, mask);
     for (int i = 0; i < 8; ++i) rows[i] = _mm256_mul_ps(rows[i], factor);
   }
@@ -243,13 +244,13 @@ __m256i FinishBlock(const FinishFloatArgs& args, int64_t channel, int64_t pixel)
   return bits;
 }
 
-template <bool kResidual>
+template <bool kResidual, bool kFactor>
 void FinishTile(const FinishFloatArgs& args) {
   for (int64_t channel = 0; channel < args.channels; channel += 32) {
     for (int64_t pixel = 0; pixel < args.pixels; pixel += 8) {
       __m256i bits = _mm256_setzero_si256();
       for (int64_t i = 0; i < 32 && channel + i < args.channels; i += 8) {
-        const __m256i part = FinishBlock<kResidual>(args, channel + i, pixel);
+        const __m256i part = FinishBlock<kResidual, kFactor>(args, channel + i, pixel);
         bits = _mm256_or_si256(bits, _mm256_slli_epi32(part, static_cast<int>(i)));
       }
       if (kResidual && args.bits != nullptr) {
@@ -265,10 +266,9 @@ void FinishTile(const FinishFloatArgs& args) {
 }
 
 void FinishFloat(const FinishFloatArgs& args) {
-  if (args.residual != nullptr) return FinishTile<true>(args);
-  if (args.pixels > 1 || args.channel_stride > 1 || args.factor != nullptr) {
-    return FinishTile<false>(args);
-  }
+  if (args.residual != nullptr) return FinishTile<true, false>(args);
+  if (args.factor != nullptr) return FinishTile<false, true>(args);
+  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false, false>(args);
   for (int64_t channel = 0; channel < args.channels; channel += 8) {  // fully connected
     _mm256_maskstore_ps(args.out + channel, FirstLanes(args.channels - channel),
                         ScaledSums(args, 0, channel));
