@@ -39,7 +39,6 @@ TITLES = {
     "nin": "NIN",
     "alexnet": "AlexNet (227)",
     "birealnet18": "Bi-Real ResNet-18",
-    "xnor-alexnet": "XNOR-Net AlexNet with K (227)",
 }
 
 OURS, OURS_INT8 = "bnn-deploy", "bnn-deploy, int8 edges"
