@@ -80,6 +80,14 @@ def test_binary_weights_on_real_inputs(tmp_path: Path) -> None:
     assert conversion.output.stat().st_size < (EXPORTS / "larq_binary_weights.onnx").stat().st_size / 3
     result = verified("larq_binary_weights", conversion.output)
     assert result.passed, result.failures
+    model = onnx.load(conversion.output)
+    packed = next(node.input[0] for node in model.graph.node if node.op_type == "UnpackWeights")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == packed)
+    words = numpy_helper.to_array(tensor).copy()
+    words[3, 0] ^= 1 << 7
+    tensor.CopyFrom(numpy_helper.from_array(words, packed))
+    onnx.save(model, conversion.output)
+    assert not verified("larq_binary_weights", conversion.output).passed
 
 
 def test_three_valued_weights_stay_float_and_are_named(tmp_path: Path) -> None:

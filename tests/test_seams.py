@@ -107,6 +107,8 @@ def test_eight_bit_edges(name: str, tmp_path: Path) -> None:
     conversion, source = converted(EDGES[name], tmp_path, calibration=INPUTS)
     result = verified(conversion.output, source)
     assert result.passed, result.failures
+    flip_a_weight(conversion.output)
+    assert not verified(conversion.output, source).passed
 
 
 def test_a_tie_is_one_of_the_sample_alone() -> None:
