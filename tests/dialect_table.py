@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import author_networks
-import networks
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -41,6 +39,7 @@ from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.passes.graph import constant, is_binary_op
 from bnn_deploy.report import OPERATORS
 from bnn_deploy.verification import Verification
+from support import author_networks, networks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPORTS = Path(__file__).parent / "exports"

@@ -14,8 +14,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import Converted
-from networks import mnist, write_checkpoint
 from torch import nn
 
 from bnn_deploy import conversion
@@ -27,6 +25,8 @@ from bnn_deploy.operators import DOMAIN
 from bnn_deploy.session import library_info, load_session
 from bnn_deploy.training import WeightBinarizer
 from bnn_deploy.verification import verify
+from support.converted import Converted
+from support.networks import mnist, write_checkpoint
 
 
 def ops(path: Path) -> list[str]:

@@ -257,11 +257,11 @@ def layer_workload(name: str, folder: Path) -> Workload:
 
 def network_workload(name: str, folder: Path) -> Workload:
     """LeNet-5 and NIN as they were trained; others from a seeded initialisation, BatchNorm calibrated on images."""
-    import networks
     import onnx
 
     from bnn_deploy.architectures import ARCHITECTURES
     from bnn_deploy.conversion import convert
+    from support import networks
 
     module = networks.network(name, CALIBRATION_SAMPLES)
     shape = ARCHITECTURES[name].input_shape

@@ -24,9 +24,8 @@ from bnn_deploy.profiling import ProfileReport, profile
 
 def build(arch: str, folder: Path) -> tuple[Path, Path]:
     """Convert a network. Returns the binary and the float model."""
-    import networks
-
     from bnn_deploy.conversion import convert
+    from support import networks
 
     binary, flat = folder / f"{arch}.onnx", folder / f"{arch}_float.onnx"
     convert(networks.network(arch, samples=8), binary, float_output=flat)

@@ -8,21 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compare
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from peers.ort import load as load_ort
+from peers.plan import Plan, Step, fold_affine_into_sign, load_plan, read_onnx, same_pads
+from peers.plan import use_tensorflow_padding as move_padding
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.session import load_session
 
-BENCHMARKS = Path(__file__).parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import compare  # noqa: E402
-from peers.ort import load as load_ort  # noqa: E402
-from peers.plan import Plan, Step, fold_affine_into_sign, load_plan, read_onnx, same_pads  # noqa: E402
-from peers.plan import use_tensorflow_padding as move_padding  # noqa: E402
+BENCHMARKS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import neon_model
 import pytest
 
 from bnn_deploy.errors import InputError, SetupError
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-
-import neon_model
 
 # The tile of one pixel and 8 channels that ends in bits, as objdump prints it (symbols and nops left out).
 LISTING = """

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Converted
 
 import bnn_deploy
 from bnn_deploy import bundle as bundle_module
@@ -48,8 +47,9 @@ from bnn_deploy.bundle import (
 from bnn_deploy.cli import main
 from bnn_deploy.errors import InputError
 from bnn_deploy.golden import GoldenVerification, read_golden
+from support.converted import Converted
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VERSION = "0.1.0" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
 WHEEL = f"bnn_deploy-{VERSION}-py3-none-manylinux_2_28_x86_64.whl"
 

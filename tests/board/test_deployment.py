@@ -22,10 +22,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Converted
 from packaging.requirements import Requirement
-from small_models import save_binary
-from ssh_server import HOST, SshServer, wait_for
 
 import bnn_deploy
 from bnn_deploy import bundle as bundles
@@ -35,6 +32,9 @@ from bnn_deploy.cli.console import TIMES
 from bnn_deploy.deployment import Board, deploy, look, problems
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.profiling import profile
+from support.converted import Converted
+from support.small_models import save_binary
+from support.ssh_server import HOST, SshServer, wait_for
 
 MACHINE = os.uname().machine
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[MACHINE]

@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import wheels
 
+import wheels
 from bnn_deploy.session import library_path
 
 MACHINE = platform.machine()

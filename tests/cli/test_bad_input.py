@@ -13,13 +13,14 @@ import onnxruntime as ort
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import Converted
-from networks import random_network, write_checkpoint
 from torch import nn
 
+import bnn_deploy
 from bnn_deploy import session
 from bnn_deploy.cli import main
 from bnn_deploy.session import library_info
+from support.converted import Converted
+from support.networks import random_network, write_checkpoint
 
 
 def fails(arguments: list[Any], code: int, *texts: str, folder: Path | None = None) -> str:
@@ -313,7 +314,7 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "c.pth.tar").write_text("no checkpoint")
     code = "from bnn_deploy.cli import main; main()"
     command = [sys.executable, "-c", code, "convert", "c.pth.tar", "--arch", "lenet5", "-o", "m.onnx"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(session.__file__).parents[1]), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(bnn_deploy.__file__).parents[1]), *sys.path])}
     for debug in (False, True):
         done = subprocess.run(
             command + ["--debug"] * debug, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -13,10 +13,10 @@ import click
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from small_models import save_binary, save_float
 
 from bnn_deploy import cli, errors
 from bnn_deploy.cli import console
+from support.small_models import save_binary, save_float
 
 
 def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import Converted
 
 from bnn_deploy import verification
 from bnn_deploy.cli import main
 from bnn_deploy.session import library_info
+from support.converted import Converted
 
 FILES = {"lenet5.onnx", "lenet5_float.onnx", "lenet5.pth.tar", "mnist_1000.npz"}
 
@@ -56,7 +56,7 @@ def test_the_demo_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "nin"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "nin"
 
 
 def test_the_demo_of_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from test_kernels import CHANNEL_TAILS, DOMAIN, ISAS, PAD_VALUES, ConvCase, make_session, only_runs, pack, same
 
 from bnn_deploy import operators
+from support.kernels import CHANNEL_TAILS, DOMAIN, ISAS, PAD_VALUES, ConvCase, make_session, only_runs, pack, same
 
 Array = NDArray[Any]
 FUNCTIONS = [ir.to_proto(function) for function in operators.functions()]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import dialect_table
 import pytest
 import torch
-from dialect_table import CASES, Case
 
+import dialect_table
 from bnn_deploy.architectures import BinaryNetMLP, BinaryNetVGG, Network, ReActNet
 from bnn_deploy.architectures.reactnet import ReActBlock
+from dialect_table import CASES, Case
 
 pytestmark = pytest.mark.usefixtures("seeded_torch")
 

@@ -14,7 +14,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.session import library_info
 from bnn_deploy.verification import Verification, verify
 
-NIN = Path(__file__).parents[1] / "examples" / "nin"
+NIN = Path(__file__).parents[2] / "examples" / "nin"
 CHECKPOINT = NIN / "nin.pth.tar"
 
 

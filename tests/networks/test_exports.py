@@ -14,7 +14,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.session import library_info, load_session
 from bnn_deploy.verification import Verification, verify
 
-EXPORTS = Path(__file__).parent / "exports"
+EXPORTS = Path(__file__).parents[1] / "exports"
 BINARY_LAYERS = {
     "larq_one_padding": 3,
     "larq_zero_padding": 3,

@@ -9,8 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Converted
-from networks import calibrate, images
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +22,8 @@ from bnn_deploy.profiling import profile
 from bnn_deploy.segments import Levels, cuts, load_model
 from bnn_deploy.session import library_info, load_session
 from bnn_deploy.verification import Verification, differences, relative_margin, verify
+from support.converted import Converted
+from support.networks import calibrate, images
 
 BEST = list(library_info().isas[:1])
 

@@ -6,13 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import networks
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from graphs import batch_norm, eighths, op_types, parse, run_binary, run_float, weights
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,6 +25,8 @@ from bnn_deploy.passes.graph import display_name
 from bnn_deploy.profiling import profile
 from bnn_deploy.session import library_info
 from bnn_deploy.verification import verify
+from support import networks
+from support.graphs import batch_norm, eighths, op_types, parse, run_binary, run_float, weights
 
 BINARY = ("1", "3", "4")
 """The names of the small network's binary layers."""

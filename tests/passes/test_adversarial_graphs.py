@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import copy, parse, run_binary, run_float, samples, weights
 
 from bnn_deploy.conversion import binary_layers, to_binary
 from bnn_deploy.passes.graph import constant, is_binary_op
 from bnn_deploy.report import OPERATORS
+from support.graphs import copy, parse, run_binary, run_float, samples, weights
 
 LAYER = "\ny = Conv(s, w)"
 GREATER = "a = GreaterOrEqual(x, zero)\n"

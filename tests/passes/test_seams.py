@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import Array, parse, weights
 from onnx import numpy_helper
 
 from bnn_deploy.conversion import Conversion, convert
 from bnn_deploy.report import OPERATORS
 from bnn_deploy.session import library_info
 from bnn_deploy.verification import Verification, tie_margin, verify
+from support.graphs import Array, parse, weights
 
 INPUTS = np.random.default_rng(8).standard_normal((16, 4, 6, 6)).astype(np.float32)
 BOX = np.full((1, 1, 3, 3), 1 / 9, np.float32)

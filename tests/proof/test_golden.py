@@ -12,14 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conftest
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Converted
 from onnx import numpy_helper
-from test_corruption import CASES, Damage, damaged, flip_weight_bit, move_threshold
 
 from bnn_deploy.bits import unpack_bits
 from bnn_deploy.cli import main
@@ -36,6 +33,8 @@ from bnn_deploy.golden import (
     write_golden,
 )
 from bnn_deploy.session import library_info, load_session
+from support.converted import Converted, convert_network
+from support.damage import CASES, Damage, damaged, flip_weight_bit, move_threshold
 
 ISAS = list(library_info().isas)
 BEST = ISAS[:1]
@@ -43,7 +42,7 @@ BEST = ISAS[:1]
 
 @pytest.fixture(scope="module")
 def birealnet18(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    return conftest._converted("birealnet18", tmp_path_factory, 3, calibration=16)
+    return convert_network("birealnet18", tmp_path_factory.mktemp("birealnet18"), 3, calibration=16)
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +173,9 @@ def test_random_inputs_when_none_are_given(lenet5: Converted) -> None:
 
 def test_a_sign_of_the_input_itself(tmp_path: Path, seeded_torch: None) -> None:
     """No layer before it, and nothing behind the last bits but the output."""
-    from test_verification import Signed
     from torch import nn
+
+    from support.networks import Signed
 
     model = convert(nn.Sequential(Signed(nn.Conv2d(4, 6, 3))), tmp_path / "m.onnx", input_shape=(4, 6, 6)).output
     x = np.random.default_rng(0).standard_normal((3, 4, 6, 6)).astype(np.float32)

@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import Converted
 from torch import nn
 
 from bnn_deploy import segments, verification
@@ -23,6 +21,9 @@ from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.segments import load_model, split
 from bnn_deploy.session import library_info
 from bnn_deploy.verification import Tolerances, Verification, finite, load_data, relative_margin, verify
+from support import networks
+from support.converted import Converted
+from support.networks import Signed
 
 ISAS = list(library_info().isas)
 BEST = ISAS[:1]
@@ -284,16 +285,6 @@ def test_a_sign_of_the_input_itself(tmp_path: Path, seeded_torch: None) -> None:
         checked = verify(result.output, against, data=x)
         assert checked.passed, checked.failures
         assert [layer.kind for layer in checked.layers] == ["bits", "floats"]
-
-
-class Signed(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layer(torch.sign(x))
-        return result
 
 
 def test_every_node_is_in_a_segment(lenet5: Converted, nin: Converted) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Converted
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.session import library_info
 from bnn_deploy.training import sign_ste
 from bnn_deploy.verification import verify
+from support.converted import Converted
 
 BEST = [library_info().isas[0]]
 

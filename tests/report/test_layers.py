@@ -13,10 +13,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
-from conftest import Converted
-from graphs import Array, assert_same, batch_norm, eighths, equal, parse, run_binary, run_float, samples, weights
-from networks import mnist
-from test_dialects import BRANCHES, PADDINGS, SIGNS, WEIGHTS, matrix
 from torch import Tensor, nn
 
 from bnn_deploy import passes
@@ -29,6 +25,21 @@ from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.operators import DOMAIN
 from bnn_deploy.passes.audit_leftovers import LAYER_OPERATORS
 from bnn_deploy.report import OPERATORS, Canonical, LayerReport, layer_reports
+from support.converted import Converted
+from support.dialects import BRANCHES, PADDINGS, SIGNS, WEIGHTS, matrix
+from support.graphs import (
+    Array,
+    assert_same,
+    batch_norm,
+    eighths,
+    equal,
+    parse,
+    run_binary,
+    run_float,
+    samples,
+    weights,
+)
+from support.networks import mnist
 
 W = weights(8, 4, 3, 3)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from small_models import save_binary, save_float
 
 from bnn_deploy import board, cli, profiling
 from bnn_deploy.board import FLAGS, Board, Clock, CoreType, State, read_board, read_state
+from support.small_models import save_binary, save_float
 
 UNDER_VOLTAGE, CAPPED, THROTTLED, SOFT_LIMIT = FLAGS
 CPUFREQ = "sys/devices/system/cpu/cpufreq"

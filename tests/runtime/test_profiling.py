@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from small_models import save_binary, save_float
 
 from bnn_deploy import profiling
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.profiling import model_bytes, node_times, profile
 from bnn_deploy.session import library_info
+from support.small_models import save_binary, save_float
 
 
 @pytest.fixture

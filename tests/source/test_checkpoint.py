@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import DEMO_DATA
 from torch import nn
 
 from bnn_deploy.architectures import LeNet5
@@ -21,6 +20,7 @@ from bnn_deploy.checkpoint import build, input_shape, load_class, load_module, l
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.verification import verify
+from support.networks import DEMO_DATA
 
 
 def state() -> dict[str, torch.Tensor]:

@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from graphs import batch_norm, eighths, parse, weights
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from bnn_deploy.cli import main
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.verification import verify
+from support.graphs import batch_norm, eighths, parse, weights
 
 BODY = """c = Conv <pads=[1,1,1,1]> (x, first)
 n = BatchNormalization (c, g, b, m, v)

@@ -11,7 +11,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import Converted
 from torch import Tensor, nn
 
 from bnn_deploy.architectures import LeNet5
@@ -21,6 +20,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.export import FloatExport
 from bnn_deploy.passes.lower_binary_conv import two_valued
 from bnn_deploy.training import WeightBinarizer, binarize_weight, sign_ste
+from support.converted import Converted
 
 
 class Small(nn.Module):

@@ -14,10 +14,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from bnn_deploy.operators import DOMAIN, OPSET, VERSION, functions
 from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER
 from bnn_deploy.passes.graph import complemented, constant
+from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.session import load_session
 
 Array = NDArray[Any]
@@ -72,6 +74,14 @@ def parse(
 def copy(model: ir.Model) -> ir.Model:
     """A model of its own."""
     return ir.from_proto(ir.to_proto(model))
+
+
+def lower(model: ir.Model) -> ir.Model:
+    """The model with Binarize and BinaryConv, nothing folded yet."""
+    after = copy(model)
+    assert LowerBinaryConv()(after).modified
+    common.RemoveUnusedNodesPass()(after)
+    return after
 
 
 def op_types(model: ir.Model) -> list[str]:

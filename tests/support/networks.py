@@ -18,7 +18,7 @@ from bnn_deploy.checkpoint import load_module
 from bnn_deploy.training import WeightBinarizer
 
 DEMO_DATA = Path(bnn_deploy.__file__).parent / "demo_data"
-NIN = Path(__file__).parents[1] / "examples" / "nin"
+NIN = Path(__file__).parents[2] / "examples" / "nin"
 TRAINED = {"lenet5": DEMO_DATA / "lenet5.pth.tar", "nin": NIN / "nin.pth.tar"}
 """The checkpoints of architectures that were trained."""
 
@@ -93,3 +93,15 @@ def write_checkpoint(model: nn.Module, path: Path) -> Path:
     """Save in the recipe's format."""
     torch.save({"best_acc": 0.0, "state_dict": model.state_dict()}, path)
     return path
+
+
+class Signed(nn.Module):
+    """A layer that reads the signs of the network's own input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(torch.sign(x))
+        return result

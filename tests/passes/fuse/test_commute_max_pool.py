@@ -5,12 +5,24 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import assert_same, batch_norm, copy, equal, only, op_types, parse, run_binary, run_float, samples, weights
-from test_passes_fold_threshold import lower
 
 from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
 from bnn_deploy.passes.fold_threshold import FoldThreshold
 from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, complemented
+from support.graphs import (
+    assert_same,
+    batch_norm,
+    copy,
+    equal,
+    lower,
+    only,
+    op_types,
+    parse,
+    run_binary,
+    run_float,
+    samples,
+    weights,
+)
 
 W = weights(8, 4, 2, 2)
 X = ("N", 4, 9, 9)

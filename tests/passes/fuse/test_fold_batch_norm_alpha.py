@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import Array, assert_same, copy, eighths, only, op_types, parse, weights
-from test_passes_fold_threshold import lower
 
 from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fuse_factor import FuseFactor
 from bnn_deploy.passes.graph import SOURCE, constant
+from support.graphs import Array, assert_same, copy, eighths, lower, only, op_types, parse, weights
 
 X = ("N", 4, 6, 6)
 CONV = "s = Sign(x)\nc = Conv(s, w)\n"

@@ -7,23 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import pytest
-from graphs import (
-    assert_same,
-    batch_norm,
-    complemented_channels,
-    copy,
-    eighths,
-    equal,
-    only,
-    op_types,
-    parse,
-    run_binary,
-    run_float,
-    samples,
-    weights,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -37,7 +21,22 @@ from bnn_deploy.passes.fold_threshold import (
     ordered_to_float,
 )
 from bnn_deploy.passes.graph import constant, set_complemented
-from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from support.graphs import (
+    assert_same,
+    batch_norm,
+    complemented_channels,
+    copy,
+    eighths,
+    equal,
+    lower,
+    only,
+    op_types,
+    parse,
+    run_binary,
+    run_float,
+    samples,
+    weights,
+)
 
 Floats = NDArray[np.float32]
 
@@ -45,14 +44,6 @@ with np.errstate(invalid="ignore"):
     HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 HALVES = np.sort(HALVES[np.isfinite(HALVES)])
 """Every finite float16."""
-
-
-def lower(model: ir.Model) -> ir.Model:
-    """The model with Binarize and BinaryConv, nothing folded yet."""
-    after = copy(model)
-    assert LowerBinaryConv()(after).modified
-    common.RemoveUnusedNodesPass()(after)
-    return after
 
 
 def folds(model: ir.Model, *expected: str, modified: int = 1) -> ir.Model:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import (
+
+from bnn_deploy.passes.fold_threshold import FoldThreshold
+from bnn_deploy.passes.fuse_abs_mean import FuseAbsMean
+from bnn_deploy.passes.graph import SOURCE, constant, output_key
+from support.graphs import (
     Array,
     assert_same,
     complemented_channels,
     copy,
     eighths,
     equal,
+    lower,
     only,
     op_types,
     parse,
@@ -20,11 +25,6 @@ from graphs import (
     samples,
     weights,
 )
-from test_passes_fold_threshold import lower
-
-from bnn_deploy.passes.fold_threshold import FoldThreshold
-from bnn_deploy.passes.fuse_abs_mean import FuseAbsMean
-from bnn_deploy.passes.graph import SOURCE, constant, output_key
 
 X = ("N", 4, 6, 6)
 W, W2 = weights(8, 4, 3, 3), weights(8, 4, 3, 3, seed=1)

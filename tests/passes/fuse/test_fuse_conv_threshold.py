@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
+from bnn_deploy.passes.fold_threshold import FoldThreshold
+from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold, integer_threshold
+from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, complemented, constant
+from support.graphs import (
     assert_same,
     batch_norm,
     copy,
     eighths,
     equal,
+    lower,
     only,
     op_types,
     parse,
@@ -21,15 +30,6 @@ from graphs import (
     samples,
     weights,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from test_passes_fold_threshold import lower
-
-from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
-from bnn_deploy.passes.fold_threshold import FoldThreshold
-from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold, integer_threshold
-from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, complemented, constant
 
 NORM = "BatchNormalization({}, g, b, m, v)"
 NEGATIVE = batch_norm(8, gamma=[1, -1, -0.5, 2, 0, -3, 1, 1]) | {"b": np.full(8, 0.3, np.float32)}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import copy, op_types, parse, run_binary, samples, weights
-from test_passes_fold_threshold import lower
 
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.lower_quantized import LowerQuantized
+from support.graphs import copy, lower, op_types, parse, run_binary, samples, weights
 
 X = ("N", 33, 5, 4)
 TEXT = """

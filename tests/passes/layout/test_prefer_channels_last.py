@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import copy, eighths, op_types, parse, run_binary, samples, weights
-from test_passes_fold_threshold import lower
 
 from bnn_deploy.passes.graph import SOURCE, constant
 from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
+from support.graphs import copy, eighths, lower, op_types, parse, run_binary, samples, weights
 
 X = ("N", 3, 6, 5)
 TEXT = "c = Conv(x, f, bias)\ns = Sign(c)\ny = Conv(s, w)"

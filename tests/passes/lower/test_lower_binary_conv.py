@@ -8,13 +8,25 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import pytest
-from graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_binary, run_float, samples, weights
 
 from bnn_deploy.bits import pack_bits
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes import lower_binary_conv
 from bnn_deploy.passes.graph import SOURCE, Decline, constant
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv, NotTwoValuedError, two_valued
+from support.graphs import (
+    assert_same,
+    copy,
+    eighths,
+    equal,
+    only,
+    op_types,
+    parse,
+    run_binary,
+    run_float,
+    samples,
+    weights,
+)
 
 ATTRIBUTES = ("channels", "kernel_shape", "strides", "pads", "dilations", "group")
 

@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import pytest
-from graphs import batch_norm, copy, eighths, only, op_types, parse, run_binary, run_float, weights
 from numpy.typing import NDArray
 
 from bnn_deploy.conversion import fold, to_binary
@@ -17,6 +16,7 @@ from bnn_deploy.passes.binarize_weights import BinarizeWeights
 from bnn_deploy.passes.graph import Decline, constant
 from bnn_deploy.passes.levels import Quantizer, quantizer
 from bnn_deploy.passes.lower_levels import LowerLevels
+from support.graphs import batch_norm, copy, eighths, only, op_types, parse, run_binary, run_float, weights
 
 Array = NDArray[Any]
 NUMBERS = {

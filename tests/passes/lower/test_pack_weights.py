@@ -12,7 +12,6 @@ import onnx_ir.passes.common as common
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
-from graphs import batch_norm, copy, op_types, parse, runnable, samples
 from onnx.reference import ReferenceEvaluator
 
 from bnn_deploy.bits import unpack_bits
@@ -25,6 +24,7 @@ from bnn_deploy.passes.graph import SOURCE, constant
 from bnn_deploy.passes.pack_weights import PackWeights, packed_layers
 from bnn_deploy.session import load_session
 from bnn_deploy.verification import verify
+from support.graphs import batch_norm, copy, op_types, parse, runnable, samples
 
 
 def bwn(*shape: int, axis: int = 0, seed: int = 0) -> Any:

@@ -8,12 +8,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import assert_same, copy, eighths, op_types, parse, run_float, samples, weights
-from test_passes_fold_threshold import lower
 
 from bnn_deploy.passes.fold_constants import FoldConstants
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from support.graphs import assert_same, copy, eighths, lower, op_types, parse, run_float, samples, weights
 
 
 def fold(model: ir.Model) -> ir.Model:

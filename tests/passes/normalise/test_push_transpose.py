@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from author_networks import larq
-from graphs import (
+
+from bnn_deploy import convert, verify
+from bnn_deploy.conversion import binary_layers, float_model, fold, to_binary
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.push_transpose import PushTranspose
+from support.author_networks import larq
+from support.graphs import (
     assert_same,
     batch_norm,
     copy,
@@ -21,11 +26,6 @@ from graphs import (
     samples,
     weights,
 )
-
-from bnn_deploy import convert, verify
-from bnn_deploy.conversion import binary_layers, float_model, fold, to_binary
-from bnn_deploy.passes.graph import constant
-from bnn_deploy.passes.push_transpose import PushTranspose
 
 FIRST, LAST = "Transpose <perm=[0,3,1,2]>", "Transpose <perm=[0,2,3,1]>"
 """To channels first, and to channels last."""

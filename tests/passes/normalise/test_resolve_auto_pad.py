@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import assert_same, copy, equal, op_types, parse, run_float, samples, weights
 
 from bnn_deploy.conversion import to_binary
 from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
+from support.graphs import assert_same, copy, equal, op_types, parse, run_float, samples, weights
 
 
 def resolve(model: ir.Model) -> tuple[ir.Model, int]:

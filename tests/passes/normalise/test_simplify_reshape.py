@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import copy, op_types, parse, run_float, samples
 
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.simplify_reshape import SimplifyReshape
+from support.graphs import copy, op_types, parse, run_float, samples
 
 DYNAMIC = """
 shape = Shape <start=0, end=1> (x)

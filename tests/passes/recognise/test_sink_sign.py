@@ -7,11 +7,11 @@ import json
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
 from bnn_deploy.conversion import to_binary
 from bnn_deploy.passes.graph import BEFORE, SOURCE
 from bnn_deploy.passes.sink_sign import SinkSign
+from support.graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
 
 def sink(model: ir.Model) -> tuple[ir.Model, int]:
