@@ -27,14 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from bnn_deploy import convert, verify
-from bnn_deploy.architectures import (
-    BinaryNetMLP,
-    BinaryNetVGG,
-    BiRealNet18,
-    DoReFaVGG,
-    ReActNet,
-    XnorAlexNet,
-)
+from bnn_deploy.architectures import BinaryNetMLP, BinaryNetVGG, BiRealNet18, DoReFaVGG, ReActNet, XnorAlexNet
 from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.passes.graph import constant, is_binary_op
 from bnn_deploy.report import OPERATORS

@@ -1,4 +1,4 @@
-"""Every operator kernel against a direct numpy reference, bit for bit, on every ISA of the machine.
+"""The convolutions' kernels against a direct numpy reference, bit for bit, on every ISA of the machine.
 
 The reference works on arrays of -1, 0 and +1 and knows nothing of words, tiles or tables. Each
 model holds many independent nodes, so that one session checks many shapes. The ISAs come from

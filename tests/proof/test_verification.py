@@ -1,8 +1,7 @@
-"""verify(): what passes, what it measures, and what it says about what it cannot compare. See also test_corruption."""
+"""verify(): what passes, what it measures, and what it says about what it cannot compare. See also its neighbours."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import torch
 from torch import nn
 
 from bnn_deploy import segments, verification
@@ -20,7 +18,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.segments import load_model, split
 from bnn_deploy.session import library_info
-from bnn_deploy.verification import Tolerances, Verification, finite, load_data, relative_margin, verify
+from bnn_deploy.verification import Verification, finite, verify
 from support import networks
 from support.converted import Converted
 from support.networks import Signed
@@ -176,106 +174,6 @@ def test_kernels_that_never_ran_are_a_failure(lenet5: Converted, monkeypatch: py
     assert result.failures == [f"the kernels of {', '.join(ISAS)} did not run, by the library's own count"]
 
 
-# Tolerances.
-
-
-class Tiny(nn.Module):
-    """y = conv(sign(x * 1 + shift)), bits of 4 channels."""
-
-    input_shape = (4, 3, 3)
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.bn = nn.BatchNorm2d(4, eps=0)
-        self.conv = nn.Conv2d(4, 6, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.conv(torch.sign(self.bn(x))).flatten(1)
-        return result
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> tuple[nn.Module, Path]:
-    module = Tiny().eval()
-    return module, convert(module, tmp_path / "tiny.onnx").output
-
-
-def test_a_flip_within_the_margin_passes_and_is_listed(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
-    """The pre-activation is 1e-6 in the reference; the converted model sees -1e-6, as rounding might have it."""
-    module, model = tiny
-    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
-    x[2, 1, 0, 2] = 1e-6
-    moved = copy.deepcopy(module)
-    with torch.no_grad():
-        moved.bn.bias[1] = -2e-6  # type: ignore[index,union-attr]
-    result = verify(model, moved, data=x)
-    assert result.passed, result.failures
-    bits = result.layers[0]
-    assert (bits.kind, bits.differing, bits.zeros) == ("bits", 1, 0)
-    assert bits.margin == pytest.approx(1e-6, rel=0.1)
-    assert bits.worst.startswith("worst at sample 2, channel 1, position [0, 2]: pre-activation -1e-06 (")
-    # Sample 2 has another output, and if that changes its class, the flip explains it.
-    assert all(d.sample == 2 and d.explained and d.layer == bits.layer for d in result.disagreements)
-    assert not verify(model, moved, data=x, tolerances=Tolerances(flip_margin=1e-7)).passed
-
-
-def test_a_flip_outside_the_margin_fails(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
-    module, model = tiny
-    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
-    x[2, 1, 0, 2] = 1e-3
-    moved = copy.deepcopy(module)
-    with torch.no_grad():
-        moved.bn.bias[1] = -2e-3  # type: ignore[index,union-attr]
-    result = verify(model, moved, data=x)
-    assert not result.passed
-    assert [
-        f"layer '{result.layers[0].layer}': 1 of 180 bits differ from the reference, by up to 0.001" in f
-        for f in result.failures[:1]
-    ] == [True]
-    assert verify(model, moved, data=x, tolerances=Tolerances(flip_margin=1e-2)).passed
-
-
-def test_exact_zeros_are_counted(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
-    module, model = tiny
-    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
-    result = verify(model, module, data=x)
-    assert (result.layers[0].zeros, result.notes) == (0, [])
-    x[1, 2] = 0
-    result = verify(model, module, data=x)
-    assert result.layers[0].zeros == 9
-    assert ["9 pre-activations are exactly 0: PyTorch's sign gives 0 there" in note for note in result.notes] == [True]
-    # What reads them lies between what -1 and +1 give; so does the output, whose class is not rounding's fault.
-    assert result.passed, result.failures
-    assert sum(layer.behind_zeros for layer in result.layers[1:]) > 0
-    assert all(d.sample == 1 and d.explained for d in result.disagreements)
-
-
-def test_exact_zeros_excuse_nothing_else(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
-    module, model = tiny
-    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
-    x[:, 2] = 0  # in every sample
-    assert verify(model, module, data=x).passed
-    wrong = copy.deepcopy(module)
-    with torch.no_grad():
-        wrong.conv.weight[0, 1] *= -1  # type: ignore[index,union-attr,operator]
-    result = verify(model, wrong, data=x)
-    assert [layer.passed for layer in result.layers][:2] == [True, False]
-
-
-def test_float_tolerance(lenet5: Converted) -> None:
-    assert check(lenet5, lenet5.float_model, 4, isas=BEST, tolerances=Tolerances(float_relative=1e-5)).passed
-    result = check(lenet5, lenet5.float_model, 4, isas=BEST, tolerances=Tolerances(float_relative=0))
-    assert [f.split(":")[0] for f in result.failures] == ["layer 'bin_ip1.linear'", "layer 'ip2'"]
-
-
-def test_relative_margin() -> None:
-    before = np.array([[1.0, 10], [-1, -20], [1, 10], [-1, 20]])
-    np.testing.assert_allclose(relative_margin(before)[:, 0], 1)
-    np.testing.assert_allclose(relative_margin(before)[:2, 1], [10 / np.sqrt(250), 20 / np.sqrt(250)])
-    assert (relative_margin(np.zeros((2, 3))) == 0).all()
-
-
 def test_a_sign_of_the_input_itself(tmp_path: Path, seeded_torch: None) -> None:
     """No layer before it: the pre-activation is the model's input."""
     module = nn.Sequential(nn.Identity(), Signed(nn.Conv2d(4, 6, 3)))
@@ -377,54 +275,6 @@ def test_against_a_network_of_other_widths(lenet5: Converted) -> None:
     result = check(lenet5, other.eval(), 2, isas=BEST)
     misfits = [failure for failure in result.failures if "it does not fit the reference" in failure]
     assert [failure.split(":")[0] for failure in misfits] == ["layer 'conv1'", "layer 'bin_conv2.conv'"]
-
-
-def test_load_data(tmp_path: Path) -> None:
-    x = np.zeros((3, 2), np.float32)
-    np.save(tmp_path / "x.npy", x)
-    np.savez(tmp_path / "named.npz", other=x + 1, input=x, labels=np.arange(3))
-    np.savez(tmp_path / "only.npz", whatever=x, y=np.arange(3))
-    for name, labelled in (("x.npy", False), ("named.npz", True), ("only.npz", True)):
-        loaded = load_data(tmp_path / name, None, 2, "input", (2,))
-        assert loaded.x.shape == (2, 2) and not loaded.x.any()
-        assert (loaded.labels is not None and loaded.labels.tolist() == [0, 1]) == labelled
-    given = load_data(tmp_path / "named.npz", np.array([7, 8, 9]), None, "input", (2,))
-    assert given.labels is not None and given.labels.tolist() == [7, 8, 9]
-
-
-BAD_DATA: dict[str, tuple[dict[str, Any] | bytes, str]] = {
-    "no array": ({}, "which array holds the inputs? It has none; call it 'input'"),
-    "two arrays": ({"a": np.zeros(1), "b": np.zeros(1)}, "which array holds the inputs? It has a, b; call it 'input'"),
-    "wrong dtype": ({"input": np.zeros((3, 2))}, "the inputs are float64; the network needs float32"),
-    "wrong shape": (
-        {"input": np.zeros((3, 3), np.float32)},
-        "the inputs have shape [3, 3]; the model needs ['N', 2], N >= 1",
-    ),
-    "a scalar": ({"input": np.float32(1)}, "the inputs have shape []"),
-    "no samples": ({"input": np.zeros((0, 2), np.float32)}, "the inputs have shape [0, 2]"),
-    "too few labels": (
-        {"input": np.zeros((3, 2), np.float32), "labels": np.zeros(2)},
-        "the labels have shape [2]; 3 inputs need [3]",
-    ),
-    "objects": ({"input": np.array([None])}, "not a .npy or .npz file of plain arrays"),
-    "text": (b"hello, world", "not a .npy or .npz file of plain arrays"),
-    "empty": (b"", "not a .npy or .npz file of plain arrays"),
-    "broken zip": (b"PK\x03\x04 and no more", "not a .npy or .npz file of plain arrays"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_data(tmp_path: Path, case: str) -> None:
-    content, message = BAD_DATA[case]
-    path = tmp_path / "data.npz"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        np.savez(path, **content)
-    with pytest.raises(InputError) as caught:
-        load_data(path, None, None, "input", (2,))
-    assert message in str(caught.value)
-    assert str(path) in str(caught.value)
 
 
 # Without onnx: a board.

@@ -26,6 +26,12 @@ Array = NDArray[Any]
 Shape = Sequence[int | str]
 
 
+with np.errstate(invalid="ignore"):
+    HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+HALVES = np.sort(HALVES[np.isfinite(HALVES)])
+"""Every finite float16."""
+
+
 def weights(*shape: int, seed: int = 0, alpha: float = 0.5) -> NDArray[np.float32]:
     """±alpha, [O, ...]."""
     return np.where(np.random.default_rng(seed).random(shape) < 0.5, -alpha, alpha).astype(np.float32)

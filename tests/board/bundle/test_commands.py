@@ -8,12 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bnn_deploy.bundle import (
-    FOLDER,
-    GOLDEN,
-    MODEL,
-    check_bundle,
-)
+from bnn_deploy.bundle import FOLDER, GOLDEN, MODEL, check_bundle
 from bnn_deploy.golden import GoldenVerification, read_golden
 from support.bundles import invoke, unpack
 from support.converted import Converted

@@ -14,12 +14,7 @@ from typing import Any
 import pytest
 
 from bnn_deploy import bundle as bundle_module
-from bnn_deploy.bundle import (
-    FOLDER,
-    MANIFEST,
-    MODEL,
-    check_bundle,
-)
+from bnn_deploy.bundle import FOLDER, MANIFEST, MODEL, check_bundle
 from bnn_deploy.errors import InputError
 from support.bundles import compress, member, pack
 

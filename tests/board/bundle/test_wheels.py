@@ -10,9 +10,7 @@ import pytest
 
 import bnn_deploy
 from bnn_deploy import bundle as bundle_module
-from bnn_deploy.bundle import (
-    missing_wheels,
-)
+from bnn_deploy.bundle import missing_wheels
 from bnn_deploy.errors import InputError
 from support.bundles import VERSION, WHEEL, fake_wheel
 

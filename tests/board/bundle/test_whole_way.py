@@ -17,13 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bnn_deploy.bundle import (
-    FOLDER,
-    MODEL,
-    RUN,
-    check_bundle,
-    write_bundle,
-)
+from bnn_deploy.bundle import FOLDER, MODEL, RUN, check_bundle, write_bundle
 from support.bundles import change
 from support.converted import Converted
 

@@ -22,6 +22,7 @@ from bnn_deploy.passes.fold_threshold import (
 )
 from bnn_deploy.passes.graph import constant, set_complemented
 from support.graphs import (
+    HALVES,
     assert_same,
     batch_norm,
     complemented_channels,
@@ -39,11 +40,6 @@ from support.graphs import (
 )
 
 Floats = NDArray[np.float32]
-
-with np.errstate(invalid="ignore"):
-    HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
-HALVES = np.sort(HALVES[np.isfinite(HALVES)])
-"""Every finite float16."""
 
 
 def folds(model: ir.Model, *expected: str, modified: int = 1) -> ir.Model:
@@ -371,45 +367,6 @@ def test_does_not_fold_a_clip_of_an_old_opset() -> None:
     node.op_type = "Clip"
     node.attributes.add(ir.AttrFloat32("min", 0.0))
     assert ["attributes" in d.reason for d in FoldThreshold()(after).declined] == [True]
-
-
-# Bisection.
-
-
-def test_order_of_floats() -> None:
-    order = np.array([float_to_ordered(x) for x in HALVES])
-    assert (np.diff(order[HALVES != 0]) > 0).all()
-    np.testing.assert_array_equal(ordered_to_float(order).view(np.uint32), HALVES.view(np.uint32))
-    for x in (np.float32(1), np.float32(-3e-45), np.float32(0)):
-        assert ordered_to_float(np.array([float_to_ordered(x) + 1]))[0] == np.nextafter(x, np.float32(np.inf))
-    assert (float_to_ordered(-0.0), float_to_ordered(0.0)) == (-1, 0)
-    assert ordered_to_float(np.array([float_to_ordered(np.inf), float_to_ordered(-np.inf)])).tolist() == [
-        np.inf,
-        -np.inf,
-    ]
-
-
-def test_bisection_finds_every_half() -> None:
-    threshold, falling = bisect_threshold(lambda x: x >= HALVES, len(HALVES))
-    np.testing.assert_array_equal(threshold, HALVES)
-    assert not falling.any()
-    threshold, falling = bisect_threshold(lambda x: x <= HALVES, len(HALVES))
-    np.testing.assert_array_equal(threshold, np.nextafter(HALVES, np.float32(np.inf)))
-    assert falling.all()
-    # The check would see a threshold that is one float off.
-    off, _ = bisect_threshold(lambda x: x > HALVES, len(HALVES))
-    assert (off != HALVES).all()
-
-
-def test_bisection_of_constants_and_extremes() -> None:
-    largest = np.finfo(np.float32).max
-    limits = np.float32([-np.inf, -largest, 0, largest, np.inf, np.nan])
-    threshold, falling = bisect_threshold(lambda x: x >= limits, len(limits))
-    # Every finite float is >= -largest, so that channel is as good as constant; NaN is never reached.
-    assert threshold.tolist() == [-np.inf, -np.inf, 0, largest, np.inf, np.inf]
-    assert not falling.any()
-    smallest = np.float32([1e-45, -1e-45])
-    assert bisect_threshold(lambda x: x >= smallest, 2)[0].tolist() == smallest.tolist()
 
 
 def chain(case: str, threshold: Floats) -> Callable[[Floats], NDArray[np.bool_]]:
