@@ -1,4 +1,4 @@
-"""The body of Binarize against plain numpy, exactly, wherever ONNX runs without our library; and names and domains of all."""
+"""The body of Binarize against plain numpy, exactly, wherever ONNX runs without our library; names and domains of all."""
 
 from __future__ import annotations
 

@@ -1,15 +1,10 @@
-"""The catalogue of dialects as a matrix: every form of a sign x of a weight x of padding x of what follows.
-
-One model holds, for one form of sign and one of weights, a branch for each padding and each follower:
-
-    x -> sign -> [Pad] -> Conv -> follower -> sign -> Conv -> an output of its own
-
-so the first sign feeds thirty convolutions, and every follower is folded into an integer threshold where that is
-possible. Weights are powers of two and biases multiples of 1/16: float32 is exact, and every output must equal the
-float graph's to the last bit.
+"""The catalogue of dialects: every form of a sign, of weights, of padding and of what follows is exact in every other's
+company. By default every two forms meet; `pytest -m full_matrix` runs all 6720 combinations. See support/dialects.py.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -19,9 +14,12 @@ from support.dialects import (
     BRANCHES,
     CHANNELS,
     FILTERS,
+    FOLLOWERS,
+    PADDINGS,
     SIGNS,
     SIZE,
     WEIGHTS,
+    branched,
     constants,
     corrupted,
     inputs,
@@ -29,25 +27,52 @@ from support.dialects import (
     model_of,
 )
 from support.graphs import equal, run_binary, run_float
+from support.pairs import all_pairs, missing_pairs
+
+FACTORS = [list(SIGNS), list(WEIGHTS), list(PADDINGS), list(FOLLOWERS)]
+PAIRS = all_pairs(FACTORS)
+
+
+def check(sign: str, branches: Sequence[tuple[str, ...]], bodies: bool) -> None:
+    """Convert the model of these branches, which are all exact, and none is when its weights are wrong.
+
+    Args:
+        sign: of SIGNS.
+        branches: see `branched`.
+        bodies: the operators' bodies are run as well, and not the kernels alone.
+    """
+    zero = SIGNS[sign][1]
+    # Where sign(0) is 0, exact zeros are another test's.
+    model = branched(sign, branches, 1 / 16 if zero == 0 else 0.0)
+    binary, left, _ = to_binary(model)
+    assert left == []
+    assert len(binary_layers(binary)) == 2 * len(branches)
+    x = inputs(zeros=zero != 0)
+    expected = run_float(model, x)
+    for kernels in (True, False) if bodies else (True,):
+        for branch, got, wanted in zip(branches, run_binary(binary, x, kernels), expected, strict=True):
+            assert equal([got], [wanted]), (*branch, kernels)
+    wrong = run_binary(corrupted(binary), x, True)
+    for branch, got, wanted in zip(branches, wrong, expected, strict=True):
+        assert not equal([got], [wanted]), ("not seen", *branch)
 
 
 @pytest.mark.parametrize("sign", SIGNS)
-def test_matrix(sign: str) -> None:
-    zero = SIGNS[sign][1]
-    for weight in WEIGHTS:
-        # Where sign(0) is 0, exact zeros are another test's.
-        model = matrix(sign, weight, 1 / 16 if zero == 0 else 0.0)
-        binary, left, _ = to_binary(model)
-        assert left == [], (weight, left)
-        assert len(binary_layers(binary)) == 2 * len(BRANCHES)
-        x = inputs(zeros=zero != 0)
-        expected = run_float(model, x)
-        for kernels in (True, False) if weight == "W1 constant" else (True,):
-            for branch, got, wanted in zip(BRANCHES, run_binary(binary, x, kernels), expected, strict=True):
-                assert equal([got], [wanted]), (weight, *branch, kernels)
-        wrong = run_binary(corrupted(binary), x, True)
-        for branch, got, wanted in zip(BRANCHES, wrong, expected, strict=True):
-            assert not equal([got], [wanted]), ("not seen", weight, *branch)
+def test_every_pair_of_forms(sign: str) -> None:
+    check(sign, [branch for first, *branch in PAIRS if first == sign], bodies=True)
+
+
+def test_the_pairs_are_all_there() -> None:
+    """test_every_pair_of_forms runs every row: its comparisons are strict about their number."""
+    assert missing_pairs(FACTORS, PAIRS) == set()
+    assert len(PAIRS) == len(SIGNS) * len(WEIGHTS)
+
+
+@pytest.mark.full_matrix
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("sign", SIGNS)
+def test_every_combination_of_forms(sign: str, weight: str) -> None:
+    check(sign, [(weight, *branch) for branch in BRANCHES], bodies=weight == "W1 constant")
 
 
 @pytest.mark.parametrize("sign", [sign for sign, (_, zero) in SIGNS.items() if zero == 0])
@@ -112,8 +137,6 @@ def test_linear_layers_of_a_flat_map(sign: str) -> None:
         assert not equal([got], [wanted]), ("not seen", name)
 
 
-def test_the_matrix_is_the_full_product() -> None:
-    """test_matrix runs every branch of every model: its comparisons are strict about their number."""
-    combinations = len(SIGNS) * len(WEIGHTS) * len(BRANCHES)
-    print(f"{combinations} combinations")
-    assert combinations == 24 * 8 * 7 * 5
+def test_the_number_of_combinations() -> None:
+    """test_every_combination_of_forms runs every branch of every model."""
+    assert len(SIGNS) * len(WEIGHTS) * len(BRANCHES) == 24 * 8 * 7 * 5

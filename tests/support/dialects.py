@@ -1,6 +1,6 @@
 """The catalogue of dialects: every form of a sign, of weights, of padding and of what follows, as models.
 
-One model holds, for one form of sign and one of weights, a branch for each padding and each follower:
+One model holds, for one form of sign, a branch for each combination of the rest that it is to have:
 
     x -> sign -> [Pad] -> Conv -> follower -> sign -> Conv -> an output of its own
 
@@ -12,6 +12,7 @@ float graph's to the last bit.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,10 @@ FOLLOWERS = {
 }
 
 
+BIASES = 8
+"""The convolutions of eight branches in a row have different biases: equal convolutions would become one."""
+
+
 def constants(sign: str, offset: float) -> dict[str, Array]:
     """What the texts name. `offset` keeps sums away from exact zeros."""
     rng = np.random.default_rng(7)
@@ -154,8 +159,7 @@ def constants(sign: str, offset: float) -> dict[str, Array]:
         "alpha": np.float32([0.25, 0.5, 1, 2, 0.5, 1]).reshape(-1, 1, 1, 1),
         "axes": np.array([1, 2, 3]),
         "shift": SHIFT.reshape(1, CHANNELS, 1, 1),
-        # Each follower has a convolution of its own: equal ones would become one.
-        **{f"bias{i}": (np.arange(i - 3, i + 3) / 8 + offset).astype(np.float32) for i in range(len(FOLLOWERS))},
+        **{f"bias{i}": (np.arange(i - 3, i + 3) / 8 + offset).astype(np.float32) for i in range(BIASES)},
         "shift2": (np.arange(1, 7) / 8 + offset / 64).reshape(1, FILTERS, 1, 1).astype(np.float32),
         "shift3": (np.arange(-3, 3) / 8).reshape(1, FILTERS, 1, 1).astype(np.float32),
         "slope": np.float32([0.25, 0.5, 0, 0.125, 1, 2]).reshape(FILTERS, 1, 1),
@@ -186,11 +190,16 @@ BRANCHES = list(itertools.product(PADDINGS, FOLLOWERS))
 
 
 def matrix(sign: str, weight: str, offset: float, ideal: bool = False) -> ir.Model:
-    """The model of one form of sign and one of weights, with a branch for all else.
+    """The model of one form of sign and one of weights, with a branch for each of BRANCHES; see `branched`."""
+    return branched(sign, [(weight, *branch) for branch in BRANCHES], offset, ideal)
+
+
+def branched(sign: str, branches: Sequence[tuple[str, ...]], offset: float, ideal: bool = False) -> ir.Model:
+    """The model of one form of sign with these branches.
 
     Args:
         sign: of SIGNS.
-        weight: of WEIGHTS.
+        branches: keys of WEIGHTS, of PADDINGS and of FOLLOWERS.
         offset: see `constants`.
         ideal: an oracle for forms with sign(0) = 0, by an operator of its own: sign(0) is +1, a padded 0 is 0.
     """
@@ -199,9 +208,10 @@ def matrix(sign: str, weight: str, offset: float, ideal: bool = False) -> ir.Mod
         text = "{s}a = Add({x}, shift)\n{s}b = GreaterOrEqual({s}a, zero)\n{s} = Where({s}b, one, minus)"
     second = text.replace("shift", "shift3")  # it has as many channels as there are filters
     zero_padded = SIGNS[sign][1] == 0 and "A6" not in sign
-    nodes = [text.format(x="x", s="s"), WEIGHTS[weight].format(w="w")]
+    used = list(dict.fromkeys(weight for weight, _, _ in branches))
+    nodes = [text.format(x="x", s="s"), *(WEIGHTS[weight].format(w=f"w{i}") for i, weight in enumerate(used))]
     outputs = []
-    for i, (padding, follower) in enumerate(BRANCHES):
+    for i, (weight, padding, follower) in enumerate(branches):
         pad, pads = PADDINGS[padding]
         data = "s"
         if padding == "Pad before the sign" and not (ideal and zero_padded):
@@ -213,7 +223,7 @@ def matrix(sign: str, weight: str, offset: float, ideal: bool = False) -> ir.Mod
             data = f"p{i}"
             nodes.append(pad.format(s="s", p=data))
         nodes += [
-            f"c{i} = Conv <pads=[{pads}]> ({data}, w, bias{i % len(FOLLOWERS)})",
+            f"c{i} = Conv <pads=[{pads}]> ({data}, w{used.index(weight)}, bias{i % BIASES})",
             FOLLOWERS[follower].format(c=f"c{i}", t=f"t{i}"),
             second.format(x=f"t{i}", s=f"u{i}"),
             f"y{i} = Conv <pads=[1,0,0,1]> (u{i}, last)",
