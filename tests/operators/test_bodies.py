@@ -1,4 +1,4 @@
-"""The body of Binarize against plain numpy, exactly, wherever ONNX runs without our library; names and domains of all."""
+"""The body of Binarize against plain numpy, exactly, wherever ONNX runs without our library, and the names of all."""
 
 from __future__ import annotations
 
