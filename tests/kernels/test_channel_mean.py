@@ -16,15 +16,16 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from bnn_deploy.operators.contract import OPSET, VERSION
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bnn_deploy import operators
+from bnn_deploy.operators import bodies
 from support.kernels import CHANNEL_TAILS, DOMAIN, ISAS, PAD_VALUES, ConvCase, make_session, only_runs, pack, same
 
 Array = NDArray[Any]
-FUNCTIONS = [ir.to_proto(function) for function in operators.functions()]
+FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 BODIES = ["onnxruntime", "ReferenceEvaluator"]
 
 
@@ -62,7 +63,7 @@ def one_model(
         [helper.make_tensor_value_info(name, kind, [None] * rank) for name, (kind, rank) in outputs.items()],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    opsets = [helper.make_opsetid("", operators.OPSET), helper.make_opsetid(DOMAIN, operators.VERSION)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 

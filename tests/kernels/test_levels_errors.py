@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bnn_deploy.operators.bits import pack_bits
+from bnn_deploy.operators.contract import OPSET
+from bnn_deploy.runtime.session import load_session
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from bnn_deploy import operators
-from bnn_deploy.bits import pack_bits
-from bnn_deploy.session import load_session
 from support.levels import Conv
 
 
@@ -32,7 +32,7 @@ def error(
         [helper.make_empty_tensor_value_info("Y")],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    imports = [helper.make_opsetid("", operators.OPSET), helper.make_opsetid("bnn_deploy", 1)]
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("bnn_deploy", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     with pytest.raises(Exception, match="layer7") as caught:
         load_session(model.SerializeToString(), 1).run(None, {"X": x})

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info, load_session
+from bnn_deploy.source.checkpoint import load_class, load_module
 from torch import nn
 
-from bnn_deploy.checkpoint import load_class, load_module
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
-from bnn_deploy.session import library_info, load_session
 from bnn_deploy.training import WeightBinarizer
-from bnn_deploy.verification import verify
 from support.networks import mnist, write_checkpoint
 
 USER_NETWORK = '''

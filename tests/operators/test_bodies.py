@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 from onnx import TensorProto, helper
 
-from bnn_deploy import operators
 from support.bodies import FUNCTIONS, Array, check, make_model, nowhere_equal, pack
 
 # --- Binarize ---------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ SIGNATURES = {
 
 
 def test_names_inputs_and_attributes() -> None:
-    assert (operators.DOMAIN, operators.VERSION) == ("bnn_deploy", 1)
+    assert (DOMAIN, VERSION) == ("bnn_deploy", 1)
     found = {f.name: (list(f.input), list(f.attribute)) for f in FUNCTIONS}
     assert found == SIGNATURES
     for function in FUNCTIONS:
@@ -89,7 +89,7 @@ def test_names_inputs_and_attributes() -> None:
 
 def foreign(function: onnx.FunctionProto) -> list[str]:
     """What in a body isn't a standard, current operator of the opset that it imports."""
-    if [(o.domain, o.version) for o in function.opset_import] != [("", operators.OPSET)]:
+    if [(o.domain, o.version) for o in function.opset_import] != [("", OPSET)]:
         return [f"imports {function.opset_import}"]
     nodes = list(function.node)
     for node in nodes:  # grows while it runs: the bodies of If and Loop
@@ -99,7 +99,7 @@ def foreign(function: onnx.FunctionProto) -> list[str]:
         for n in nodes
         if n.domain not in ("", "ai.onnx")
         or not onnx.defs.has(n.op_type)
-        or onnx.defs.get_schema(n.op_type, operators.OPSET).deprecated
+        or onnx.defs.get_schema(n.op_type, OPSET).deprecated
     ]
 
 

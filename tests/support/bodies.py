@@ -11,14 +11,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bnn_deploy import operators
+from bnn_deploy.operators import bodies
 
 Array = NDArray[Any]
-FUNCTIONS = [ir.to_proto(function) for function in operators.functions()]
+FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 INT32 = np.iinfo(np.int32)
 
 
@@ -37,7 +38,7 @@ def make_model(
         [helper.make_tensor_value_info(name, kind, [None] * rank) for name, kind in outputs.items()],
         [numpy_helper.from_array(value, name) for name, value in initializers.items()],
     )
-    imports = [helper.make_opsetid("", operators.OPSET), helper.make_opsetid(operators.DOMAIN, operators.VERSION)]
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     model = helper.make_model(graph, opset_imports=imports, functions=FUNCTIONS, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True, data_prop=True)

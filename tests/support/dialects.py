@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from bnn_deploy.operators.bits import words
+from bnn_deploy.operators.contract import OPSET
+from bnn_deploy.source.qonnx import expand_bipolar_quant
 
-from bnn_deploy.bits import words
-from bnn_deploy.onnx_source import expand_bipolar_quant
-from bnn_deploy.operators import OPSET
 from bnn_deploy.passes.graph import constant, is_binary_op
 from support.graphs import Array, batch_norm
 

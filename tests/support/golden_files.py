@@ -7,8 +7,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from bnn_deploy.golden import Golden, GoldenVerification, check_golden, read_golden, write_golden
-from bnn_deploy.session import library_info
+from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
+from bnn_deploy.proof.golden.record import Golden, read_golden, write_golden
+from bnn_deploy.runtime.session import library_info
+
 from support.converted import Converted
 
 ISAS = list(library_info().isas)

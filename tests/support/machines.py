@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bnn_deploy.board import FLAGS, Board, Clock, State
+from bnn_deploy.runtime.machine import FLAGS, Board, Clock, State
 
 UNDER_VOLTAGE, CAPPED, THROTTLED, SOFT_LIMIT = FLAGS
 CPUFREQ = "sys/devices/system/cpu/cpufreq"

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from bnn_deploy.board.archive import check_bundle
+from bnn_deploy.board.manifest import FOLDER, GOLDEN, MODEL
+from bnn_deploy.proof.golden.check import GoldenVerification
+from bnn_deploy.proof.golden.record import read_golden
 
-from bnn_deploy.bundle import FOLDER, GOLDEN, MODEL, check_bundle
-from bnn_deploy.golden import GoldenVerification, read_golden
 from support.bundles import invoke, unpack
 from support.converted import Converted
 
@@ -46,7 +48,7 @@ def test_the_command_writes_nothing_when_it_fails(
     fails(2, "no such file", "--data", tmp_path / "none.npz")
     fails(2, "its folder does not exist", "-o", tmp_path / "none" / "b.tar.gz")
     failed = GoldenVerification("", "", 1, 0, [], 0, {}, errors=["layer 'x' is wrong"])
-    monkeypatch.setattr("bnn_deploy.golden.check_golden", lambda *a, **k: failed)
+    monkeypatch.setattr("bnn_deploy.proof.golden.check.check_golden", lambda *a, **k: failed)
     fails(1, "no bundle was written, this machine itself does not give its results again: layer 'x' is wrong")
 
 
@@ -90,7 +92,7 @@ def test_run_bundle(bundle: Path, tmp_path: Path) -> None:
 
 def test_run_bundle_fails(bundle: Path, tmp_path: Path) -> None:
     """The golden results of other inputs: exit code 1, a report that says so, and no profile."""
-    from bnn_deploy.golden import write_golden
+    from bnn_deploy.proof.golden.record import write_golden
 
     folder = unpack(bundle, tmp_path)
     golden = read_golden(folder / GOLDEN)

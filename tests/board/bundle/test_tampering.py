@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bnn_deploy.board.archive import _Unzipper, check_bundle
+from bnn_deploy.board.manifest import FOLDER, MANIFEST, MODEL
 
-from bnn_deploy import bundle as bundle_module
-from bnn_deploy.bundle import FOLDER, MANIFEST, MODEL, check_bundle
+from bnn_deploy.board import bundle as bundle_module
 from bnn_deploy.errors import InputError
 from support.bundles import compress, member, pack
 
@@ -226,9 +227,9 @@ def test_bombs(members: list[tuple[tarfile.TarInfo, bytes]], tmp_path: Path) -> 
     path = tmp_path / "b.tar.gz"
     zeros = bytes(50_000_000)
     read: list[int] = []
-    real = bundle_module._Unzipper.read
+    real = _Unzipper.read
 
-    class Counting(bundle_module._Unzipper):
+    class Counting(_Unzipper):
         def read(self, count: int) -> bytes:
             read.append(count)
             return real(self, count)

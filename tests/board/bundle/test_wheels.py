@@ -7,16 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+from bnn_deploy.board.wheels import collect_wheels, missing_wheels
 
 import bnn_deploy
-from bnn_deploy import bundle as bundle_module
-from bnn_deploy.bundle import missing_wheels
 from bnn_deploy.errors import InputError
 from support.bundles import VERSION, WHEEL, fake_wheel
 
 
 def collect(folder: Path, target: str = "x86_64") -> tuple[str, str, dict[str, bytes]]:
-    return bundle_module._collect_wheels(folder, target)
+    return collect_wheels(folder, target)
 
 
 def test_which_wheels_go_in(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bnn_deploy.board.archive import check_bundle
+from bnn_deploy.board.bundle import write_bundle
+from bnn_deploy.board.manifest import FOLDER, MODEL, RUN
 
-from bnn_deploy.bundle import FOLDER, MODEL, RUN, check_bundle, write_bundle
 from support.bundles import change
 from support.converted import Converted
 
@@ -114,4 +116,4 @@ def test_from_the_model_to_the_report(lenet5: Converted, all_wheels: Path, tmp_p
 def test_the_wheel_has_run_sh(all_wheels: Path) -> None:
     (wheel,) = all_wheels.glob("bnn_deploy-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read(f"bnn_deploy/board_scripts/{RUN}") == (ROOT / "bnn_deploy/board_scripts" / RUN).read_bytes()
+        assert archive.read(f"bnn_deploy/board/scripts/{RUN}") == (ROOT / "bnn_deploy/board/scripts" / RUN).read_bytes()

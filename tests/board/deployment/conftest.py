@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bnn_deploy.board.archive import check_bundle, make_archive
+from bnn_deploy.board.manifest import Manifest, checksum_lines, file_entry, manifest_bytes, with_checksum
+from bnn_deploy.runtime.profiling import profile
 
-from bnn_deploy import bundle as bundles
-from bnn_deploy import deployment
-from bnn_deploy.bundle import Manifest, check_bundle
-from bnn_deploy.profiling import profile
+from bnn_deploy.board import deployment
 from support.deployment import MACHINE, WORKS, MakeBundle
 from support.small_models import save_binary
 from support.ssh_server import SshServer, wait_for
@@ -81,14 +81,14 @@ def make(tmp_path: Path, small_model: bytes, small_profile: Any, monkeypatch: py
             samples=1,
             wheel=wheel,
             made_with={"onnxruntime": "1", "numpy": "1", "cpu": "x", "isa": "x"},
-            files={name: bundles._entry(content) for name, content in files.items()},
+            files={name: file_entry(content) for name, content in files.items()},
             sha256="",
         )
-        manifest = bundles._with_checksum(manifest)
-        files["manifest.json"] = bundles._manifest_bytes(manifest)
-        files["SHA256SUMS"] = bundles._checksums(manifest)
+        manifest = with_checksum(manifest)
+        files["manifest.json"] = manifest_bytes(manifest)
+        files["SHA256SUMS"] = checksum_lines(manifest)
         path = tmp_path / name
-        path.write_bytes(bundles._archive(files))
+        path.write_bytes(make_archive(files))
         assert check_bundle(path) == manifest
         return path
 

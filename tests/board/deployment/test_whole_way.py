@@ -10,11 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from bnn_deploy.board.deployment import deploy
+from bnn_deploy.board.wheels import REQUIRED
 from packaging.requirements import Requirement
 
 import bnn_deploy
-from bnn_deploy import bundle as bundles
-from bnn_deploy.deployment import deploy
+from bnn_deploy.board import bundle as bundles
 from bnn_deploy.errors import SetupError
 from support.converted import Converted
 from support.deployment import MACHINE, cut_at, run
@@ -32,7 +33,7 @@ def write_wheel(folder: Path, name: str, files: dict[str, bytes | Path]) -> None
 
 def needed_packages() -> list[metadata.Distribution]:
     """What bnn-deploy needs on a board, and what that needs, as it is installed here."""
-    names, found = list(bundles.REQUIRED), []
+    names, found = list(REQUIRED), []
     for name in names:
         distribution = metadata.distribution(name)
         found.append(distribution)
@@ -61,7 +62,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_wheel(folder, f"{name}-{distribution.version}-{tag}.whl", files)
     version = "1" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
     info = f"bnn_deploy-{version}.dist-info"
-    required = "".join(f"Requires-Dist: {name}\n" for name in bundles.REQUIRED)
+    required = "".join(f"Requires-Dist: {name}\n" for name in REQUIRED)
     package = Path(bnn_deploy.__file__).parent
     own: dict[str, bytes | Path] = {
         f"bnn_deploy/{path.relative_to(package)}": path

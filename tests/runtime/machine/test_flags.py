@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from bnn_deploy.runtime import machine
+from bnn_deploy.runtime.machine import read_board, read_state
 
-from bnn_deploy import board
-from bnn_deploy.board import read_board, read_state
 from support.machines import (
     CAPPED,
     FIRMWARE,
@@ -101,7 +101,7 @@ def test_a_vcgencmd_that_does_not_answer(plant: Plant, commands: Path, body: str
 
 
 def test_a_vcgencmd_that_hangs_is_ended(plant: Plant, commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board, "VCGENCMD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(machine, "VCGENCMD_TIMEOUT_S", 0.3)
     pids = commands / "pids"
     # The child holds the pipe open: to end the shell alone would not be enough.
     script(commands, f'/bin/sleep 60 &\necho $$ $! >> "{pids}"\nwait')
