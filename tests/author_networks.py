@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from graphs import Array, parse
 from torch import Tensor, nn
 
-from bnn_deploy.operators import OPSET
+from bnn_deploy.operators.contract import OPSET
 
 FIRST, LAST = "Transpose <perm=[0,3,1,2]>", "Transpose <perm=[0,2,3,1]>"
 """To channels first, and to channels last."""

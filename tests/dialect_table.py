@@ -37,10 +37,10 @@ from bnn_deploy.architectures import (
     ReActNet,
     XnorAlexNet,
 )
-from bnn_deploy.bits import pack_bits, unpack_bits
+from bnn_deploy.operators.bits import pack_bits, unpack_bits
+from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.passes.graph import constant, is_binary_op
-from bnn_deploy.report import OPERATORS
-from bnn_deploy.verification import Verification
+from bnn_deploy.proof.results import Verification
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPORTS = Path(__file__).parent / "exports"

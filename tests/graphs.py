@@ -15,10 +15,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.operators import DOMAIN, OPSET, VERSION, functions
-from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER
-from bnn_deploy.passes.graph import complemented, constant
-from bnn_deploy.session import load_session
+from bnn_deploy.operators.bodies import functions
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
+from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.provenance import complemented
+from bnn_deploy.runtime.session import load_session
 
 Array = NDArray[Any]
 Shape = Sequence[int | str]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import bnn_deploy
 from bnn_deploy.architectures import ARCHITECTURES, Network
-from bnn_deploy.checkpoint import load_module
+from bnn_deploy.source.checkpoint import load_module
 from bnn_deploy.training import WeightBinarizer
 
 DEMO_DATA = Path(bnn_deploy.__file__).parent / "demo_data"

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from bnn_deploy import bits, operators
+from bnn_deploy.operators import bits, bodies
+from bnn_deploy.operators.contract import DOMAIN, OPSET
 
 CONV = {"channels": 20, "kernel_shape": [5, 5], "strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1}
 POOL = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0] * 4, "dilations": [1, 1], "ceil_mode": 0}
@@ -23,7 +24,7 @@ def random_bits(*shape: int) -> NDArray[np.uint32]:
 
 
 def binary_node(op_type: str, inputs: Sequence[str], output: str, name: str, **attributes: object) -> NodeProto:
-    node = helper.make_node(op_type, inputs, [output], name=name, domain=operators.DOMAIN, **attributes)
+    node = helper.make_node(op_type, inputs, [output], name=name, domain=DOMAIN, **attributes)
     node.metadata_props.add(key="bnn_deploy.source", value=f"float_{output}")
     return node
 
@@ -45,8 +46,8 @@ def save(
             [helper.make_tensor_value_info(*output)],
             [numpy_helper.from_array(array, name) for name, array in constants.items()],
         ),
-        opset_imports=[helper.make_opsetid("", operators.OPSET), helper.make_opsetid(operators.DOMAIN, 1)],
-        functions=[ir.to_proto(function) for function in operators.functions()] if functions else [],
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
+        functions=[ir.to_proto(function) for function in bodies.functions()] if functions else [],
         ir_version=10,
         producer_name="tests",
         producer_version="1",

@@ -9,9 +9,10 @@ import onnx_ir as ir
 import pytest
 from graphs import copy, parse, run_binary, run_float, samples, weights
 
-from bnn_deploy.conversion import binary_layers, to_binary
+from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.passes.graph import constant, is_binary_op
-from bnn_deploy.report import OPERATORS
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.report.summary import binary_layers
 
 LAYER = "\ny = Conv(s, w)"
 GREATER = "a = GreaterOrEqual(x, zero)\n"

@@ -17,9 +17,9 @@ from conftest import Converted
 from networks import random_network, write_checkpoint
 from torch import nn
 
-from bnn_deploy import session
 from bnn_deploy.cli import main
-from bnn_deploy.session import library_info
+from bnn_deploy.runtime import session
+from bnn_deploy.runtime.session import library_info
 
 
 def fails(arguments: list[Any], code: int, *texts: str, folder: Path | None = None) -> str:

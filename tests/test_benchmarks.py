@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.session import load_session
+from bnn_deploy.runtime.session import load_session
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from bnn_deploy.bits import WORD, pack_bits, unpack_bits, words
+from bnn_deploy.operators.bits import WORD, pack_bits, unpack_bits, words
 
 deterministic = settings(derandomize=True, max_examples=60, deadline=None, database=None)
 booleans = arrays(

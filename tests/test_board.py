@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from small_models import save_binary, save_float
 
-from bnn_deploy import board, cli, profiling
-from bnn_deploy.board import FLAGS, Board, Clock, CoreType, State, read_board, read_state
+from bnn_deploy import cli
+from bnn_deploy.runtime import machine, profiling
+from bnn_deploy.runtime.machine import FLAGS, Board, Clock, CoreType, State, read_board, read_state
 
 UNDER_VOLTAGE, CAPPED, THROTTLED, SOFT_LIMIT = FLAGS
 CPUFREQ = "sys/devices/system/cpu/cpufreq"
@@ -414,7 +415,7 @@ def test_a_vcgencmd_that_does_not_answer(plant: Plant, commands: Path, body: str
 
 
 def test_a_vcgencmd_that_hangs_is_ended(plant: Plant, commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board, "VCGENCMD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(machine, "VCGENCMD_TIMEOUT_S", 0.3)
     pids = commands / "pids"
     # The child holds the pipe open: to end the shell alone would not be enough.
     script(commands, f'/bin/sleep 60 &\necho $$ $! >> "{pids}"\nwait')

@@ -30,24 +30,15 @@ from click.testing import CliRunner, Result
 from conftest import Converted
 
 import bnn_deploy
-from bnn_deploy import bundle as bundle_module
-from bnn_deploy.bundle import (
-    CHECKSUMS,
-    FOLDER,
-    GOLDEN,
-    MANIFEST,
-    MODEL,
-    RUN,
-    Manifest,
-    check_bundle,
-    missing_wheels,
-    read_manifest,
-    read_member,
-    write_bundle,
-)
+from bnn_deploy.board import bundle as bundle_module
+from bnn_deploy.board.archive import _Unzipper, check_bundle, read_member
+from bnn_deploy.board.bundle import write_bundle
+from bnn_deploy.board.manifest import CHECKSUMS, FOLDER, GOLDEN, MANIFEST, MODEL, RUN, Manifest, read_manifest
+from bnn_deploy.board.wheels import collect_wheels, missing_wheels
 from bnn_deploy.cli import main
 from bnn_deploy.errors import InputError
-from bnn_deploy.golden import GoldenVerification, read_golden
+from bnn_deploy.proof.golden.check import GoldenVerification
+from bnn_deploy.proof.golden.record import read_golden
 
 ROOT = Path(__file__).parents[1]
 VERSION = "0.1.0" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
@@ -433,9 +424,9 @@ def test_bombs(members: list[tuple[tarfile.TarInfo, bytes]], tmp_path: Path) -> 
     path = tmp_path / "b.tar.gz"
     zeros = bytes(50_000_000)
     read: list[int] = []
-    real = bundle_module._Unzipper.read
+    real = _Unzipper.read
 
-    class Counting(bundle_module._Unzipper):
+    class Counting(_Unzipper):
         def read(self, count: int) -> bytes:
             read.append(count)
             return real(self, count)
@@ -469,7 +460,7 @@ def test_not_a_bundle(tmp_path: Path, wheels: Path) -> None:
 
 
 def collect(folder: Path, target: str = "x86_64") -> tuple[str, str, dict[str, bytes]]:
-    return bundle_module._collect_wheels(folder, target)
+    return collect_wheels(folder, target)
 
 
 def test_which_wheels_go_in(tmp_path: Path) -> None:
@@ -592,7 +583,7 @@ def test_the_command_writes_nothing_when_it_fails(
     fails(2, "no such file", "--data", tmp_path / "none.npz")
     fails(2, "its folder does not exist", "-o", tmp_path / "none" / "b.tar.gz")
     failed = GoldenVerification("", "", 1, 0, [], 0, {}, errors=["layer 'x' is wrong"])
-    monkeypatch.setattr("bnn_deploy.golden.check_golden", lambda *a, **k: failed)
+    monkeypatch.setattr("bnn_deploy.proof.golden.check.check_golden", lambda *a, **k: failed)
     fails(1, "no bundle was written, this machine itself does not give its results again: layer 'x' is wrong")
 
 
@@ -636,7 +627,7 @@ def test_run_bundle(bundle: Path, tmp_path: Path) -> None:
 
 def test_run_bundle_fails(bundle: Path, tmp_path: Path) -> None:
     """The golden results of other inputs: exit code 1, a report that says so, and no profile."""
-    from bnn_deploy.golden import write_golden
+    from bnn_deploy.proof.golden.record import write_golden
 
     folder = unpack(bundle, tmp_path)
     golden = read_golden(folder / GOLDEN)
@@ -1086,4 +1077,4 @@ def test_from_the_model_to_the_report(lenet5: Converted, all_wheels: Path, tmp_p
 def test_the_wheel_has_run_sh(all_wheels: Path) -> None:
     (wheel,) = all_wheels.glob("bnn_deploy-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read(f"bnn_deploy/board_scripts/{RUN}") == (ROOT / "bnn_deploy/board_scripts" / RUN).read_bytes()
+        assert archive.read(f"bnn_deploy/board/scripts/{RUN}") == (ROOT / "bnn_deploy/board/scripts" / RUN).read_bytes()

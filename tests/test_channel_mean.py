@@ -21,10 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from test_kernels import CHANNEL_TAILS, DOMAIN, ISAS, PAD_VALUES, ConvCase, make_session, only_runs, pack, same
 
-from bnn_deploy import operators
+from bnn_deploy.operators import bodies
+from bnn_deploy.operators.contract import OPSET, VERSION
 
 Array = NDArray[Any]
-FUNCTIONS = [ir.to_proto(function) for function in operators.functions()]
+FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 BODIES = ["onnxruntime", "ReferenceEvaluator"]
 
 
@@ -62,7 +63,7 @@ def one_model(
         [helper.make_tensor_value_info(name, kind, [None] * rank) for name, (kind, rank) in outputs.items()],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    opsets = [helper.make_opsetid("", operators.OPSET), helper.make_opsetid(DOMAIN, operators.VERSION)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 

@@ -17,10 +17,10 @@ from networks import DEMO_DATA
 from torch import nn
 
 from bnn_deploy.architectures import LeNet5
-from bnn_deploy.checkpoint import build, input_shape, load_class, load_module, load_state_dict, load_weights
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
-from bnn_deploy.verification import verify
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.source.checkpoint import build, input_shape, load_class, load_module, load_state_dict, load_weights
 
 
 def state() -> dict[str, torch.Tensor]:

@@ -20,13 +20,15 @@ from torch import nn
 
 from bnn_deploy import conversion
 from bnn_deploy.architectures import LeNet5
-from bnn_deploy.checkpoint import load_class, load_module
-from bnn_deploy.conversion import convert, to_binary
+from bnn_deploy.conversion import convert
 from bnn_deploy.errors import BnnDeployError, InputError
-from bnn_deploy.operators import DOMAIN
-from bnn_deploy.session import library_info, load_session
+from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info, load_session
+from bnn_deploy.source import latent_weights
+from bnn_deploy.source.checkpoint import load_class, load_module
 from bnn_deploy.training import WeightBinarizer
-from bnn_deploy.verification import verify
 
 
 def ops(path: Path) -> list[str]:
@@ -359,27 +361,36 @@ def test_an_all_zero_filter_names_layer_and_filter(tmp_path: Path, seeded_torch:
 @pytest.mark.parametrize("failing", [1, 2])
 def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     (tmp_path / "m.onnx").write_bytes(b"the old model")
-    real_save, written = ir.save, []
+    real_open, written = Path.open, []
 
-    def save(model: ir.Model, path: str) -> None:
-        real_save(model, path)
-        written.append(path)
-        if len(written) == failing:
-            raise OSError(28, "No space left on device", path)
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        file = real_open(path, mode, **options)
+        if path.suffix == ".tmp":
+            written.append(path)
+            if len(written) == failing:
+                file.write(b"half of it")
+                file.close()
+                raise OSError(28, "No space left on device", str(path))
+        return file
 
-    monkeypatch.setattr(conversion.ir, "save", save)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match="No space"):
         convert(LeNet5(), tmp_path / "m.onnx", float_output=tmp_path / "f.onnx")
     assert len(written) == failing
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.onnx": b"the old model"}
 
 
-@pytest.mark.parametrize("failing", ["to_binary", "export_float", "binary_layers"])
-def test_nothing_is_left_when_a_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "failing"),
+    [(conversion, "to_binary"), (latent_weights, "export_float"), (conversion, "binary_layers")],
+)
+def test_nothing_is_left_when_a_step_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, failing: str
+) -> None:
     def fail(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, failing, fail)
+    monkeypatch.setattr(module, failing, fail)
     with pytest.raises(KeyboardInterrupt):
         convert(LeNet5(), tmp_path / "m.onnx", float_output=tmp_path / "f.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 from conftest import Converted
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from bnn_deploy.bits import pack_bits, unpack_bits
 from bnn_deploy.cli import main
-from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER
-from bnn_deploy.passes.graph import COMPLEMENTED
-from bnn_deploy.segments import split
-from bnn_deploy.session import library_info
-from bnn_deploy.verification import Verification, verify
+from bnn_deploy.operators.bits import pack_bits, unpack_bits
+from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
+from bnn_deploy.proof.pieces import split
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.provenance import COMPLEMENTED
+from bnn_deploy.runtime.session import library_info
 
 BEST = list(library_info().isas[:1])
 

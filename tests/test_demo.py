@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from conftest import Converted
 
-from bnn_deploy import verification
 from bnn_deploy.cli import main
-from bnn_deploy.session import library_info
+from bnn_deploy.proof import verification
+from bnn_deploy.runtime.session import library_info
 
 FILES = {"lenet5.onnx", "lenet5_float.onnx", "lenet5.pth.tar", "mnist_1000.npz"}
 

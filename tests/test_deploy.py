@@ -28,13 +28,17 @@ from small_models import save_binary
 from ssh_server import HOST, SshServer, wait_for
 
 import bnn_deploy
-from bnn_deploy import bundle as bundles
-from bnn_deploy import cli, deployment
-from bnn_deploy.bundle import Manifest, check_bundle
+from bnn_deploy import cli
+from bnn_deploy.board import bundle as bundles
+from bnn_deploy.board import deployment
+from bnn_deploy.board.archive import check_bundle, make_archive
+from bnn_deploy.board.deployment import deploy, look
+from bnn_deploy.board.manifest import Manifest, checksum_lines, file_entry, manifest_bytes, with_checksum
+from bnn_deploy.board.probe import Board, problems
+from bnn_deploy.board.wheels import REQUIRED
 from bnn_deploy.cli.console import TIMES
-from bnn_deploy.deployment import Board, deploy, look, problems
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.profiling import profile
+from bnn_deploy.runtime.profiling import profile
 
 MACHINE = os.uname().machine
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[MACHINE]
@@ -152,14 +156,14 @@ def make(tmp_path: Path, small_model: bytes, small_profile: Any, monkeypatch: py
             samples=1,
             wheel=wheel,
             made_with={"onnxruntime": "1", "numpy": "1", "cpu": "x", "isa": "x"},
-            files={name: bundles._entry(content) for name, content in files.items()},
+            files={name: file_entry(content) for name, content in files.items()},
             sha256="",
         )
-        manifest = bundles._with_checksum(manifest)
-        files["manifest.json"] = bundles._manifest_bytes(manifest)
-        files["SHA256SUMS"] = bundles._checksums(manifest)
+        manifest = with_checksum(manifest)
+        files["manifest.json"] = manifest_bytes(manifest)
+        files["SHA256SUMS"] = checksum_lines(manifest)
         path = tmp_path / name
-        path.write_bytes(bundles._archive(files))
+        path.write_bytes(make_archive(files))
         assert check_bundle(path) == manifest
         return path
 
@@ -954,7 +958,7 @@ def write_wheel(folder: Path, name: str, files: dict[str, bytes | Path]) -> None
 
 def needed_packages() -> list[metadata.Distribution]:
     """What bnn-deploy needs on a board, and what that needs, as it is installed here."""
-    names, found = list(bundles.REQUIRED), []
+    names, found = list(REQUIRED), []
     for name in names:
         distribution = metadata.distribution(name)
         found.append(distribution)
@@ -983,7 +987,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_wheel(folder, f"{name}-{distribution.version}-{tag}.whl", files)
     version = "1" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
     info = f"bnn_deploy-{version}.dist-info"
-    required = "".join(f"Requires-Dist: {name}\n" for name in bundles.REQUIRED)
+    required = "".join(f"Requires-Dist: {name}\n" for name in REQUIRED)
     package = Path(bnn_deploy.__file__).parent
     own: dict[str, bytes | Path] = {
         f"bnn_deploy/{path.relative_to(package)}": path

@@ -20,11 +20,12 @@ import onnx_ir as ir
 import pytest
 from graphs import Array, batch_norm, equal, run_binary, run_float
 
-from bnn_deploy.bits import words
-from bnn_deploy.conversion import binary_layers, to_binary
-from bnn_deploy.onnx_source import expand_bipolar_quant
-from bnn_deploy.operators import OPSET
+from bnn_deploy.operators.bits import words
+from bnn_deploy.operators.contract import OPSET
 from bnn_deploy.passes.graph import constant, is_binary_op
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.report.summary import binary_layers
+from bnn_deploy.source.qonnx import expand_bipolar_quant
 
 CHANNELS, FILTERS, SIZE, SAMPLES = 5, 6, 5, 12
 SHIFT = (np.arange(-2, 3) / 8 + 1 / 16).astype(np.float32)

@@ -11,8 +11,9 @@ import torch
 from onnx import numpy_helper
 
 from bnn_deploy.conversion import convert
-from bnn_deploy.session import library_info
-from bnn_deploy.verification import Verification, verify
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info
 
 NIN = Path(__file__).parents[1] / "examples" / "nin"
 CHECKPOINT = NIN / "nin.pth.tar"

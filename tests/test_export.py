@@ -15,11 +15,11 @@ from conftest import Converted
 from torch import Tensor, nn
 
 from bnn_deploy.architectures import LeNet5
-from bnn_deploy.checkpoint import load_module
-from bnn_deploy.conversion import float_module
 from bnn_deploy.errors import InputError
-from bnn_deploy.export import FloatExport
-from bnn_deploy.passes.lower_binary_conv import two_valued
+from bnn_deploy.passes.lower.layer import two_valued
+from bnn_deploy.source.checkpoint import load_module
+from bnn_deploy.source.latent_weights import float_module
+from bnn_deploy.source.torch_export import FloatExport
 from bnn_deploy.training import WeightBinarizer, binarize_weight, sign_ste
 
 

@@ -11,8 +11,9 @@ from onnx import numpy_helper
 
 from bnn_deploy.conversion import Conversion, convert
 from bnn_deploy.errors import InputError
-from bnn_deploy.session import library_info, load_session
-from bnn_deploy.verification import Verification, verify
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info, load_session
 
 EXPORTS = Path(__file__).parent / "exports"
 BINARY_LAYERS = {

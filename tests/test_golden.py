@@ -21,21 +21,15 @@ from conftest import Converted
 from onnx import numpy_helper
 from test_corruption import CASES, Damage, damaged, flip_weight_bit, move_threshold
 
-from bnn_deploy.bits import unpack_bits
 from bnn_deploy.cli import main
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.golden import (
-    Golden,
-    GoldenVerification,
-    check,
-    check_golden,
-    make,
-    make_golden,
-    read_golden,
-    write_golden,
-)
-from bnn_deploy.session import library_info, load_session
+from bnn_deploy.operators.bits import unpack_bits
+from bnn_deploy.proof.golden import check, make
+from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
+from bnn_deploy.proof.golden.make import make_golden
+from bnn_deploy.proof.golden.record import Golden, read_golden, write_golden
+from bnn_deploy.runtime.session import library_info, load_session
 
 ISAS = list(library_info().isas)
 BEST = ISAS[:1]

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from bnn_deploy.session import library_path
+from bnn_deploy.runtime.session import library_path
 
 DOMAIN = "bnn_deploy"
 INT32 = np.iinfo(np.int32)

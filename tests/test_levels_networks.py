@@ -18,12 +18,17 @@ from torch.nn import functional
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.architectures.dorefa_vgg import DoReFaConv2d, quantize_activations
 from bnn_deploy.conversion import convert
-from bnn_deploy.golden import check_golden, make_golden, write_golden
 from bnn_deploy.inspection import inspect_model
-from bnn_deploy.profiling import profile
-from bnn_deploy.segments import Levels, cuts, load_model
-from bnn_deploy.session import library_info, load_session
-from bnn_deploy.verification import Verification, differences, relative_margin, verify
+from bnn_deploy.proof.cuts import Levels, cuts
+from bnn_deploy.proof.golden.check import check_golden
+from bnn_deploy.proof.golden.make import make_golden
+from bnn_deploy.proof.golden.record import write_golden
+from bnn_deploy.proof.margins import differences, relative_margin
+from bnn_deploy.proof.pieces import load_model
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.profiling import profile
+from bnn_deploy.runtime.session import library_info, load_session
 
 BEST = list(library_info().isas[:1])
 
@@ -251,7 +256,7 @@ def test_a_level_may_differ_only_beside_a_threshold_that_it_passes() -> None:
 
 
 def cuts_of(levels: Levels) -> object:
-    from bnn_deploy.segments import Cut
+    from bnn_deploy.proof.cuts import Cut
 
     return Cut("planes", "source", True, (), 2, levels=levels)
 

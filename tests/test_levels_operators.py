@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bnn_deploy import operators
-from bnn_deploy.bits import pack_bits
-from bnn_deploy.session import library_info, load_session
+from bnn_deploy.operators import bodies
+from bnn_deploy.operators.bits import pack_bits
+from bnn_deploy.operators.contract import OPSET, VERSION
+from bnn_deploy.runtime.session import library_info, load_session
 
-FUNCTIONS = [ir.to_proto(function) for function in operators.functions()]
+FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 ISAS = list(library_info().isas)
 
 
@@ -38,7 +39,7 @@ def one_node(
         [helper.make_tensor_value_info("Y", output[0], [None] * output[1])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    imports = [helper.make_opsetid("", operators.OPSET), helper.make_opsetid("bnn_deploy", operators.VERSION)]
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("bnn_deploy", VERSION)]
     model = helper.make_model(graph, opset_imports=imports, functions=FUNCTIONS, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
@@ -353,7 +354,7 @@ def error(
         [helper.make_empty_tensor_value_info("Y")],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    imports = [helper.make_opsetid("", operators.OPSET), helper.make_opsetid("bnn_deploy", 1)]
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("bnn_deploy", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     with pytest.raises(Exception, match="layer7") as caught:
         load_session(model.SerializeToString(), 1).run(None, {"X": x})

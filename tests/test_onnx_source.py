@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bnn_deploy.cli import main
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
-from bnn_deploy.verification import verify
+from bnn_deploy.proof.verification import verify
 
 BODY = """c = Conv <pads=[1,1,1,1]> (x, first)
 n = BatchNormalization (c, g, b, m, v)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bnn_deploy.session import library_path
+from bnn_deploy.runtime.session import library_path
 
 CONV = {
     "channels": 20,

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bnn_deploy import operators
+from bnn_deploy.operators import bodies
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 
 Array = NDArray[Any]
-FUNCTIONS = [ir.to_proto(function) for function in operators.functions()]
+FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 INT32 = np.iinfo(np.int32)
 
 
@@ -40,7 +41,7 @@ def make_model(
         [helper.make_tensor_value_info(name, kind, [None] * rank) for name, kind in outputs.items()],
         [numpy_helper.from_array(value, name) for name, value in initializers.items()],
     )
-    imports = [helper.make_opsetid("", operators.OPSET), helper.make_opsetid(operators.DOMAIN, operators.VERSION)]
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     model = helper.make_model(graph, opset_imports=imports, functions=FUNCTIONS, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True, data_prop=True)
@@ -590,7 +591,7 @@ SIGNATURES = {
 
 
 def test_names_inputs_and_attributes() -> None:
-    assert (operators.DOMAIN, operators.VERSION) == ("bnn_deploy", 1)
+    assert (DOMAIN, VERSION) == ("bnn_deploy", 1)
     found = {f.name: (list(f.input), list(f.attribute)) for f in FUNCTIONS}
     assert found == SIGNATURES
     for function in FUNCTIONS:
@@ -602,7 +603,7 @@ def test_names_inputs_and_attributes() -> None:
 
 def foreign(function: onnx.FunctionProto) -> list[str]:
     """What in a body isn't a standard, current operator of the opset that it imports."""
-    if [(o.domain, o.version) for o in function.opset_import] != [("", operators.OPSET)]:
+    if [(o.domain, o.version) for o in function.opset_import] != [("", OPSET)]:
         return [f"imports {function.opset_import}"]
     nodes = list(function.node)
     for node in nodes:  # grows while it runs: the bodies of If and Loop
@@ -612,7 +613,7 @@ def foreign(function: onnx.FunctionProto) -> list[str]:
         for n in nodes
         if n.domain not in ("", "ai.onnx")
         or not onnx.defs.has(n.op_type)
-        or onnx.defs.get_schema(n.op_type, operators.OPSET).deprecated
+        or onnx.defs.get_schema(n.op_type, OPSET).deprecated
     ]
 
 

@@ -7,10 +7,10 @@ import onnx_ir as ir
 import pytest
 from graphs import copy, eighths, op_types, parse, weights
 
-from bnn_deploy.conversion import to_binary
-from bnn_deploy.passes.audit_leftovers import AuditLeftovers
-from bnn_deploy.passes.graph import Decline
-from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
+from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.outcome import Decline
+from bnn_deploy.passes.pipeline import to_binary
 
 W = weights(8, 4, 3, 3)
 CHANNELS = np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from graphs import copy, op_types, parse, weights
 
-from bnn_deploy.conversion import to_binary
 from bnn_deploy.errors import InputError
-from bnn_deploy.passes.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.training import binarize_weight
 
 

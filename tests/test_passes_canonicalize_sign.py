@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 from graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
-from bnn_deploy.conversion import to_binary
-from bnn_deploy.passes.canonicalize_sign import CanonicalizeSign
-from bnn_deploy.passes.expand_sign import ExpandSign
-from bnn_deploy.passes.graph import BEFORE, SOURCE, ZERO
+from bnn_deploy.passes.lower.expand_sign import ExpandSign
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
+from bnn_deploy.provenance import BEFORE, SOURCE, ZERO
 
 NUMBERS = {"zero": 0.0, "one": 1.0, "minus": -1.0, "two": 2.0, "half": 0.5}
 

@@ -8,9 +8,9 @@ import pytest
 from graphs import assert_same, batch_norm, copy, equal, only, op_types, parse, run_binary, run_float, samples, weights
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
-from bnn_deploy.passes.fold_threshold import FoldThreshold
-from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, complemented
+from bnn_deploy.passes.fuse.commute_max_pool import CommuteMaxPool
+from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
+from bnn_deploy.provenance import COMPLEMENTED, SOURCE, complemented
 
 W = weights(8, 4, 2, 2)
 X = ("N", 4, 9, 9)

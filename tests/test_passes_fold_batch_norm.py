@@ -8,10 +8,10 @@ import pytest
 from graphs import batch_norm, copy, eighths, equal, op_types, parse, run_binary, run_float, samples, weights
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.conversion import to_binary
-from bnn_deploy.operators import DOMAIN
-from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
+from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.pipeline import to_binary
 
 NORM = "BatchNormalization({}, g, b, m, v)"
 X = ("N", 4, 6, 6)

@@ -8,9 +8,10 @@ import pytest
 from graphs import Array, assert_same, copy, eighths, only, op_types, parse, weights
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.passes.fold_batch_norm import FoldBatchNorm
-from bnn_deploy.passes.fuse_factor import FuseFactor
-from bnn_deploy.passes.graph import SOURCE, constant
+from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
+from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.provenance import SOURCE
 
 X = ("N", 4, 6, 6)
 CONV = "s = Sign(x)\nc = Conv(s, w)\n"

@@ -11,9 +11,9 @@ import pytest
 from graphs import assert_same, copy, eighths, op_types, parse, run_float, samples, weights
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.passes.fold_constants import FoldConstants
 from bnn_deploy.passes.graph import constant
-from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.normalise.fold_constants import FoldConstants
 
 
 def fold(model: ir.Model) -> ir.Model:

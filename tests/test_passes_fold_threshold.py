@@ -28,16 +28,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bnn_deploy.conversion import to_binary
-from bnn_deploy.passes.fold_threshold import (
-    FoldThreshold,
-    bisect_threshold,
-    float_to_ordered,
-    monotone,
-    ordered_to_float,
-)
-from bnn_deploy.passes.graph import constant, set_complemented
-from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.elementwise import bisect_threshold, float_to_ordered, monotone, ordered_to_float
+from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.provenance import set_complemented
 
 Floats = NDArray[np.float32]
 

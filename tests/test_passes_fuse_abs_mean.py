@@ -22,9 +22,10 @@ from graphs import (
 )
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.passes.fold_threshold import FoldThreshold
-from bnn_deploy.passes.fuse_abs_mean import FuseAbsMean
-from bnn_deploy.passes.graph import SOURCE, constant, output_key
+from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
+from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.provenance import SOURCE, output_key
 
 X = ("N", 4, 6, 6)
 W, W2 = weights(8, 4, 3, 3), weights(8, 4, 3, 3, seed=1)

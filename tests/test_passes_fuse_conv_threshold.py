@@ -26,10 +26,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.passes.commute_max_pool import CommuteMaxPool
-from bnn_deploy.passes.fold_threshold import FoldThreshold
-from bnn_deploy.passes.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold, integer_threshold
-from bnn_deploy.passes.graph import COMPLEMENTED, SOURCE, complemented, constant
+from bnn_deploy.passes.fuse.commute_max_pool import CommuteMaxPool
+from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
+from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold, integer_threshold
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.provenance import COMPLEMENTED, SOURCE, complemented
 
 NORM = "BatchNormalization({}, g, b, m, v)"
 NEGATIVE = batch_norm(8, gamma=[1, -1, -0.5, 2, 0, -3, 1, 1]) | {"b": np.full(8, 0.3, np.float32)}

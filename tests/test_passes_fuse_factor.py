@@ -10,8 +10,8 @@ import pytest
 from graphs import assert_same, copy, eighths, only, op_types, parse, samples, weights
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.passes.fuse_factor import FuseFactor
-from bnn_deploy.passes.graph import SOURCE
+from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
+from bnn_deploy.provenance import SOURCE
 
 X = ("N", 4, 6, 6)
 CONV = "s = Sign(x)\nc = Conv <pads=[1,1,1,1]> (s, w, b)\n"

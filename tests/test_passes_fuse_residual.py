@@ -8,8 +8,9 @@ import pytest
 from graphs import copy, eighths, only, op_types, parse, run_binary, samples, weights
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.passes.fuse_residual import FuseResidual
-from bnn_deploy.passes.graph import SOURCE, constant, output_key
+from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.provenance import SOURCE, output_key
 
 X = ("N", 8, 6, 6)
 W, W2, B = weights(8, 8, 3, 3), weights(8, 8, 3, 3, seed=1), eighths(8)

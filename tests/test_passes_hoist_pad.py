@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 from graphs import assert_same, batch_norm, copy, equal, only, op_types, parse, run_float, samples, weights
 
-from bnn_deploy.conversion import to_binary
-from bnn_deploy.passes.graph import BEFORE, MOVES, SOURCE, constant
-from bnn_deploy.passes.hoist_pad import HoistPad
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.passes.recognise.hoist_pad import HoistPad
+from bnn_deploy.provenance import BEFORE, MOVES, SOURCE
 
 PADS = np.array([0, 0, 1, 0, 0, 0, 1, 2])
 

@@ -10,11 +10,14 @@ import onnx_ir.passes.common as common
 import pytest
 from graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_binary, run_float, samples, weights
 
-from bnn_deploy.bits import pack_bits
 from bnn_deploy.errors import InputError
-from bnn_deploy.passes import lower_binary_conv
-from bnn_deploy.passes.graph import SOURCE, Decline, constant
-from bnn_deploy.passes.lower_binary_conv import LowerBinaryConv, NotTwoValuedError, two_valued
+from bnn_deploy.operators.bits import pack_bits
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.lower import layer
+from bnn_deploy.passes.lower.layer import NotTwoValuedError, two_valued
+from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.outcome import Decline
+from bnn_deploy.provenance import SOURCE
 
 ATTRIBUTES = ("channels", "kernel_shape", "strides", "pads", "dilations", "group")
 
@@ -343,9 +346,9 @@ def test_does_not_lower_unknown_channels() -> None:
 
 def test_does_not_lower_sums_that_float32_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     model = parse("s = Sign(x)\ny = Conv(s, w)", w=weights(8, 4, 3, 3))
-    monkeypatch.setattr(lower_binary_conv, "MAX_TERMS", 36)
+    monkeypatch.setattr(layer, "MAX_TERMS", 36)
     declines(model, "each output sums 36 products")
-    monkeypatch.setattr(lower_binary_conv, "MAX_TERMS", 37)
+    monkeypatch.setattr(layer, "MAX_TERMS", 37)
     fires(model, "Binarize", "BinaryConv")
 
 

@@ -11,12 +11,13 @@ import pytest
 from graphs import batch_norm, copy, eighths, only, op_types, parse, run_binary, run_float, weights
 from numpy.typing import NDArray
 
-from bnn_deploy.conversion import fold, to_binary
 from bnn_deploy.errors import InputError
-from bnn_deploy.passes.binarize_weights import BinarizeWeights
-from bnn_deploy.passes.graph import Decline, constant
-from bnn_deploy.passes.levels import Quantizer, quantizer
-from bnn_deploy.passes.lower_levels import LowerLevels
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.lower.lower_levels import LowerLevels
+from bnn_deploy.passes.outcome import Decline
+from bnn_deploy.passes.pipeline import fold, to_binary
+from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights
+from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
 
 Array = NDArray[Any]
 NUMBERS = {

@@ -9,7 +9,7 @@ from graphs import copy, op_types, parse, run_binary, samples, weights
 from test_passes_fold_threshold import lower
 
 from bnn_deploy.passes.graph import constant
-from bnn_deploy.passes.lower_quantized import LowerQuantized
+from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
 
 X = ("N", 33, 5, 4)
 TEXT = """

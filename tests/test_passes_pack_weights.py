@@ -15,16 +15,20 @@ from click.testing import CliRunner
 from graphs import batch_norm, copy, op_types, parse, runnable, samples
 from onnx.reference import ReferenceEvaluator
 
-from bnn_deploy.bits import unpack_bits
 from bnn_deploy.cli import main
-from bnn_deploy.conversion import convert, to_binary
+from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
-from bnn_deploy.golden import check_golden, make_golden, write_golden
 from bnn_deploy.inspection import inspect_model
-from bnn_deploy.passes.graph import SOURCE, constant
-from bnn_deploy.passes.pack_weights import PackWeights, packed_layers
-from bnn_deploy.session import load_session
-from bnn_deploy.verification import verify
+from bnn_deploy.operators.bits import unpack_bits
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.lower.pack_weights import PackWeights, packed_layers
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.proof.golden.check import check_golden
+from bnn_deploy.proof.golden.make import make_golden
+from bnn_deploy.proof.golden.record import write_golden
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.provenance import SOURCE
+from bnn_deploy.runtime.session import load_session
 
 
 def bwn(*shape: int, axis: int = 0, seed: int = 0) -> Any:

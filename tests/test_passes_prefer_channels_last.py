@@ -8,8 +8,9 @@ import pytest
 from graphs import copy, eighths, op_types, parse, run_binary, samples, weights
 from test_passes_fold_threshold import lower
 
-from bnn_deploy.passes.graph import SOURCE, constant
-from bnn_deploy.passes.prefer_channels_last import PreferChannelsLast
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
+from bnn_deploy.provenance import SOURCE
 
 X = ("N", 3, 6, 5)
 TEXT = "c = Conv(x, f, bias)\ns = Sign(c)\ny = Conv(s, w)"

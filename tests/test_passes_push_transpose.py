@@ -23,9 +23,11 @@ from graphs import (
 )
 
 from bnn_deploy import convert, verify
-from bnn_deploy.conversion import binary_layers, float_model, fold, to_binary
 from bnn_deploy.passes.graph import constant
-from bnn_deploy.passes.push_transpose import PushTranspose
+from bnn_deploy.passes.normalise.push_transpose import PushTranspose
+from bnn_deploy.passes.pipeline import fold, to_binary
+from bnn_deploy.report.summary import binary_layers
+from bnn_deploy.source.latent_weights import float_model
 
 FIRST, LAST = "Transpose <perm=[0,3,1,2]>", "Transpose <perm=[0,2,3,1]>"
 """To channels first, and to channels last."""

@@ -8,10 +8,10 @@ import pytest
 from graphs import assert_same, eighths, equal, op_types, parse, run_binary, run_float, samples, weights
 
 from bnn_deploy import convert
-from bnn_deploy.conversion import to_binary
 from bnn_deploy.errors import BnnDeployError, InputError
-from bnn_deploy.passes.graph import REFUSED
-from bnn_deploy.passes.refuse_step import RefuseStep
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.passes.recognise.refuse_step import RefuseStep
+from bnn_deploy.provenance import REFUSED
 
 NORM = {
     "g": eighths(4),

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from graphs import assert_same, copy, equal, op_types, parse, run_float, samples, weights
 
-from bnn_deploy.conversion import to_binary
-from bnn_deploy.passes.resolve_auto_pad import ResolveAutoPad
+from bnn_deploy.passes.normalise.resolve_auto_pad import ResolveAutoPad
+from bnn_deploy.passes.pipeline import to_binary
 
 
 def resolve(model: ir.Model) -> tuple[ir.Model, int]:

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from graphs import assert_same, copy, eighths, equal, op_types, parse, run_float, samples, weights
 
-from bnn_deploy.conversion import to_binary
 from bnn_deploy.passes.graph import constant
-from bnn_deploy.passes.simplify_broadcast import SimplifyBroadcast
+from bnn_deploy.passes.normalise.simplify_broadcast import SimplifyBroadcast
+from bnn_deploy.passes.pipeline import to_binary
 
 C = eighths(4).reshape(1, 4, 1, 1)
 FULL = np.broadcast_to(C, (3, 4, 6, 6)).copy()

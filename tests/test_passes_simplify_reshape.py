@@ -8,7 +8,7 @@ import pytest
 from graphs import copy, op_types, parse, run_float, samples
 
 from bnn_deploy.passes.graph import constant
-from bnn_deploy.passes.simplify_reshape import SimplifyReshape
+from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 
 DYNAMIC = """
 shape = Shape <start=0, end=1> (x)

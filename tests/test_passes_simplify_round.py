@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 from graphs import Array, assert_same, copy, equal, op_types, parse, run_float, samples, weights
 
-from bnn_deploy.conversion import to_binary
 from bnn_deploy.passes.graph import constant
-from bnn_deploy.passes.simplify_round import SimplifyRound
+from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
+from bnn_deploy.passes.pipeline import to_binary
 
 FORMS = {
     "ONNX's HardSigmoid": "h = HardSigmoid <alpha=0.5, beta=0.5> (x)",

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
-from bnn_deploy.conversion import to_binary
-from bnn_deploy.passes.graph import BEFORE, SOURCE
-from bnn_deploy.passes.sink_sign import SinkSign
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.passes.recognise.sink_sign import SinkSign
+from bnn_deploy.provenance import BEFORE, SOURCE
 
 
 def sink(model: ir.Model) -> tuple[ir.Model, int]:

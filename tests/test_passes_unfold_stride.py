@@ -8,7 +8,7 @@ import pytest
 from graphs import copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
 from bnn_deploy.passes.graph import constant
-from bnn_deploy.passes.unfold_stride import UnfoldStride
+from bnn_deploy.passes.layout.unfold_stride import UnfoldStride
 
 X = ("N", 3, 12, 16)
 STEM = 'y = Conv<strides=[2, 2], pads=[3, 3, 3, 3], auto_pad="NOTSET">(x, w, b)'

@@ -13,10 +13,11 @@ import onnx
 import pytest
 from small_models import save_binary, save_float
 
-from bnn_deploy import profiling
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.profiling import model_bytes, node_times, profile
-from bnn_deploy.session import library_info
+from bnn_deploy.files import model_bytes
+from bnn_deploy.runtime import profiling
+from bnn_deploy.runtime.profiling import node_times, profile
+from bnn_deploy.runtime.session import library_info
 
 
 @pytest.fixture

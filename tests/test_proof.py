@@ -13,12 +13,13 @@ from conftest import Converted
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
-from bnn_deploy import verification
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
-from bnn_deploy.session import library_info
+from bnn_deploy.proof import verification
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info
 from bnn_deploy.training import sign_ste
-from bnn_deploy.verification import verify
 
 BEST = [library_info().isas[0]]
 
@@ -56,7 +57,7 @@ def change(model: Path, name: str, edit: Any) -> Path:
     return path
 
 
-def prove(model: Path, module: nn.Module) -> verification.Verification:
+def prove(model: Path, module: nn.Module) -> Verification:
     return verify(model, module, data=inputs(), isas=BEST, reference_samples=1)
 
 

@@ -20,15 +20,18 @@ from test_dialects import BRANCHES, PADDINGS, SIGNS, WEIGHTS, matrix
 from torch import Tensor, nn
 
 from bnn_deploy import passes
-from bnn_deploy.advice import UNKNOWN, advice
 from bnn_deploy.architectures.birealnet18 import BiRealBlock
 from bnn_deploy.cli import main
 from bnn_deploy.cli.console import TIMES
-from bnn_deploy.conversion import convert, fold, to_binary
+from bnn_deploy.conversion import convert
 from bnn_deploy.errors import BnnDeployError, InputError
-from bnn_deploy.operators import DOMAIN
-from bnn_deploy.passes.audit_leftovers import LAYER_OPERATORS
-from bnn_deploy.report import OPERATORS, Canonical, LayerReport, layer_reports
+from bnn_deploy.operators.contract import DOMAIN, OPERATORS
+from bnn_deploy.passes.advice import UNKNOWN, advice
+from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
+from bnn_deploy.passes.pipeline import fold, to_binary
+from bnn_deploy.report.canonical import Canonical
+from bnn_deploy.report.layers import layer_reports
+from bnn_deploy.report.summary import LayerReport
 
 W = weights(8, 4, 3, 3)
 

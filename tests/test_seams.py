@@ -13,9 +13,11 @@ from graphs import Array, parse, weights
 from onnx import numpy_helper
 
 from bnn_deploy.conversion import Conversion, convert
-from bnn_deploy.report import OPERATORS
-from bnn_deploy.session import library_info
-from bnn_deploy.verification import Verification, tie_margin, verify
+from bnn_deploy.operators.contract import OPERATORS
+from bnn_deploy.proof.margins import tie_margin
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info
 
 INPUTS = np.random.default_rng(8).standard_normal((16, 4, 6, 6)).astype(np.float32)
 BOX = np.full((1, 1, 3, 3), 1 / 9, np.float32)

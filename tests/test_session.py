@@ -14,9 +14,18 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bnn_deploy import operators, session
 from bnn_deploy.errors import BnnDeployError, InputError, SetupError
-from bnn_deploy.session import ISA_VARIABLE, check_onnxruntime, library_info, library_path, load_session, register
+from bnn_deploy.operators import bodies
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
+from bnn_deploy.runtime import session
+from bnn_deploy.runtime.session import (
+    ISA_VARIABLE,
+    check_onnxruntime,
+    library_info,
+    library_path,
+    load_session,
+    register,
+)
 
 ISAS = library_info().isas
 
@@ -49,8 +58,8 @@ def binary_model() -> bytes:
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", 1, 1, 1])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    imports = [helper.make_opsetid("", operators.OPSET), helper.make_opsetid(operators.DOMAIN, operators.VERSION)]
-    functions = [ir.to_proto(function) for function in operators.functions()]
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
+    functions = [ir.to_proto(function) for function in bodies.functions()]
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10).SerializeToString()
 
 

@@ -16,13 +16,17 @@ import torch
 from conftest import Converted
 from torch import nn
 
-from bnn_deploy import segments, verification
-from bnn_deploy.checkpoint import load_module
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.segments import load_model, split
-from bnn_deploy.session import library_info
-from bnn_deploy.verification import Tolerances, Verification, finite, load_data, relative_margin, verify
+from bnn_deploy.proof import verification, verifier
+from bnn_deploy.proof.backends import Backends
+from bnn_deploy.proof.margins import relative_margin
+from bnn_deploy.proof.pieces import load_model, operator_nodes, split
+from bnn_deploy.proof.results import Tolerances, Verification, finite
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.inputs import load_data
+from bnn_deploy.runtime.session import library_info
+from bnn_deploy.source.checkpoint import load_module
 
 ISAS = list(library_info().isas)
 BEST = ISAS[:1]
@@ -94,10 +98,9 @@ def test_nin_against_the_float_model(nin: Converted) -> None:
 
 
 def test_alexnet(alexnet: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
-    operator_nodes = segments.operator_nodes
     for against in (alexnet.checkpoint, alexnet.float_model):
         if against == alexnet.float_model:  # the operators, which take longest, are the same again: one will do
-            monkeypatch.setattr(segments, "operator_nodes", lambda model: operator_nodes(model)[:1])
+            monkeypatch.setattr(verifier, "operator_nodes", lambda model: operator_nodes(model)[:1])
         result = check(alexnet, against, 1, isas=BEST, reference_samples=0)
         assert result.passed, result.failures
         names = {layer.layer for layer in result.layers}
@@ -121,7 +124,7 @@ def test_batches(lenet5: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_kernel_is_caught(lenet5: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit wrong, in one node, by one instruction set."""
-    real = verification._Sessions.make
+    real = Backends.make
 
     def make(self: Any, model: Any, backend: str) -> Any:
         run = real(self, model, backend)
@@ -135,7 +138,7 @@ def test_a_wrong_kernel_is_caught(lenet5: Converted, monkeypatch: pytest.MonkeyP
 
         return wrong
 
-    monkeypatch.setattr(verification._Sessions, "make", make)
+    monkeypatch.setattr(Backends, "make", make)
     result = check(lenet5, lenet5.float_model, 4)
     assert result.failures == [
         f"BinaryConvThreshold 'bin_conv2.conv': kernels, {ISAS[-1]} differs from the function body in onnxruntime "
@@ -146,7 +149,7 @@ def test_a_wrong_kernel_is_caught(lenet5: Converted, monkeypatch: pytest.MonkeyP
 def test_a_kernel_that_is_wrong_only_in_the_whole_model_is_caught(
     lenet5: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = verification._Sessions.make
+    real = Backends.make
     whole = onnx.load(lenet5.model)
 
     def make(self: Any, model: Any, backend: str) -> Any:
@@ -156,7 +159,7 @@ def test_a_kernel_that_is_wrong_only_in_the_whole_model_is_caught(
             return lambda inputs: np.roll(run(inputs), 1, axis=1)
         return run
 
-    monkeypatch.setattr(verification._Sessions, "make", make)
+    monkeypatch.setattr(Backends, "make", make)
     result = check(lenet5, lenet5.float_model, 4)
     assert [
         f.startswith("4 predictions differ for no reason within the tolerances; first: sample 0")
@@ -462,7 +465,7 @@ def test_outputs_alone_where_onnx_is_not_installed(
 def test_stock_onnxruntime_was_used_for_the_bodies(lenet5: Converted) -> None:
     """Counted by the library: a session for the bodies makes no kernel call."""
     before = library_info().calls
-    sessions = verification._Sessions(ISAS, 1)
+    sessions = Backends(ISAS, 1)
     sessions.make(onnx.load(lenet5.model), sessions.BODIES)({"input": lenet5.images[:1]})
     assert library_info().calls == before
     sessions.make(onnx.load(lenet5.model), f"kernels, {ISAS[0]}")({"input": lenet5.images[:1]})

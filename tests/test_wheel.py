@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import wheels
 
-from bnn_deploy.session import library_path
+from bnn_deploy.runtime.session import library_path
 
 MACHINE = platform.machine()
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[MACHINE]

@@ -18,15 +18,18 @@ from torch import Tensor, nn
 
 from bnn_deploy.architectures import XnorAlexNet
 from bnn_deploy.architectures.xnor_alexnet import XnorConv2d
-from bnn_deploy.conversion import Conversion, convert, to_binary
+from bnn_deploy.conversion import Conversion, convert
 from bnn_deploy.errors import BnnDeployError
-from bnn_deploy.golden import check_golden, make_golden, write_golden
 from bnn_deploy.inspection import inspect_model
-from bnn_deploy.operators import DOMAIN
-from bnn_deploy.passes.graph import display_name
-from bnn_deploy.profiling import profile
-from bnn_deploy.session import library_info
-from bnn_deploy.verification import verify
+from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.outcome import display_name
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.proof.golden.check import check_golden
+from bnn_deploy.proof.golden.make import make_golden
+from bnn_deploy.proof.golden.record import write_golden
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.profiling import profile
+from bnn_deploy.runtime.session import library_info
 
 BINARY = ("1", "3", "4")
 """The names of the small network's binary layers."""
@@ -173,10 +176,10 @@ def test_verify_catches_a_wrong_constant(small: Converted, op_type: str, place: 
 
 def test_operators_are_compared_within_the_bound_of_a_mean(small: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that leaves out the division by C is no rounding."""
-    from bnn_deploy import segments
+    from bnn_deploy.proof import pieces
 
     selected = [library_info().selected]
-    monkeypatch.setattr(segments, "load_model", wrong_mean)
+    monkeypatch.setattr(pieces, "load_model", wrong_mean)
     result = verify(small.conversion.output, small.module, data=small.images, isas=selected, reference_samples=0)
     wrong = {op.node for op in result.operators if not op.passed}
     assert len(wrong) == 3 and all(name.endswith("(output 1)") for name in wrong)
@@ -304,7 +307,7 @@ def test_golden_results_catch_a_wrong_constant(
         def hexdigest(self) -> str:
             return real(content).hexdigest()
 
-    from bnn_deploy.golden import check
+    from bnn_deploy.proof.golden import check
 
     real = check.hashlib.sha256
     monkeypatch.setattr(check.hashlib, "sha256", lambda _: Digest())

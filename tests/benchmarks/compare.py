@@ -210,7 +210,7 @@ def layer_workload(name: str, folder: Path) -> Workload:
     import onnx_ir as ir
     from onnx import TensorProto, helper, numpy_helper
 
-    from bnn_deploy.conversion import to_binary
+    from bnn_deploy.passes.pipeline import to_binary
 
     channels, size = map(int, name.split("@"))
     rng = np.random.default_rng(0)
@@ -447,7 +447,7 @@ def measure(
 
 def machine() -> dict[str, Any]:
     """CPU, cores, system."""
-    from bnn_deploy.profiling import cpu_name
+    from bnn_deploy.runtime.machine import cpu_name
 
     cpuinfo = Path("/proc/cpuinfo").read_text()
     family = re.search(r"^cpu family\s*: (\d+)$", cpuinfo, re.MULTILINE)
