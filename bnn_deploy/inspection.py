@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from bnn_deploy.bits import words
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.profiling import model_bytes
+from bnn_deploy.files import model_bytes
+from bnn_deploy.operators.bits import words
 
 try:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import NodeProto, shape_inference
 
-    from bnn_deploy.operators import DOMAIN
+    from bnn_deploy.operators.contract import DOMAIN
 except ImportError as missing:
     raise SetupError("inspecting a model needs the onnx package: run pip install 'bnn-deploy[convert]'") from missing
 

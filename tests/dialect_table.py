@@ -21,9 +21,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from bnn_deploy.operators.bits import pack_bits, unpack_bits
-from bnn_deploy.operators.contract import OPERATORS
-from bnn_deploy.proof.results import Verification
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +28,10 @@ from torch import nn
 
 from bnn_deploy import convert, verify
 from bnn_deploy.architectures import BinaryNetMLP, BinaryNetVGG, BiRealNet18, DoReFaVGG, ReActNet, XnorAlexNet
+from bnn_deploy.operators.bits import pack_bits, unpack_bits
+from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.passes.graph import constant, is_binary_op
+from bnn_deploy.proof.results import Verification
 from support import author_networks, networks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -14,17 +14,17 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from bnn_deploy.operators.contract import DOMAIN
-from bnn_deploy.passes.pipeline import to_binary
-from bnn_deploy.runtime.session import load_session
-from bnn_deploy.source import latent_weights
-from bnn_deploy.source.checkpoint import load_module
 from torch import nn
 
 from bnn_deploy import conversion
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import BnnDeployError, InputError
+from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.runtime.session import load_session
+from bnn_deploy.source import latent_weights
+from bnn_deploy.source.checkpoint import load_module
 from bnn_deploy.training import WeightBinarizer
 from support.converted import Converted
 from support.networks import mnist, write_checkpoint

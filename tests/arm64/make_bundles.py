@@ -16,7 +16,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bnn_deploy.board.bundle import write_bundle
-
 from bnn_deploy.conversion import convert
 from support import networks
 

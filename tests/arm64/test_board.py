@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from bnn_deploy.board.manifest import FOLDER, GOLDEN, MODEL, REPORT, RUN
 from bnn_deploy.runtime.session import library_info, load_session
 

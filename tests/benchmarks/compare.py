@@ -208,8 +208,9 @@ def layer_workload(name: str, folder: Path) -> Workload:
     """A 3x3 layer "channels@size" with padding 1: sign and convolution with +-alpha filters, float in, float out."""
     import onnx
     import onnx_ir as ir
-    from bnn_deploy.passes.pipeline import to_binary
     from onnx import TensorProto, helper, numpy_helper
+
+    from bnn_deploy.passes.pipeline import to_binary
 
     channels, size = map(int, name.split("@"))
     rng = np.random.default_rng(0)

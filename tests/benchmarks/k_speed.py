@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from bnn_deploy.runtime.session import library_path
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from bnn_deploy.runtime.session import library_path
 
 LAYERS = [(64, 56), (128, 28), (256, 14)]
 """Channels in and out, and height and width."""

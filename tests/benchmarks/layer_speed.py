@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from bnn_deploy.runtime.session import library_path
 from onnx import TensorProto, helper, numpy_helper
+
+from bnn_deploy.runtime.session import library_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Speed of converted models against their float ONNX in onnxruntime, in turns, one thread.
 
-Each pair runs in one process, on the same random input, in turns (`bnn_deploy.runtime.profiling.profile`); the table has the
+Each pair runs in one process, on the same random input, in turns (`bnn_deploy.profile`); the table has the
 medians and their ratio, with the 10th and 90th percentile of the ratio over neighbouring runs.
 
     python tests/benchmarks/model_speed.py

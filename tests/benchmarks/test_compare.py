@@ -12,13 +12,13 @@ import compare
 import numpy as np
 import onnx
 import pytest
-from bnn_deploy.runtime.session import load_session
 from onnx import TensorProto, helper, numpy_helper
 from peers.ort import load as load_ort
 from peers.plan import Plan, Step, fold_affine_into_sign, load_plan, read_onnx, same_pads
 from peers.plan import use_tensorflow_padding as move_padding
 
 from bnn_deploy.errors import InputError
+from bnn_deploy.runtime.session import load_session
 
 BENCHMARKS = Path(__file__).parent
 

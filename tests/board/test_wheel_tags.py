@@ -11,9 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from bnn_deploy.runtime.session import library_path
 
 import wheels
+from bnn_deploy.runtime.session import library_path
 
 MACHINE = platform.machine()
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[MACHINE]

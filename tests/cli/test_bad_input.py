@@ -12,13 +12,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from bnn_deploy.runtime import session
-from bnn_deploy.runtime.session import library_info
 from click.testing import CliRunner
 from torch import nn
 
 import bnn_deploy
 from bnn_deploy.cli import main
+from bnn_deploy.runtime import session
+from bnn_deploy.runtime.session import library_info
 from support.converted import Converted
 from support.networks import random_network, write_checkpoint
 

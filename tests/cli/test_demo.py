@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bnn_deploy.proof import verification
-from bnn_deploy.runtime.session import library_info
 from click.testing import CliRunner
 
 from bnn_deploy.cli import main
+from bnn_deploy.proof import verification
+from bnn_deploy.runtime.session import library_info
 from support.converted import Converted
 
 FILES = {"lenet5.onnx", "lenet5_float.onnx", "lenet5.pth.tar", "mnist_1000.npz"}

@@ -16,12 +16,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from bnn_deploy.operators.contract import OPSET, VERSION
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from bnn_deploy.operators import bodies
+from bnn_deploy.operators.contract import OPSET, VERSION
 from support.kernels import CHANNEL_TAILS, DOMAIN, ISAS, PAD_VALUES, ConvCase, make_session, only_runs, pack, same
 
 Array = NDArray[Any]

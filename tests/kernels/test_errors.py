@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from bnn_deploy.runtime.session import library_path
 from onnx import TensorProto, helper, numpy_helper
+
+from bnn_deploy.runtime.session import library_path
 
 CONV = {
     "channels": 20,

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bnn_deploy.runtime.session import load_session
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from bnn_deploy.runtime.session import load_session
 from support.levels import Conv, check, nowhere_equal, one_node, planes, run_bodies, run_kernels
 
 # --- QuantizeLevels ---------------------------------------------------------------------------------------------

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bnn_deploy.operators.bits import pack_bits
-from bnn_deploy.operators.contract import OPSET
-from bnn_deploy.runtime.session import load_session
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from bnn_deploy.operators.bits import pack_bits
+from bnn_deploy.operators.contract import OPSET
+from bnn_deploy.runtime.session import load_session
 from support.levels import Conv
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from bnn_deploy.proof.results import Verification
-from bnn_deploy.proof.verification import verify
-from bnn_deploy.runtime.session import library_info
 from onnx import numpy_helper
 
 from bnn_deploy.conversion import convert
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info
 
 NIN = Path(__file__).parents[2] / "examples" / "nin"
 CHECKPOINT = NIN / "nin.pth.tar"

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bnn_deploy.proof.results import Verification
-from bnn_deploy.proof.verification import verify
-from bnn_deploy.runtime.session import library_info, load_session
 from onnx import numpy_helper
 
 from bnn_deploy.conversion import Conversion, convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info, load_session
 
 EXPORTS = Path(__file__).parents[1] / "exports"
 BINARY_LAYERS = {

@@ -9,6 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bnn_deploy.architectures import ARCHITECTURES
+from bnn_deploy.architectures.dorefa_vgg import DoReFaConv2d, quantize_activations
+from bnn_deploy.conversion import convert
+from bnn_deploy.inspection import inspect_model
 from bnn_deploy.proof.cuts import Levels, cuts
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.make import make_golden
@@ -19,14 +27,6 @@ from bnn_deploy.proof.results import Verification
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.profiling import profile
 from bnn_deploy.runtime.session import library_info, load_session
-from onnx import ModelProto, NodeProto, helper, numpy_helper
-from torch import Tensor, nn
-from torch.nn import functional
-
-from bnn_deploy.architectures import ARCHITECTURES
-from bnn_deploy.architectures.dorefa_vgg import DoReFaConv2d, quantize_activations
-from bnn_deploy.conversion import convert
-from bnn_deploy.inspection import inspect_model
 from support.converted import Converted
 from support.networks import calibrate, images
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bnn_deploy.proof.verification import verify
-from bnn_deploy.runtime.session import library_info, load_session
-from bnn_deploy.source.checkpoint import load_class, load_module
 from torch import nn
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info, load_session
+from bnn_deploy.source.checkpoint import load_class, load_module
 from bnn_deploy.training import WeightBinarizer
 from support.networks import mnist, write_checkpoint
 

@@ -11,6 +11,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bnn_deploy.architectures import XnorAlexNet
+from bnn_deploy.architectures.xnor_alexnet import XnorConv2d
+from bnn_deploy.conversion import Conversion, convert
+from bnn_deploy.errors import BnnDeployError
+from bnn_deploy.inspection import inspect_model
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.outcome import display_name
 from bnn_deploy.passes.pipeline import to_binary
@@ -20,14 +28,6 @@ from bnn_deploy.proof.golden.record import write_golden
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.profiling import profile
 from bnn_deploy.runtime.session import library_info
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from bnn_deploy.architectures import XnorAlexNet
-from bnn_deploy.architectures.xnor_alexnet import XnorConv2d
-from bnn_deploy.conversion import Conversion, convert
-from bnn_deploy.errors import BnnDeployError
-from bnn_deploy.inspection import inspect_model
 from support import networks
 from support.graphs import batch_norm, eighths, op_types, parse, run_binary, run_float, weights
 

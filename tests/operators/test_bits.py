@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bnn_deploy.operators.bits import WORD, pack_bits, unpack_bits, words
 from hypothesis import given, settings
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
+
+from bnn_deploy.operators.bits import WORD, pack_bits, unpack_bits, words
 
 deterministic = settings(derandomize=True, max_examples=60, deadline=None, database=None)
 booleans = arrays(

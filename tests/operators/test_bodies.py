@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 from onnx import TensorProto, helper
 
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 from support.bodies import FUNCTIONS, Array, check, make_model, nowhere_equal, pack
 
 # --- Binarize ---------------------------------------------------------------------------------------------------

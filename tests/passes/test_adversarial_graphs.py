@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.operators.contract import OPERATORS
+from bnn_deploy.passes.graph import constant, is_binary_op
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.report.summary import binary_layers
-
-from bnn_deploy.passes.graph import constant, is_binary_op
 from support.graphs import copy, parse, run_binary, run_float, samples, weights
 
 LAYER = "\ny = Conv(s, w)"

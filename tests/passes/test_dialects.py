@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.report.summary import binary_layers
-
 from support.dialects import (
     BRANCHES,
     CHANNELS,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from bnn_deploy.passes.elementwise import bisect_threshold, float_to_ordered, ordered_to_float
 
+from bnn_deploy.passes.elementwise import bisect_threshold, float_to_ordered, ordered_to_float
 from support.graphs import HALVES
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
+
+from bnn_deploy.conversion import Conversion, convert
 from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.proof.margins import tie_margin
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import library_info
-from onnx import numpy_helper
-
-from bnn_deploy.conversion import Conversion, convert
 from support.graphs import Array, parse, weights
 
 INPUTS = np.random.default_rng(8).standard_normal((16, 4, 6, 6)).astype(np.float32)

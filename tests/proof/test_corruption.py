@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
+from onnx import ModelProto, NodeProto
+
+from bnn_deploy.cli import main
 from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
 from bnn_deploy.proof.pieces import split
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.provenance import COMPLEMENTED
 from bnn_deploy.runtime.session import library_info
-from click.testing import CliRunner
-from onnx import ModelProto, NodeProto
-
-from bnn_deploy.cli import main
 from support.converted import Converted
 from support.damage import (
     CASES,

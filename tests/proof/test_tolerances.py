@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bnn_deploy.proof.margins import relative_margin
-from bnn_deploy.proof.results import Tolerances
-from bnn_deploy.proof.verification import verify
 from torch import nn
 
 from bnn_deploy.conversion import convert
+from bnn_deploy.proof.margins import relative_margin
+from bnn_deploy.proof.results import Tolerances
+from bnn_deploy.proof.verification import verify
 from support.bodies import check
 from support.converted import Converted
 from support.golden_files import BEST

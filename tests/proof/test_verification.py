@@ -10,6 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from torch import nn
+
+from bnn_deploy.conversion import convert
+from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.proof import verification, verifier
 from bnn_deploy.proof.backends import Backends
 from bnn_deploy.proof.pieces import load_model, operator_nodes, split
@@ -17,10 +21,6 @@ from bnn_deploy.proof.results import Verification, finite
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import library_info
 from bnn_deploy.source.checkpoint import load_module
-from torch import nn
-
-from bnn_deploy.conversion import convert
-from bnn_deploy.errors import InputError, SetupError
 from support import networks
 from support.converted import Converted
 from support.networks import Signed

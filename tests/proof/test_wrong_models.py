@@ -9,15 +9,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bnn_deploy.proof import verification
-from bnn_deploy.proof.results import Verification
-from bnn_deploy.proof.verification import verify
-from bnn_deploy.runtime.session import library_info
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.proof import verification
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info
 from bnn_deploy.training import sign_ste
 from support.converted import Converted
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+
+from bnn_deploy import passes
 from bnn_deploy.operators.contract import DOMAIN, OPERATORS
 from bnn_deploy.passes.advice import UNKNOWN, advice
 from bnn_deploy.passes.pipeline import fold, to_binary
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
-
-from bnn_deploy import passes
 from support.graphs import batch_norm, eighths, parse, weights
 from support.reports import SIGN_CONV, W, only_layer, report_on, with_weight
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bnn_deploy.runtime.inputs import load_data
 
 from bnn_deploy.errors import InputError
+from bnn_deploy.runtime.inputs import load_data
 
 
 def test_load_data(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bnn_deploy.runtime import profiling
-from bnn_deploy.runtime.profiling import node_times, profile
-from bnn_deploy.runtime.session import library_info
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes
+from bnn_deploy.runtime import profiling
+from bnn_deploy.runtime.profiling import node_times, profile
+from bnn_deploy.runtime.session import library_info
 from support.small_models import save_binary, save_float
 
 

@@ -11,6 +11,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bnn_deploy.errors import BnnDeployError, InputError, SetupError
+from bnn_deploy.operators import bodies
 from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 from bnn_deploy.runtime import session
 from bnn_deploy.runtime.session import (
@@ -21,11 +26,6 @@ from bnn_deploy.runtime.session import (
     load_session,
     register,
 )
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-
-from bnn_deploy.errors import BnnDeployError, InputError, SetupError
-from bnn_deploy.operators import bodies
 
 ISAS = library_info().isas
 

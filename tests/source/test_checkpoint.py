@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bnn_deploy.proof.verification import verify
-from bnn_deploy.source.checkpoint import build, input_shape, load_class, load_module, load_state_dict, load_weights
 from torch import nn
 
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.source.checkpoint import build, input_shape, load_class, load_module, load_state_dict, load_weights
 from support.networks import DEMO_DATA
 
 

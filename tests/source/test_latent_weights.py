@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bnn_deploy.passes.recognise.binarize_weights import Weights, binarize
-from bnn_deploy.proof.verification import verify
-from bnn_deploy.runtime.session import library_info
-from bnn_deploy.source.latent_weights import float_module
 from torch import Tensor, nn
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.passes.recognise.binarize_weights import Weights, binarize
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info
+from bnn_deploy.source.latent_weights import float_module
 from bnn_deploy.training import binarize_weight
 
 

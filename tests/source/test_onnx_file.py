@@ -12,7 +12,6 @@ import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
-from bnn_deploy.proof.verification import verify
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from bnn_deploy.cli import main
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.proof.verification import verify
 from support.graphs import batch_norm, eighths, parse, weights
 
 BODY = """c = Conv <pads=[1,1,1,1]> (x, first)

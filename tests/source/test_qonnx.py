@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from bnn_deploy.proof.verification import verify
-from bnn_deploy.source.onnx_file import read
-from bnn_deploy.source.qonnx import QONNX
 from onnx import TensorProto, helper, numpy_helper
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.source.onnx_file import read
+from bnn_deploy.source.qonnx import QONNX
 
 
 def quant_model(bits: float = 2, zero: float = 0, constant_bits: bool = True, **attributes: object) -> onnx.ModelProto:

@@ -11,14 +11,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from bnn_deploy.passes.lower.layer import two_valued
-from bnn_deploy.source.checkpoint import load_module
-from bnn_deploy.source.latent_weights import float_module
-from bnn_deploy.source.torch_export import FloatExport
 from torch import Tensor, nn
 
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.errors import InputError
+from bnn_deploy.passes.lower.layer import two_valued
+from bnn_deploy.source.checkpoint import load_module
+from bnn_deploy.source.latent_weights import float_module
+from bnn_deploy.source.torch_export import FloatExport
 from bnn_deploy.training import WeightBinarizer, binarize_weight, sign_ste
 from support.converted import Converted
 

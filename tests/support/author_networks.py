@@ -12,9 +12,9 @@ import onnx
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F
-from bnn_deploy.operators.contract import OPSET
 from torch import Tensor, nn
 
+from bnn_deploy.operators.contract import OPSET
 from support.graphs import Array, parse
 
 FIRST, LAST = "Transpose <perm=[0,3,1,2]>", "Transpose <perm=[0,2,3,1]>"

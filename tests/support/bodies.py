@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from bnn_deploy.operators import bodies
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 
 Array = NDArray[Any]
 FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]

@@ -11,10 +11,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from bnn_deploy.board.manifest import FOLDER
 from click.testing import CliRunner, Result
 
 import bnn_deploy
+from bnn_deploy.board.manifest import FOLDER
 from bnn_deploy.cli import main
 
 VERSION = "0.1.0" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__

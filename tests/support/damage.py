@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from bnn_deploy.operators.bits import pack_bits, unpack_bits
-from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from bnn_deploy.operators.bits import pack_bits, unpack_bits
+from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
 from support.converted import Converted
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bnn_deploy.board.archive import check_bundle
 from click.testing import CliRunner, Result
 
 from bnn_deploy import cli
+from bnn_deploy.board.archive import check_bundle
 from support.ssh_server import HOST, SshServer
 
 MACHINE = os.uname().machine

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+
 from bnn_deploy.operators.bits import words
 from bnn_deploy.operators.contract import OPSET
-from bnn_deploy.source.qonnx import expand_bipolar_quant
-
 from bnn_deploy.passes.graph import constant, is_binary_op
+from bnn_deploy.source.qonnx import expand_bipolar_quant
 from support.graphs import Array, batch_norm
 
 CHANNELS, FILTERS, SIZE, SAMPLES = 5, 6, 5, 12

@@ -10,7 +10,6 @@ from typing import Any
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
 from bnn_deploy.proof.golden.record import Golden, read_golden, write_golden
 from bnn_deploy.runtime.session import library_info
-
 from support.converted import Converted
 
 ISAS = list(library_info().isas)

@@ -13,16 +13,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from bnn_deploy.operators.bodies import functions
-from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
-from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
-from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
-from bnn_deploy.provenance import complemented
-from bnn_deploy.runtime.session import load_session
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from bnn_deploy.operators.bodies import functions
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
+from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.provenance import complemented
+from bnn_deploy.runtime.session import load_session
 
 Array = NDArray[Any]
 Shape = Sequence[int | str]

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx
 import onnxruntime as ort
-from bnn_deploy.runtime.session import library_path
 from onnx import TensorProto, helper, numpy_helper
+
+from bnn_deploy.runtime.session import library_path
 
 DOMAIN = "bnn_deploy"
 INT32 = np.iinfo(np.int32)

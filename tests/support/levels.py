@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from bnn_deploy.operators.bits import pack_bits
-from bnn_deploy.operators.contract import OPSET, VERSION
-from bnn_deploy.runtime.session import library_info, load_session
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from bnn_deploy.operators import bodies
+from bnn_deploy.operators.bits import pack_bits
+from bnn_deploy.operators.contract import OPSET, VERSION
+from bnn_deploy.runtime.session import library_info, load_session
 
 FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 ISAS = list(library_info().isas)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bnn_deploy.source.checkpoint import load_module
 from torch import Tensor, nn
 
 import bnn_deploy
 from bnn_deploy.architectures import ARCHITECTURES, Network
+from bnn_deploy.source.checkpoint import load_module
 from bnn_deploy.training import WeightBinarizer
 
 DEMO_DATA = Path(bnn_deploy.__file__).parent / "demo_data"

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from bnn_deploy.operators.contract import DOMAIN, OPSET
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bnn_deploy.operators import bits, bodies
+from bnn_deploy.operators.contract import DOMAIN, OPSET
 
 CONV = {"channels": 20, "kernel_shape": [5, 5], "strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1}
 POOL = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0] * 4, "dilations": [1, 1], "ceil_mode": 0}

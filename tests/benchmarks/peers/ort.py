@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from bnn_deploy.runtime.session import library_info, load_session
 from numpy.typing import NDArray
+
+from bnn_deploy.runtime.session import library_info, load_session
 
 
 def versions() -> dict[str, str]:

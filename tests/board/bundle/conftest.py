@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bnn_deploy.board.bundle import write_bundle
 
+from bnn_deploy.board.bundle import write_bundle
 from support.bundles import WHEEL, fake_wheel
 from support.converted import Converted
 

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.manifest import FOLDER, GOLDEN, MODEL
 from bnn_deploy.proof.golden.check import GoldenVerification
 from bnn_deploy.proof.golden.record import read_golden
-
 from support.bundles import invoke, unpack
 from support.converted import Converted
 

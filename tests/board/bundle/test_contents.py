@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from bnn_deploy.board.archive import check_bundle, read_member
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import CHECKSUMS, FOLDER, GOLDEN, MANIFEST, MODEL, RUN, Manifest, read_manifest
-from bnn_deploy.proof.golden.record import read_golden
-
 from bnn_deploy.errors import InputError
+from bnn_deploy.proof.golden.record import read_golden
 from support.bundles import VERSION, WHEEL, unpack
 from support.converted import Converted
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bnn_deploy.board.manifest import CHECKSUMS, GOLDEN, MANIFEST, MODEL, RUN
 
+from bnn_deploy.board.manifest import CHECKSUMS, GOLDEN, MANIFEST, MODEL, RUN
 from support.bundles import WHEEL, change, unpack
 
 TOOLS = ("sh", "sha256sum", "cut", "grep", "sed", "dirname", "uname", "rm", "cat", "mkdir", "setsid", "flock", "sleep")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bnn_deploy.board.archive import _Unzipper, check_bundle
-from bnn_deploy.board.manifest import FOLDER, MANIFEST, MODEL
 
 from bnn_deploy.board import bundle as bundle_module
+from bnn_deploy.board.archive import _Unzipper, check_bundle
+from bnn_deploy.board.manifest import FOLDER, MANIFEST, MODEL
 from bnn_deploy.errors import InputError
 from support.bundles import compress, member, pack
 

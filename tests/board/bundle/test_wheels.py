@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from bnn_deploy.board.wheels import collect_wheels, missing_wheels
 
 import bnn_deploy
+from bnn_deploy.board.wheels import collect_wheels, missing_wheels
 from bnn_deploy.errors import InputError
 from support.bundles import VERSION, WHEEL, fake_wheel
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, MODEL, RUN
-
 from support.bundles import change
 from support.converted import Converted
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bnn_deploy.board import deployment
 from bnn_deploy.board.archive import check_bundle, make_archive
 from bnn_deploy.board.manifest import Manifest, checksum_lines, file_entry, manifest_bytes, with_checksum
 from bnn_deploy.runtime.profiling import profile
-
-from bnn_deploy.board import deployment
 from support.deployment import MACHINE, WORKS, MakeBundle
 from support.small_models import save_binary
 from support.ssh_server import SshServer, wait_for

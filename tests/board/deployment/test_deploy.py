@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from bnn_deploy.board.deployment import deploy
-from bnn_deploy.runtime.profiling import profile
 
 from bnn_deploy.board import deployment
+from bnn_deploy.board.deployment import deploy
 from bnn_deploy.cli.console import TIMES
+from bnn_deploy.runtime.profiling import profile
 from support.deployment import (
     MACHINE,
     OTHER,

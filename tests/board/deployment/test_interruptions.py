@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from bnn_deploy.board.deployment import deploy
 
 from bnn_deploy.board import deployment
+from bnn_deploy.board.deployment import deploy
 from bnn_deploy.errors import SetupError
 from support.deployment import WAITS, WORKS, MakeBundle, cut_at, folder_of, installed, refused, report_of, write_report
 from support.ssh_server import HOST, SshServer, wait_for

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from bnn_deploy.board import deployment
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.deployment import deploy, look
 from bnn_deploy.board.manifest import Manifest
-
-from bnn_deploy.board import deployment
 from bnn_deploy.errors import InputError, SetupError
 from support.deployment import MakeBundle, refused, report_of
 from support.ssh_server import HOST, SshServer, wait_for

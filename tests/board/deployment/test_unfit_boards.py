@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.deployment import deploy
 from bnn_deploy.board.probe import Board, problems
-
 from support.deployment import MACHINE, OTHER, MakeBundle, refused
 from support.ssh_server import HOST, SshServer
 

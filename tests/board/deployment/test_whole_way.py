@@ -10,12 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from bnn_deploy.board.deployment import deploy
-from bnn_deploy.board.wheels import REQUIRED
 from packaging.requirements import Requirement
 
 import bnn_deploy
 from bnn_deploy.board import bundle as bundles
+from bnn_deploy.board.deployment import deploy
+from bnn_deploy.board.wheels import REQUIRED
 from bnn_deploy.errors import SetupError
 from support.converted import Converted
 from support.deployment import MACHINE, cut_at, run

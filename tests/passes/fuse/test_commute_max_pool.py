@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.passes.fuse.commute_max_pool import CommuteMaxPool
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
 from bnn_deploy.provenance import COMPLEMENTED, SOURCE, complemented
-
 from support.graphs import (
     assert_same,
     batch_norm,

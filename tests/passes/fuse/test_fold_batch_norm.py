@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
-from bnn_deploy.passes.pipeline import to_binary
-
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.pipeline import to_binary
 from support.graphs import (
     batch_norm,
     copy,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
-from bnn_deploy.provenance import SOURCE
-
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.provenance import SOURCE
 from support.graphs import Array, assert_same, copy, eighths, lower, only, op_types, parse, weights
 
 X = ("N", 4, 6, 6)

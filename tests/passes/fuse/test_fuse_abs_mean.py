@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
-from bnn_deploy.provenance import SOURCE, output_key
-
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.provenance import SOURCE, output_key
 from support.graphs import (
     Array,
     assert_same,

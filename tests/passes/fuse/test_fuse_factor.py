@@ -7,9 +7,9 @@ import re
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
 from bnn_deploy.provenance import SOURCE
-
 from support.graphs import assert_same, copy, eighths, lower, only, op_types, parse, samples, weights
 
 X = ("N", 4, 6, 6)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
-from bnn_deploy.provenance import SOURCE, output_key
 
+from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.provenance import SOURCE, output_key
 from support.graphs import copy, eighths, lower, only, op_types, parse, run_binary, samples, weights
 
 X = ("N", 8, 6, 6)

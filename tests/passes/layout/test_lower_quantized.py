@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
 
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
 from support.graphs import copy, lower, op_types, parse, run_binary, samples, weights
 
 X = ("N", 33, 5, 4)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
-from bnn_deploy.provenance import SOURCE
 
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
+from bnn_deploy.provenance import SOURCE
 from support.graphs import copy, eighths, lower, op_types, parse, run_binary, samples, weights
 
 X = ("N", 3, 6, 5)

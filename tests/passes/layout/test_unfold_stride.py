@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.layout.unfold_stride import UnfoldStride
 
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.layout.unfold_stride import UnfoldStride
 from support.graphs import copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
 X = ("N", 3, 12, 16)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import to_binary
-
 from support.graphs import copy, eighths, op_types, parse, weights
 
 W = weights(8, 4, 3, 3)

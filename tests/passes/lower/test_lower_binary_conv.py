@@ -8,15 +8,15 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import pytest
+
+from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits
+from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.lower import layer
 from bnn_deploy.passes.lower.layer import NotTwoValuedError, two_valued
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.provenance import SOURCE
-
-from bnn_deploy.errors import InputError
-from bnn_deploy.passes.graph import constant
 from support.graphs import (
     assert_same,
     copy,

@@ -8,15 +8,15 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import pytest
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.lower.lower_levels import LowerLevels
 from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import fold, to_binary
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights
 from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
-from numpy.typing import NDArray
-
-from bnn_deploy.errors import InputError
-from bnn_deploy.passes.graph import constant
 from support.graphs import batch_norm, copy, eighths, only, op_types, parse, run_binary, run_float, weights
 
 Array = NDArray[Any]

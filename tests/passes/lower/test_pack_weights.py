@@ -11,7 +11,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
+from onnx.reference import ReferenceEvaluator
+
+from bnn_deploy.cli import main
+from bnn_deploy.conversion import convert
+from bnn_deploy.errors import InputError
+from bnn_deploy.inspection import inspect_model
 from bnn_deploy.operators.bits import unpack_bits
+from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.lower.pack_weights import PackWeights, packed_layers
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.proof.golden.check import check_golden
@@ -20,14 +28,6 @@ from bnn_deploy.proof.golden.record import write_golden
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.provenance import SOURCE
 from bnn_deploy.runtime.session import load_session
-from click.testing import CliRunner
-from onnx.reference import ReferenceEvaluator
-
-from bnn_deploy.cli import main
-from bnn_deploy.conversion import convert
-from bnn_deploy.errors import InputError
-from bnn_deploy.inspection import inspect_model
-from bnn_deploy.passes.graph import constant
 from support.graphs import batch_norm, copy, op_types, parse, runnable, samples
 
 

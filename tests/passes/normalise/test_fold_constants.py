@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
-from bnn_deploy.passes.normalise.fold_constants import FoldConstants
 
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.normalise.fold_constants import FoldConstants
 from support.graphs import assert_same, copy, eighths, lower, op_types, parse, run_float, samples, weights
 
 

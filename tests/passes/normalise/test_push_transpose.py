@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+
+from bnn_deploy import convert, verify
+from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.normalise.push_transpose import PushTranspose
 from bnn_deploy.passes.pipeline import fold, to_binary
 from bnn_deploy.report.summary import binary_layers
 from bnn_deploy.source.latent_weights import float_model
-
-from bnn_deploy import convert, verify
-from bnn_deploy.passes.graph import constant
 from support.author_networks import larq
 from support.graphs import (
     assert_same,

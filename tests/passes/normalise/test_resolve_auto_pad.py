@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.passes.normalise.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.pipeline import to_binary
-
 from support.graphs import assert_same, copy, equal, op_types, parse, run_float, samples, weights
 
 

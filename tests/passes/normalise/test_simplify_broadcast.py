@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.normalise.simplify_broadcast import SimplifyBroadcast
-from bnn_deploy.passes.pipeline import to_binary
 
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.normalise.simplify_broadcast import SimplifyBroadcast
+from bnn_deploy.passes.pipeline import to_binary
 from support.graphs import assert_same, copy, eighths, equal, op_types, parse, run_float, samples, weights
 
 C = eighths(4).reshape(1, 4, 1, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 from support.graphs import copy, op_types, parse, run_float, samples
 
 DYNAMIC = """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
-from bnn_deploy.passes.pipeline import to_binary
 
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
+from bnn_deploy.passes.pipeline import to_binary
 from support.graphs import Array, assert_same, copy, equal, op_types, parse, run_float, samples, weights
 
 FORMS = {

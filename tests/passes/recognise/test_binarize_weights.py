@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from bnn_deploy.passes.pipeline import to_binary
-from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.training import binarize_weight
 from support.graphs import copy, op_types, parse, weights
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.passes.lower.expand_sign import ExpandSign
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
 from bnn_deploy.provenance import BEFORE, SOURCE, ZERO
-
 from support.graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
 NUMBERS = {"zero": 0.0, "one": 1.0, "minus": -1.0, "two": 2.0, "half": 0.5}

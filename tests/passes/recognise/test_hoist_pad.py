@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+
+from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.passes.recognise.hoist_pad import HoistPad
 from bnn_deploy.provenance import BEFORE, MOVES, SOURCE
-
-from bnn_deploy.passes.graph import constant
 from support.graphs import assert_same, batch_norm, copy, equal, only, op_types, parse, run_float, samples, weights
 
 PADS = np.array([0, 0, 1, 0, 0, 0, 1, 2])

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.pipeline import to_binary
-from bnn_deploy.passes.recognise.lift_sign import LiftSign
 
 from bnn_deploy import convert, verify
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.passes.recognise.lift_sign import LiftSign
 from support.graphs import assert_same, batch_norm, copy, equal, op_types, parse, run_float, samples, weights
 
 LAYER = "s0 = Sign(x)\nc = Conv(s0, w)\nn = BatchNormalization(c, g, b, m, v)\n"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bnn_deploy.passes.pipeline import to_binary
-from bnn_deploy.passes.recognise.refuse_step import RefuseStep
-from bnn_deploy.provenance import REFUSED
 
 from bnn_deploy import convert
 from bnn_deploy.errors import BnnDeployError, InputError
+from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.passes.recognise.refuse_step import RefuseStep
+from bnn_deploy.provenance import REFUSED
 from support.graphs import assert_same, eighths, equal, op_types, parse, run_binary, run_float, samples, weights
 
 NORM = {

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.passes.recognise.sink_sign import SinkSign
 from bnn_deploy.provenance import BEFORE, SOURCE
-
 from support.graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
 

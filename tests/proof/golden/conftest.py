@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bnn_deploy.proof.golden.make import make_golden
-from bnn_deploy.proof.golden.record import write_golden
 
 from bnn_deploy.conversion import convert
+from bnn_deploy.proof.golden.make import make_golden
+from bnn_deploy.proof.golden.record import write_golden
 from support.converted import Converted, convert_network
 
 

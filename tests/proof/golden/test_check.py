@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+
+from bnn_deploy.conversion import convert
+from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.proof.golden import make
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.golden.record import read_golden, write_golden
 from bnn_deploy.runtime.session import load_session
-
-from bnn_deploy.conversion import convert
-from bnn_deploy.errors import InputError, SetupError
 from support.converted import Converted
 from support.golden_files import BEST, ISAS, rewrite
 

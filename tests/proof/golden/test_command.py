@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bnn_deploy.proof.golden.check import check_golden
-from bnn_deploy.proof.golden.record import read_golden
 from click.testing import CliRunner, Result
 
 from bnn_deploy.cli import main
+from bnn_deploy.proof.golden.check import check_golden
+from bnn_deploy.proof.golden.record import read_golden
 from support.converted import Converted
 from support.damage import damaged, flip_weight_bit
 from support.golden_files import ISAS, rewrite

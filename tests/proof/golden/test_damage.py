@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from bnn_deploy.proof.golden import check
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.record import read_golden
 from bnn_deploy.runtime.session import library_info
-
 from support.converted import Converted
 from support.damage import CASES, Damage, damaged, flip_weight_bit
 from support.golden_files import BEST, ISAS, check_damaged, rewrite

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+
 from bnn_deploy.operators.bits import unpack_bits
 from bnn_deploy.proof.golden import make
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.record import read_golden
-from onnx import numpy_helper
-
 from support.converted import Converted
 from support.damage import Damage, damaged, move_threshold
 from support.golden_files import BEST, check_damaged, rewrite

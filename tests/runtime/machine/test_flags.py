@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from bnn_deploy.runtime import machine
 from bnn_deploy.runtime.machine import read_board, read_state
-
 from support.machines import (
     CAPPED,
     FIRMWARE,

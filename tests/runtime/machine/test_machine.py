@@ -6,8 +6,8 @@ import os
 import time
 
 import pytest
-from bnn_deploy.runtime.machine import Board, Clock, CoreType, State, read_board, read_state
 
+from bnn_deploy.runtime.machine import Board, Clock, CoreType, State, read_board, read_state
 from support.machines import (
     CPUFREQ,
     FIRMWARE,

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from bnn_deploy.runtime import profiling
-from bnn_deploy.runtime.machine import read_board, read_state
 from click.testing import CliRunner, Result
 
 from bnn_deploy import cli
+from bnn_deploy.runtime import profiling
+from bnn_deploy.runtime.machine import read_board, read_state
 from support.machines import (
     LAPTOP,
     LAPTOP_CPU,

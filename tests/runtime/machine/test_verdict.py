@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from bnn_deploy.runtime.machine import FLAGS, State
 
+from bnn_deploy.runtime.machine import FLAGS, State
 from support.machines import CAPPED, SOFT_LIMIT, THROTTLED, UNDER_VOLTAGE, clock, measured, state
 
 

@@ -1,0 +1,146 @@
+"""LowerBinaryConv: convolutions and linear layers of ±1 with two-valued weights become BinaryConv."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators.bits import pack_bits, words
+from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
+from bnn_deploy.passes.lower.layer import (
+    Layer,
+    NotTwoValuedError,
+    SignInput,
+    fit_weight,
+    insert_max_pool,
+    is_plain_pool,
+    read_layer,
+    replace_layer,
+    sign_input,
+    two_valued,
+)
+from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.provenance import BIT_KEYS, SOURCE, zero_value
+
+SMALLEST = np.nextafter(np.float32(0), np.float32(1))
+"""The smallest float32 above 0: x >= this is x > 0."""
+
+
+class LowerBinaryConv:
+    """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, t) -> BinaryMaxPool* -> BinaryConv.
+
+    1. The input comes from a Sign, possibly times a positive number, through MaxPool and, for a convolution, a Pad with
+       0 or ± that number, or, for a linear layer, Flatten or Reshape to [N, features].
+    2. The weight is constant and two-valued, ±alpha, per filter; alpha (times the input's number) becomes `scale`.
+    3. A linear layer after a flattened map becomes a BinaryConv whose kernel covers the map; otherwise a 1x1 one.
+    4. One Binarize per Sign, whatever number of layers it feeds; a Sign that also feeds something float stays for that.
+    5. sign(0) = 0 becomes +1, as in the paper: t = 0. A sign that is -1 at 0 gets the smallest float32 above 0.
+    6. The padding is that of the Conv (zeros), of the Pad (0, -1 or +1), or, if both are zeros, of both.
+
+    Declines, with the reason: real-valued weights, weights with exact zeros, weights or bias that are not constant,
+    unknown shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output, a Pad of channels, of
+    other values or before a MaxPool, zeros and ±1 in one padding. A layer whose input is no Sign is not looked at; the
+    audit names it.
+
+    Raises InputError for a filter that is all zeros.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrite every layer that qualifies."""
+        result = PassResult()
+        self._bits: dict[ir.Value, ir.Value] = {}
+        for node in list(model.graph):
+            if not is_op(node, "Conv", "Gemm", "MatMul"):
+                continue
+            source = sign_input(node)
+            if source is None:
+                continue
+            if isinstance(source, str):
+                result.decline(node, source)
+                continue
+            try:
+                layer = read_layer(node)
+                if isinstance(layer, str):
+                    result.decline(node, layer)
+                    continue
+                reason = self._lower(node, source, layer)
+            except NotTwoValuedError as error:
+                reason = str(error)
+            except InputError as error:
+                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
+            if reason is None:
+                result.modified += 1
+            else:
+                result.decline(node, reason)
+        return result
+
+    def _lower(self, node: ir.Node, source: SignInput, layer: Layer) -> str | None:
+        """Insert the binary form of `node`; return the reason if it cannot be."""
+        sign_shape = static_shape(source.sign.outputs[0])
+        if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
+            return "the shape of its input is unknown: export with static channels"
+        for pool in source.pools:
+            if not is_plain_pool(pool):
+                return f"MaxPool '{pool.outputs[0].name}' has an index output or auto_pad"
+        fitted = fit_weight(layer, sign_shape, source.flattened)
+        if isinstance(fitted, str):
+            return fitted
+        weight, channels = fitted
+        pads = self._pads(layer, source)
+        if isinstance(pads, str):
+            return pads
+        signs, alpha = two_valued(weight)
+        if source.factor != 1:
+            alpha = (alpha.astype(np.float64) * source.factor).astype(np.float32)
+        constants = {
+            "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
+            "scale": alpha,
+            "bias": np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias,
+            "pad_value": np.array([source.pad_value], np.float32),
+        }
+        attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])}
+        replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
+        return None
+
+    def _pads(self, layer: Layer, source: SignInput) -> list[int] | str:
+        """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
+        if source.pads is None or not any(source.pads):
+            source.pad_value = 0.0
+            return layer.pads
+        if source.pad_value not in (-1, 0, 1):
+            return f"it is padded with {source.pad_value:g} times the magnitude of the signs; only 0, -1 and 1 can be"
+        if source.pad_value and any(layer.pads):
+            return f"it is padded with {source.pad_value:g} by a Pad and with 0 by its own pads, which cannot be mixed"
+        return [own + extra for own, extra in zip(layer.pads, source.pads, strict=True)]
+
+    def _binarized(self, source: SignInput) -> ir.Value:
+        """The bits of the Sign after its pools, made once for each."""
+        sign = source.sign
+        value = sign.outputs[0]
+        if value not in self._bits:
+            data = sign.inputs[0]
+            assert data is not None and value.shape is not None and sign.graph is not None
+            channels = value.shape[1]
+            assert isinstance(channels, int)
+            threshold = np.full(channels, SMALLEST if zero_value(sign) < 0 else 0, dtype=np.float32)
+            self._bits[value] = insert_node(
+                sign,
+                "Binarize",
+                [data, add_initializer(sign.graph, f"{value.name}_threshold", threshold)],
+                {},
+                f"{value.name}_bits",
+                dtype=ir.DataType.UINT32,
+                shape=[value.shape[0], *value.shape[2:], words(channels)],
+                domain=DOMAIN,
+                metadata={SOURCE: value.name or ""}
+                | {key: sign.metadata_props[key] for key in BIT_KEYS if key in sign.metadata_props},
+            )
+        bits = self._bits[value]
+        for pool in source.pools:
+            value = pool.outputs[0]
+            if value not in self._bits:
+                self._bits[value] = insert_max_pool(pool, bits, value)
+            bits = self._bits[value]
+        return bits

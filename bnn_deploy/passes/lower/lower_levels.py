@@ -1,0 +1,159 @@
+"""LowerLevels: convolutions and linear layers of few levels with two-valued weights become BinaryConvLevels."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators.bits import pack_bits, words
+from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
+from bnn_deploy.passes.lower.layer import (
+    LevelsInput,
+    NotTwoValuedError,
+    fit_weight,
+    levels_input,
+    pool_window,
+    read_layer,
+    replace_layer,
+    two_valued,
+)
+from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.recognise.few_levels import transposed
+from bnn_deploy.provenance import BEFORE, LEVELS, MOVES, SOURCE, provenance, source_metadata
+
+
+class LowerLevels:
+    """q(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  MaxPool*(x) -> QuantizeLevels -> BinaryConvLevels.
+
+    1. q has 2 to 16 values 0, d, 2 d, ..., and rises with x (see `levels.quantizer`); what rises with x in front of it,
+       such as BatchNormalization with positive gammas and Relu, goes into its thresholds.
+    2. The weight is constant and two-valued, ±alpha, per filter; scale = alpha * d.
+    3. A maximum commutes with q, so the pools go in front of it.
+    4. A padded tap is 0, which is level 0, by the layer's pads or a Pad with 0.
+    5. One QuantizeLevels per tensor, whatever number of layers it feeds; q(x) stays for something float that reads it.
+    6. Fewer than 2^bits levels: the thresholds of those that are missing are infinite.
+
+    Declines, with the reason: levels that are not evenly spaced from 0 up; a Pad with another value; weights and layers
+    as LowerBinaryConv does; 2^24 or more as the largest sum. A layer whose input has no such levels, or is ±1, is not
+    looked at.
+
+    Raises InputError for a filter that is all zeros.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrite every layer that qualifies."""
+        result = PassResult()
+        self._planes: dict[ir.Value, ir.Value] = {}
+        for node in list(model.graph):
+            if not is_op(node, "Conv", "Gemm", "MatMul"):
+                continue
+            source = levels_input(node)
+            if source is None:
+                continue
+            try:
+                reason = source if isinstance(source, str) else self._lower(node, source)
+            except NotTwoValuedError as error:
+                reason = str(error)
+            except InputError as error:
+                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
+            if reason is None:
+                result.modified += 1
+            else:
+                result.decline(node, reason)
+        return result
+
+    def _lower(self, node: ir.Node, source: LevelsInput) -> str | None:
+        """Insert the form of `node` on levels; return the reason if it cannot be."""
+        layer = read_layer(node)
+        if isinstance(layer, str):
+            return layer
+        shape = static_shape(source.value)
+        if shape is None or len(shape) < 2 or shape[1] is None:
+            return "the shape of its input is unknown: export with static channels"
+        fitted = fit_weight(layer, shape, source.flattened)
+        if isinstance(fitted, str):
+            return fitted
+        weight, channels = fitted
+        quantizer = source.quantizer
+        highest = 2**quantizer.bits - 1
+        if highest * math.prod(weight.shape[1:]) >= MAX_TERMS:
+            return (
+                f"each output sums {math.prod(weight.shape[1:])} products of up to {highest}; "
+                f"exact sums need fewer than 2^24 / {highest}"
+            )
+        signs, alpha = two_valued(weight)
+        pads = layer.pads
+        if source.pads is not None:
+            pads = [own + extra for own, extra in zip(layer.pads, source.pads, strict=True)]
+        constants = {
+            "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
+            "scale": (alpha.astype(np.float64) * quantizer.step).astype(np.float32),
+            "bias": np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias,
+        }
+        attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:]), "bits": quantizer.bits}
+        replace_layer(node, "BinaryConvLevels", self._quantized(source), constants, layer, pads, attributes)
+        return None
+
+    def _quantized(self, source: LevelsInput) -> ir.Value:
+        """The planes of a tensor, made once for each."""
+        value, quantizer = source.value, source.quantizer
+        if value not in self._planes:
+            before = value.producer()
+            assert before is not None and isinstance(before.graph, ir.Graph)
+            graph, name = before.graph, value.name or ""
+            data = quantizer.data
+            shape = None if data.shape is None else transposed(list(data.shape), quantizer.perm)
+            if quantizer.perm:
+                data = insert_node(
+                    before,
+                    "Transpose",
+                    [data],
+                    {"perm": list(quantizer.perm)},
+                    f"{name}_channels_first",
+                    dtype=ir.DataType.FLOAT,
+                    shape=shape,
+                )
+            origin = provenance(quantizer.before)
+            if quantizer.before_perm:
+                origin.append(["transpose", list(quantizer.before_perm)])
+            for pool in source.pools:
+                window, output = pool_window(pool), pool.outputs[0]
+                data = insert_node(
+                    before,
+                    "MaxPool",
+                    [data],
+                    window,
+                    f"{output.name}_before_levels",
+                    dtype=ir.DataType.FLOAT,
+                    shape=output.shape,
+                )
+                origin.append(["max_pool", window])
+            bits = quantizer.bits
+            missing = 2**bits - 1 - len(quantizer.thresholds)
+            thresholds = np.pad(quantizer.thresholds, ((0, missing), (0, 0)), constant_values=np.inf)
+            levels = {"bits": bits, "step": quantizer.step, "thresholds": quantizer.before_thresholds.tolist()}
+            assert value.shape is not None
+            self._planes[value] = insert_node(
+                before,
+                "QuantizeLevels",
+                [data, add_initializer(graph, f"{name}_thresholds", thresholds)],
+                {"bits": bits},
+                f"{name}_levels",
+                dtype=ir.DataType.UINT32,
+                shape=[value.shape[0], *value.shape[2:], bits * words(thresholds.shape[1])],
+                domain=DOMAIN,
+                metadata=_source(value) | {BEFORE: json.dumps(origin), LEVELS: json.dumps(levels)},
+            )
+        return self._planes[value]
+
+
+def _source(value: ir.Value) -> dict[str, str]:
+    """SOURCE and MOVES of a quantised tensor; a Sign that was moved carries its own."""
+    producer = value.producer()
+    own = {} if producer is None else producer.metadata_props
+    return {key: own[key] for key in (SOURCE, MOVES) if key in own} if SOURCE in own else source_metadata(value)

@@ -1,0 +1,129 @@
+"""SimplifyRound: a rounding that can only give two numbers is a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.passes.elementwise import LARGEST, Floats, bisect_threshold
+from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
+from bnn_deploy.passes.outcome import PassResult
+
+Function = Callable[[Floats], Floats]
+
+
+class SimplifyRound:
+    """Round(g(x)), which is k or k + 1 for every x  ==>  Where(x >= t, k + 1, k).
+
+    1. BinaryNet's sign in Theano and TensorFlow is 2 * round(hard_sigmoid(x)) - 1, with hard_sigmoid a Clip of
+       a * x + b. CanonicalizeSign makes a Sign of what this pass leaves.
+    2. g is a chain of HardSigmoid, Clip, Neg, and Add, Sub, Mul, Div, Max and Min with one number: it is monotone.
+    3. t is found by bisection over the float32 numbers, on g as it is written, rounding included; Round is half to
+       even, so round(0.5) is 0, and the sign at 0 is -1.
+
+    Conditions: only arithmetic with a constant reads the result, which may make ±1 of it.
+
+    Declines: nothing; a rounding to more numbers, of multi-bit activations, stays.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrite every such Round."""
+        result = PassResult()
+        for node in list(model.graph):
+            chain = _chain(node) if is_op(node, "Round") and _is_scaled(node.outputs[0]) else None
+            if chain is None:
+                continue
+            x, function = chain
+            ends = np.rint([function(np.full(1, end, np.float32))[0] for end in (-LARGEST, LARGEST)])
+            if not np.isfinite(ends).all() or abs(ends[1] - ends[0]) != 1:
+                continue
+            low, high = sorted(ends)
+            threshold, falling = bisect_threshold(lambda v, f=function, k=high: np.rint(f(v)) >= k, 1)  # type: ignore[misc]
+            above, below = (low, high) if falling[0] else (high, low)
+            self._rewrite(model.graph, node, x, [float(threshold[0]), float(above), float(below)])
+            result.modified += 1
+        return result
+
+    def _rewrite(self, graph: ir.Graph, node: ir.Node, x: ir.Value, numbers: list[float]) -> None:
+        old = node.outputs[0]
+        name = old.name or ""
+        threshold, above, below = (
+            add_initializer(graph, f"{name}_{kind}", np.array(number, np.float32))
+            for kind, number in zip(("threshold", "above", "below"), numbers, strict=True)
+        )
+        reached = insert_node(
+            node, "GreaterOrEqual", [x, threshold], {}, f"{name}_reached", dtype=ir.DataType.BOOL, shape=old.shape
+        )
+        new = insert_node(
+            node, "Where", [reached, above, below], {}, f"{name}_new", dtype=ir.DataType.FLOAT, shape=old.shape
+        )
+        ir.convenience.replace_all_uses_with(old, new)
+        remove_if_dead(node)
+        new.name = name
+
+
+def _is_scaled(value: ir.Value) -> bool:
+    """Whether only arithmetic with a constant reads `value`."""
+    users = list(value.consumers())
+    if value.is_graph_output() or value.dtype != ir.DataType.FLOAT or not users:
+        return False
+    return all(
+        is_op(user, "Add", "Div", "Mul", "Sub") and any(constant(operand) is not None for operand in user.inputs)
+        for user in users
+    )
+
+
+def _chain(node: ir.Node) -> tuple[ir.Value, Function] | None:
+    """The tensor at the top of the functions above a Round, and these as one; None if there are none."""
+    steps: list[Function] = []
+    value = node.inputs[0]
+    while value is not None and (producer := value.producer()) is not None:
+        found = _step(producer)
+        if found is None:
+            break
+        value, step = found
+        steps.insert(0, step)
+
+    def function(x: Floats) -> Floats:
+        with np.errstate(over="ignore"):
+            for step in steps:
+                x = step(x)
+        return x
+
+    return None if value is None or not steps else (value, function)
+
+
+def _step(node: ir.Node) -> tuple[ir.Value, Function] | None:
+    """The data and the function of a monotone operator whose other operands are single numbers."""
+    first = node.inputs[0] if node.inputs else None
+    if first is None:
+        return None
+    if is_op(node, "Neg"):
+        return first, lambda x: -x
+    if is_op(node, "HardSigmoid"):
+        alpha, beta = (
+            np.float32(node.attributes[key].as_float() if key in node.attributes else default)
+            for key, default in (("alpha", 0.2), ("beta", 0.5))
+        )
+        return first, lambda x: np.clip(x * alpha + beta, np.float32(0), np.float32(1))
+    if is_op(node, "Clip") and not node.attributes:
+        limits = [constant(value) for value in node.inputs[1:]]
+        if any(value is not None and limit is None for value, limit in zip(node.inputs[1:], limits, strict=True)):
+            return None
+        low, high = ([*limits, None, None])[:2]
+        return first, lambda x: np.clip(x, -np.inf if low is None else low, np.inf if high is None else high).astype(
+            np.float32
+        )
+    if not is_op(node, "Add", "Div", "Max", "Min", "Mul", "Sub") or len(node.inputs) != 2:
+        return None
+    index = 0 if constant(node.inputs[1]) is not None else 1
+    data, number = node.inputs[index], constant(node.inputs[1 - index])
+    if data is None or number is None or number.size != 1 or (is_op(node, "Div") and (index or not number.all())):
+        return None
+    c = np.float32(number.reshape(()))
+    function = {"Add": np.add, "Div": np.divide, "Max": np.maximum, "Min": np.minimum, "Mul": np.multiply}.get(
+        node.op_type, np.subtract
+    )
+    return data, (lambda x: function(x, c)) if index == 0 else (lambda x: function(c, x))

@@ -1,0 +1,147 @@
+"""HoistPad: a sign of padded data is the padded sign."""
+
+from __future__ import annotations
+
+import json
+from functools import reduce
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.passes.elementwise import Monotone, monotone
+from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
+from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.provenance import BEFORE, MOVES, REFUSED, SOURCE, ZERO, provenance, source_metadata, zero_value
+
+
+class HoistPad:
+    """Sign(f(Pad(x, c)))  ==>  Pad(Sign(f(x)), sign(f(c))), so that the padding becomes that of a convolution.
+
+    1. The Pad is of constant mode, with constant pads, none of them negative; f is nothing, or a chain of Tanh and what
+       FoldThreshold knows. sign(f(c)) follows the source's convention: Pad(0) before a sign with sign(0) = +1 is +1
+       padding; where sign(0) = 0 it is zero padding. It is the same in all channels.
+    2. A convolution reads the sign; or sign(f(c)) is 0, which no bit can stand for.
+    3. The new Sign's source in the float graph is the old one without its border (MOVES).
+
+    Declines: other modes of Pad, and values sign(f(c)) that differ by channel; they stay where they are, on floats, and
+    are exact there. But 0 in some channels and ±1 in others no operator can hold: the Sign is marked, for
+    LowerBinaryConv to leave its layers float.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrite every Sign that qualifies."""
+        result = PassResult()
+        for node in list(model.graph):
+            chain = _chain(node) if is_op(node, "Sign") else None
+            if chain is None:
+                continue
+            pad, functions, together = chain
+            border, shape = read_pad(pad), static_shape(node.outputs[0])
+            channels = shape[1] if shape else None
+            if border is None or channels is None:
+                continue
+            pads, value = border
+            values = together(np.full(channels, value, np.float32))
+            signs = np.where(values == 0, np.float32(zero_value(node)), np.sign(values))
+            if (signs == signs[0]).all():
+                if signs[0] == 0 or any(is_op(user, "Conv") for user in node.outputs[0].consumers()):
+                    self._hoist(model.graph, node, pad, functions, pads, float(signs[0]))
+                    result.modified += 1
+            elif (signs == 0).any():
+                channel = int(np.flatnonzero(signs == 0)[0])
+                node.metadata_props[REFUSED] = (
+                    f"its padding, from Pad '{pad.outputs[0].name}', is 0 in channel {channel} and ±1 in others"
+                )
+        return result
+
+    def _hoist(
+        self, graph: ir.Graph, node: ir.Node, pad: ir.Node, functions: list[ir.Node], pads: list[int], value: float
+    ) -> None:
+        data, old = pad.inputs[0], node.outputs[0]
+        assert data is not None
+        shape = None if data.shape is None else list(data.shape)
+        for function in functions:
+            operands = list(function.inputs)
+            operands[_data_index(function)] = data
+            attributes = {key: attribute.value for key, attribute in function.attributes.items()}
+            padded = function.outputs[0]
+            data = insert_node(
+                node,
+                function.op_type,
+                operands,
+                attributes,
+                f"{padded.name}_inside",
+                dtype=ir.DataType.FLOAT,
+                shape=shape,
+            )
+            data.metadata_props[BEFORE] = json.dumps([*provenance(padded), ["crop", pads]])
+        name = old.name or ""
+        own = node.metadata_props if SOURCE in node.metadata_props else source_metadata(old)
+        moves = [*json.loads(own.get(MOVES, "[]")), ["crop", pads]]
+        metadata = {SOURCE: own[SOURCE], MOVES: json.dumps(moves), BEFORE: json.dumps(provenance(data))}
+        if ZERO in node.metadata_props:
+            metadata[ZERO] = node.metadata_props[ZERO]
+        inside = insert_node(
+            node, "Sign", [data], {}, f"{name}_inside", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
+        )
+        operands = [
+            inside,
+            add_initializer(graph, f"{name}_pads", np.array(pads, np.int64)),
+            add_initializer(graph, f"{name}_border", np.array(value, np.float32)),
+        ]
+        shape = None if old.shape is None else list(old.shape)
+        new = insert_node(node, "Pad", operands, {}, f"{name}_padded", dtype=ir.DataType.FLOAT, shape=shape)
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        old.name = f"{name}_before_hoisting"
+        new.name = name
+        remove_if_dead(node)
+
+
+def _chain(sign: ir.Node) -> tuple[ir.Node, list[ir.Node], Monotone] | None:
+    """The Pad above a Sign, the functions between them from above, and these as one function [C] -> [C].
+
+    None if there is no Pad, or something else than a function per channel in between.
+    """
+    shape = static_shape(sign.outputs[0])
+    if shape is None or len(shape) < 2 or shape[1] is None:
+        return None
+    functions: list[tuple[ir.Node, Monotone]] = []
+    value = sign.inputs[0]
+    while value is not None and (node := value.producer()) is not None:
+        if is_op(node, "Pad"):
+            return node, [step for step, _ in functions[::-1]], _composed([step for _, step in functions[::-1]])
+        function = np.tanh if is_op(node, "Tanh") else monotone(node, shape[1])
+        if isinstance(function, str):
+            return None
+        functions.append((node, function))
+        value = node.inputs[_data_index(node)]
+    return None
+
+
+def _composed(functions: list[Monotone]) -> Monotone:
+    return lambda x: reduce(lambda y, function: function(y), functions, x)
+
+
+def _data_index(function: ir.Node) -> int:
+    """Which input of a function per channel is the data."""
+    return 0 if constant(function.inputs[0]) is None else 1
+
+
+def read_pad(node: ir.Node) -> tuple[list[int], float] | None:
+    """The pads of all dimensions (begins, then ends) and the value of a constant Pad that adds; None for any other."""
+    data = node.inputs[0] if is_op(node, "Pad") else None
+    shape = None if data is None else static_shape(data)
+    mode = node.attributes.get("mode")
+    pads = constant(node.inputs[1]) if is_op(node, "Pad") and len(node.inputs) > 1 else None
+    if shape is None or pads is None or (mode is not None and mode.as_string() != "constant"):
+        return None
+    value_input, axes_input = ([*node.inputs[2:], None, None])[:2]
+    value, axes = constant(value_input), constant(axes_input)
+    if (value_input is not None and value is None) or (axes_input is not None and axes is None):
+        return None
+    rank = len(shape)
+    every = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
+    found = [0] * (2 * rank)
+    for i, axis in enumerate(every):
+        found[axis], found[axis + rank] = int(pads[i]), int(pads[i + len(every)])
+    return None if min(found) < 0 else (found, 0.0 if value is None else float(value.reshape(())))

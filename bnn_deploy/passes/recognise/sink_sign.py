@@ -1,0 +1,118 @@
+"""SinkSign: a sign goes below what only moves its values, next to the layer that reads it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import onnx_ir as ir
+
+from bnn_deploy.passes.graph import constant, insert_node, is_op, remove_if_dead, static_shape
+from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.provenance import BEFORE, ZERO, provenance, source_metadata
+
+MOVING_OPERATORS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+
+class SinkSign:
+    """move(Sign(x) [* s])  ==>  Sign(move(x)) [* s], the move being Transpose, Reshape, Flatten, Squeeze or Unsqueeze.
+
+    1. A sign is elementwise, so it may be taken before or after its values are moved; behind the moves the simple forms
+       of LowerBinaryConv match, whatever the graph's layout is.
+    2. A Transpose back of one above the sign leaves neither.
+    3. The new node notes where its source and its pre-activation are in the float graph, moves included.
+
+    Declines: a Flatten or Reshape to [N, features] in front of linear layers only, which LowerBinaryConv makes a
+    convolution over the map; a move whose result has more than one unknown dimension.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrite until no move of a sign is left."""
+        result = PassResult()
+        for node in list(model.graph):  # in order, so that a sign sinks through a chain of moves in one go
+            if not is_op(node, *MOVING_OPERATORS) or node.inputs[0] is None or is_flatten(node, node.outputs[0]):
+                continue
+            sign, factor = _scaled_sign(node.inputs[0].producer())
+            move = _move(node)
+            if sign is None or move is None:
+                continue
+            self._sink(node, sign, factor, move)
+            result.modified += 1
+        return result
+
+    def _sink(self, node: ir.Node, sign: ir.Node, factor: ir.Value | None, move: list[Any]) -> None:
+        data, old = sign.inputs[0], node.outputs[0]
+        assert data is not None
+        name, shape = old.name or "", None if old.shape is None else list(old.shape)
+        before = [*json.loads(sign.metadata_props.get(BEFORE, json.dumps(provenance(data)))), move]
+        attributes = {key: attribute.value for key, attribute in node.attributes.items()}
+        moved = _undone(data, move)
+        if moved is None:
+            moved = insert_node(
+                node,
+                node.op_type,
+                [data, *node.inputs[1:]],
+                attributes,
+                f"{name}_moved",
+                dtype=ir.DataType.FLOAT,
+                shape=shape,
+            )
+            moved.metadata_props[BEFORE] = json.dumps(before)
+        metadata = source_metadata(old) | {BEFORE: json.dumps(before)}
+        if ZERO in sign.metadata_props:
+            metadata[ZERO] = sign.metadata_props[ZERO]
+        new = insert_node(
+            node, "Sign", [moved], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
+        )
+        if factor is not None:
+            new = insert_node(node, "Mul", [new, factor], {}, f"{name}_scaled", dtype=ir.DataType.FLOAT, shape=shape)
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        old.name = f"{name}_before_sinking"
+        new.name = name
+        remove_if_dead(node)
+
+
+def _undone(data: ir.Value, move: list[Any]) -> ir.Value | None:
+    """What `data` was transposed from, if `move` transposes it back."""
+    producer = data.producer()
+    if producer is None or not is_op(producer, "Transpose") or move[0] != "transpose":
+        return None
+    perm = (_move(producer) or [None, []])[1]
+    return producer.inputs[0] if [perm[axis] for axis in move[1]] == list(range(len(perm))) else None
+
+
+def _scaled_sign(node: ir.Node | None) -> tuple[ir.Node | None, ir.Value | None]:
+    """The Sign and the factor of Sign(x), or of Sign(x) * one number; (None, None) if `node` is neither."""
+    if is_op(node, "Sign"):
+        return node, None
+    if node is not None and is_op(node, "Mul"):
+        for index in (0, 1):
+            sign, factor = node.inputs[index], node.inputs[1 - index]
+            number = constant(factor)
+            if sign is not None and is_op(sign.producer(), "Sign") and number is not None and number.ndim == 0:
+                return sign.producer(), factor
+    return None, None
+
+
+def is_flatten(node: ir.Node, result: ir.Value) -> bool:
+    """Whether `node` makes [N, features] of [N, ...], and only linear layers read `result`, it or a sign of it."""
+    shape, data = static_shape(node.outputs[0]), node.inputs[0]
+    before = None if data is None else static_shape(data)
+    if not is_op(node, "Flatten", "Reshape") or shape is None or before is None or len(shape) != 2:
+        return False
+    same_batch = shape[0] == before[0]
+    users = list(result.consumers())
+    if not same_batch or not users or result.is_graph_output():
+        return False
+    return all(is_op(user, "Gemm", "MatMul") for user in users)
+
+
+def _move(node: ir.Node) -> list[Any] | None:
+    """What `node` does, in the form of BEFORE; None if its result's shape is unknown."""
+    shape = static_shape(node.outputs[0])
+    if shape is None:
+        return None
+    if is_op(node, "Transpose"):
+        perm = node.attributes.get("perm")
+        return ["transpose", list(range(len(shape)))[::-1] if perm is None else list(perm.as_ints())]
+    return None if shape.count(None) > 1 else ["reshape", [-1 if dim is None else dim for dim in shape]]
