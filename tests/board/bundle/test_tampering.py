@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bnn_deploy.board import bundle as bundle_module
+from bnn_deploy.board import archive as archive_module
 from bnn_deploy.board.archive import _Unzipper, check_bundle
 from bnn_deploy.board.manifest import FOLDER, MANIFEST, MODEL
 from bnn_deploy.errors import InputError
@@ -235,7 +235,7 @@ def test_bombs(members: list[tuple[tarfile.TarInfo, bytes]], tmp_path: Path) -> 
             return real(self, count)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle_module, "_Unzipper", Counting)
+        patch.setattr(archive_module, "_Unzipper", Counting)
         for bomb in (
             [member(f"{FOLDER}/{MANIFEST}", zeros)],
             [*members[:3], member(f"{FOLDER}/{MODEL}", zeros)],
