@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from bnn_deploy.operators.contract import FLOAT_LAYERS
 from bnn_deploy.passes.graph import constant, is_op, reads_abs_mean
 from bnn_deploy.passes.outcome import Decline, PassResult, display_name
 from bnn_deploy.passes.recognise.sink_sign import MOVING_OPERATORS
 
-LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv")
+LAYER_OPERATORS = (*FLOAT_LAYERS, "ConvInteger", "QLinearConv")
 """The convolutions and linear layers of standard ONNX."""
 
 _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")

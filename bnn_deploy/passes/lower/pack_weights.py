@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits
-from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_binary_op, is_op
 from bnn_deploy.passes.lower.layer import NotTwoValuedError, two_valued
 from bnn_deploy.passes.outcome import PassResult, display_name
 from bnn_deploy.provenance import SOURCE
-
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 MIN_BYTES = 4096
 """Smaller weights stay float32: the file would gain no more than the node and its function take, about 2 kB."""
@@ -47,7 +45,7 @@ def binary_filters(node: ir.Node) -> BinaryFilters | str | None:
         It; a reason if it is two-valued but cannot be stored so; None if the node is no layer, or its weight
         real-valued, or no constant of at least MIN_BYTES.
     """
-    weight = constant(node.inputs[1]) if is_op(node, *LAYERS) and len(node.inputs) > 1 else None
+    weight = constant(node.inputs[1]) if is_op(node, *FLOAT_LAYERS) and len(node.inputs) > 1 else None
     if weight is None or weight.dtype != np.float32 or weight.ndim < 2 or weight.nbytes < MIN_BYTES:
         return None
     perm = list(range(weight.ndim))
@@ -143,7 +141,8 @@ def packed_layers(model: ir.Model) -> list[str]:
     return [
         display_name(node)
         for node in model.graph
-        if is_op(node, *LAYERS) and any(is_binary_op(producer, "UnpackWeights") for producer in _weight_producers(node))
+        if is_op(node, *FLOAT_LAYERS)
+        and any(is_binary_op(producer, "UnpackWeights") for producer in _weight_producers(node))
     ]
 
 
@@ -159,7 +158,7 @@ def _weight_producers(node: ir.Node) -> list[ir.Node]:
 
 def _is_layer_of(node: ir.Node, weight: ir.Value) -> bool:
     """Whether `node` is a layer that reads `weight` as its weights, and as nothing else."""
-    return is_op(node, *LAYERS) and [i for i, value in enumerate(node.inputs) if value is weight] == [1]
+    return is_op(node, *FLOAT_LAYERS) and [i for i, value in enumerate(node.inputs) if value is weight] == [1]
 
 
 def _pack(graph: ir.Graph, node: ir.Node, value: ir.Value, filters: BinaryFilters) -> None:
