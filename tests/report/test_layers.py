@@ -234,7 +234,7 @@ def reasons() -> set[str]:
     """Every reason in the source of the passes for which a layer can stay float."""
     found: set[str] = set()
     folder = Path(passes.__file__).parent
-    for path in (*folder.glob("lower_*.py"), folder / "hoist_pad.py", folder / "audit_leftovers.py"):
+    for path in (*folder.glob("lower/*.py"), *folder.glob("recognise/hoist_pad.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             texts: list[ast.expr] = []
             if isinstance(node, ast.Return) and node.value is not None:
