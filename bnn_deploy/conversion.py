@@ -117,8 +117,8 @@ def convert(
             and refuses all others.
         calibration: real inputs [N, ...] float32; quantise the layers that stay float to 8 bits, with their ranges.
         strict: fail if a layer whose input is a sign or has few levels stays float.
-        report: also write what became of each layer here, as JSON (see `report.Report`). It is written whenever the
-            passes ran, also if `strict` fails or no layer is binary: one wants it most then.
+        report: also write what became of each layer here, as JSON (see `report.summary.Report`). It is written whenever
+            the passes ran, also if `strict` fails or no layer is binary: one wants it most then.
         progress: called with a line of text before each step.
 
     Returns:

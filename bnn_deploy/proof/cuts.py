@@ -56,8 +56,8 @@ class Cut:
         is_bits: whether it holds bits (then `source` is the output of a Sign) or floats.
         complemented: channels whose bits are stored complemented.
         rank: its number of dimensions, if known.
-        moves: what makes of `source` the tensor that this one stands for, in the form of `passes.graph.BEFORE`.
-        before: for bits, where the pre-activation is, in the form of `passes.graph.BEFORE`; () if the reference knows.
+        moves: what makes of `source` the tensor that this one stands for, in the form of `provenance.BEFORE`.
+        before: for bits, where the pre-activation is, in the form of `provenance.BEFORE`; () if the reference knows.
         levels: for bits that are planes of levels (then `source` is what was quantised), what these are.
     """
 
@@ -111,7 +111,7 @@ class Cut:
 
 
 def move(value: NDArray[Any], step: Sequence[Any]) -> NDArray[Any]:
-    """Apply one move of `passes.graph.BEFORE` to a tensor of the float graph."""
+    """Apply one move of `provenance.BEFORE` to a tensor of the float graph."""
     kind, argument = step
     if kind == "transpose":
         return value.transpose(argument)

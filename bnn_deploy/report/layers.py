@@ -1,8 +1,8 @@
 """The conversion report: what became of each convolution and linear layer, from what, and what a user could change.
 
 It is made of three graphs. The float graph says which layers there are; in the canonical one (see
-`conversion.canonicalize`) the signs, pads and weights have one form each, so they are read there; the converted one
-says what the layers became. What was fused into a layer is what stands in the float graph between the layer's own
+`passes.pipeline.canonicalize`) the signs, pads and weights have one form each, so they are read there; the converted
+one says what the layers became. What was fused into a layer is what stands in the float graph between the layer's own
 output and the tensor that the converted layer's output stands for.
 """
 

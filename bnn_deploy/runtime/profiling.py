@@ -212,7 +212,7 @@ def node_times(events: Sequence[dict[str, Any]], warmup: int) -> tuple[NodeTime,
 
 def _measure_memory(setting: _Setting, feed: dict[str, NDArray[Any]]) -> Memory:
     """Run the model in a fresh process and ask that process for its peak memory."""
-    code = "from bnn_deploy.profiling import _memory_process; _memory_process()"
+    code = "from bnn_deploy.runtime.profiling import _memory_process; _memory_process()"
     with TemporaryDirectory() as directory:
         inputs = Path(directory) / "inputs.npz"
         np.savez(inputs, *feed.values())

@@ -44,7 +44,7 @@ class BinarizeWeights:
 
     Declines: weights with exact zeros and else one magnitude per filter, which are no latent ones.
 
-    The model is a float one in the forms of `conversion.canonicalize`; what is rewritten is told by node names, in
+    The model is a float one in the forms of `passes.pipeline.canonicalize`; what is rewritten is told by node names, in
     `binarized`, so that the float graph that it was made from can be given the same weights with `apply`.
     """
 
