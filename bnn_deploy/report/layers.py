@@ -17,12 +17,12 @@ from typing import Any
 import onnx_ir as ir
 
 from bnn_deploy.operators.contract import BINARY, OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
-from bnn_deploy.passes.advice import advice
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
 from bnn_deploy.passes.graph import constant, ints, is_binary_op, is_op
 from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
 from bnn_deploy.passes.outcome import Decline, display_name
+from bnn_deploy.passes.reasons import CancelsOut
 from bnn_deploy.passes.recognise.sink_sign import MOVING_OPERATORS
 from bnn_deploy.provenance import LEVELS, SOURCE, output_key
 from bnn_deploy.report.canonical import Canonical, CanonicalLayer
@@ -123,7 +123,7 @@ class _Builder:
             binarisation=self._binarisation(node, final),
             fused=fused,
             reason=None if decline is None else decline.reason,
-            advice=None if decline is None else advice(decline.reason, self._is_last(node)),
+            advice=None if decline is None else decline.advice(self._is_last(node)),
             binary_in_training=decline is not None and decline.has_sign_input,
         )
 
@@ -131,8 +131,8 @@ class _Builder:
         """Report on a layer whose output nothing in the converted model depends on."""
         return replace(
             self._plain(node, scheme, binarized),
-            reason="its output cancels out, as in (a - S) + S of the straight-through trick",
-            advice="nothing: it has no effect, and is not computed",
+            reason=CancelsOut().text,
+            advice=CancelsOut.advice,
         )
 
     def _plain(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:

@@ -193,7 +193,8 @@ class Report:
         """Plain types, for json.dumps; `counts` has the number of layers of each status, `format` is FORMAT."""
         statuses = [layer.status for layer in self.layers]
         counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-        return {"format": FORMAT} | asdict(self) | {"counts": counts}
+        own = {"not_fused": [decline.to_json() for decline in self.not_fused]}
+        return {"format": FORMAT} | asdict(self) | own | {"counts": counts}
 
 
 def quantized(layers: Sequence[LayerReport], names: Iterable[str]) -> tuple[LayerReport, ...]:

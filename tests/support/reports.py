@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.advice import UNKNOWN
 from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
 from bnn_deploy.passes.pipeline import fold, to_binary
+from bnn_deploy.passes.reasons import UNKNOWN
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
 from bnn_deploy.report.summary import LayerReport

@@ -17,6 +17,7 @@ from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_binary_op, is_op
 from bnn_deploy.passes.lower.layer import NotTwoValuedError, two_valued
 from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.reasons import Reason, SmallFilters, WeightsReadElsewhere, ZeroFilter
 from bnn_deploy.provenance import SOURCE
 
 MIN_BYTES = 4096
@@ -38,7 +39,7 @@ class BinaryFilters:
     perm: list[int]
 
 
-def binary_filters(node: ir.Node) -> BinaryFilters | str | None:
+def binary_filters(node: ir.Node) -> BinaryFilters | Reason | None:
     """Read the constant weight of a layer as ±alpha per filter.
 
     Returns:
@@ -64,11 +65,11 @@ def binary_filters(node: ir.Node) -> BinaryFilters | str | None:
     try:
         signs, alpha = two_valued(filters)
     except NotTwoValuedError as error:
-        return str(error) if _has_zeros_only(filters) else None
+        return error.reason if _has_zeros_only(filters) else None
     except InputError:
-        return "a filter is all zeros"
+        return ZeroFilter()
     if signs[0].size < 8:
-        return f"each filter has {signs[0].size} weights, which take a word of 32 bits and a scale"
+        return SmallFilters(signs[0].size)
     return BinaryFilters(signs, alpha, perm)
 
 
@@ -112,7 +113,7 @@ class PackWeights:
             found = binary_filters(node)
             if found is None:
                 continue
-            if isinstance(found, str):
+            if isinstance(found, Reason):
                 result.decline(node, found)
                 continue
             value = node.inputs[1]
@@ -125,7 +126,7 @@ class PackWeights:
                     if stranger is None
                     else f"{stranger.op_type} '{display_name(stranger)}' reads"
                 )
-                result.decline(node, f"{who} its weights, too")
+                result.decline(node, WeightsReadElsewhere(who))
                 continue
             _pack(model.graph, node, value, found)
             for user in users:
