@@ -19,8 +19,8 @@
 #include <random>
 #include <vector>
 
-#include "conv_driver.h"
-#include "dispatch.h"
+#include "drivers/conv_driver.h"
+#include "kernels/dispatch.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

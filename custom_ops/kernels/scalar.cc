@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "micro_kernel.h"
+#include "kernels/micro_kernel.h"
 
 namespace bnn_deploy {
 namespace {

@@ -4,8 +4,8 @@
 // linker could share with other units may be defined here or there: no inline function, no
 // template with external linkage, no standard library.
 
-#ifndef BNN_DEPLOY_MICRO_KERNEL_H_
-#define BNN_DEPLOY_MICRO_KERNEL_H_
+#ifndef BNN_DEPLOY_KERNELS_MICRO_KERNEL_H_
+#define BNN_DEPLOY_KERNELS_MICRO_KERNEL_H_
 
 #include <stdint.h>
 
@@ -232,4 +232,4 @@ extern const Isa kIsaNeonDotprod;
 
 }  // namespace bnn_deploy
 
-#endif  // BNN_DEPLOY_MICRO_KERNEL_H_
+#endif  // BNN_DEPLOY_KERNELS_MICRO_KERNEL_H_

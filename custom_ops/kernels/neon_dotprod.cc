@@ -21,7 +21,7 @@
 
 #include <arm_neon.h>
 
-#include "micro_kernel.h"
+#include "kernels/micro_kernel.h"
 
 // Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
 #define UNROLL _Pragma("GCC unroll 8")

@@ -13,13 +13,13 @@
 //   192:         84.5 and 84.5, 83.2 and 83.2     512: 85.3 and 85.3, 84.8 and 84.8
 //
 // Tiles of 8 pixels or 6 have more loads hidden but more pointers than registers, and are no
-// faster. Prefix XORs and carry-save addition (kernels_neon_dotprod.cc) win only where a Q
+// faster. Prefix XORs and carry-save addition (neon_dotprod.cc) win only where a Q
 // bit-select is one operation: on Cortex-A72 that loop is at 79 and its whole tile at 74 for 512
 // channels.
 
 #include <arm_neon.h>
 
-#include "micro_kernel.h"
+#include "kernels/micro_kernel.h"
 
 // Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
 #define UNROLL _Pragma("GCC unroll 8")

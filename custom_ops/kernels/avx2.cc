@@ -8,7 +8,7 @@
 
 #include <immintrin.h>
 
-#include "micro_kernel.h"
+#include "kernels/micro_kernel.h"
 
 // Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
 #define UNROLL _Pragma("GCC unroll 8")
