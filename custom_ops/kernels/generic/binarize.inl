@@ -39,19 +39,29 @@ void BinarizeRows(const BinarizeRowsArgs& args) {
 }
 
 void BinarizeBytes(const BinarizeBytesArgs& args) {
+  constexpr int kWords = kByteLanes / 32;
+  const int64_t rest = args.channels % kByteLanes;
   const uint8_t* x = args.x;
+  const uint8_t* const end = x + args.pixels * args.channels;
   uint32_t* out = args.out;
-  for (int64_t p = 0; p < args.pixels; ++p, x += args.channels) {
-    for (int64_t begin = 0; begin < args.channels; begin += kByteLanes) {
-      const int64_t left = args.channels - begin;
-      const uint64_t reached = left < kByteLanes
-                                   ? AtLeastFirstBytes(x + begin, args.level + begin, left)
-                                   : AtLeastBytes(x + begin, args.level + begin);
-      UNROLL for (int i = 0; i < kByteLanes; i += 32) {
-        if (i < left)
-          *out++ = static_cast<uint32_t>(reached >> i) & args.reachable[(begin + i) / 32];
+  while (x < end) {
+    const uint8_t* level = args.level;
+    const uint32_t* reachable = args.reachable;
+    for (const uint8_t* const whole = x + args.channels - rest; x < whole; x += kByteLanes) {
+      const uint64_t reached = AtLeastBytes(x, level);
+      UNROLL for (int w = 0; w < kWords; ++w) {
+        *out++ = static_cast<uint32_t>(reached >> 32 * w) & *reachable++;
       }
+      level += kByteLanes;
     }
+    if (rest == 0) continue;
+    // The next pixels, if there are enough of them, are as good as zeros: reachable has no bits
+    // there.
+    const uint64_t reached =
+        end - x >= kByteLanes ? AtLeastBytes(x, level) : AtLeastFirstBytes(x, level, rest);
+    *out++ = static_cast<uint32_t>(reached) & reachable[0];
+    if (kWords > 1 && rest > 32) *out++ = static_cast<uint32_t>(reached >> 32) & reachable[1];
+    x += rest;
   }
 }
 
