@@ -40,6 +40,9 @@ Words OrWhereAtLeast(Words words, Floats x, Floats threshold, Words bit) {
 }
 
 void StoreColumn(Words words, int64_t count, uint32_t* out, int64_t stride) {
+  if (stride == 1 && count >= kLanes) {
+    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words);
+  }
   alignas(32) uint32_t column[kLanes];
   _mm256_store_si256(reinterpret_cast<__m256i*>(column), words);
   for (int64_t i = 0; i < kLanes && i < count; ++i) out[i * stride] = column[i];

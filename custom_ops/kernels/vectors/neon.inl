@@ -41,6 +41,7 @@ Words OrWhereAtLeast(Words words, Floats x, Floats threshold, Words bit) {
 }
 
 void StoreColumn(Words words, int64_t count, uint32_t* out, int64_t stride) {
+  if (stride == 1 && count >= kLanes) return vst1q_u32(out, words);
   uint32_t column[kLanes];
   vst1q_u32(column, words);
   for (int64_t i = 0; i < kLanes && i < count; ++i) out[i * stride] = column[i];
