@@ -1,7 +1,7 @@
 #include "ops/binarize_abs_mean.h"
 
-#include "binarize_driver.h"
-#include "dispatch.h"
+#include "drivers/binarize_driver.h"
+#include "kernels/dispatch.h"
 #include "ops/float_planes.h"
 
 namespace bnn_deploy {

@@ -10,8 +10,8 @@
 
 #include <vector>
 
-#include "micro_kernel.h"
-#include "ort_api.h"
+#include "kernels/micro_kernel.h"
+#include "ort/api.h"
 
 namespace bnn_deploy {
 

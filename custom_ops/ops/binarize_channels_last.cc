@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "binarize_driver.h"
-#include "dispatch.h"
-#include "geometry.h"
+#include "base/geometry.h"
+#include "drivers/binarize_driver.h"
+#include "kernels/dispatch.h"
 #include "ops/float_planes.h"
 
 namespace bnn_deploy {

@@ -7,9 +7,9 @@
 
 #include <vector>
 
-#include "buffer.h"
-#include "micro_kernel.h"
-#include "ort_api.h"
+#include "base/buffer.h"
+#include "kernels/micro_kernel.h"
+#include "ort/api.h"
 
 namespace bnn_deploy {
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "dispatch.h"
-#include "geometry.h"
+#include "base/geometry.h"
+#include "kernels/dispatch.h"
 
 namespace bnn_deploy {
 namespace {

@@ -26,9 +26,9 @@
 
 #include <memory>
 
-#include "conv_driver.h"
+#include "drivers/conv_driver.h"
 #include "ops/window_attributes.h"
-#include "ort_api.h"
+#include "ort/api.h"
 
 namespace bnn_deploy {
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "buffer.h"
+#include "base/buffer.h"
 
 namespace bnn_deploy {
 namespace {

@@ -5,9 +5,9 @@
 #ifndef BNN_DEPLOY_OPS_BINARY_MAX_POOL_H_
 #define BNN_DEPLOY_OPS_BINARY_MAX_POOL_H_
 
-#include "geometry.h"
+#include "base/geometry.h"
 #include "ops/window_attributes.h"
-#include "ort_api.h"
+#include "ort/api.h"
 
 namespace bnn_deploy {
 

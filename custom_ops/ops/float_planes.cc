@@ -1,6 +1,6 @@
 #include "ops/float_planes.h"
 
-#include "geometry.h"
+#include "base/geometry.h"
 
 namespace bnn_deploy {
 namespace {

@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "ort_api.h"
+#include "ort/api.h"
 
 namespace bnn_deploy {
 

@@ -6,7 +6,7 @@
 #ifndef BNN_DEPLOY_OPS_LIBRARY_INFO_H_
 #define BNN_DEPLOY_OPS_LIBRARY_INFO_H_
 
-#include "ort_api.h"
+#include "ort/api.h"
 
 namespace bnn_deploy {
 

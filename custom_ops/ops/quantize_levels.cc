@@ -1,9 +1,9 @@
 #include "ops/quantize_levels.h"
 
-#include "binarize_driver.h"
-#include "conv_driver.h"
-#include "dispatch.h"
-#include "geometry.h"
+#include "base/geometry.h"
+#include "drivers/binarize_driver.h"
+#include "drivers/conv_driver.h"
+#include "kernels/dispatch.h"
 #include "ops/float_planes.h"
 
 namespace bnn_deploy {

@@ -6,8 +6,8 @@
 
 #include <optional>
 
-#include "geometry.h"
-#include "ort_api.h"
+#include "base/geometry.h"
+#include "ort/api.h"
 
 namespace bnn_deploy {
 

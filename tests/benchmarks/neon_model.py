@@ -46,7 +46,7 @@ LARQ = {32: (68.2, 73.0), 64: (81.8, 73.1), 96: None, **dict.fromkeys((128, 192,
 # What memcpy does with long rows.
 COPY = ["ldp q0, q1, [x1], #32", "stp q0, q1, [x0], #32", "subs x2, x2, #32", "b.hi 1f"]
 COPY_BYTES = 32
-CARRY_SAVE_WORDS = 72  # kMinWords of kernels_neon_dotprod.cc
+CARRY_SAVE_WORDS = 72  # kMinWords of kernels/neon_dotprod.cc
 PIXEL_BYTES = 20  # window, initial sum and number of products of a pixel, which are looked up once
 
 SELECTS = {"bsl", "bit", "bif"}

@@ -1,10 +1,10 @@
-#include "binarize_driver.h"
+#include "drivers/binarize_driver.h"
 
 #include <algorithm>
 
-#include "buffer.h"
-#include "dispatch.h"
-#include "geometry.h"
+#include "base/buffer.h"
+#include "base/geometry.h"
+#include "kernels/dispatch.h"
 
 namespace bnn_deploy {
 namespace {

@@ -1,7 +1,7 @@
 // An array with the alignment that the micro-kernels ask for. It grows and never shrinks.
 
-#ifndef BNN_DEPLOY_BUFFER_H_
-#define BNN_DEPLOY_BUFFER_H_
+#ifndef BNN_DEPLOY_BASE_BUFFER_H_
+#define BNN_DEPLOY_BASE_BUFFER_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -52,4 +52,4 @@ class Buffer {
 
 }  // namespace bnn_deploy
 
-#endif  // BNN_DEPLOY_BUFFER_H_
+#endif  // BNN_DEPLOY_BASE_BUFFER_H_

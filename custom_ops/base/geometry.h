@@ -1,7 +1,7 @@
 // Windows that slide along an axis, and sizes that cannot overflow unnoticed.
 
-#ifndef BNN_DEPLOY_GEOMETRY_H_
-#define BNN_DEPLOY_GEOMETRY_H_
+#ifndef BNN_DEPLOY_BASE_GEOMETRY_H_
+#define BNN_DEPLOY_BASE_GEOMETRY_H_
 
 #include <cstdint>
 #include <initializer_list>
@@ -42,4 +42,4 @@ int64_t CheckedProduct(std::initializer_list<int64_t> factors, const char* what)
 
 }  // namespace bnn_deploy
 
-#endif  // BNN_DEPLOY_GEOMETRY_H_
+#endif  // BNN_DEPLOY_BASE_GEOMETRY_H_

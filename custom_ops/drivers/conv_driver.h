@@ -20,18 +20,18 @@
 // The planes are added from the top one down, doubling in between. A padded tap holds level 0,
 // whose bits are 0, and so adds nothing without a correction.
 
-#ifndef BNN_DEPLOY_CONV_DRIVER_H_
-#define BNN_DEPLOY_CONV_DRIVER_H_
+#ifndef BNN_DEPLOY_DRIVERS_CONV_DRIVER_H_
+#define BNN_DEPLOY_DRIVERS_CONV_DRIVER_H_
 
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "buffer.h"
-#include "geometry.h"
-#include "micro_kernel.h"
-#include "tasks.h"
+#include "base/buffer.h"
+#include "base/geometry.h"
+#include "base/tasks.h"
+#include "kernels/micro_kernel.h"
 
 namespace bnn_deploy {
 
@@ -159,4 +159,4 @@ class ConvDriver {
 
 }  // namespace bnn_deploy
 
-#endif  // BNN_DEPLOY_CONV_DRIVER_H_
+#endif  // BNN_DEPLOY_DRIVERS_CONV_DRIVER_H_

@@ -1,7 +1,7 @@
 // How a driver splits its work, without knowing whose threads run it.
 
-#ifndef BNN_DEPLOY_TASKS_H_
-#define BNN_DEPLOY_TASKS_H_
+#ifndef BNN_DEPLOY_BASE_TASKS_H_
+#define BNN_DEPLOY_BASE_TASKS_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -43,4 +43,4 @@ inline Range Part(int64_t count, int64_t parts, int64_t index) {
 
 }  // namespace bnn_deploy
 
-#endif  // BNN_DEPLOY_TASKS_H_
+#endif  // BNN_DEPLOY_BASE_TASKS_H_

@@ -1,4 +1,4 @@
-#include "ort_api.h"
+#include "ort/api.h"
 
 #include <atomic>
 #include <exception>

@@ -1,12 +1,12 @@
 // Which micro-kernels this machine can run, which one is chosen, and how often each was called.
 
-#ifndef BNN_DEPLOY_DISPATCH_H_
-#define BNN_DEPLOY_DISPATCH_H_
+#ifndef BNN_DEPLOY_KERNELS_DISPATCH_H_
+#define BNN_DEPLOY_KERNELS_DISPATCH_H_
 
 #include <cstdint>
 #include <vector>
 
-#include "micro_kernel.h"
+#include "kernels/micro_kernel.h"
 
 namespace bnn_deploy {
 
@@ -23,4 +23,4 @@ uint64_t Calls(const Isa& isa);
 
 }  // namespace bnn_deploy
 
-#endif  // BNN_DEPLOY_DISPATCH_H_
+#endif  // BNN_DEPLOY_KERNELS_DISPATCH_H_

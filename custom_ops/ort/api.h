@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "ort_abi.h"
-#include "tasks.h"
+#include "base/tasks.h"
+#include "ort/abi.h"
 
 namespace bnn_deploy {
 

@@ -9,7 +9,7 @@
 #include "ops/binary_max_pool.h"
 #include "ops/library_info.h"
 #include "ops/quantize_levels.h"
-#include "ort_api.h"
+#include "ort/api.h"
 
 namespace bnn_deploy {
 namespace {

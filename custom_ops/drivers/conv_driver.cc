@@ -1,4 +1,4 @@
-#include "conv_driver.h"
+#include "drivers/conv_driver.h"
 
 #include <algorithm>
 #include <limits>
@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "dispatch.h"
+#include "kernels/dispatch.h"
 
 namespace bnn_deploy {
 namespace {

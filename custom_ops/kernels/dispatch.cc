@@ -1,0 +1,90 @@
+#include "kernels/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+// Keeps a line of isas.inc on its architecture, and drops it on others.
+#define BNN_DEPLOY_ON_any(...) __VA_ARGS__
+#if defined(__x86_64__)
+#define BNN_DEPLOY_ON_x86_64(...) __VA_ARGS__
+#else
+#define BNN_DEPLOY_ON_x86_64(...)
+#endif
+#if defined(__aarch64__)
+#define BNN_DEPLOY_ON_aarch64(...) __VA_ARGS__
+#else
+#define BNN_DEPLOY_ON_aarch64(...)
+#endif
+
+namespace bnn_deploy {
+namespace {
+
+struct Unit {
+  Isa isa;
+  bool runs_here;
+  std::atomic<uint64_t> calls;
+};
+
+// The units of this architecture. Made at the first call and never moved: an Isa is known by its
+// address.
+auto& Units() {
+  static Unit units[] = {
+#define BNN_DEPLOY_ISA(name, kernels, architecture, runs_here) \
+  BNN_DEPLOY_ON_##architecture({{kernels, #name}, static_cast<bool>(runs_here), {}}, )
+#include "kernels/isas.inc"
+#undef BNN_DEPLOY_ISA
+  };
+  return units;
+}
+
+std::vector<const Isa*> DetectIsas() {
+  std::vector<const Isa*> isas;
+  for (const Unit& unit : Units()) {
+    if (unit.runs_here) isas.push_back(&unit.isa);
+  }
+  return isas;
+}
+
+std::atomic<uint64_t>& Counter(const Isa& isa) {
+  for (Unit& unit : Units()) {
+    if (&unit.isa == &isa) return unit.calls;
+  }
+  throw std::logic_error("a copy of an Isa has no counter");
+}
+
+}  // namespace
+
+const std::vector<const Isa*>& AvailableIsas() {
+  static const std::vector<const Isa*> isas = DetectIsas();
+  return isas;
+}
+
+const Isa& SelectIsa() {
+  const auto& isas = AvailableIsas();
+  const char* name = std::getenv("BNN_DEPLOY_ISA");
+  if (name == nullptr || *name == '\0') return *isas.front();
+  std::string names;
+  for (const Isa* isa : isas) {
+    if (std::strcmp(isa->name, name) == 0) return *isa;
+    names += std::string(names.empty() ? "" : ", ") + isa->name;
+  }
+  throw std::invalid_argument("BNN_DEPLOY_ISA = '" + std::string(name) +
+                              "': this machine can run " + names +
+                              "; unset the variable to use the first of them");
+}
+
+void CountCalls(const Isa& isa, uint64_t calls) {
+  Counter(isa).fetch_add(calls, std::memory_order_relaxed);
+}
+
+uint64_t Calls(const Isa& isa) { return Counter(isa).load(std::memory_order_relaxed); }
+
+}  // namespace bnn_deploy
