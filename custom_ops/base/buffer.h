@@ -3,6 +3,7 @@
 #ifndef BNN_DEPLOY_BASE_BUFFER_H_
 #define BNN_DEPLOY_BASE_BUFFER_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -11,6 +12,9 @@
 #include <type_traits>
 
 namespace bnn_deploy {
+
+// The bytes that all buffers of the process hold.
+inline std::atomic<int64_t> buffer_bytes{0};
 
 template <typename T>
 class Buffer {
@@ -26,13 +30,16 @@ class Buffer {
   // At least `size` elements; what they hold is undefined after growth.
   T* Reserve(int64_t size) {
     if (size > capacity_) {
-      if (static_cast<uint64_t>(size) > (SIZE_MAX - kAlignment) / sizeof(T)) throw std::bad_alloc();
+      if (static_cast<uint64_t>(size) > (INT64_MAX - kAlignment) / sizeof(T))
+        throw std::bad_alloc();
       const size_t bytes =
           (static_cast<size_t>(size) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
       data_.reset();
       capacity_ = 0;
-      data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
-      if (data_ == nullptr) throw std::bad_alloc();
+      void* const data = std::aligned_alloc(kAlignment, bytes);
+      if (data == nullptr) throw std::bad_alloc();
+      buffer_bytes.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
+      data_ = {static_cast<T*>(data), Free{static_cast<int64_t>(bytes)}};
       capacity_ = size;
     }
     return data_.get();
@@ -44,7 +51,11 @@ class Buffer {
  private:
   static constexpr size_t kAlignment = 64;
   struct Free {
-    void operator()(T* data) const { std::free(data); }
+    int64_t bytes;
+    void operator()(T* data) const {
+      buffer_bytes.fetch_sub(bytes, std::memory_order_relaxed);
+      std::free(data);
+    }
   };
   std::unique_ptr<T[], Free> data_;
   int64_t capacity_ = 0;

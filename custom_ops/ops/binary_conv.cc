@@ -37,14 +37,13 @@ Shape BitsShape(const Shape& pixels, int64_t outputs) {
 
 }  // namespace
 
-ConvNode::ConvNode(const NodeInfo& node, size_t pad_value_input)
-    : label_(node.label()), window_(node) {
+ConvNode::ConvNode(const NodeInfo& node, size_t pad_value_input) : window_(node) {
   ReadAttributes(node);
   ReadWeights(node);
   ReadPadValue(node, pad_value_input);
 }
 
-ConvNode::ConvNode(const NodeInfo& node) : label_(node.label()), window_(node) {
+ConvNode::ConvNode(const NodeInfo& node) : window_(node) {
   spec_.level_bits = node.Int("bits", 1, kMaxLevelBits);
   ReadAttributes(node);
   ReadWeights(node);
@@ -56,8 +55,8 @@ void ConvNode::ReadAttributes(const NodeInfo& node) {
   spec_.channels = node.Int("channels", 1, kMaxExtent);
   spec_.group = node.Int("group", 1, spec_.channels);
   if (spec_.channels % spec_.group != 0) {
-    label_.Fail("attribute group = " + Text(spec_.group) +
-                " must divide channels = " + Text(spec_.channels));
+    Fail("attribute group = " + Text(spec_.group) +
+         " must divide channels = " + Text(spec_.channels));
   }
   const int64_t group_channels = spec_.channels / spec_.group;
   const int64_t taps = spec_.height.kernel * spec_.width.kernel;
@@ -65,9 +64,8 @@ void ConvNode::ReadAttributes(const NodeInfo& node) {
   if (taps > kMaxProducts / highest / group_channels) {
     const std::string levels =
         spec_.level_bits > 0 ? " and the highest level " + Text(highest) : std::string();
-    label_.Fail("channels / group = " + Text(group_channels) + " times " + Text(taps) +
-                " kernel taps" + levels + " must be at most " + Text(kMaxProducts) +
-                ", so that sums are exact in float32");
+    Fail("channels / group = " + Text(group_channels) + " times " + Text(taps) + " kernel taps" +
+         levels + " must be at most " + Text(kMaxProducts) + ", so that sums are exact in float32");
   }
 }
 
@@ -81,15 +79,15 @@ void ConvNode::ReadWeights(const NodeInfo& node) {
   expected.Append(spec_.width.kernel);
   expected.Append(words);
   if (!(weights.shape == expected) || weights.shape[0] < 1) {
-    label_.Fail("input W has shape " + weights.shape.ToString() +
-                ", but channels = " + Text(spec_.channels) + ", group = " + Text(spec_.group) +
-                " and kernel_shape need [output channels, kernel_shape..., ceil(" +
-                Text(group_channels) + " / 32) = " + Text(words) + "]");
+    Fail("input W has shape " + weights.shape.ToString() +
+         ", but channels = " + Text(spec_.channels) + ", group = " + Text(spec_.group) +
+         " and kernel_shape need [output channels, kernel_shape..., ceil(" + Text(group_channels) +
+         " / 32) = " + Text(words) + "]");
   }
   spec_.out_channels = weights.shape[0];
   if (spec_.out_channels % spec_.group != 0) {
-    label_.Fail("input W has " + Text(spec_.out_channels) +
-                " output channels, but group = " + Text(spec_.group) + " must divide them");
+    Fail("input W has " + Text(spec_.out_channels) +
+         " output channels, but group = " + Text(spec_.group) + " must divide them");
   }
   weights_ = weights.As<uint32_t>();
   if (group_channels % 32 == 0) return;
@@ -97,9 +95,9 @@ void ConvNode::ReadWeights(const NodeInfo& node) {
   for (int64_t tap = 0; tap < filter_taps; ++tap) {
     const uint32_t last = weights_[(tap + 1) * words - 1];
     if (last >> (group_channels % 32) != 0) {
-      label_.Fail("input W has bits set beyond channel " + Text(group_channels - 1) +
-                  " (output channel " + Text(tap / (spec_.height.kernel * spec_.width.kernel)) +
-                  "): the unused bits of a last word must be 0");
+      Fail("input W has bits set beyond channel " + Text(group_channels - 1) + " (output channel " +
+           Text(tap / (spec_.height.kernel * spec_.width.kernel)) +
+           "): the unused bits of a last word must be 0");
     }
   }
 }
@@ -108,8 +106,8 @@ void ConvNode::ReadPadValue(const NodeInfo& node, size_t index) {
   const Tensor pad_value = node.ConstantInput(index, "pad_value");
   const int64_t count = pad_value.shape[0];
   if (pad_value.shape.rank != 1 || (count != 1 && count != spec_.channels)) {
-    label_.Fail("input pad_value has shape " + pad_value.shape.ToString() +
-                ", but it must be [1] or [channels] = [" + Text(spec_.channels) + "]");
+    Fail("input pad_value has shape " + pad_value.shape.ToString() +
+         ", but it must be [1] or [channels] = [" + Text(spec_.channels) + "]");
   }
   const float* const values = pad_value.As<float>();
   if (std::all_of(values, values + count, [](float v) { return v == 0.0f; })) return;
@@ -117,8 +115,8 @@ void ConvNode::ReadPadValue(const NodeInfo& node, size_t index) {
   for (int64_t c = 0; c < spec_.channels; ++c) {
     const float value = values[count == 1 ? 0 : c];
     if (value != 1.0f && value != -1.0f) {
-      label_.Fail("input pad_value[" + Text(count == 1 ? 0 : c) + "] = " + std::to_string(value) +
-                  ": its values must be all 0, or each -1 or +1");
+      Fail("input pad_value[" + Text(count == 1 ? 0 : c) + "] = " + std::to_string(value) +
+           ": its values must be all 0, or each -1 or +1");
     }
     const auto bit = static_cast<uint32_t>(value == 1.0f);
     spec_.pad_bits[static_cast<size_t>(c / 32)] |= bit << (c % 32);
@@ -128,18 +126,22 @@ void ConvNode::ReadPadValue(const NodeInfo& node, size_t index) {
 Tensor ConvNode::PerOutput(const NodeInfo& node, size_t index, const char* name) const {
   const Tensor tensor = node.ConstantInput(index, name);
   if (tensor.shape.rank != 1 || tensor.shape[0] != spec_.out_channels) {
-    label_.Fail(std::string("input ") + name + " has shape " + tensor.shape.ToString() +
-                ", but W has " + Text(spec_.out_channels) + " output channels and needs [" +
-                Text(spec_.out_channels) + "]");
+    Fail(std::string("input ") + name + " has shape " + tensor.shape.ToString() + ", but W has " +
+         Text(spec_.out_channels) + " output channels and needs [" + Text(spec_.out_channels) +
+         "]");
   }
   return tensor;
 }
 
+FloatConstants ConvNode::ScaleAndBias(const NodeInfo& node) const {
+  return {PerOutput(node, 2, "scale").As<float>(), PerOutput(node, 3, "bias").As<float>(), nullptr};
+}
+
 BitBatch ConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
-  const Tensor x = context.Input(0, label_);
+  const Tensor x = context.Input(0);
   const int64_t planes = std::max<int64_t>(spec_.level_bits, 1);
-  window_.CheckInput(x.shape, planes * WordsForBits(spec_.channels), label_);
-  *out_pixels = window_.OutputPixels(x.shape, Rounding::kFloor, label_);
+  window_.CheckInput(x.shape, planes * WordsForBits(spec_.channels));
+  *out_pixels = window_.OutputPixels(x.shape, Rounding::kFloor);
   const int64_t height = window_.rank() == 2 ? x.shape[1] : 1;
   return {x.As<uint32_t>(), x.shape[0], height, x.shape[window_.rank()]};
 }
@@ -147,20 +149,19 @@ BitBatch ConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
 const OpSchema BinaryConv::kSchema = {
     "BinaryConv", {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat}, {kOrtFloat}};
 
-BinaryConv::BinaryConv(const NodeInfo& node) : node_(node, 4) {
-  const Tensor scale = node_.PerOutput(node, 2, "scale");
-  const Tensor bias = node_.PerOutput(node, 3, "bias");
-  driver_ =
-      std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
-                                   FloatConstants{scale.As<float>(), bias.As<float>(), nullptr});
-}
+BinaryConv::BinaryConv(const NodeInfo& node)
+    : node_(node, 4),
+      driver_(SelectIsa(), node_.spec(), node_.weights(), node_.ScaleAndBias(node)) {}
+
+BinaryConv::BinaryConv(const ConvNode& node, const FloatConstants& constants)
+    : node_(node), driver_(SelectIsa(), node_.spec(), node_.weights(), constants) {}
 
 void BinaryConv::Compute(const Context& context) const {
   Shape pixels;
   const BitBatch input = node_.ReadInput(context, &pixels);
   const Shape shape = PlanesShape(pixels, node_.spec().out_channels);
   auto* const out = static_cast<float*>(context.Output(0, shape));
-  if (input.batch > 0) driver_->Run(input, {out, nullptr, nullptr}, context);
+  if (input.batch > 0) driver_.Run(input, {out, nullptr, nullptr}, context);
 }
 
 void BinaryConv::InferShape(const ShapeContext& context) {
@@ -173,80 +174,59 @@ const OpSchema BinaryConvScaled::kSchema = {
     {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat},
     {kOrtFloat}};
 
-BinaryConvScaled::BinaryConvScaled(const NodeInfo& node) : node_(node, 4) {
-  const Tensor scale = node_.PerOutput(node, 2, "scale");
-  const Tensor bias = node_.PerOutput(node, 3, "bias");
-  driver_ =
-      std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
-                                   FloatConstants{scale.As<float>(), bias.As<float>(), nullptr});
-}
-
 void BinaryConvScaled::Compute(const Context& context) const {
   Shape pixels;
   const BitBatch input = node_.ReadInput(context, &pixels);
-  const Tensor factor = context.Input(5, node_.label());
+  const Tensor factor = context.Input(5);
   const Shape expected = PlanesShape(pixels, 1);
   if (!(factor.shape == expected)) {
-    node_.label().Fail("input factor has shape " + factor.shape.ToString() +
-                       ", but it must have one value per pixel of Y, " + expected.ToString());
+    Fail("input factor has shape " + factor.shape.ToString() +
+         ", but it must have one value per pixel of Y, " + expected.ToString());
   }
   const Shape shape = PlanesShape(pixels, node_.spec().out_channels);
   auto* const out = static_cast<float*>(context.Output(0, shape));
-  if (input.batch > 0) driver_->Run(input, {out, nullptr, nullptr, factor.As<float>()}, context);
+  if (input.batch > 0) driver_.Run(input, {out, nullptr, nullptr, factor.As<float>()}, context);
 }
-
-void BinaryConvScaled::InferShape(const ShapeContext& context) { BinaryConv::InferShape(context); }
 
 const OpSchema BinaryConvLevels::kSchema = {
     "BinaryConvLevels", {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat}, {kOrtFloat}};
 
-BinaryConvLevels::BinaryConvLevels(const NodeInfo& node) : node_(node) {
-  const Tensor scale = node_.PerOutput(node, 2, "scale");
-  const Tensor bias = node_.PerOutput(node, 3, "bias");
-  for (int64_t o = 0; o < node_.spec().out_channels; ++o) {
-    const float value = scale.As<float>()[o];
-    if (value * 0.5f * 2.0f != value && value == value) {
-      node_.label().Fail("input scale[" + Text(o) +
-                         "] is too small: it must be 0 or at least 2^-125 in magnitude");
+BinaryConvLevels::BinaryConvLevels(const NodeInfo& node) : BinaryConvLevels(node, ConvNode(node)) {}
+
+BinaryConvLevels::BinaryConvLevels(const NodeInfo& node, const ConvNode& conv)
+    : BinaryConv(conv, conv.ScaleAndBias(node)) {
+  const float* const scale = conv.ScaleAndBias(node).scale;
+  for (int64_t o = 0; o < conv.spec().out_channels; ++o) {
+    if (scale[o] * 0.5f * 2.0f != scale[o] && scale[o] == scale[o]) {
+      Fail("input scale[" + Text(o) +
+           "] is too small: it must be 0 or at least 2^-125 in magnitude");
     }
   }
-  driver_ =
-      std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
-                                   FloatConstants{scale.As<float>(), bias.As<float>(), nullptr});
 }
-
-void BinaryConvLevels::Compute(const Context& context) const {
-  Shape pixels;
-  const BitBatch input = node_.ReadInput(context, &pixels);
-  const Shape shape = PlanesShape(pixels, node_.spec().out_channels);
-  auto* const out = static_cast<float*>(context.Output(0, shape));
-  if (input.batch > 0) driver_->Run(input, {out, nullptr, nullptr}, context);
-}
-
-void BinaryConvLevels::InferShape(const ShapeContext& context) { BinaryConv::InferShape(context); }
 
 const OpSchema BinaryConvResidual::kSchema = {
     "BinaryConvResidual",
     {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat},
     {kOrtFloat, kOrtUint32}};
 
-BinaryConvResidual::BinaryConvResidual(const NodeInfo& node) : node_(node, 4) {
-  const Tensor scale = node_.PerOutput(node, 2, "scale");
-  const Tensor bias = node_.PerOutput(node, 3, "bias");
-  const Tensor threshold = node_.PerOutput(node, 6, "threshold");
-  driver_ = std::make_unique<ConvDriver>(
-      SelectIsa(), node_.spec(), node_.weights(),
-      FloatConstants{scale.As<float>(), bias.As<float>(), threshold.As<float>()});
-}
+BinaryConvResidual::BinaryConvResidual(const NodeInfo& node)
+    : BinaryConvResidual(node, ConvNode(node, 4)) {}
+
+BinaryConvResidual::BinaryConvResidual(const NodeInfo& node, const ConvNode& conv)
+    : BinaryConv(conv, [&] {
+        FloatConstants constants = conv.ScaleAndBias(node);
+        constants.threshold = conv.PerOutput(node, 6, "threshold").As<float>();
+        return constants;
+      }()) {}
 
 void BinaryConvResidual::Compute(const Context& context) const {
   Shape pixels;
   const BitBatch input = node_.ReadInput(context, &pixels);
   const Shape shape = PlanesShape(pixels, node_.spec().out_channels);
-  const Tensor residual = context.Input(5, node_.label());
+  const Tensor residual = context.Input(5);
   if (!(residual.shape == shape)) {
-    node_.label().Fail("input residual has shape " + residual.shape.ToString() +
-                       ", but it must have the shape of Y, " + shape.ToString());
+    Fail("input residual has shape " + residual.shape.ToString() +
+         ", but it must have the shape of Y, " + shape.ToString());
   }
   // onnxruntime gives null for an absent output.
   auto* const out = static_cast<float*>(context.Output(0, shape));
@@ -254,33 +234,25 @@ void BinaryConvResidual::Compute(const Context& context) const {
   auto* const bits = static_cast<uint32_t*>(context.Output(1, bits_shape));
   if (input.batch == 0) return;  // nor does an empty one have an address
   if (out == nullptr && bits == nullptr) {
-    node_.label().Fail("both outputs are absent: give Y or bits a name");
+    Fail("both outputs are absent: give Y or bits a name");
   }
-  driver_->Run(input, {out, residual.As<float>(), bits}, context);
-}
-
-void BinaryConvResidual::InferShape(const ShapeContext& context) {
-  // Not of the bits: a node may lack them, onnxruntime does not say, and before 1.28 it aborts when
-  // told the shape of an output that is not there. Converted models hold it in their value_info.
-  const std::optional<Shape> pixels = InferOutputPixels(context, Rounding::kFloor);
-  if (pixels) context.SetOutputShape(0, PlanesShape(*pixels, InferOutputs(context)), kOrtFloat);
+  driver_.Run(input, {out, residual.As<float>(), bits}, context);
 }
 
 const OpSchema BinaryConvThreshold::kSchema = {
     "BinaryConvThreshold", {kOrtUint32, kOrtUint32, kOrtInt32, kOrtFloat}, {kOrtUint32}};
 
-BinaryConvThreshold::BinaryConvThreshold(const NodeInfo& node) : node_(node, 3) {
-  const Tensor threshold = node_.PerOutput(node, 2, "threshold");
-  driver_ = std::make_unique<ConvDriver>(SelectIsa(), node_.spec(), node_.weights(),
-                                         threshold.As<int32_t>());
-}
+BinaryConvThreshold::BinaryConvThreshold(const NodeInfo& node)
+    : node_(node, 3),
+      driver_(SelectIsa(), node_.spec(), node_.weights(),
+              node_.PerOutput(node, 2, "threshold").As<int32_t>()) {}
 
 void BinaryConvThreshold::Compute(const Context& context) const {
   Shape pixels;
   const BitBatch input = node_.ReadInput(context, &pixels);
   const Shape shape = BitsShape(pixels, node_.spec().out_channels);
   auto* const out = static_cast<uint32_t*>(context.Output(0, shape));
-  if (input.batch > 0) driver_->Run(input, out, context);
+  if (input.batch > 0) driver_.Run(input, out, context);
 }
 
 void BinaryConvThreshold::InferShape(const ShapeContext& context) {

@@ -24,9 +24,7 @@
 #ifndef BNN_DEPLOY_OPS_BINARY_CONV_H_
 #define BNN_DEPLOY_OPS_BINARY_CONV_H_
 
-#include <memory>
-
-#include "drivers/conv_driver.h"
+#include "drivers/conv/driver.h"
 #include "ops/window_attributes.h"
 #include "ort/api.h"
 
@@ -38,12 +36,13 @@ class ConvNode {
   ConvNode(const NodeInfo& node, size_t pad_value_input);
   explicit ConvNode(const NodeInfo& node);  // of levels
 
-  const NodeLabel& label() const { return label_; }
   const ConvSpec& spec() const { return spec_; }
   const uint32_t* weights() const { return weights_; }
 
   // A constant input with one value per output channel.
   Tensor PerOutput(const NodeInfo& node, size_t index, const char* name) const;
+  // Inputs 2 and 3.
+  FloatConstants ScaleAndBias(const NodeInfo& node) const;
   // Input X, checked, and [N, output spatial...].
   BitBatch ReadInput(const Context& context, Shape* out_pixels) const;
 
@@ -52,7 +51,6 @@ class ConvNode {
   void ReadWeights(const NodeInfo& node);
   void ReadPadValue(const NodeInfo& node, size_t index);
 
-  NodeLabel label_;
   WindowAttributes window_;
   ConvSpec spec_{};
   const uint32_t* weights_ = nullptr;
@@ -63,47 +61,42 @@ class BinaryConv {
   static const OpSchema kSchema;
   explicit BinaryConv(const NodeInfo& node);
   void Compute(const Context& context) const;
+  // Of output 0 alone. A node may lack the bits of BinaryConvResidual, onnxruntime does not say,
+  // and before 1.28 it aborts when told the shape of an output that is not there. Converted models
+  // hold it in their value_info.
   static void InferShape(const ShapeContext& context);
 
- private:
-  ConvNode node_;
-  std::unique_ptr<const ConvDriver> driver_;
+ protected:
+  BinaryConv(const ConvNode& node, const FloatConstants& constants);
+
+  const ConvNode node_;
+  const ConvDriver driver_;
 };
 
-class BinaryConvScaled {
+class BinaryConvScaled : public BinaryConv {
  public:
   static const OpSchema kSchema;
-  explicit BinaryConvScaled(const NodeInfo& node);
+  using BinaryConv::BinaryConv;
   void Compute(const Context& context) const;
-  static void InferShape(const ShapeContext& context);
-
- private:
-  ConvNode node_;
-  std::unique_ptr<const ConvDriver> driver_;
 };
 
-class BinaryConvLevels {
+class BinaryConvLevels : public BinaryConv {
  public:
   static const OpSchema kSchema;
   explicit BinaryConvLevels(const NodeInfo& node);
-  void Compute(const Context& context) const;
-  static void InferShape(const ShapeContext& context);
 
  private:
-  ConvNode node_;
-  std::unique_ptr<const ConvDriver> driver_;
+  BinaryConvLevels(const NodeInfo& node, const ConvNode& conv);
 };
 
-class BinaryConvResidual {
+class BinaryConvResidual : public BinaryConv {
  public:
   static const OpSchema kSchema;
   explicit BinaryConvResidual(const NodeInfo& node);
   void Compute(const Context& context) const;
-  static void InferShape(const ShapeContext& context);
 
  private:
-  ConvNode node_;
-  std::unique_ptr<const ConvDriver> driver_;
+  BinaryConvResidual(const NodeInfo& node, const ConvNode& conv);
 };
 
 class BinaryConvThreshold {
@@ -114,8 +107,8 @@ class BinaryConvThreshold {
   static void InferShape(const ShapeContext& context);
 
  private:
-  ConvNode node_;
-  std::unique_ptr<const ConvDriver> driver_;
+  const ConvNode node_;
+  const ConvDriver driver_;
 };
 
 }  // namespace bnn_deploy

@@ -54,13 +54,13 @@ void PoolRow(const Image& image, const Axis& rows, const Axis& columns, int64_t 
 const OpSchema BinaryMaxPool::kSchema = {"BinaryMaxPool", {kOrtUint32}, {kOrtUint32}};
 
 BinaryMaxPool::BinaryMaxPool(const NodeInfo& node)
-    : label_(node.label()), window_(node), rounding_(RoundingOf(node.Int("ceil_mode", 0, 1))) {}
+    : window_(node), rounding_(RoundingOf(node.Int("ceil_mode", 0, 1))) {}
 
 void BinaryMaxPool::Compute(const Context& context) const {
-  const Tensor x = context.Input(0, label_);
-  window_.CheckInput(x.shape, x.shape.rank > 0 ? x.shape.back() : 0, label_);
+  const Tensor x = context.Input(0);
+  window_.CheckInput(x.shape, x.shape.rank > 0 ? x.shape.back() : 0);
   const int64_t words = x.shape.back();
-  Shape shape = window_.OutputPixels(x.shape, rounding_, label_);
+  Shape shape = window_.OutputPixels(x.shape, rounding_);
   shape.Append(words);
   auto* const out = static_cast<uint32_t*>(context.Output(0, shape));
 

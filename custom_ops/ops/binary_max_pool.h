@@ -19,7 +19,6 @@ class BinaryMaxPool {
   static void InferShape(const ShapeContext& context);
 
  private:
-  NodeLabel label_;
   WindowAttributes window_;
   Rounding rounding_;
 };

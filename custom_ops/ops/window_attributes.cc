@@ -15,8 +15,8 @@ bool AllIn(const int64_t* values, size_t count, int64_t min) {
 
 WindowAttributes::WindowAttributes(const NodeInfo& node) : rank_(node.IntsCount("kernel_shape")) {
   if (rank_ < 1 || rank_ > kMaxRank) {
-    node.label().Fail("attribute kernel_shape has " + std::to_string(rank_) +
-                      " values: it must have 1 or 2, one per spatial dimension");
+    Fail("attribute kernel_shape has " + std::to_string(rank_) +
+         " values: it must have 1 or 2, one per spatial dimension");
   }
   int64_t kernel[kMaxRank], strides[kMaxRank], pads[2 * kMaxRank], dilations[kMaxRank];
   node.Ints("kernel_shape", kernel, rank_, 1, kMaxExtent);
@@ -48,28 +48,27 @@ void WindowAttributes::SetAxes(const int64_t* kernel, const int64_t* strides, co
   }
 }
 
-void WindowAttributes::CheckInput(const Shape& x, int64_t words, const NodeLabel& label) const {
+void WindowAttributes::CheckInput(const Shape& x, int64_t words) const {
   const bool fits = x.rank == rank_ + 2 && x.back() == words &&
                     std::all_of(x.dims.begin(), x.dims.begin() + x.rank,
                                 [](int64_t dim) { return dim <= kMaxExtent; });
   if (fits) return;
-  label.Fail("input X has shape " + x.ToString() + ", but it must be " +
-             (rank_ == 1 ? "[N, L, " : "[N, H, W, ") + std::to_string(words) + "], each at most " +
-             std::to_string(kMaxExtent));
+  Fail("input X has shape " + x.ToString() + ", but it must be " +
+       (rank_ == 1 ? "[N, L, " : "[N, H, W, ") + std::to_string(words) + "], each at most " +
+       std::to_string(kMaxExtent));
 }
 
-Shape WindowAttributes::OutputPixels(const Shape& x, Rounding rounding,
-                                     const NodeLabel& label) const {
+Shape WindowAttributes::OutputPixels(const Shape& x, Rounding rounding) const {
   Shape shape;
   shape.Append(x[0]);
   for (size_t i = 0; i < rank_; ++i) {
     const Axis& axis = axes_[i];
     const int64_t extent = OutputExtent(axis, x[1 + i], rounding);
     if (extent == 0) {
-      label.Fail("spatial dimension " + std::to_string(i) + " of input X is " +
-                 std::to_string(x[1 + i]) + ", and with pads " + std::to_string(axis.pad_begin) +
-                 " and " + std::to_string(axis.pad_end) + " less than one window of " +
-                 std::to_string((axis.kernel - 1) * axis.dilation + 1));
+      Fail("spatial dimension " + std::to_string(i) + " of input X is " + std::to_string(x[1 + i]) +
+           ", and with pads " + std::to_string(axis.pad_begin) + " and " +
+           std::to_string(axis.pad_end) + " less than one window of " +
+           std::to_string((axis.kernel - 1) * axis.dilation + 1));
     }
     shape.Append(extent);
   }

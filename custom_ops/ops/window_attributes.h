@@ -25,9 +25,9 @@ class WindowAttributes {
   Axis width() const { return axes_[rank_ - 1]; }
 
   // Throws unless x is [N, spatial..., words].
-  void CheckInput(const Shape& x, int64_t words, const NodeLabel& label) const;
+  void CheckInput(const Shape& x, int64_t words) const;
   // [N, output spatial...]. Throws when a window does not fit into the padded input.
-  Shape OutputPixels(const Shape& x, Rounding rounding, const NodeLabel& label) const;
+  Shape OutputPixels(const Shape& x, Rounding rounding) const;
 
  private:
   WindowAttributes() = default;

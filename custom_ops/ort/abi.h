@@ -74,7 +74,10 @@ struct OrtApi {
   void* slots_100[63];
   OrtStatus* (*KernelInfoGetAttributeArray_int64)(const OrtKernelInfo* info, const char* name,
                                                   int64_t* out, size_t* size);
-  void* slots_164[80];
+  void* slots_164[69];
+  OrtStatus* (*KernelInfo_GetOutputName)(const OrtKernelInfo* info, size_t index, char* out,
+                                         size_t* size);
+  void* slots_234[10];
   OrtStatus* (*KernelInfo_GetNodeName)(const OrtKernelInfo* info, char* out, size_t* size);
   void* slots_245[4];
   OrtStatus* (*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo* info, size_t index,
@@ -110,6 +113,7 @@ BNN_DEPLOY_CHECK_SLOT(KernelContext_GetInput, 90);
 BNN_DEPLOY_CHECK_SLOT(ReleaseStatus, 93);
 BNN_DEPLOY_CHECK_SLOT(ReleaseTensorTypeAndShapeInfo, 99);
 BNN_DEPLOY_CHECK_SLOT(KernelInfoGetAttributeArray_int64, 163);
+BNN_DEPLOY_CHECK_SLOT(KernelInfo_GetOutputName, 233);
 BNN_DEPLOY_CHECK_SLOT(KernelInfo_GetNodeName, 244);
 BNN_DEPLOY_CHECK_SLOT(KernelInfoGetConstantInput_tensor, 249);
 BNN_DEPLOY_CHECK_SLOT(ShapeInferContext_GetInputTypeShape, 268);

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -28,9 +29,8 @@ Shape ReadShape(const OrtTensorTypeAndShapeInfo* info) {
   Shape shape;
   shape.rank = Rank(info);
   if (shape.rank > Shape::kMaxRank) {
-    throw std::invalid_argument("a tensor has " + std::to_string(shape.rank) +
-                                " dimensions, at most " + std::to_string(Shape::kMaxRank) +
-                                " are supported");
+    Fail("a tensor has " + std::to_string(shape.rank) + " dimensions, at most " +
+         std::to_string(Shape::kMaxRank) + " are supported");
   }
   Check(Ort().GetDimensions(info, shape.dims.data(), shape.rank));
   return shape;
@@ -52,13 +52,15 @@ const OrtTensorTypeAndShapeInfo* InputInfo(const OrtShapeInferContext* context, 
   return info;
 }
 
-std::string ReadLabel(const OrtKernelInfo* info, const char* op_type) {
-  size_t size = 0;  // with the terminating zero
-  Check(Ort().KernelInfo_GetNodeName(info, nullptr, &size));
-  std::string name(size, '\0');
-  Check(Ort().KernelInfo_GetNodeName(info, name.data(), &size));
-  name.resize(size > 0 ? size - 1 : 0);
-  return std::string(op_type) + " '" + name + "'";
+// The text that `read`(out, size) writes; the size counts the terminating zero.
+template <typename Read>
+std::string ReadText(const Read& read) {
+  size_t size = 0;
+  Check(read(nullptr, &size));
+  std::string text(size, '\0');
+  Check(read(text.data(), &size));
+  text.resize(size > 0 ? size - 1 : 0);
+  return text;
 }
 
 std::string ListToString(const int64_t* values, size_t count) {
@@ -87,38 +89,50 @@ void Check(OrtStatus* status) {
   throw std::runtime_error(message);
 }
 
-OrtStatus* StatusFromException(const OrtApi& api) noexcept {
+void Fail(const std::string& what) { throw std::invalid_argument(what); }
+
+OrtStatus* StatusFromException(const OrtApi& api, const std::string& label) noexcept {
+  const auto status = [&](OrtErrorCode code, const char* what) {
+    const std::string text = label.empty() ? "bnn_deploy" : label;
+    return api.CreateStatus(code, (text + ": " + what).c_str());
+  };
   try {
-    throw;
-  } catch (const std::invalid_argument& error) {
-    return api.CreateStatus(kOrtInvalidArgument, error.what());
-  } catch (const std::bad_alloc&) {
+    try {
+      throw;
+    } catch (const std::invalid_argument& error) {
+      return status(kOrtInvalidArgument, error.what());
+    } catch (const std::bad_alloc&) {
+      return status(kOrtFail, "out of memory");
+    } catch (const std::exception& error) {
+      return status(kOrtFail, error.what());
+    } catch (...) {
+      return status(kOrtFail, "unknown error");
+    }
+  } catch (...) {  // no memory for the text
     return api.CreateStatus(kOrtFail, "bnn_deploy: out of memory");
-  } catch (const std::exception& error) {
-    return api.CreateStatus(kOrtFail, error.what());
-  } catch (...) {
-    return api.CreateStatus(kOrtFail, "bnn_deploy: unknown error");
   }
 }
 
-std::string Shape::ToString() const { return ListToString(dims.data(), rank); }
-
-void NodeLabel::Fail(const std::string& what) const {
-  throw std::invalid_argument(text_ + ": " + what);
+std::string NodeLabel(const OrtKernelInfo* info, const char* op_type) {
+  const std::string name = ReadText(
+      [&](char* out, size_t* size) { return Ort().KernelInfo_GetNodeName(info, out, size); });
+  if (!name.empty()) return std::string(op_type) + " '" + name + "'";
+  const std::string output = ReadText(
+      [&](char* out, size_t* size) { return Ort().KernelInfo_GetOutputName(info, 0, out, size); });
+  return std::string(op_type) + " of output '" + output + "'";
 }
 
-NodeInfo::NodeInfo(const OrtKernelInfo* info, const char* op_type)
-    : info_(info), label_(ReadLabel(info, op_type)) {}
+std::string Shape::ToString() const { return ListToString(dims.data(), rank); }
 
 int64_t NodeInfo::Int(const char* name, int64_t min, int64_t max) const {
   int64_t value = 0;
   if (OrtStatus* status = Ort().KernelInfoGetAttribute_int64(info_, name, &value)) {
     Ort().ReleaseStatus(status);
-    label_.Fail(std::string("attribute ") + name + " is missing: it is a required int");
+    Fail(std::string("attribute ") + name + " is missing: it is a required int");
   }
   if (value < min || value > max) {
-    label_.Fail(std::string("attribute ") + name + " = " + std::to_string(value) +
-                ": it must be in " + RangeToString(min, max));
+    Fail(std::string("attribute ") + name + " = " + std::to_string(value) + ": it must be in " +
+         RangeToString(min, max));
   }
   return value;
 }
@@ -127,7 +141,7 @@ size_t NodeInfo::IntsCount(const char* name) const {
   size_t count = 0;
   if (OrtStatus* status = Ort().KernelInfoGetAttributeArray_int64(info_, name, nullptr, &count)) {
     Ort().ReleaseStatus(status);
-    label_.Fail(std::string("attribute ") + name + " is missing: it is a required list of ints");
+    Fail(std::string("attribute ") + name + " is missing: it is a required list of ints");
   }
   return count;
 }
@@ -135,14 +149,14 @@ size_t NodeInfo::IntsCount(const char* name) const {
 void NodeInfo::Ints(const char* name, int64_t* out, size_t count, int64_t min, int64_t max) const {
   size_t size = IntsCount(name);
   if (size != count) {
-    label_.Fail(std::string("attribute ") + name + " has " + std::to_string(size) +
-                " values, but kernel_shape asks for " + std::to_string(count));
+    Fail(std::string("attribute ") + name + " has " + std::to_string(size) +
+         " values, but kernel_shape asks for " + std::to_string(count));
   }
   Check(Ort().KernelInfoGetAttributeArray_int64(info_, name, out, &size));
   for (size_t i = 0; i < count; ++i) {
     if (out[i] < min || out[i] > max) {
-      label_.Fail(std::string("attribute ") + name + " = " + ListToString(out, count) +
-                  ": each must be in " + RangeToString(min, max));
+      Fail(std::string("attribute ") + name + " = " + ListToString(out, count) +
+           ": each must be in " + RangeToString(min, max));
     }
   }
 }
@@ -152,16 +166,16 @@ Tensor NodeInfo::ConstantInput(size_t index, const char* name) const {
   const OrtValue* value = nullptr;
   Check(Ort().KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
   if (!is_constant || value == nullptr) {
-    label_.Fail(std::string("input ") + name +
-                " is not a constant: make it an initializer that is not also a graph input");
+    Fail(std::string("input ") + name +
+         " is not a constant: make it an initializer that is not also a graph input");
   }
   return ReadTensor(value);
 }
 
-Tensor Context::Input(size_t index, const NodeLabel& label) const {
+Tensor Context::Input(size_t index) const {
   const OrtValue* value = nullptr;
   Check(Ort().KernelContext_GetInput(context_, index, &value));
-  if (value == nullptr) label.Fail("input " + std::to_string(index) + " is missing");
+  if (value == nullptr) Fail("input " + std::to_string(index) + " is missing");
   return ReadTensor(value);
 }
 

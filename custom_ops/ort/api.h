@@ -7,7 +7,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,8 +23,16 @@ const OrtApi& Ort();
 // Throws std::runtime_error with the status's message unless it is null, and releases it.
 void Check(OrtStatus* status);
 
-// The status for the exception that is being handled (std::invalid_argument: invalid argument).
-OrtStatus* StatusFromException(const OrtApi& api) noexcept;
+// Throws std::invalid_argument. What goes wrong in a node needs no name of it: that comes in front
+// where the exception becomes a status.
+[[noreturn]] void Fail(const std::string& what);
+
+// The status for the exception that is being handled (std::invalid_argument: invalid argument),
+// "`label`: what it says".
+OrtStatus* StatusFromException(const OrtApi& api, const std::string& label) noexcept;
+
+// "BinaryConv 'conv1'" of a node with that name, "BinaryConv of output 'y'" of one without a name.
+std::string NodeLabel(const OrtKernelInfo* info, const char* op_type);
 
 struct Shape {
   static constexpr size_t kMaxRank = 8;
@@ -49,22 +56,11 @@ struct Tensor {
   }
 };
 
-// "BinaryConv 'conv1'", and the exception that begins with it.
-class NodeLabel {
- public:
-  explicit NodeLabel(std::string text) : text_(std::move(text)) {}
-  [[noreturn]] void Fail(const std::string& what) const;
-
- private:
-  std::string text_;
-};
-
 // A node while its kernel is created.
 class NodeInfo {
  public:
-  NodeInfo(const OrtKernelInfo* info, const char* op_type);
+  explicit NodeInfo(const OrtKernelInfo* info) : info_(info) {}
 
-  const NodeLabel& label() const { return label_; }
   int64_t Int(const char* name, int64_t min, int64_t max) const;
   // Exactly `count` values at `out`, each in [min, max].
   void Ints(const char* name, int64_t* out, size_t count, int64_t min, int64_t max) const;
@@ -75,7 +71,6 @@ class NodeInfo {
 
  private:
   const OrtKernelInfo* info_;
-  NodeLabel label_;
 };
 
 // A node while it runs.
@@ -83,7 +78,7 @@ class Context : public TaskRunner {
  public:
   explicit Context(OrtKernelContext* context) : context_(context) {}
 
-  Tensor Input(size_t index, const NodeLabel& label) const;
+  Tensor Input(size_t index) const;
   // Null for an optional output that is absent from the node.
   void* Output(size_t index, const Shape& shape) const;
   void Run(size_t count, void (*task)(void*, size_t), void* data) const override;
@@ -119,6 +114,13 @@ struct OpSchema {
   std::vector<OrtElementType> outputs;
 };
 
+// What onnxruntime holds for a node.
+template <typename Op>
+struct Kernel {
+  std::string label;
+  Op op;
+};
+
 // The OrtCustomOp of a class with `static const OpSchema kSchema`, a constructor from NodeInfo,
 // `void Compute(const Context&) const` and `static void InferShape(const ShapeContext&)`.
 template <typename Op>
@@ -132,7 +134,7 @@ const OrtCustomOp* DefineOp() {
     d.GetInputTypeCount = [](const OrtCustomOp*) { return Op::kSchema.inputs.size(); };
     d.GetOutputType = [](const OrtCustomOp*, size_t i) { return Op::kSchema.outputs[i]; };
     d.GetOutputTypeCount = [](const OrtCustomOp*) { return Op::kSchema.outputs.size(); };
-    d.KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
+    d.KernelDestroy = [](void* kernel) { delete static_cast<Kernel<Op>*>(kernel); };
     d.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return kOrtRequired; };
     d.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) {
       return Op::kSchema.outputs.size() > 1 ? kOrtOptional : kOrtRequired;
@@ -144,19 +146,22 @@ const OrtCustomOp* DefineOp() {
     d.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
     d.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
                           void** kernel) -> OrtStatus* {
+      std::string label;
       try {
-        *kernel = std::make_unique<Op>(NodeInfo(info, Op::kSchema.name)).release();
+        label = NodeLabel(info, Op::kSchema.name);
+        *kernel = new Kernel<Op>{label, Op(NodeInfo(info))};
         return nullptr;
       } catch (...) {
-        return StatusFromException(*api);
+        return StatusFromException(*api, label);
       }
     };
     d.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatus* {
+      const auto& node = *static_cast<const Kernel<Op>*>(kernel);
       try {
-        static_cast<const Op*>(kernel)->Compute(Context(context));
+        node.op.Compute(Context(context));
         return nullptr;
       } catch (...) {
-        return StatusFromException(Ort());
+        return StatusFromException(Ort(), node.label);
       }
     };
     d.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatus* {
@@ -164,7 +169,7 @@ const OrtCustomOp* DefineOp() {
         Op::InferShape(ShapeContext(context));
         return nullptr;
       } catch (...) {
-        return StatusFromException(Ort());
+        return StatusFromException(Ort(), Op::kSchema.name);
       }
     };
     d.GetStartVersion = [](const OrtCustomOp*) { return 1; };

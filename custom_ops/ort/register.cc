@@ -3,12 +3,9 @@
 #include <string>
 
 #include "ops/binarize.h"
-#include "ops/binarize_abs_mean.h"
-#include "ops/binarize_channels_last.h"
 #include "ops/binary_conv.h"
 #include "ops/binary_max_pool.h"
 #include "ops/library_info.h"
-#include "ops/quantize_levels.h"
 #include "ort/api.h"
 
 namespace bnn_deploy {
@@ -64,6 +61,6 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
     static OrtCustomOpDomain* const domain = CreateDomain();
     return api->AddCustomOpDomain(options, domain);
   } catch (...) {
-    return StatusFromException(*api);
+    return StatusFromException(*api, kDomain);
   }
 }

@@ -19,7 +19,7 @@
 #include <random>
 #include <vector>
 
-#include "drivers/conv_driver.h"
+#include "drivers/conv/driver.h"
 #include "kernels/dispatch.h"
 
 #if defined(__x86_64__)

@@ -60,13 +60,14 @@ def run(
     constants: dict,
     fed: str | None = None,
     outputs: tuple[str, ...] = ("Y",),
+    name: str = "layer7",
 ) -> np.ndarray:
     """Run a model of one node; the constant named ``fed`` is a graph input instead, as a residual or factor always is.
 
-    An attribute or constant that is None is left out or, for constants, unchanged.
+    ``name`` is that of the node. An attribute or constant that is None is left out or, for constants, unchanged.
     """
     attributes = {name: value for name, value in attributes.items() if value is not None}
-    node = helper.make_node(op, INPUTS[op], outputs, name="layer7", domain="bnn_deploy", **attributes)
+    node = helper.make_node(op, INPUTS[op], outputs, name=name, domain="bnn_deploy", **attributes)
     feeds = {"X": x}
     constants = dict(constants)
     for name in ("residual", "factor"):
@@ -104,6 +105,29 @@ def test_the_base_case_runs(op: str) -> None:
     """Each test below changes one thing of what works here."""
     assert run(op, X, CONV, CONSTANTS).size > 0
     assert run("BinaryMaxPool", X, POOL, {}).shape == (1, 2, 2, 1)
+
+
+# --- the name of the node -----------------------------------------------------------------------
+
+
+def test_errors_name_the_node_when_it_is_created_and_when_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.zeros((1, 3, 4, 4), np.float32)
+    threshold = {"threshold": np.zeros(3, np.float32)}
+    nine = np.zeros((1,) * 9, np.float32)
+    too_many = "a tensor has 9 dimensions, at most 8 are supported"
+    assert f"Binarize 'first': {too_many}" in message("Binarize", nine, {}, threshold, name="first")
+    assert f"Binarize 'first': {too_many}" in message("Binarize", x, {}, {"threshold": nine}, name="first")
+    assert f"BinaryMaxPool 'pool': {too_many}" in message(
+        "BinaryMaxPool", nine.astype(np.uint32), POOL, {}, name="pool"
+    )
+    monkeypatch.setenv("BNN_DEPLOY_ISA", "sse9")
+    assert "Binarize 'first': BNN_DEPLOY_ISA = 'sse9'" in message("Binarize", x, {}, threshold, name="first")
+
+
+def test_a_node_without_a_name_is_known_by_its_output() -> None:
+    assert "BinaryConv of output 'Y': attribute group" in message(
+        "BinaryConv", X, CONV | {"group": 0}, CONSTANTS, name=""
+    )
 
 
 # --- attributes -------------------------------------------------------------------------------
@@ -326,19 +350,20 @@ def test_residual_with_both_outputs_absent() -> None:
     ],
 )
 def test_conv_input_shape(op: str, shape: tuple[int, ...], text: str) -> None:
-    assert text in message(op, np.zeros(shape, np.uint32), CONV, CONSTANTS)
+    assert f"{op} 'layer7': {text}" in message(op, np.zeros(shape, np.uint32), CONV, CONSTANTS)
 
 
 @pytest.mark.parametrize("op", ["BinaryConv", "BinaryConvThreshold"])
 def test_huge_sizes_are_errors(op: str) -> None:
     """Each attribute is in its range; the tensors they ask for cannot exist."""
     most = 2**31 - 1
+    label = f"{op} 'layer7': "
     huge_output = CONV | {"pads": [most] * 4}
-    assert message(op, X, huge_output, CONSTANTS)
+    assert label in message(op, X, huge_output, CONSTANTS)
     huge_copy = CONV | {"pads": [most] * 4, "strides": [most, most]}
-    assert "the padded input exceeds 2^63 elements" in message(op, X, huge_copy, CONSTANTS)
+    assert f"{label}the padded input exceeds 2^63 elements" in message(op, X, huge_copy, CONSTANTS)
     large_copy = CONV | {"pads": [2**20] * 4, "strides": [most, most]}
-    assert "the padded input has 4398067" in message(op, X, large_copy, CONSTANTS)
+    assert f"{label}the padded input has 4398067" in message(op, X, large_copy, CONSTANTS)
     huge_window = CONV | {"dilations": [most, most]}
     assert "less than one window of 4294967295" in message(op, X, huge_window, CONSTANTS)
 
@@ -383,7 +408,7 @@ def test_binarize_channels_last(op: str, dtype: type, threshold_dtype: type) -> 
 def test_an_unknown_isa_is_an_error(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BNN_DEPLOY_ISA", isa)
     error = message("BinaryConv", X, CONV, CONSTANTS)
-    assert f"BNN_DEPLOY_ISA = '{isa}': this machine can run " in error
+    assert f"BinaryConv 'layer7': BNN_DEPLOY_ISA = '{isa}': this machine can run " in error
     assert "scalar; unset the variable to use the first of them" in error
     monkeypatch.setenv("BNN_DEPLOY_ISA", "scalar")
     assert run("BinaryConv", X, CONV, CONSTANTS).size > 0

@@ -1,7 +1,7 @@
 // Binarize over a whole batch: splits the pixels into tasks for the micro-kernel.
 
-#ifndef BNN_DEPLOY_DRIVERS_BINARIZE_DRIVER_H_
-#define BNN_DEPLOY_DRIVERS_BINARIZE_DRIVER_H_
+#ifndef BNN_DEPLOY_DRIVERS_BINARIZE_H_
+#define BNN_DEPLOY_DRIVERS_BINARIZE_H_
 
 #include <cstdint>
 
@@ -39,4 +39,4 @@ void BinarizeBytesBatch(const Isa& isa, const uint8_t* x, const uint8_t* level,
 
 }  // namespace bnn_deploy
 
-#endif  // BNN_DEPLOY_DRIVERS_BINARIZE_DRIVER_H_
+#endif  // BNN_DEPLOY_DRIVERS_BINARIZE_H_

@@ -1,4 +1,4 @@
-#include "drivers/binarize_driver.h"
+#include "drivers/binarize.h"
 
 #include <algorithm>
 

@@ -1,0 +1,199 @@
+#include "drivers/conv/input.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace bnn_deploy {
+namespace {
+
+constexpr int64_t kMinCopyTaskWords = int64_t{1} << 16;
+constexpr int64_t kMaxCopyTasks = 256;
+// Pads are unlimited in the contract, memory is not.
+constexpr int64_t kMaxPaddedWords = int64_t{1} << 31;
+
+// Copies `count` bits that begin at bit `first` of `from`; the unused bits of the last word are 0.
+void CopyBits(const uint32_t* from, int64_t first, int64_t count, uint32_t* to) {
+  const int64_t shift = first % 32;
+  from += first / 32;
+  for (int64_t done = 0; done < count; done += 32, ++from, ++to) {
+    const int64_t bits = std::min<int64_t>(count - done, 32);
+    uint32_t word = *from >> shift;
+    if (shift + bits > 32) word |= from[1] << (32 - shift);
+    *to = bits == 32 ? word : word & ((1u << bits) - 1);
+  }
+}
+
+// One row of the padded copy, [padded_width][group_words].
+void CopyRow(const ConvLayer& layer, const BitBatch& input, int64_t image, int64_t plane,
+             int64_t group, int64_t row, int64_t padded_width, uint32_t* out) {
+  const ConvSpec& spec = layer.spec;
+  const int64_t words = layer.group_words;
+  const auto pad = [&](int64_t pixels) {
+    if (spec.pad_bits.empty()) {
+      out = std::fill_n(out, pixels * words, 0u);
+      return;
+    }
+    for (int64_t i = 0; i < pixels; ++i, out += words) {
+      CopyBits(spec.pad_bits.data(), group * layer.group_channels, layer.group_channels, out);
+    }
+  };
+  const int64_t y = row - spec.height.pad_begin;
+  if (y < 0 || y >= input.height) return pad(padded_width);
+  const uint32_t* from = input.data + (image * input.height + y) * input.width * layer.pixel_words +
+                         plane * WordsForBits(spec.channels);
+  pad(spec.width.pad_begin);
+  if (spec.group == 1 && layer.bit_planes == 1) {
+    out = std::copy_n(from, input.width * words, out);
+  } else if (spec.group == 1) {
+    for (int64_t x = 0; x < input.width; ++x, from += layer.pixel_words) {
+      out = std::copy_n(from, words, out);
+    }
+  } else {
+    for (int64_t x = 0; x < input.width; ++x, from += layer.pixel_words, out += words) {
+      CopyBits(from, group * layer.group_channels, layer.group_channels, out);
+    }
+  }
+  pad(spec.width.pad_end);
+}
+
+// The words of copies of the padded input, or of its planes.
+int64_t PaddedSize(const ConvLayer& layer, int64_t batch, int64_t height, int64_t width) {
+  const int64_t size = CheckedProduct(
+      {batch, layer.bit_planes, layer.spec.group, height, width, layer.group_words}, kPaddedInput);
+  if (size > kMaxPaddedWords) {
+    throw std::invalid_argument(std::string(kPaddedInput) + " has " + std::to_string(size) +
+                                " words, at most " + std::to_string(kMaxPaddedWords) +
+                                " are supported: use smaller pads or a smaller batch");
+  }
+  return size;
+}
+
+// How many tasks the copy of this many rows is worth.
+int64_t CopyTasks(int64_t rows, int64_t row_words) {
+  return std::clamp(rows * row_words / kMinCopyTaskWords, int64_t{1},
+                    std::min(rows, kMaxCopyTasks));
+}
+
+}  // namespace
+
+ConvImage PrepareInput(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input,
+                       const TaskRunner& runner, Scratch<uint32_t>* copy) {
+  if (!layer.copies_input) {
+    return {input.data,
+            input.height * input.width * layer.pixel_words,
+            WordsForBits(layer.spec.channels),
+            layer.group_words,
+            input.width * layer.pixel_words,
+            layer.pixel_words};
+  }
+  const int64_t row_words = plan.padded_width * layer.group_words;
+  const int64_t rows = input.batch * layer.bit_planes * layer.spec.group * plan.padded_height;
+  uint32_t* const padded =
+      copy->Reserve(PaddedSize(layer, input.batch, plan.padded_height, plan.padded_width));
+  const int64_t tasks = CopyTasks(rows, row_words);
+  RunTasks(runner, tasks, [&](int64_t task) {
+    const Range range = Part(rows, tasks, task);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const int64_t image_plane = i / plan.padded_height / layer.spec.group;
+      CopyRow(layer, input, image_plane / layer.bit_planes, image_plane % layer.bit_planes,
+              i / plan.padded_height % layer.spec.group, i % plan.padded_height, plan.padded_width,
+              padded + i * row_words);
+    }
+  });
+  const int64_t group_stride = plan.padded_height * row_words;
+  const int64_t plane_stride = layer.spec.group * group_stride;
+  return {padded,           layer.bit_planes * plane_stride, plane_stride, group_stride, row_words,
+          layer.group_words};
+}
+
+const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input,
+                            const TaskRunner& runner, Scratch<uint32_t>* copy) {
+  const Axis& columns = layer.spec.width;
+  const int64_t group = layer.spec.group;
+  uint32_t* const planes = copy->Reserve(
+      PaddedSize(layer, input.batch, plan.plane_height, columns.kernel * plan.out_width) +
+      kPlaneSlack);
+  const int64_t plane_words = plan.plane_height * plan.out_width;
+  const int64_t rows = input.batch * group * plan.padded_height;
+  const int64_t row_words = plan.padded_width * layer.group_words;
+  const int64_t tasks = CopyTasks(rows, row_words);
+  RunTasks(runner, tasks, [&](int64_t task) {
+    const Range range = Part(rows, tasks, task);
+    // Some rows at a time: what was just stored in pieces is slow to load in others.
+    constexpr int64_t kRows = 16;
+    thread_local Buffer<uint32_t> kept;
+    Scratch<uint32_t> scratch(&kept);
+    uint32_t* const buffered = scratch.Reserve(kRows * row_words + kRowSlack);
+    SplitRowArgs args{};
+    args.words = layer.group_words;
+    args.stride = columns.stride;
+    args.dilation = columns.dilation;
+    args.kernel = columns.kernel;
+    args.out_width = plan.out_width;
+    args.plane_words = plane_words;
+    for (int64_t first = range.begin; first < range.end; first += kRows) {
+      const int64_t last = std::min(first + kRows, range.end);
+      uint32_t* row = buffered;
+      for (int64_t i = first; i < last; ++i, row += row_words) {
+        const int64_t plane = i / plan.padded_height;
+        CopyRow(layer, input, plane / group, 0, plane % group, i % plan.padded_height,
+                plan.padded_width, row);
+      }
+      args.row = buffered;
+      for (int64_t i = first; i < last; ++i, args.row += row_words) {
+        const int64_t plane = i / plan.padded_height;
+        args.planes = planes + plane * layer.group_words * columns.kernel * plane_words +
+                      plan.PlaneRow(i % plan.padded_height, layer.spec.height.stride);
+        layer.isa.split_row(args);
+      }
+    }
+  });
+  return planes;
+}
+
+void LocatePixels(const ConvLayer& layer, const ConvPlan& plan, const ConvImage& image,
+                  int64_t group, Range pixels, PixelBlock* block) {
+  const int64_t step = layer.spec.width.stride * image.pixel_stride;
+  int64_t x = pixels.begin % plan.out_width;
+  int64_t y = pixels.begin / plan.out_width % plan.out_height;
+  int64_t n = pixels.begin / plan.out_width / plan.out_height;
+  const int64_t count = pixels.end - pixels.begin;
+  for (int64_t p = 0; p < count; x = 0) {
+    const int64_t row_end = std::min(count, p + plan.out_width - x);
+    const uint32_t* window = image.data + group * image.group_stride + n * image.image_stride +
+                             y * layer.spec.height.stride * image.row_stride + x * step;
+    const int64_t first = plan.row_pattern[static_cast<size_t>(y)] * plan.out_width + x;
+    std::copy_n(plan.initial.data() + first, row_end - p, block->initial + p);
+    std::copy_n(plan.products.data() + first, row_end - p, block->products + p);
+    for (; p < row_end; ++p, window += step) block->windows[p] = window;
+    if (++y < plan.out_height) continue;
+    y = 0;
+    ++n;
+  }
+  for (int64_t plane = 1; plane < layer.bit_planes; ++plane) {
+    const uint32_t** const windows = block->windows + plane * kBlockPixels;
+    for (int64_t p = 0; p < count; ++p) {
+      windows[p] = block->windows[p] + plane * image.plane_stride;
+    }
+  }
+}
+
+void GatherWindows(const ConvLayer& layer, const ConvPlan& plan, int64_t pixels, uint32_t* rows,
+                   PixelBlock* block) {
+  for (int64_t plane = 0; plane < layer.bit_planes; ++plane) {
+    const uint32_t** const windows = block->windows + plane * kBlockPixels;
+    for (int64_t p = 0; p < pixels; ++p) {
+      uint32_t* to = rows;
+      for (const int64_t offset : plan.run_offsets) {
+        to = std::copy_n(windows[p] + offset, plan.run_words, to);
+      }
+      std::fill(to, rows + layer.window_words, 0u);
+      if (layer.encodes) layer.isa.encode(rows, layer.window_words, false);
+      windows[p] = rows;
+      rows += layer.window_words;
+    }
+  }
+}
+
+}  // namespace bnn_deploy

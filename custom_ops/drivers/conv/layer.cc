@@ -1,0 +1,49 @@
+#include "drivers/conv/layer.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace bnn_deploy {
+namespace {
+
+// Pixels as lanes pay for windows that are short (and in large images, see plan.cc). They take a
+// copy of the input per column of the kernel (and stride), which should not outgrow the caches.
+constexpr int64_t kMaxPlaneWords = 128;
+constexpr int64_t kMaxPlaneCopies = 8;
+
+bool HasPadding(const Axis& axis) { return axis.pad_begin > 0 || axis.pad_end > 0; }
+
+}  // namespace
+
+ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
+    : isa(unit),
+      spec(std::move(convolution)),
+      group_channels(spec.channels / spec.group),
+      group_words(WordsForBits(group_channels)),
+      bit_planes(std::max<int64_t>(spec.level_bits, 1)),
+      pixel_words(bit_planes * WordsForBits(spec.channels)),
+      copies_input(HasPadding(spec.height) || HasPadding(spec.width) ||
+                   (spec.group > 1 && group_channels % 32 != 0) ||
+                   (bit_planes > 1 && spec.width.kernel > 1)),  // planes apart make longer runs
+      rows_are_runs(spec.width.dilation == 1 && (copies_input || pixel_words == group_words)),
+      encodes(isa.encode != nullptr &&
+              spec.height.kernel * spec.width.kernel * group_words >= isa.encoded_words),
+      window_words(RoundUp(spec.height.kernel * spec.width.kernel * group_words,
+                           isa.gathers || encodes ? isa.granule / 4 : 1)),
+      takes_planes(isa.convolve_planes != nullptr && spec.level_bits == 0 &&
+                   window_words <= kMaxPlaneWords &&
+                   spec.width.kernel <= kMaxPlaneCopies * spec.width.stride) {
+  const int64_t group_outputs = spec.out_channels / spec.group;
+  for (int64_t group = 0; group < spec.group; ++group) {
+    for (int64_t o = 0; o < group_outputs; o += kTileChannels) {
+      const int64_t channels = std::min(group_outputs - o, kTileChannels);
+      const int64_t blocks = CeilDiv(channels, isa.channel_block);
+      tiles.push_back(
+          {group, group * group_outputs + o, channels, table_width, weights_size, blocks});
+      table_width += RoundUp(channels, 32);
+      weights_size += blocks * isa.channel_block * window_words;
+    }
+  }
+}
+
+}  // namespace bnn_deploy

@@ -1,0 +1,161 @@
+#include "drivers/conv/plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <utility>
+
+namespace bnn_deploy {
+namespace {
+
+// Pixels as lanes pay where the transpose from channels to planes is dear: in images that are large
+// enough for whole vectors of pixels.
+constexpr int64_t kMinPlanePixels = 256;
+
+// The distinct TapRanges along an axis, and which one each window has; one for all where padding
+// needs no correction.
+struct Patterns {
+  std::vector<TapRange> ranges;
+  std::vector<int64_t> of_window;
+};
+
+Patterns FindPatterns(const Axis& axis, int64_t input, bool corrected) {
+  const int64_t windows = OutputExtent(axis, input);
+  if (!corrected) {
+    return {{{0, axis.kernel}}, std::vector<int64_t>(static_cast<size_t>(windows), 0)};
+  }
+  Patterns patterns;
+  patterns.of_window.reserve(static_cast<size_t>(windows));
+  std::map<std::pair<int64_t, int64_t>, int64_t> index;
+  for (int64_t i = 0; i < windows; ++i) {
+    const TapRange range = TapsInside(axis, input, i);
+    const auto next = static_cast<int64_t>(patterns.ranges.size());
+    const auto [entry, is_new] = index.try_emplace({range.first, range.last}, next);
+    if (is_new) patterns.ranges.push_back(range);
+    patterns.of_window.push_back(entry->second);
+  }
+  return patterns;
+}
+
+// The products of a window with these taps inside the image.
+int64_t Products(const ConvLayer& layer, TapRange rows, TapRange columns) {
+  if (layer.spec.level_bits > 0) return 0;
+  return layer.group_channels * (rows.last - rows.first) * (columns.last - columns.first);
+}
+
+// What AccumulateArgs::initial holds for an output channel and these taps inside the image.
+int32_t InitialSum(const ConvLayer& layer, const TapBits& tap_bits,
+                   const std::vector<int32_t>& thresholds, int64_t channel, TapRange rows,
+                   TapRange columns) {
+  if (layer.spec.level_bits > 0) {
+    const int32_t highest = (1 << layer.spec.level_bits) - 1;
+    return -highest * tap_bits.All(channel);
+  }
+  const int64_t outside = tap_bits.All(channel) - tap_bits.Inside(channel, rows, columns);
+  if (thresholds.empty()) return static_cast<int32_t>(-outside);
+  // With `counted` mismatches, acc = products + 2 * outside - 2 * counted, and
+  // acc >= threshold  <=>  counted <= limit = floor((products + 2 * outside - threshold) / 2)
+  //                   <=>  counted - limit - 1 < 0.
+  const int64_t slack =
+      Products(layer, rows, columns) + 2 * outside - thresholds[static_cast<size_t>(channel)];
+  if (slack < 0) return 0;  // never: nothing counted is negative
+  const int64_t limit = std::min<int64_t>(slack / 2, std::numeric_limits<int32_t>::max());
+  return static_cast<int32_t>(-limit - 1);
+}
+
+void AddRuns(const ConvLayer& layer, ConvPlan* plan) {
+  const Axis& rows = layer.spec.height;
+  const Axis& columns = layer.spec.width;
+  const int64_t pixel_words = layer.copies_input ? layer.group_words : layer.pixel_words;
+  // No offset below exceeds the size of a padded plane.
+  CheckedProduct({plan->padded_height, plan->padded_width, pixel_words}, kPaddedInput);
+  plan->run_words = layer.rows_are_runs ? columns.kernel * layer.group_words : layer.group_words;
+  for (int64_t y = 0; y < rows.kernel; ++y) {
+    for (int64_t x = 0; x < (layer.rows_are_runs ? 1 : columns.kernel); ++x) {
+      plan->run_offsets.push_back((y * rows.dilation * plan->padded_width + x * columns.dilation) *
+                                  pixel_words);
+    }
+  }
+}
+
+// products: of each pattern.
+void AddPlanes(const ConvLayer& layer, const Patterns& rows, const Patterns& columns,
+               const std::vector<int64_t>& products, ConvPlan* plan) {
+  const int64_t stride = layer.spec.height.stride;
+  plan->uses_planes = true;
+  plan->plane_height = RoundUp(plan->padded_height, stride);
+  for (int64_t y = 0; y < layer.spec.height.kernel; ++y) {
+    const int64_t row = plan->PlaneRow(y * layer.spec.height.dilation, stride);
+    for (int64_t x = 0; x < layer.spec.width.kernel; ++x) {
+      for (int64_t word = 0; word < layer.group_words; ++word) {
+        const int64_t plane = word * layer.spec.width.kernel + x;
+        plan->plane_offsets.push_back(plane * plan->plane_height * plan->out_width + row);
+      }
+    }
+  }
+  for (size_t row = 0; row < rows.ranges.size(); ++row) {
+    for (const int64_t column : columns.of_window) {
+      const size_t pattern = row * columns.ranges.size() + static_cast<size_t>(column);
+      plan->patterns.push_back(static_cast<uint8_t>(pattern));
+    }
+  }
+  const int64_t width = layer.table_width;
+  plan->constant = Buffer<float>(width * kMaxPatterns, 0.0f);
+  for (size_t pattern = 0; pattern < products.size(); ++pattern) {
+    const int32_t* const sums = plan->table.data() + static_cast<int64_t>(pattern) * width;
+    for (int64_t o = 0; o < width; ++o) {
+      plan->constant.data()[o * kMaxPatterns + static_cast<int64_t>(pattern)] =
+          static_cast<float>(products[pattern]) - 2.0f * static_cast<float>(sums[o]);
+    }
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
+                                             const std::vector<int32_t>& thresholds, int64_t height,
+                                             int64_t width) {
+  const ConvSpec& spec = layer.spec;
+  auto plan = std::make_shared<ConvPlan>();
+  plan->height = height;
+  plan->width = width;
+  plan->out_height = OutputExtent(spec.height, height);
+  plan->out_width = OutputExtent(spec.width, width);
+  plan->padded_height = height + spec.height.pad_begin + spec.height.pad_end;
+  plan->padded_width = width + spec.width.pad_begin + spec.width.pad_end;
+  AddRuns(layer, plan.get());
+
+  const bool corrected = spec.pad_bits.empty() && spec.level_bits == 0;
+  const Patterns rows = FindPatterns(spec.height, height, corrected);
+  const Patterns columns = FindPatterns(spec.width, width, corrected);
+  plan->row_pattern = rows.of_window;
+  const auto patterns = static_cast<int64_t>(rows.ranges.size() * columns.ranges.size());
+  // The 0 of unused channels makes their bits 0.
+  plan->table = Buffer<int32_t>(patterns * layer.table_width, 0);
+  std::vector<int64_t> products;
+  int32_t* entries = plan->table.data();
+  for (const TapRange& row : rows.ranges) {
+    for (const int64_t pattern : columns.of_window) {
+      const TapRange& column = columns.ranges[static_cast<size_t>(pattern)];
+      plan->initial.push_back(entries + pattern * layer.table_width);
+      plan->products.push_back(static_cast<float>(Products(layer, row, column)));
+    }
+    for (const TapRange& column : columns.ranges) {
+      products.push_back(Products(layer, row, column));
+      for (const ChannelTile& tile : layer.tiles) {
+        for (int64_t o = 0; o < tile.channels; ++o) {
+          entries[tile.table_offset + o] =
+              InitialSum(layer, tap_bits, thresholds, tile.channel + o, row, column);
+        }
+      }
+      entries += layer.table_width;
+    }
+  }
+  if (layer.takes_planes && thresholds.empty() && patterns <= kMaxPatterns &&
+      plan->out_height * plan->out_width >= kMinPlanePixels) {
+    AddPlanes(layer, rows, columns, products, plan.get());
+  }
+  return plan;
+}
+
+}  // namespace bnn_deploy

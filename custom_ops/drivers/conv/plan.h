@@ -1,0 +1,94 @@
+// What of a convolution depends on the size of the image, and a cache of it.
+
+#ifndef BNN_DEPLOY_DRIVERS_CONV_PLAN_H_
+#define BNN_DEPLOY_DRIVERS_CONV_PLAN_H_
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/buffer.h"
+#include "drivers/conv/layer.h"
+#include "drivers/conv/weights.h"
+
+namespace bnn_deploy {
+
+// Names the padded input in errors about its size.
+constexpr const char* kPaddedInput = "the padded input";
+
+struct ConvPlan {
+  int64_t height;
+  int64_t width;
+  int64_t out_height;
+  int64_t out_width;
+  int64_t padded_height;
+  int64_t padded_width;
+  std::vector<int64_t> run_offsets;
+  int64_t run_words;
+  // A row of output pixels has pattern row_pattern[y], and its pixels have these initial sums (rows
+  // of table_width in `table`) and numbers of products: [row pattern][out_width].
+  std::vector<int64_t> row_pattern;
+  std::vector<const int32_t*> initial;
+  std::vector<float> products;
+  Buffer<int32_t> table;
+
+  // Only for micro-kernels that take pixels as lanes: the input is split into planes
+  // [batch][group][word][kernel column][plane_height][out_width], which hold one word, at one
+  // column of the kernel, of all output pixels. Its rows 0, stride, 2 * stride and so on come
+  // first, then 1, 1 + stride and so on. So a tap of all windows of the image is one array.
+  bool uses_planes = false;
+  int64_t plane_height = 0;
+  std::vector<int64_t> plane_offsets;  // of the words of a window
+  std::vector<uint8_t> patterns;       // [row pattern][out_width]
+  Buffer<float> constant;              // [table_width][kMaxPatterns]: products - 2 * `table`
+
+  // Where a row of the padded input is in its plane.
+  int64_t PlaneRow(int64_t y, int64_t stride) const {
+    return (y % stride * (plane_height / stride) + y / stride) * out_width;
+  }
+};
+
+// thresholds: [out_channels], or empty for float output. Throws std::invalid_argument when the
+// padded input exceeds 2^63 words.
+std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
+                                             const std::vector<int32_t>& thresholds, int64_t height,
+                                             int64_t width);
+
+// The plans of the image sizes that were asked for last. Runs at the same time share them.
+class ConvPlanCache {
+ public:
+  // Enough for the sizes of an image pyramid; a plan takes some ten kilobytes.
+  static constexpr size_t kMaxPlans = 8;
+
+  // The plan of this size, else make(), which no other thread calls meanwhile.
+  template <typename Make>
+  std::shared_ptr<const ConvPlan> Get(int64_t height, int64_t width, const Make& make) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto plan = plans_.begin(); plan != plans_.end(); ++plan) {
+      if ((*plan)->height != height || (*plan)->width != width) continue;
+      plans_.splice(plans_.begin(), plans_, plan);
+      return plans_.front();
+    }
+    plans_.push_front(make());
+    ++made_;
+    if (plans_.size() > kMaxPlans) plans_.pop_back();
+    return plans_.front();
+  }
+
+  // How often make() was called.
+  int64_t made() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return made_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::list<std::shared_ptr<const ConvPlan>> plans_;  // that of the last call first
+  int64_t made_ = 0;
+};
+
+}  // namespace bnn_deploy
+
+#endif  // BNN_DEPLOY_DRIVERS_CONV_PLAN_H_

@@ -1,0 +1,85 @@
+#include "drivers/conv/weights.h"
+
+#include <algorithm>
+
+namespace bnn_deploy {
+
+Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights) {
+  const Isa& isa = layer.isa;
+  const ConvSpec& spec = layer.spec;
+  const int64_t words = spec.height.kernel * spec.width.kernel * layer.group_words;
+  const int64_t run_words = isa.gathers || layer.encodes ? layer.window_words
+                            : layer.rows_are_runs        ? spec.width.kernel * layer.group_words
+                                                         : layer.group_words;
+  Buffer<uint32_t> all(layer.weights_size, 0);
+  std::vector<uint32_t> row(static_cast<size_t>(layer.window_words));  // of one channel
+  for (const ChannelTile& tile : layer.tiles) {
+    auto* const packed = reinterpret_cast<uint8_t*>(all.data() + tile.weights_offset);
+    // Channels whose pieces alternate.
+    const int64_t width = isa.channel_block * (isa.blocks_together ? tile.blocks : 1);
+    for (int64_t o = 0; o < tile.channels; ++o) {
+      std::copy_n(weights + (tile.channel + o) * words, words, row.begin());
+      std::fill(row.data() + words, row.data() + row.size(), 0u);
+      if (layer.encodes) isa.encode(row.data(), layer.window_words, true);
+      const auto* const from = reinterpret_cast<const uint8_t*>(row.data());
+      uint8_t* const to = packed + o / width * width * layer.window_words * 4;
+      for (int64_t k = 0; k < layer.window_words * 4;) {
+        int64_t piece = isa.granule;
+        while (piece > run_words * 4 - k % (run_words * 4)) piece /= 2;
+        std::copy_n(from + k, piece, to + k * width + o % width * piece);
+        k += piece;
+      }
+    }
+  }
+  return all;
+}
+
+std::vector<uint32_t> PackPlaneWeights(const ConvLayer& layer, const uint32_t* weights) {
+  const int64_t words = layer.window_words;
+  std::vector<uint32_t> packed;
+  packed.reserve(static_cast<size_t>(layer.spec.out_channels * words));
+  for (const ChannelTile& tile : layer.tiles) {
+    for (int64_t o = 0; o < tile.channels; o += kPlaneChannels) {
+      const int64_t channels = std::min(kPlaneChannels, tile.channels - o);
+      const uint32_t* const from = weights + (tile.channel + o) * words;
+      for (int64_t k = 0; k < words; ++k) {
+        for (int64_t c = 0; c < channels; ++c) packed.push_back(from[c * words + k]);
+      }
+    }
+  }
+  return packed;
+}
+
+Buffer<float> PackPerChannel(const ConvLayer& layer, const float* values, float unused) {
+  Buffer<float> packed(layer.table_width, unused);
+  for (const ChannelTile& tile : layer.tiles) {
+    std::copy_n(values + tile.channel, tile.channels, packed.data() + tile.table_offset);
+  }
+  return packed;
+}
+
+TapBits::TapBits(const ConvLayer& layer, const uint32_t* weights)
+    : rows_(layer.spec.height.kernel), columns_(layer.spec.width.kernel) {
+  const int64_t stride = columns_ + 1;
+  sums_.assign(static_cast<size_t>(layer.spec.out_channels * (rows_ + 1) * stride), 0);
+  for (int64_t o = 0; o < layer.spec.out_channels; ++o) {
+    int32_t* const sums = sums_.data() + o * (rows_ + 1) * stride;
+    for (int64_t y = 0; y < rows_; ++y) {
+      int32_t row_sum = 0;
+      for (int64_t x = 0; x < columns_; ++x) {
+        for (int64_t k = 0; k < layer.group_words; ++k) row_sum += __builtin_popcount(*weights++);
+        sums[(y + 1) * stride + x + 1] = sums[y * stride + x + 1] + row_sum;
+      }
+    }
+  }
+}
+
+int32_t TapBits::Inside(int64_t channel, TapRange rows, TapRange columns) const {
+  const int64_t stride = columns_ + 1;
+  const int32_t* const sums = sums_.data() + channel * (rows_ + 1) * stride;
+  const auto at = [&](int64_t y, int64_t x) { return sums[y * stride + x]; };
+  return at(rows.last, columns.last) - at(rows.first, columns.last) - at(rows.last, columns.first) +
+         at(rows.first, columns.first);
+}
+
+}  // namespace bnn_deploy

@@ -1,0 +1,44 @@
+// The weights of a layer in the layouts that the micro-kernels and the plans read.
+//
+// weights: [out_channels][kernel height][kernel width][group_words], unused bits 0.
+
+#ifndef BNN_DEPLOY_DRIVERS_CONV_WEIGHTS_H_
+#define BNN_DEPLOY_DRIVERS_CONV_WEIGHTS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/geometry.h"
+#include "drivers/conv/layer.h"
+
+namespace bnn_deploy {
+
+// As AccumulateArgs::weights, for each tile from its weights_offset on.
+Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights);
+
+// As ConvolvePlanesArgs::weights, for each tile from channel * window_words on.
+std::vector<uint32_t> PackPlaneWeights(const ConvLayer& layer, const uint32_t* weights);
+
+// Values per output channel as [table_width], `unused` where there is no channel.
+Buffer<float> PackPerChannel(const ConvLayer& layer, const float* values, float unused);
+
+// How many weights of an output channel are 1 bits, in any rectangle of taps.
+class TapBits {
+ public:
+  TapBits(const ConvLayer& layer, const uint32_t* weights);
+
+  int32_t Inside(int64_t channel, TapRange rows, TapRange columns) const;
+  int32_t All(int64_t channel) const { return Inside(channel, {0, rows_}, {0, columns_}); }
+
+ private:
+  int64_t rows_;
+  int64_t columns_;
+  // [out_channels][rows + 1][columns + 1]: the 1 bits of the taps above and left of each tap, a
+  // summed-area table.
+  std::vector<int32_t> sums_;
+};
+
+}  // namespace bnn_deploy
+
+#endif  // BNN_DEPLOY_DRIVERS_CONV_WEIGHTS_H_
