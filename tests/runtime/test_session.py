@@ -86,7 +86,7 @@ def which_ran(s: ort.InferenceSession) -> dict[str, int]:
 
 def listed_isas() -> list[str]:
     """The instruction sets of the library's sources, those of other architectures included, in their order."""
-    isas = Path(__file__).parents[1] / "custom_ops/kernels/isas.inc"
+    isas = Path(__file__).parents[2] / "custom_ops/kernels/isas.inc"
     return re.findall(r"^BNN_DEPLOY_ISA\((\w+),", isas.read_text(), re.MULTILINE)
 
 
