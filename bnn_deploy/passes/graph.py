@@ -1,24 +1,15 @@
-"""What every pass uses: its result, and a few questions and edits on onnx_ir graphs."""
+"""What every pass uses: a few questions and edits on onnx_ir graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import DOMAIN
-from bnn_deploy.passes.outcome import PassResult
-
-
-class Pass(Protocol):
-    """A rewrite of a model in place."""
-
-    def __call__(self, model: ir.Model) -> PassResult:
-        """Run on every node of the model's main graph."""
-        ...
 
 
 def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:

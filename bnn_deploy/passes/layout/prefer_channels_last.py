@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.graph import insert_node, is_binary_op, is_op, replace_value, sole_consumer
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 
 def replace_channels_last(
@@ -48,7 +48,7 @@ def replace_channels_last(
     new.name = name
 
 
-class PreferChannelsLast:
+class PreferChannelsLast(Pass):
     """Binarize(Conv(x), t)  ==>  BinarizeChannelsLast(Transpose(Conv(x), channels last), t).
 
     onnxruntime computes a float convolution in blocks of channels, and must reorder its output. Reordering to channels
@@ -60,9 +60,9 @@ class PreferChannelsLast:
     Declines: nothing.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Binarize of a Conv."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             value = node.inputs[0] if is_binary_op(node, "Binarize") else None
             bits, threshold = node.outputs[0], node.inputs[1] if value is not None else None
@@ -74,5 +74,5 @@ class PreferChannelsLast:
             if not isinstance(channels, int) or channels % 32:
                 continue
             replace_channels_last(node, value, "BinarizeChannelsLast", threshold, ir.DataType.FLOAT)
-            result.modified += 1
+            result.rewrote(node)
         return result

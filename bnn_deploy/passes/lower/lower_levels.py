@@ -22,13 +22,13 @@ from bnn_deploy.passes.lower.layer import (
     replace_layer,
     two_valued,
 )
-from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import InputShape, LargeSums, Reason
 from bnn_deploy.passes.recognise.few_levels import transposed
 from bnn_deploy.provenance import BEFORE, LEVELS, MOVES, SOURCE, provenance, source_metadata
 
 
-class LowerLevels:
+class LowerLevels(Pass):
     """q(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  MaxPool*(x) -> QuantizeLevels -> BinaryConvLevels.
 
     1. q has 2 to 16 values 0, d, 2 d, ..., and rises with x (see `levels.quantizer`); what rises with x in front of it,
@@ -46,9 +46,9 @@ class LowerLevels:
     Raises InputError for a filter that is all zeros.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every layer that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         self._planes: dict[ir.Value, ir.Value] = {}
         for node in list(model.graph):
             if not is_op(node, "Conv", "Gemm", "MatMul"):
@@ -63,7 +63,7 @@ class LowerLevels:
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
             if reason is None:
-                result.modified += 1
+                result.rewrote(node, "levels")
             else:
                 result.decline(node, reason)
         return result

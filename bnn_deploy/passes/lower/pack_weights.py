@@ -16,7 +16,7 @@ from bnn_deploy.operators.bits import pack_bits
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_binary_op, is_op
 from bnn_deploy.passes.lower.layer import NotTwoValuedError, two_valued
-from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import Reason, SmallFilters, WeightsReadElsewhere, ZeroFilter
 from bnn_deploy.provenance import SOURCE
 
@@ -86,7 +86,7 @@ def _has_zeros_only(filters: NDArray[np.float32]) -> bool:
     return bool(((magnitude == 0) | (magnitude >= high * (1 - 1e-3))).all())
 
 
-class PackWeights:
+class PackWeights(Pass):
     """Conv | ConvTranspose | Gemm | MatMul (x, W)  ==>  the same of (x, (Transpose) UnpackWeights(bits of W, alpha)).
 
     BWN, section 3.1 of the XNOR-Net paper: the input is real-valued, so the layer stays a float one of the runtime's,
@@ -108,9 +108,9 @@ class PackWeights:
     def __init__(self, names: Set[str]) -> None:
         self.names = names
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Pack every weight that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             found = binary_filters(node)
             if found is None:
@@ -135,7 +135,7 @@ class PackWeights:
                 name = user.outputs[0].name or ""
                 if name in self.names:
                     user.metadata_props[SOURCE] = name
-            result.modified += 1
+            result.rewrote(node)
         return result
 
 

@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from bnn_deploy.passes.elementwise import Monotone, monotone
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import PadSigns
 from bnn_deploy.provenance import BEFORE, MOVES, REFUSED, SOURCE, ZERO, provenance, source_metadata, zero_value
 
 
-class HoistPad:
+class HoistPad(Pass):
     """Sign(f(Pad(x, c)))  ==>  Pad(Sign(f(x)), sign(f(c))), so that the padding becomes that of a convolution.
 
     1. The Pad is of constant mode, with constant pads, none of them negative; f is nothing, or a chain of Tanh and what
@@ -29,9 +29,9 @@ class HoistPad:
     LowerBinaryConv to leave its layers float.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Sign that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             chain = _chain(node) if is_op(node, "Sign") else None
             if chain is None:
@@ -47,7 +47,7 @@ class HoistPad:
             if (signs == signs[0]).all():
                 if signs[0] == 0 or any(is_op(user, "Conv") for user in node.outputs[0].consumers()):
                     self._hoist(model.graph, node, pad, functions, pads, float(signs[0]))
-                    result.modified += 1
+                    result.rewrote(node)
             elif (signs == 0).any():
                 channel = int(np.flatnonzero(signs == 0)[0])
                 node.meta[REFUSED] = PadSigns(pad.outputs[0].name or "", channel)

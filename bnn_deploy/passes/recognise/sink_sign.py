@@ -8,13 +8,13 @@ from typing import Any
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import constant, insert_node, is_op, remove_if_dead, static_shape
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, ZERO, provenance, source_metadata
 
 MOVING_OPERATORS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
-class SinkSign:
+class SinkSign(Pass):
     """move(Sign(x) [* s])  ==>  Sign(move(x)) [* s], the move being Transpose, Reshape, Flatten, Squeeze or Unsqueeze.
 
     1. A sign is elementwise, so it may be taken before or after its values are moved; behind the moves the simple forms
@@ -26,9 +26,9 @@ class SinkSign:
     convolution over the map; a move whose result has more than one unknown dimension.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite until no move of a sign is left."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):  # in order, so that a sign sinks through a chain of moves in one go
             if not is_op(node, *MOVING_OPERATORS) or node.inputs[0] is None or is_flatten(node, node.outputs[0]):
                 continue
@@ -37,7 +37,7 @@ class SinkSign:
             if sign is None or move is None:
                 continue
             self._sink(node, sign, factor, move)
-            result.modified += 1
+            result.rewrote(node)
         return result
 
     def _sink(self, node: ir.Node, sign: ir.Node, factor: ir.Value | None, move: list[Any]) -> None:
