@@ -18,7 +18,7 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
     static_shape,
 )
-from bnn_deploy.passes.lower.pack_weights import BinaryFilters, binary_filters
+from bnn_deploy.passes.lower.binary_filters import BinaryFilters, binary_filters
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.provenance import set_source
 

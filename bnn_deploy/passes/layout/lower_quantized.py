@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import add_initializer, constant, is_binary_op, is_op, sole_consumer
-from bnn_deploy.passes.layout.prefer_channels_last import replace_channels_last
+from bnn_deploy.passes.layout.channels_last import replace_channels_last
 from bnn_deploy.passes.outcome import Outcome, Pass
 
 

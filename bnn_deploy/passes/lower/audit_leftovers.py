@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import constant, is_op, reads_abs_mean
+from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, is_op, reads_abs_mean
 from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, NoBinaryOperator, RealInput, Reason, Stranger
-from bnn_deploy.passes.recognise.sink_sign import MOVING_OPERATORS
 
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv")
 """The convolutions and linear layers of standard ONNX."""

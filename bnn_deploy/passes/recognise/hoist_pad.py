@@ -9,7 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.elementwise import Monotone, monotone
-from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
+from bnn_deploy.passes.graph import (
+    add_initializer,
+    constant,
+    insert_node,
+    is_op,
+    read_pad,
+    remove_if_dead,
+    static_shape,
+)
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import PadSigns
 from bnn_deploy.provenance import BEFORE, MOVES, REFUSED, SOURCE, ZERO, provenance, source_metadata, zero_value
@@ -124,23 +132,3 @@ def _composed(functions: list[Monotone]) -> Monotone:
 def _data_index(function: ir.Node) -> int:
     """Which input of a function per channel is the data."""
     return 0 if constant(function.inputs[0]) is None else 1
-
-
-def read_pad(node: ir.Node) -> tuple[list[int], float] | None:
-    """The pads of all dimensions (begins, then ends) and the value of a constant Pad that adds; None for any other."""
-    data = node.inputs[0] if is_op(node, "Pad") else None
-    shape = None if data is None else static_shape(data)
-    mode = node.attributes.get("mode")
-    pads = constant(node.inputs[1]) if is_op(node, "Pad") and len(node.inputs) > 1 else None
-    if shape is None or pads is None or (mode is not None and mode.as_string() != "constant"):
-        return None
-    value_input, axes_input = ([*node.inputs[2:], None, None])[:2]
-    value, axes = constant(value_input), constant(axes_input)
-    if (value_input is not None and value is None) or (axes_input is not None and axes is None):
-        return None
-    rank = len(shape)
-    every = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
-    found = [0] * (2 * rank)
-    for i, axis in enumerate(every):
-        found[axis], found[axis + rank] = int(pads[i]), int(pads[i + len(every)])
-    return None if min(found) < 0 else (found, 0.0 if value is None else float(value.reshape(())))

@@ -7,9 +7,8 @@ import json
 import onnx_ir as ir
 
 from bnn_deploy.operators.bits import WORD
-from bnn_deploy.passes.graph import insert_node, is_op, remove_if_dead, static_shape
+from bnn_deploy.passes.graph import insert_node, is_flatten, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.recognise.sink_sign import is_flatten
 from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, ZERO, provenance, source_metadata
 
 

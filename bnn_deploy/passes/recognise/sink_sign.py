@@ -7,11 +7,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import constant, insert_node, is_op, remove_if_dead, static_shape
+from bnn_deploy.passes.graph import (
+    MOVING_OPERATORS,
+    constant,
+    insert_node,
+    is_flatten,
+    is_op,
+    remove_if_dead,
+    static_shape,
+)
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, ZERO, provenance, source_metadata
-
-MOVING_OPERATORS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 class SinkSign(Pass):
@@ -92,19 +98,6 @@ def _scaled_sign(node: ir.Node | None) -> tuple[ir.Node | None, ir.Value | None]
             if sign is not None and is_op(sign.producer(), "Sign") and number is not None and number.ndim == 0:
                 return sign.producer(), factor
     return None, None
-
-
-def is_flatten(node: ir.Node, result: ir.Value) -> bool:
-    """Whether `node` makes [N, features] of [N, ...], and only linear layers read `result`, it or a sign of it."""
-    shape, data = static_shape(node.outputs[0]), node.inputs[0]
-    before = None if data is None else static_shape(data)
-    if not is_op(node, "Flatten", "Reshape") or shape is None or before is None or len(shape) != 2:
-        return False
-    same_batch = shape[0] == before[0]
-    users = list(result.consumers())
-    if not same_batch or not users or result.is_graph_output():
-        return False
-    return all(is_op(user, "Gemm", "MatMul") for user in users)
 
 
 def _move(node: ir.Node) -> list[Any] | None:
