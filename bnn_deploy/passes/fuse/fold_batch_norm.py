@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.conditions import thresholds_folded
 from bnn_deploy.passes.elementwise import operand_per_channel
 from bnn_deploy.passes.graph import (
     add_initializer,
@@ -42,6 +43,8 @@ class FoldBatchNorm(Pass):
 
     Declines: nothing; a BatchNorm between other nodes stays.
     """
+
+    needs = (thresholds_folded,)
 
     def call(self, model: ir.Model) -> Outcome:
         """Fold every BatchNormalization that qualifies."""

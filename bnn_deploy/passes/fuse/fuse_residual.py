@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.conditions import batch_norms_folded, thresholds_folded
 from bnn_deploy.passes.graph import is_binary_op, is_op, replace_value, sole_consumer
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import NoSignReads, ResidualShape, UsedElsewhere
@@ -20,6 +21,8 @@ class FuseResidual(Pass):
     Declines: an Add that no Binarize reads; one whose operand is broadcast, or of unknown shape; a BinaryConv that
     something else uses too.
     """
+
+    needs = (thresholds_folded, batch_norms_folded)
 
     def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Add that qualifies."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from bnn_deploy.passes.conditions import thresholds_folded
 from bnn_deploy.passes.graph import is_binary_op, is_op, sole_consumer
 from bnn_deploy.passes.layout.channels_last import replace_channels_last
 from bnn_deploy.passes.outcome import Outcome, Pass
@@ -20,6 +21,8 @@ class PreferChannelsLast(Pass):
 
     Declines: nothing.
     """
+
+    needs = (thresholds_folded,)
 
     def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Binarize of a Conv."""

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
 from bnn_deploy.passes.lower.layer import (
     Layer,
@@ -47,6 +48,8 @@ class LowerBinaryConv(Pass):
 
     Raises InputError for a filter that is all zeros.
     """
+
+    needs = (constants_folded, shapes_known, signs_canonical)
 
     def call(self, model: ir.Model) -> Outcome:
         """Rewrite every layer that qualifies."""

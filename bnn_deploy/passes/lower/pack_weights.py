@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from bnn_deploy.operators.bits import pack_bits
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.conditions import batch_norms_folded
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_binary_op, is_op
 from bnn_deploy.passes.lower.binary_filters import LAYERS, BinaryFilters, binary_filters
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
@@ -35,6 +36,8 @@ class PackWeights(Pass):
     Args:
         names: the tensors of the float graph.
     """
+
+    needs = (batch_norms_folded,)
 
     def __init__(self, names: Set[str]) -> None:
         self.names = names

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.conditions import constants_folded, shapes_known
 from bnn_deploy.passes.elementwise import ELEMENTWISE, same_shape, uniform
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
@@ -47,6 +48,8 @@ class PushTranspose(Pass):
 
     Declines: nothing; a Transpose that stays is right as it is.
     """
+
+    needs = (constants_folded, shapes_known)
 
     def call(self, model: ir.Model) -> Outcome:
         """Push every Transpose as far down as it goes, if that makes some vanish."""

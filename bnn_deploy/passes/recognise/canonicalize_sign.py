@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.conditions import constants_folded
 from bnn_deploy.passes.elementwise import COMPARISONS, ELEMENTWISE, Array, apply_operator, same_shape, uniform
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
 from bnn_deploy.passes.outcome import Outcome, Pass
@@ -69,6 +70,8 @@ class CanonicalizeSign(Pass):
 
     Declines: nothing; what is no sign stays as it is, such as steps to 0 and 1, or with more than one threshold.
     """
+
+    needs = (constants_folded,)
 
     def call(self, model: ir.Model) -> Outcome:
         """Rewrite the last tensor of each such chain."""

@@ -8,6 +8,7 @@ from functools import reduce
 import numpy as np
 import onnx_ir as ir
 
+from bnn_deploy.passes.conditions import constants_folded, shapes_known
 from bnn_deploy.passes.elementwise import Monotone, monotone
 from bnn_deploy.passes.graph import (
     add_initializer,
@@ -36,6 +37,8 @@ class HoistPad(Pass):
     are exact there. But 0 in some channels and ±1 in others no operator can hold: the Sign is marked, for
     LowerBinaryConv to leave its layers float.
     """
+
+    needs = (constants_folded, shapes_known)
 
     def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Sign that qualifies."""

@@ -7,6 +7,7 @@ import json
 import onnx_ir as ir
 
 from bnn_deploy.operators.bits import WORD
+from bnn_deploy.passes.conditions import shapes_known
 from bnn_deploy.passes.graph import insert_node, is_flatten, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, ZERO, provenance, source_metadata
@@ -25,6 +26,8 @@ class LiftSign(Pass):
 
     Declines: nothing; a sign of flat features, with a BatchNorm over them, is right as it is.
     """
+
+    needs = (shapes_known,)
 
     def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Sign that qualifies."""

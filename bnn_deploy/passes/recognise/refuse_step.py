@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.conditions import signs_canonical
 from bnn_deploy.passes.elementwise import monotone
 from bnn_deploy.passes.graph import constant, is_op, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
@@ -72,6 +73,8 @@ class RefuseStep(Pass):
     Declines: what is behind a BatchNormalization, whose shift is hardly ever the constant itself. It rewrites nothing:
         where sign(0) is +1 or -1 in the source, ±1 is right.
     """
+
+    needs = (signs_canonical,)
 
     def __init__(self) -> None:
         self._found: dict[ir.Value, list[_Flat]] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bnn_deploy.passes.conditions import constants_folded, shapes_known
 from bnn_deploy.passes.graph import (
     MOVING_OPERATORS,
     constant,
@@ -31,6 +32,8 @@ class SinkSign(Pass):
     Declines: a Flatten or Reshape to [N, features] in front of linear layers only, which LowerBinaryConv makes a
     convolution over the map; a move whose result has more than one unknown dimension.
     """
+
+    needs = (constants_folded, shapes_known)
 
     def call(self, model: ir.Model) -> Outcome:
         """Rewrite until no move of a sign is left."""
