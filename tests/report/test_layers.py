@@ -264,7 +264,7 @@ def test_operators_by_their_names() -> None:
     fold(model)
     seen = Canonical()
     to_binary(model, look=seen.look)
-    for operator in OPERATORS:
+    for operator in (name for name, row in OPERATORS.items() if row.is_layer):
         other = ir.Node(DOMAIN, operator, [ir.Value(name="x")], [ir.AttrInt64("bits", 2)], name="y")
         graph = ir.Graph([], other.outputs, nodes=[other])
         (layer,) = layer_reports(model, seen, ir.Model(graph, ir_version=10), [], "as-is", {})

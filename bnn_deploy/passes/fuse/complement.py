@@ -7,7 +7,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.bits import pack_bits, unpack_bits
-from bnn_deploy.passes.graph import constant, is_binary_op, is_op
+from bnn_deploy.operators.contract import BINARY, operator_of
+from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.reasons import BitsAreOutput, BitsFeed, Reason
 from bnn_deploy.provenance import complemented, set_complemented
 
@@ -19,7 +20,8 @@ def complementable(consumer: ir.Node, bits: ir.Value) -> Reason | None:
         return next((reason for reason in reasons if reason), None)
     if bits.is_graph_output():
         return BitsAreOutput()
-    if is_binary_op(consumer, "BinaryConv", "BinaryConvThreshold"):
+    row = operator_of(consumer)
+    if row is not None and row.status == BINARY:
         return None
     return BitsFeed(consumer.op_type, consumer.outputs[0].name or "")
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.bits import words
-from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.operators.contract import ALWAYS, DOMAIN, NEVER
 from bnn_deploy.passes.graph import (
     add_initializer,
     constant,
@@ -23,10 +23,6 @@ from bnn_deploy.passes.graph import (
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import LinearBits, ThresholdPerPosition, UsedElsewhere
 from bnn_deploy.provenance import BIT_KEYS, SOURCE
-
-NEVER = np.iinfo(np.int32).max
-
-ALWAYS = np.iinfo(np.int32).min
 
 
 def integer_threshold(

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from bnn_deploy.operators.contract import FLOAT_LAYERS
 from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, is_op, reads_abs_mean
 from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, NoBinaryOperator, RealInput, Reason, Stranger
 
-LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv")
+LAYER_OPERATORS = (*FLOAT_LAYERS, "ConvInteger", "QLinearConv")
 """The convolutions and linear layers of standard ONNX."""
 
 _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")

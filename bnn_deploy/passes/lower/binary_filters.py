@@ -9,12 +9,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
+from bnn_deploy.operators.contract import FLOAT_LAYERS
 from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.lower.layer import NotTwoValuedError, two_valued
 from bnn_deploy.passes.reasons import Reason, SmallFilters, ZeroFilter
-
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
 
 MIN_BYTES = 4096
 """Smaller weights stay float32: the file would gain no more than the node and its function take, about 2 kB."""
@@ -42,7 +40,7 @@ def binary_filters(node: ir.Node) -> BinaryFilters | Reason | None:
         It; a reason if it is two-valued but cannot be stored so; None if the node is no layer, or its weight
         real-valued, or no constant of at least MIN_BYTES.
     """
-    weight = constant(node.inputs[1]) if is_op(node, *LAYERS) and len(node.inputs) > 1 else None
+    weight = constant(node.inputs[1]) if is_op(node, *FLOAT_LAYERS) and len(node.inputs) > 1 else None
     if weight is None or weight.dtype != np.float32 or weight.ndim < 2 or weight.nbytes < MIN_BYTES:
         return None
     perm = list(range(weight.ndim))

@@ -9,10 +9,10 @@ from typing import Any
 import onnx_ir as ir
 
 from bnn_deploy.operators.bits import pack_bits
-from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS
 from bnn_deploy.passes.conditions import batch_norms_folded
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_binary_op, is_op
-from bnn_deploy.passes.lower.binary_filters import LAYERS, BinaryFilters, binary_filters
+from bnn_deploy.passes.lower.binary_filters import BinaryFilters, binary_filters
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import Reason, WeightsReadElsewhere
 from bnn_deploy.provenance import SOURCE
@@ -78,7 +78,8 @@ def packed_layers(model: ir.Model) -> list[str]:
     return [
         display_name(node)
         for node in model.graph
-        if is_op(node, *LAYERS) and any(is_binary_op(producer, "UnpackWeights") for producer in _weight_producers(node))
+        if is_op(node, *FLOAT_LAYERS)
+        and any(is_binary_op(producer, "UnpackWeights") for producer in _weight_producers(node))
     ]
 
 
@@ -94,7 +95,7 @@ def _weight_producers(node: ir.Node) -> list[ir.Node]:
 
 def _is_layer_of(node: ir.Node, weight: ir.Value) -> bool:
     """Whether `node` is a layer that reads `weight` as its weights, and as nothing else."""
-    return is_op(node, *LAYERS) and [i for i, value in enumerate(node.inputs) if value is weight] == [1]
+    return is_op(node, *FLOAT_LAYERS) and [i for i, value in enumerate(node.inputs) if value is weight] == [1]
 
 
 def _pack(graph: ir.Graph, node: ir.Node, value: ir.Value, filters: BinaryFilters) -> None:
