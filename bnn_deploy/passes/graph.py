@@ -1,24 +1,17 @@
-"""What every pass uses: its result, and a few questions and edits on onnx_ir graphs."""
+"""What every pass uses: a few questions and edits on onnx_ir graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import DOMAIN
-from bnn_deploy.passes.outcome import PassResult
 
-
-class Pass(Protocol):
-    """A rewrite of a model in place."""
-
-    def __call__(self, model: ir.Model) -> PassResult:
-        """Run on every node of the model's main graph."""
-        ...
+MOVING_OPERATORS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
@@ -124,3 +117,36 @@ def remove_if_dead(node: ir.Node | None) -> None:
     node.graph.remove(node, safe=True)
     for producer in producers:
         remove_if_dead(producer)
+
+
+def read_pad(node: ir.Node) -> tuple[list[int], float] | None:
+    """The pads of all dimensions (begins, then ends) and the value of a constant Pad that adds; None for any other."""
+    data = node.inputs[0] if is_op(node, "Pad") else None
+    shape = None if data is None else static_shape(data)
+    mode = node.attributes.get("mode")
+    pads = constant(node.inputs[1]) if is_op(node, "Pad") and len(node.inputs) > 1 else None
+    if shape is None or pads is None or (mode is not None and mode.as_string() != "constant"):
+        return None
+    value_input, axes_input = ([*node.inputs[2:], None, None])[:2]
+    value, axes = constant(value_input), constant(axes_input)
+    if (value_input is not None and value is None) or (axes_input is not None and axes is None):
+        return None
+    rank = len(shape)
+    every = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
+    found = [0] * (2 * rank)
+    for i, axis in enumerate(every):
+        found[axis], found[axis + rank] = int(pads[i]), int(pads[i + len(every)])
+    return None if min(found) < 0 else (found, 0.0 if value is None else float(value.reshape(())))
+
+
+def is_flatten(node: ir.Node, result: ir.Value) -> bool:
+    """Whether `node` makes [N, features] of [N, ...], and only linear layers read `result`, it or a sign of it."""
+    shape, data = static_shape(node.outputs[0]), node.inputs[0]
+    before = None if data is None else static_shape(data)
+    if not is_op(node, "Flatten", "Reshape") or shape is None or before is None or len(shape) != 2:
+        return False
+    same_batch = shape[0] == before[0]
+    users = list(result.consumers())
+    if not same_batch or not users or result.is_graph_output():
+        return False
+    return all(is_op(user, "Gemm", "MatMul") for user in users)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import abc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -59,21 +61,80 @@ class Decline:
         }
 
 
-@dataclass
-class PassResult:
+@dataclass(frozen=True)
+class Rewrite:
+    """A rewrite that a pass made.
+
+    Attributes:
+        node: the name of the node that was rewritten, or that took others in: of a layer, the layer's.
+        absorbed: the operators that became part of it, such as "BatchNormalization" or "Sign".
+    """
+
+    node: str
+    absorbed: tuple[str, ...] = ()
+
+
+class Outcome(ir.passes.PassResult):
     """What a pass did.
 
     Attributes:
-        modified: number of rewrites.
+        rewrites: in the order in which they were made.
         declined: a reason for each node that it declined.
     """
 
-    modified: int = 0
-    declined: list[Decline] = field(default_factory=list)
+    def __init__(self, model: ir.Model, rewrites: Iterable[Rewrite] = ()) -> None:
+        self.rewrites = list(rewrites)
+        self.declined: list[Decline] = []
+        super().__init__(model, bool(self.rewrites))
+
+    @property
+    def count(self) -> int:
+        """Number of rewrites."""
+        return len(self.rewrites)
+
+    def rewrote(self, node: ir.Node, *absorbed: str) -> None:
+        """Record that `node` was rewritten, and which operators it took in."""
+        self.rewrites.append(Rewrite(display_name(node), absorbed))
+        self.modified = True
 
     def decline(self, node: ir.Node, why: Reason) -> None:
         """Record that `node` was left alone."""
         self.declined.append(Decline(display_name(node), node.op_type, why))
+
+
+class Pass(ir.passes.InPlacePass):
+    """A rewrite of a model's main graph in place.
+
+    Attributes:
+        needs: what must hold of the model at the pass's place in the pipeline, see `passes.conditions`.
+        checked: whether `needs` is checked. The tests set it: in use the order of `passes.pipeline` is relied on, and a
+            user's odd graph that breaks a condition is no error, but declined.
+    """
+
+    needs: ClassVar[tuple[Callable[[ir.Model], str], ...]] = ()
+    checked: ClassVar[bool] = False
+
+    def __call__(self, model_or_result: ir.Model | ir.passes.PassResult, /) -> Outcome:
+        """Run on a model, or on that of another pass's outcome."""
+        result = super().__call__(model_or_result)
+        assert isinstance(result, Outcome)
+        return result
+
+    @abc.abstractmethod
+    def call(self, model: ir.Model) -> Outcome:
+        """Run on every node of the model's main graph."""
+
+    def requires(self, model: ir.Model) -> None:
+        """Check `needs`, if `checked`.
+
+        Raises:
+            onnx_ir.passes.PreconditionError: names the pass, the condition and the node.
+        """
+        if not self.checked:
+            return
+        for condition in self.needs:
+            if broken := condition(model):
+                raise ir.passes.PreconditionError(f"{type(self).__name__} needs {condition.__name__}: {broken}")
 
 
 def display_name(node: ir.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -30,7 +30,7 @@ from bnn_deploy.passes.normalise.simplify_broadcast import SimplifyBroadcast
 from bnn_deploy.passes.normalise.simplify_prelu import SimplifyPRelu
 from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
-from bnn_deploy.passes.outcome import Decline, display_name
+from bnn_deploy.passes.outcome import Decline, Pass, display_name
 from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
 from bnn_deploy.passes.recognise.hoist_pad import HoistPad
 from bnn_deploy.passes.recognise.lift_sign import LiftSign
@@ -40,6 +40,36 @@ from bnn_deploy.provenance import BEFORE, source_metadata
 
 IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
+
+
+SIGNS = (CanonicalizeSign, SinkSign, LiftSign, HoistPad)
+"""Bring signs into one form next to their layers; until nothing changes."""
+
+LOWER = (LowerLevels, LowerBinaryConv)
+"""Levels first: Sign(Relu(x)) is 0 or 1, not ±1."""
+
+BITS = (FoldThreshold, FuseAbsMean, CommuteMaxPool, FuseConvThreshold)
+"""Each exposes work for the others: BatchNorm, then the MaxPool behind it, then the ReLU behind that."""
+
+FLOATS = (FoldBatchNorm, FuseFactor)
+"""A BatchNorm or alpha may stand before or behind a factor; after BITS, which is exact."""
+
+
+def until_stable(
+    model: ir.Model, group: Sequence[type[Pass]], between: Callable[[ir.Model], None] = lambda model: None
+) -> list[Decline]:
+    """Run a group of passes until none changes anything, and return what they then decline.
+
+    Args:
+        model: changed in place.
+        group: in order.
+        between: called before each repetition.
+    """
+    while True:
+        results = [step()(model) for step in group]
+        if not any(result.modified for result in results):
+            return [decline for result in results for decline in result.declined]
+        between(model)
 
 
 def to_binary(
@@ -58,28 +88,14 @@ def to_binary(
     Raises:
         InputError: a filter is all zeros.
     """
-    model = ir.from_proto(ir.to_proto(model))
+    model = model.clone()
     names = {value.name or "" for node in model.graph for value in node.outputs}
     fold(model)
     canonicalize(model)
     look(model)
-    # Levels first: Sign(Relu(x)) is 0 or 1, not ±1.
-    declined = LowerLevels()(model).declined + LowerBinaryConv()(model).declined
+    declined = [decline for step in LOWER for decline in step()(model).declined]
     common.RemoveUnusedNodesPass()(model)
-    not_fused: list[Decline] = []
-    while True:
-        # Each exposes work for the others: BatchNorm, then the MaxPool behind it, then the ReLU behind that.
-        results = [step(model) for step in (FoldThreshold(), FuseAbsMean(), CommuteMaxPool(), FuseConvThreshold())]
-        if not any(result.modified for result in results):
-            not_fused = [decline for result in results for decline in result.declined]
-            break
-    while True:
-        # A BatchNorm or alpha may stand before or behind a factor.
-        results = [step(model) for step in (FoldBatchNorm(), FuseFactor())]
-        if not any(result.modified for result in results):
-            not_fused += [decline for result in results for decline in result.declined]
-            break
-    not_fused += FuseResidual()(model).declined
+    not_fused = until_stable(model, BITS) + until_stable(model, FLOATS) + FuseResidual()(model).declined
     leftovers = AuditLeftovers(declined)(model).declined
     unpacked = {decline.node: decline.why for decline in PackWeights(names)(model).declined}
     leftovers = [
@@ -105,8 +121,7 @@ def canonicalize(model: ir.Model) -> None:
     if PushTranspose()(model).modified:
         SimplifyBroadcast()(model)  # now that the channels are the second dimension
     SimplifyPRelu()(model)
-    while sum(step(model).modified for step in (CanonicalizeSign(), SinkSign(), LiftSign(), HoistPad())):
-        infer_shapes(model)
+    until_stable(model, SIGNS, infer_shapes)
     RefuseStep()(model)
     common.RemoveUnusedNodesPass()(model)
 

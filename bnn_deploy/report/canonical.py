@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import auto_pad, ints, is_op, static_shape
+from bnn_deploy.passes.graph import auto_pad, ints, is_op, read_pad, static_shape
 from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS, nearest_sign
 from bnn_deploy.passes.lower.layer import SignInput, sign_input
 from bnn_deploy.passes.outcome import display_name
-from bnn_deploy.passes.recognise.hoist_pad import read_pad
 from bnn_deploy.provenance import BEFORE, SOURCE, zero_value
 
 # The canonical graph.

@@ -19,11 +19,10 @@ import onnx_ir as ir
 from bnn_deploy.operators.contract import BINARY, OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
-from bnn_deploy.passes.graph import constant, ints, is_binary_op, is_op
+from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, ints, is_binary_op, is_op
 from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
 from bnn_deploy.passes.outcome import Decline, display_name
 from bnn_deploy.passes.reasons import CancelsOut
-from bnn_deploy.passes.recognise.sink_sign import MOVING_OPERATORS
 from bnn_deploy.provenance import LEVELS, SOURCE, output_key
 from bnn_deploy.report.canonical import Canonical, CanonicalLayer
 from bnn_deploy.report.summary import FLOAT, REMOVED, LayerReport

@@ -16,10 +16,10 @@ from bnn_deploy.passes import reasons
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
 from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold
-from bnn_deploy.passes.graph import Pass, is_binary_op, is_op
+from bnn_deploy.passes.graph import is_binary_op, is_op
 from bnn_deploy.passes.lower.layer import Layer, fit_weight
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
-from bnn_deploy.passes.outcome import Decline
+from bnn_deploy.passes.outcome import Decline, Pass
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.passes.reasons import Reason, table
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights

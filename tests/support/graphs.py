@@ -86,7 +86,7 @@ def copy(model: ir.Model) -> ir.Model:
 def lower(model: ir.Model) -> ir.Model:
     """The model with Binarize and BinaryConv, nothing folded yet."""
     after = copy(model)
-    assert LowerBinaryConv()(after).modified
+    assert LowerBinaryConv()(after).count
     common.RemoveUnusedNodesPass()(after)
     return after
 

@@ -6,12 +6,12 @@ import onnx_ir as ir
 
 from bnn_deploy.passes.graph import is_binary_op, is_op, remove_if_dead
 from bnn_deploy.passes.lower.layer import insert_max_pool, is_plain_pool
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import PoolStays, UsedElsewhere
 from bnn_deploy.provenance import BIT_KEYS
 
 
-class CommuteMaxPool:
+class CommuteMaxPool(Pass):
     """Binarize(MaxPool(x), t)  ==>  BinaryMaxPool(Binarize(x, t)).
 
     x >= t is monotone, so the maximum reaches t exactly if one element does: an OR, on data 32 times smaller.
@@ -21,9 +21,9 @@ class CommuteMaxPool:
     Declines: a MaxPool that something else uses too.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Binarize of a MaxPool."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             pooled = node.inputs[0] if is_binary_op(node, "Binarize") else None
             pool = None if pooled is None else pooled.producer()
@@ -58,7 +58,7 @@ class CommuteMaxPool:
             new_node.replace_input_with(0, bits)
             new.name = name
             remove_if_dead(pool)
-            result.modified += 1
+            result.rewrote(node, "MaxPool")
         return result
 
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import operator_of
+from bnn_deploy.passes.conditions import thresholds_folded
 from bnn_deploy.passes.elementwise import operand_per_channel
 from bnn_deploy.passes.graph import (
     add_initializer,
@@ -19,12 +20,12 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
     static_shape,
 )
-from bnn_deploy.passes.lower.pack_weights import BinaryFilters, binary_filters
-from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.lower.binary_filters import BinaryFilters, binary_filters
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.provenance import set_source
 
 
-class FoldBatchNorm:
+class FoldBatchNorm(Pass):
     """BatchNormalization, or arithmetic per channel, next to a layer  ==>  the layer with other constants.
 
     BatchNormalization(BinaryConv(x)) gives another scale and bias; BatchNormalization(Conv(x)) and
@@ -42,9 +43,11 @@ class FoldBatchNorm:
     Declines: nothing; a BatchNorm between other nodes stays.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (thresholds_folded,)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Fold every BatchNormalization that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             affine = _affine(node) if is_op(node, "BatchNormalization") else _arithmetic(node)
             if affine is None:
@@ -55,14 +58,18 @@ class FoldBatchNorm:
             after = sole_consumer(node.outputs[0]) if is_op(node, "BatchNormalization") else None
             row = None if before is None else operator_of(before)
             if before is not None and row is not None and row.is_affine and sole_consumer(data) is node:
+                layer = before
                 if not _fold_before(model.graph, before, node, *affine):
                     continue
             elif before is not None and is_op(before, "Conv") and sole_consumer(data) is node:
+                layer = before
                 if not _fold_into_conv(model.graph, before, node, *affine):
                     continue
-            elif after is None or not _fold_after(model.graph, after, node, *affine):
+            elif after is not None and _fold_after(model.graph, after, node, *affine):
+                layer = after
+            else:
                 continue
-            result.modified += 1
+            result.rewrote(layer, node.op_type)
         return result
 
 

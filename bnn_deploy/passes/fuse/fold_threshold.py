@@ -10,11 +10,11 @@ import onnx_ir as ir
 from bnn_deploy.passes.elementwise import bisect_threshold, monotone
 from bnn_deploy.passes.fuse.complement import complement_channels, complementable
 from bnn_deploy.passes.graph import constant, is_binary_op, remove_if_dead
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import Falls, NotFoldable, Reason, UsedElsewhere
 
 
-class FoldThreshold:
+class FoldThreshold(Pass):
     """Binarize(f(x), t), f monotone in each channel  ==>  Binarize(x, t').
 
     1. f is BatchNormalization, Relu, LeakyRelu, PRelu, Clip, Mul, Add, Sub or Div by a constant per channel, Neg, Sign
@@ -32,18 +32,18 @@ class FoldThreshold:
     slope, which is not monotone; constants that are not per channel.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Fold until nothing changes."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             if is_binary_op(node, "Binarize"):
-                while (reason := self._fold(node)) is None:
-                    result.modified += 1
+                while (reason := self._fold(node, result)) is None:
+                    pass
                 if reason:
                     result.decline(node, reason)
         return result
 
-    def _fold(self, binarize: ir.Node) -> Reason | Literal[""] | None:
+    def _fold(self, binarize: ir.Node, result: Outcome) -> Reason | Literal[""] | None:
         """Fold one node into `binarize`: None if done, a reason if declined, "" if there is nothing to look at."""
         value = binarize.inputs[0]
         producer = None if value is None else value.producer()
@@ -73,4 +73,5 @@ class FoldThreshold:
         assert old is not None and name is not None
         old.const_value = ir.tensor(new, name=name)
         remove_if_dead(producer)
+        result.rewrote(binarize, producer.op_type)
         return None

@@ -21,7 +21,7 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
     static_shape,
 )
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import (
     ChannelsDropped,
     Falls,
@@ -35,7 +35,7 @@ from bnn_deploy.passes.reasons import (
 from bnn_deploy.provenance import BIT_KEYS, output_key, source_metadata
 
 
-class FuseAbsMean:
+class FuseAbsMean(Pass):
     """Binarize(x, t) and mean over the channels of |x|  ==>  BinarizeAbsMean.
 
     A of XNOR-Net (Rastegari et al., ECCV 2016, equation 11), from which its K is filtered.
@@ -53,9 +53,9 @@ class FuseAbsMean:
     no mean over the channels of what a Binarize reads is not looked at.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every mean, and then every BatchNorm, that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             x = _magnitudes_of(node)
             binarize = None if x is None else next((c for c in x.consumers() if is_binary_op(c, "Binarize")), None)
@@ -66,12 +66,12 @@ class FuseAbsMean:
                 result.decline(node, mean)
             else:
                 self._fuse(model.graph, binarize, mean)
-                result.modified += 1
+                result.rewrote(binarize, node.op_type)
         for node in list(model.graph):
             if is_binary_op(node, "BinarizeAbsMean"):
                 reason = self._fold(model.graph, node)
                 if reason is None:
-                    result.modified += 1
+                    result.rewrote(node, "BatchNormalization")
                 elif reason:
                     result.decline(node, reason)
         return result

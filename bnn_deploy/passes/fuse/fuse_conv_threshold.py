@@ -20,7 +20,7 @@ from bnn_deploy.passes.graph import (
     replace_value,
     sole_consumer,
 )
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import LinearBits, ThresholdPerPosition, UsedElsewhere
 from bnn_deploy.provenance import BIT_KEYS, SOURCE
 
@@ -57,7 +57,7 @@ def integer_threshold(
     return result
 
 
-class FuseConvThreshold:
+class FuseConvThreshold(Pass):
     """Binarize(BinaryConv(...), t), or Unsqueeze(Binarize(Flatten(BinaryConv(...)), t))  ==>  BinaryConvThreshold(...).
 
     1. The BinaryConv (and the Flatten behind a linear layer) feeds only this Binarize.
@@ -68,9 +68,9 @@ class FuseConvThreshold:
         weights.)
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Binarize of a BinaryConv."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             if not is_binary_op(node, "Binarize"):
                 continue
@@ -94,7 +94,7 @@ class FuseConvThreshold:
                 result.decline(node, ThresholdPerPosition())
                 continue
             self._fuse(model.graph, conv, node, [c for c in consumers if flatten is not None])
-            result.modified += 1
+            result.rewrote(conv, "Binarize")
         return result
 
     def _fuse(self, graph: ir.Graph, conv: ir.Node, binarize: ir.Node, unsqueezes: list[ir.Node]) -> None:

@@ -16,12 +16,12 @@ from bnn_deploy.passes.graph import (
     replace_value,
     sole_consumer,
 )
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import FactorShape, UsedElsewhere
 from bnn_deploy.provenance import source_metadata
 
 
-class FuseFactor:
+class FuseFactor(Pass):
     """Mul(BinaryConv(...), k), k of one channel  ==>  BinaryConvScaled(..., k).
 
     k is K of XNOR-Net (Rastegari et al., ECCV 2016, equation 11), or any other gate [N, 1, spatial...].
@@ -34,9 +34,9 @@ class FuseFactor:
     that something else uses too. A constant factor is not looked at.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Mul that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             if not is_op(node, "Mul"):
                 continue
@@ -60,7 +60,7 @@ class FuseFactor:
                     result.decline(node, FactorShape(factor.name or ""))
                     continue
                 self._fuse(conv, node, factor)
-                result.modified += 1
+                result.rewrote(conv, "Mul")
                 break
         return result
 

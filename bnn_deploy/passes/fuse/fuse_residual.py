@@ -5,13 +5,14 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.conditions import batch_norms_folded, thresholds_folded
 from bnn_deploy.passes.graph import is_binary_op, is_op, replace_value, sole_consumer
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import NoSignReads, ResidualShape, UsedElsewhere
 from bnn_deploy.provenance import BIT_KEYS, output_key, source_metadata
 
 
-class FuseResidual:
+class FuseResidual(Pass):
     """y = Add(BinaryConv(...), r); b = Binarize(y, t)  ==>  y, b = BinaryConvResidual(..., r, t).
 
     1. The BinaryConv feeds only the Add, and r has its shape. The sums are made in the same order: every bit agrees.
@@ -21,9 +22,11 @@ class FuseResidual:
     something else uses too.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (thresholds_folded, batch_norms_folded)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Add that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             if not is_op(node, "Add"):
                 continue
@@ -40,7 +43,7 @@ class FuseResidual:
                     result.decline(node, NoSignReads())
                 else:
                     self._fuse(model.graph, conv, node, residual, binarize)
-                    result.modified += 1
+                    result.rewrote(conv, "Add", "Binarize")
                     break
         return result
 

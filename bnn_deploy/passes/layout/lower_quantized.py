@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import add_initializer, constant, is_binary_op, is_op, sole_consumer
-from bnn_deploy.passes.layout.prefer_channels_last import replace_channels_last
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.layout.channels_last import replace_channels_last
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 
-class LowerQuantized:
+class LowerQuantized(Pass):
     """Binarize(DequantizeLinear(q), t)  ==>  BinarizeQuantized(Transpose(q, channels last), t').
 
     1. q is uint8 with one scale and zero point, used only here.
@@ -20,9 +20,9 @@ class LowerQuantized:
     Declines: nothing; other dequantisations stay.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Binarize of a DequantizeLinear."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             value = node.inputs[0] if is_binary_op(node, "Binarize") else None
             producer = None if value is None else value.producer()
@@ -41,5 +41,5 @@ class LowerQuantized:
             reached = (levels[:, None] < threshold[None, :]).sum(axis=0).astype(np.int32)
             levels_reached = add_initializer(model.graph, f"{bits.name}_quantized_threshold", reached)
             replace_channels_last(node, data, "BinarizeQuantized", levels_reached, ir.DataType.UINT8)
-            result.modified += 1
+            result.rewrote(node, "DequantizeLinear")
         return result

@@ -4,51 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bnn_deploy.operators.contract import DOMAIN
-from bnn_deploy.passes.graph import insert_node, is_binary_op, is_op, replace_value, sole_consumer
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.conditions import thresholds_folded
+from bnn_deploy.passes.graph import is_binary_op, is_op, sole_consumer
+from bnn_deploy.passes.layout.channels_last import replace_channels_last
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 
-def replace_channels_last(
-    binarize: ir.Node, data: ir.Value, op_type: str, threshold: ir.Value, dtype: ir.DataType
-) -> None:
-    """Replace a Binarize by Transpose(data, channels last) and a binarisation of that form.
-
-    Args:
-        binarize: the node; the shape of its bits is known.
-        data: what to binarise instead of its input, [N, C, spatial...].
-        op_type: BinarizeChannelsLast or BinarizeQuantized.
-        threshold: of the new node, [C].
-        dtype: of `data`.
-    """
-    bits = binarize.outputs[0]
-    assert bits.shape is not None and threshold.shape is not None
-    name = bits.name or ""
-    last = insert_node(
-        binarize,
-        "Transpose",
-        [data],
-        {"perm": [0, *range(2, len(bits.shape)), 1]},
-        f"{name}_channels_last",
-        dtype=dtype,
-        shape=[*bits.shape[:-1], threshold.shape[0]],
-    )
-    new = insert_node(
-        binarize,
-        op_type,
-        [last, threshold],
-        {},
-        f"{name}_new",
-        dtype=ir.DataType.UINT32,
-        shape=bits.shape,
-        domain=DOMAIN,
-        metadata=binarize.metadata_props,
-    )
-    replace_value(bits, new)
-    new.name = name
-
-
-class PreferChannelsLast:
+class PreferChannelsLast(Pass):
     """Binarize(Conv(x), t)  ==>  BinarizeChannelsLast(Transpose(Conv(x), channels last), t).
 
     onnxruntime computes a float convolution in blocks of channels, and must reorder its output. Reordering to channels
@@ -60,9 +22,11 @@ class PreferChannelsLast:
     Declines: nothing.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (thresholds_folded,)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Binarize of a Conv."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             value = node.inputs[0] if is_binary_op(node, "Binarize") else None
             bits, threshold = node.outputs[0], node.inputs[1] if value is not None else None
@@ -74,5 +38,5 @@ class PreferChannelsLast:
             if not isinstance(channels, int) or channels % 32:
                 continue
             replace_channels_last(node, value, "BinarizeChannelsLast", threshold, ir.DataType.FLOAT)
-            result.modified += 1
+            result.rewrote(node)
         return result

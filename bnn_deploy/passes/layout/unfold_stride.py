@@ -15,12 +15,12 @@ from bnn_deploy.passes.graph import (
     reads_abs_mean,
     static_shape,
 )
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 MAX_CHANNELS = 4
 
 
-class UnfoldStride:
+class UnfoldStride(Pass):
     """Conv(x, W, strides=[s, s])  ==>  Conv(SpaceToDepth(x, s), W', strides=[1, 1]).
 
     1. W' [O, s * s * C, k', k'] holds W's taps and zeros, so every sum has the same products and some zeros.
@@ -33,11 +33,12 @@ class UnfoldStride:
     Declines: nothing; the convolution is right as it was. The filter of XNOR-Net's K, which stays float, is left alone.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every such Conv."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
-            result.modified += is_op(node, "Conv") and not reads_abs_mean(node) and self._unfold(model.graph, node)
+            if is_op(node, "Conv") and not reads_abs_mean(node) and self._unfold(model.graph, node):
+                result.rewrote(node)
         return result
 
     @staticmethod

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from bnn_deploy.operators.contract import FLOAT_LAYERS
-from bnn_deploy.passes.graph import constant, is_op, reads_abs_mean
-from bnn_deploy.passes.outcome import Decline, PassResult, display_name
+from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, is_op, reads_abs_mean
+from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, NoBinaryOperator, RealInput, Reason, Stranger
-from bnn_deploy.passes.recognise.sink_sign import MOVING_OPERATORS
 
 LAYER_OPERATORS = (*FLOAT_LAYERS, "ConvInteger", "QLinearConv")
 """The convolutions and linear layers of standard ONNX."""
@@ -19,7 +18,7 @@ _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "S
 """Operators whose output is ±1 (or the padding's 0) if their first input is."""
 
 
-class AuditLeftovers:
+class AuditLeftovers(Pass):
     """Every Conv, ConvTranspose, Gemm and MatMul that is still float -> one line with the reason. Changes nothing.
 
     Args:
@@ -29,9 +28,9 @@ class AuditLeftovers:
     def __init__(self, declined: Iterable[Decline]) -> None:
         self.declined = {decline.node: decline for decline in declined}
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """List the leftovers as declined nodes."""
-        result = PassResult()
+        result = Outcome(model)
         for node in model.graph:
             if is_op(node, *LAYER_OPERATORS):
                 declined = self.declined.get(display_name(node))

@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, zero_value
 
 
-class ExpandSign:
+class ExpandSign(Pass):
     """Sign(x) that is +1 or -1 at 0  ==>  Where(x >= 0, 1, -1) or Where(x > 0, 1, -1).
 
     CanonicalizeSign makes such signs, which no operator of ONNX is, and LowerBinaryConv uses most of them up. This goes
@@ -19,9 +19,9 @@ class ExpandSign:
     Declines: nothing; a Sign that is 0 at 0 is ONNX's.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Sign that has a value of its own at 0."""
-        result = PassResult()
+        result = Outcome(model)
         graph = model.graph
         for node in list(graph):
             if not is_op(node, "Sign"):
@@ -47,5 +47,5 @@ class ExpandSign:
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             graph.remove(node, safe=True)
             new.name = name
-            result.modified += 1
+            result.rewrote(node)
         return result

@@ -19,6 +19,7 @@ from bnn_deploy.passes.graph import (
     insert_node,
     ints,
     is_op,
+    read_pad,
     replace_value,
     static_shape,
 )
@@ -47,7 +48,6 @@ from bnn_deploy.passes.reasons import (
     WeightsNotConstant,
 )
 from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
-from bnn_deploy.passes.recognise.hoist_pad import read_pad
 from bnn_deploy.provenance import REFUSED, SOURCE
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
 from bnn_deploy.passes.lower.layer import (
     Layer,
@@ -21,7 +22,7 @@ from bnn_deploy.passes.lower.layer import (
     sign_input,
     two_valued,
 )
-from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import InputShape, MixedPads, PadValue, PoolForm, Reason
 from bnn_deploy.provenance import BIT_KEYS, SOURCE, zero_value
 
@@ -29,7 +30,7 @@ SMALLEST = np.nextafter(np.float32(0), np.float32(1))
 """The smallest float32 above 0: x >= this is x > 0."""
 
 
-class LowerBinaryConv:
+class LowerBinaryConv(Pass):
     """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, t) -> BinaryMaxPool* -> BinaryConv.
 
     1. The input comes from a Sign, possibly times a positive number, through MaxPool and, for a convolution, a Pad with
@@ -48,9 +49,11 @@ class LowerBinaryConv:
     Raises InputError for a filter that is all zeros.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (constants_folded, shapes_known, signs_canonical)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every layer that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         self._bits: dict[ir.Value, ir.Value] = {}
         for node in list(model.graph):
             if not is_op(node, "Conv", "Gemm", "MatMul"):
@@ -72,7 +75,7 @@ class LowerBinaryConv:
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
             if reason is None:
-                result.modified += 1
+                result.rewrote(node, "Sign")
             else:
                 result.decline(node, reason)
         return result

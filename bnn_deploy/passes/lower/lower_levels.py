@@ -11,6 +11,7 @@ import onnx_ir as ir
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
+from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
 from bnn_deploy.passes.lower.layer import (
     LevelsInput,
@@ -22,13 +23,13 @@ from bnn_deploy.passes.lower.layer import (
     replace_layer,
     two_valued,
 )
-from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import InputShape, LargeSums, Reason
 from bnn_deploy.passes.recognise.few_levels import transposed
 from bnn_deploy.provenance import BEFORE, LEVELS, MOVES, SOURCE, provenance, source_metadata
 
 
-class LowerLevels:
+class LowerLevels(Pass):
     """q(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  MaxPool*(x) -> QuantizeLevels -> BinaryConvLevels.
 
     1. q has 2 to 16 values 0, d, 2 d, ..., and rises with x (see `levels.quantizer`); what rises with x in front of it,
@@ -46,9 +47,11 @@ class LowerLevels:
     Raises InputError for a filter that is all zeros.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (constants_folded, shapes_known, signs_canonical)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every layer that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         self._planes: dict[ir.Value, ir.Value] = {}
         for node in list(model.graph):
             if not is_op(node, "Conv", "Gemm", "MatMul"):
@@ -63,7 +66,7 @@ class LowerLevels:
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
             if reason is None:
-                result.modified += 1
+                result.rewrote(node, "levels")
             else:
                 result.decline(node, reason)
         return result

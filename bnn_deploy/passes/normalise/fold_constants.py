@@ -7,12 +7,12 @@ import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants
 
 from bnn_deploy.passes.graph import constant, is_op
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass, Rewrite, display_name
 
 NO_LIMIT = 2**62
 
 
-class FoldConstants:
+class FoldConstants(Pass):
     """Constant sub-graphs of any size -> initializers; Identity (and inference-time Dropout) -> nothing.
 
     Conditions: none. Exporters fold only small constants, so without this one model mixes `Sign(W)` chains with
@@ -21,9 +21,9 @@ class FoldConstants:
     Declines: nothing.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Fold, inline the exporter's functions, and lift what is constant to initializers."""
-        before = len(model.graph)
+        before = [display_name(node) for node in model.graph]
         common.InlinePass()(model)
         fold_constants(
             model,
@@ -38,7 +38,8 @@ class FoldConstants:
             common.RemoveUnusedNodesPass(),
         ):
             step(model)
-        return PassResult(modified=before - len(model.graph))
+        left = {display_name(node) for node in model.graph}
+        return Outcome(model, [Rewrite(name) for name in before if name not in left])
 
 
 def _should_fold(node: ir.Node) -> bool | None:

@@ -12,9 +12,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.conditions import constants_folded, shapes_known
 from bnn_deploy.passes.elementwise import ELEMENTWISE, same_shape, uniform
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, provenance, source_metadata
 
 Array = NDArray[Any]
@@ -30,7 +31,7 @@ ELEMENTWISE_OPS = (*UNARY, *ELEMENTWISE, "PRelu", "Pow")
 REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
 
 
-class PushTranspose:
+class PushTranspose(Pass):
     """f(Transpose(x))  ==>  Transpose(f(x)), down to a Transpose back or a linear layer, where it vanishes.
 
     1. f is elementwise; its constants are transposed back, its other operands have the same Transpose (or the one back,
@@ -48,30 +49,34 @@ class PushTranspose:
     Declines: nothing; a Transpose that stays is right as it is.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (constants_folded, shapes_known)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Push every Transpose as far down as it goes, if that makes some vanish."""
         if not _transposes(model):
-            return PassResult()
-        trial = ir.from_proto(ir.to_proto(model))
-        result = self._push(trial)
+            return Outcome(model)
+        trial = model.clone()
+        self._push(trial)
         if _transposes(trial) >= _transposes(model):
-            return PassResult()
-        self._push(model)
-        return result
+            return Outcome(model)
+        return self._push(model)
 
-    def _push(self, model: ir.Model) -> PassResult:
-        result = PassResult()
+    def _push(self, model: ir.Model) -> Outcome:
+        result = Outcome(model)
         while True:
-            changed = sum(
-                _cancel(node) or _push_below(model.graph, node) or _flatten(model.graph, node)
+            changed = [
+                node
                 for node in list(model.graph)
                 if node.graph is not None  # not removed meanwhile
-            )
+                and (_cancel(node) or _push_below(model.graph, node) or _flatten(model.graph, node))
+            ]
             if not changed:
                 break
-            result.modified += changed
+            for node in changed:
+                result.rewrote(node)
         for node in list(model.graph):
-            result.modified += _as_reshape(model.graph, node)
+            if _as_reshape(model.graph, node):
+                result.rewrote(node)
         common.TopologicalSortPass()(model)
         return result
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import auto_pad, constant, ints, is_op, static_shape
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 
-class ResolveAutoPad:
+class ResolveAutoPad(Pass):
     """Conv | MaxPool with auto_pad = SAME_UPPER, SAME_LOWER or VALID  ==>  the same with explicit pads.
 
     TensorFlow's exporter writes "SAME", which at stride 2 is asymmetric.
@@ -18,16 +18,16 @@ class ResolveAutoPad:
     Declines: sizes that are not known; the layer stays as it is, and LowerBinaryConv says so.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every node that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in model.graph:
             rule = auto_pad(node) if is_op(node, "Conv", "MaxPool") else None
             pads = None if rule is None else _pads(node, rule)
             if pads is not None:
                 del node.attributes["auto_pad"]
                 node.attributes["pads"] = ir.AttrInt64s("pads", pads)
-                result.modified += 1
+                result.rewrote(node)
         return result
 
 

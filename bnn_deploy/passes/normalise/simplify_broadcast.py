@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.graph import add_initializer, constant, is_op, remove_if_dead, static_shape
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 OPERATORS = ("Add", "Div", "Mul", "PRelu", "Sub")
 
 
-class SimplifyBroadcast:
+class SimplifyBroadcast(Pass):
     """Add(x, Expand(c, shape)), or a constant of x's full shape with equal slices  ==>  Add(x, c), c [1, C, 1, 1].
 
     Learned thresholds and shifts (RSign, RPReLU) come like this out of exporters, the second form with the batch size
@@ -26,9 +26,9 @@ class SimplifyBroadcast:
     Declines: nothing; a constant whose slices differ stays, and FoldThreshold says so.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every operand that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             if not is_op(node, *OPERATORS):
                 continue
@@ -43,7 +43,7 @@ class SimplifyBroadcast:
                 name = f"{node.outputs[0].name}_operand"
                 node.replace_input_with(index, add_initializer(model.graph, name, reduced))
                 remove_if_dead(value.producer())
-                result.modified += 1
+                result.rewrote(node)
         return result
 
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from bnn_deploy.passes.elementwise import same_shape
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 
-class SimplifyPRelu:
+class SimplifyPRelu(Pass):
     """Relu(x) + c * Relu(-x)  ==>  PRelu(x, -c), which FoldThreshold knows to be monotone.
 
     1. tf2onnx writes Keras's PReLU like this. The negative part may be Relu(Neg(x)), Neg of it, Min(x, 0) or
@@ -25,9 +25,9 @@ class SimplifyPRelu:
     Declines: nothing; two constants, whose product would be rounded, stay.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every such sum."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             if not is_op(node, "Add", "Sub"):
                 continue
@@ -41,7 +41,7 @@ class SimplifyPRelu:
                 if x.shape is None or slope.ndim > len(x.shape):
                     continue
                 self._rewrite(model.graph, node, x, -slope if is_op(node, "Sub") else slope)
-                result.modified += 1
+                result.rewrote(node)
                 break
         return result
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import add_initializer, constant, is_op, remove_if_dead
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 
-class SimplifyReshape:
+class SimplifyReshape(Pass):
     """Reshape(x, Concat(batch of x, constants))  ==>  Reshape(x, [0, constants]).
 
     PyTorch's x.view(x.shape[0], ...) exports as Shape -> Squeeze -> Reshape -> Concat -> Reshape: five nodes that cost
@@ -24,9 +24,9 @@ class SimplifyReshape:
     Declines: nothing; a Reshape that does not qualify stays as it is.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Reshape that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             data, output = (node.inputs[0], node.outputs[0]) if is_op(node, "Reshape") else (None, None)
             if data is None or data.shape is None or output is None or constant(node.inputs[1]) is not None:
@@ -41,7 +41,7 @@ class SimplifyReshape:
             node.attributes.pop("allowzero", None)
             output.shape = ir.Shape(shape)
             remove_if_dead(None if old is None else old.producer())
-            result.modified += 1
+            result.rewrote(node)
         return result
 
 

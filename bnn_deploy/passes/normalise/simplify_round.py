@@ -9,12 +9,12 @@ import onnx_ir as ir
 
 from bnn_deploy.passes.elementwise import LARGEST, Floats, bisect_threshold
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 
 Function = Callable[[Floats], Floats]
 
 
-class SimplifyRound:
+class SimplifyRound(Pass):
     """Round(g(x)), which is k or k + 1 for every x  ==>  Where(x >= t, k + 1, k).
 
     1. BinaryNet's sign in Theano and TensorFlow is 2 * round(hard_sigmoid(x)) - 1, with hard_sigmoid a Clip of
@@ -28,9 +28,9 @@ class SimplifyRound:
     Declines: nothing; a rounding to more numbers, of multi-bit activations, stays.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every such Round."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             chain = _chain(node) if is_op(node, "Round") and _is_scaled(node.outputs[0]) else None
             if chain is None:
@@ -43,7 +43,7 @@ class SimplifyRound:
             threshold, falling = bisect_threshold(lambda v, f=function, k=high: np.rint(f(v)) >= k, 1)  # type: ignore[misc]
             above, below = (low, high) if falling[0] else (high, low)
             self._rewrite(model.graph, node, x, [float(threshold[0]), float(above), float(below)])
-            result.modified += 1
+            result.rewrote(node)
         return result
 
     def _rewrite(self, graph: ir.Graph, node: ir.Node, x: ir.Value, numbers: list[float]) -> None:

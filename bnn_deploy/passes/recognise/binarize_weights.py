@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.graph import add_initializer, constant, is_op
 from bnn_deploy.passes.lower.layer import MAX_SPREAD, LevelsInput, levels_input, sign_input
-from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.outcome import Outcome, Pass, Rewrite, display_name
 from bnn_deploy.passes.reasons import OneMagnitude
 
 Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
@@ -29,7 +29,7 @@ _KEEPS_SIGNS = ("Dropout", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "
 """What may stand between torch.sign and a layer of the recipe."""
 
 
-class BinarizeWeights:
+class BinarizeWeights(Pass):
     """Conv | Gemm | MatMul of a sign or few levels, with real-valued weights W  ==>  the same with alpha * sign(W).
 
     1. W is constant, and not two-valued within 1e-3 per filter: binarising twice would shrink alpha.
@@ -59,9 +59,9 @@ class BinarizeWeights:
         self.rule = rule or binarize
         self.binarized: dict[str, None] = {}
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Binarise every layer that qualifies, or refuse."""
-        result = PassResult()
+        result = Outcome(model)
         if self.scheme == "as-is":
             return result
         latent = {}
@@ -88,7 +88,7 @@ class BinarizeWeights:
             )
         self.binarized = dict.fromkeys(display_name(node) for node in latent)
         self.apply(model)
-        result.modified = len(self.binarized)
+        result.rewrites += [Rewrite(name) for name in self.binarized]
         return result
 
     def apply(self, model: ir.Model) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.conditions import constants_folded
 from bnn_deploy.passes.elementwise import COMPARISONS, ELEMENTWISE, Array, apply_operator, same_shape, uniform
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, ZERO, provenance, source_metadata
 
 
@@ -53,7 +54,7 @@ class _Step:
     falling: bool
 
 
-class CanonicalizeSign:
+class CanonicalizeSign(Pass):
     """f(x), elementwise and exactly ±s for every x but one  ==>  Sign([Neg](x) - t) [* s].
 
     1. f is made of Sign and comparisons of one tensor x with constants, and of Where, Cast, arithmetic and logic on
@@ -70,9 +71,11 @@ class CanonicalizeSign:
     Declines: nothing; what is no sign stays as it is, such as steps to 0 and 1, or with more than one threshold.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (constants_folded,)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite the last tensor of each such chain."""
-        result = PassResult()
+        result = Outcome(model)
         found = {value: step for value, step in self._steps(model.graph) if value.dtype == ir.DataType.FLOAT}
         for value, (leaf, step) in found.items():
             node = value.producer()
@@ -83,7 +86,7 @@ class CanonicalizeSign:
             ):
                 continue
             self._rewrite(model.graph, node, leaf, step)
-            result.modified += 1
+            result.rewrote(node)
         return result
 
     def _steps(self, graph: ir.Graph) -> list[tuple[ir.Value, tuple[ir.Value, _Step]]]:

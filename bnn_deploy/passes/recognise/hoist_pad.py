@@ -8,14 +8,23 @@ from functools import reduce
 import numpy as np
 import onnx_ir as ir
 
+from bnn_deploy.passes.conditions import constants_folded, shapes_known
 from bnn_deploy.passes.elementwise import Monotone, monotone
-from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.graph import (
+    add_initializer,
+    constant,
+    insert_node,
+    is_op,
+    read_pad,
+    remove_if_dead,
+    static_shape,
+)
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import PadSigns
 from bnn_deploy.provenance import BEFORE, MOVES, REFUSED, SOURCE, ZERO, provenance, source_metadata, zero_value
 
 
-class HoistPad:
+class HoistPad(Pass):
     """Sign(f(Pad(x, c)))  ==>  Pad(Sign(f(x)), sign(f(c))), so that the padding becomes that of a convolution.
 
     1. The Pad is of constant mode, with constant pads, none of them negative; f is nothing, or a chain of Tanh and what
@@ -29,9 +38,11 @@ class HoistPad:
     LowerBinaryConv to leave its layers float.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (constants_folded, shapes_known)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Sign that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             chain = _chain(node) if is_op(node, "Sign") else None
             if chain is None:
@@ -47,7 +58,7 @@ class HoistPad:
             if (signs == signs[0]).all():
                 if signs[0] == 0 or any(is_op(user, "Conv") for user in node.outputs[0].consumers()):
                     self._hoist(model.graph, node, pad, functions, pads, float(signs[0]))
-                    result.modified += 1
+                    result.rewrote(node)
             elif (signs == 0).any():
                 channel = int(np.flatnonzero(signs == 0)[0])
                 node.meta[REFUSED] = PadSigns(pad.outputs[0].name or "", channel)
@@ -124,23 +135,3 @@ def _composed(functions: list[Monotone]) -> Monotone:
 def _data_index(function: ir.Node) -> int:
     """Which input of a function per channel is the data."""
     return 0 if constant(function.inputs[0]) is None else 1
-
-
-def read_pad(node: ir.Node) -> tuple[list[int], float] | None:
-    """The pads of all dimensions (begins, then ends) and the value of a constant Pad that adds; None for any other."""
-    data = node.inputs[0] if is_op(node, "Pad") else None
-    shape = None if data is None else static_shape(data)
-    mode = node.attributes.get("mode")
-    pads = constant(node.inputs[1]) if is_op(node, "Pad") and len(node.inputs) > 1 else None
-    if shape is None or pads is None or (mode is not None and mode.as_string() != "constant"):
-        return None
-    value_input, axes_input = ([*node.inputs[2:], None, None])[:2]
-    value, axes = constant(value_input), constant(axes_input)
-    if (value_input is not None and value is None) or (axes_input is not None and axes is None):
-        return None
-    rank = len(shape)
-    every = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
-    found = [0] * (2 * rank)
-    for i, axis in enumerate(every):
-        found[axis], found[axis + rank] = int(pads[i]), int(pads[i + len(every)])
-    return None if min(found) < 0 else (found, 0.0 if value is None else float(value.reshape(())))

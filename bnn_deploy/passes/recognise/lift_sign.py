@@ -7,13 +7,13 @@ import json
 import onnx_ir as ir
 
 from bnn_deploy.operators.bits import WORD
-from bnn_deploy.passes.graph import insert_node, is_op, remove_if_dead, static_shape
-from bnn_deploy.passes.outcome import PassResult
-from bnn_deploy.passes.recognise.sink_sign import is_flatten
+from bnn_deploy.passes.conditions import shapes_known
+from bnn_deploy.passes.graph import insert_node, is_flatten, is_op, remove_if_dead, static_shape
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, ZERO, provenance, source_metadata
 
 
-class LiftSign:
+class LiftSign(Pass):
     """Linear(Sign(Flatten(x)))  ==>  Linear(Flatten(Sign(x))).
 
     1. Flatten, or a Reshape to [N, features], of a map x [N, C, spatial...] in front of linear layers only. The sign is
@@ -27,9 +27,11 @@ class LiftSign:
     Declines: nothing; a sign of flat features, with a BatchNorm over them, is right as it is.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (shapes_known,)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite every Sign that qualifies."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):
             data = node.inputs[0] if is_op(node, "Sign") else None
             flatten = None if data is None else data.producer()
@@ -42,7 +44,7 @@ class LiftSign:
             if (shape[1] or 0) < WORD:
                 continue
             self._lift(node, flatten, x)
-            result.modified += 1
+            result.rewrote(node)
         return result
 
     def _lift(self, node: ir.Node, flatten: ir.Node, x: ir.Value) -> None:

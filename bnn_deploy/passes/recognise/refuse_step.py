@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.conditions import signs_canonical
 from bnn_deploy.passes.elementwise import monotone
 from bnn_deploy.passes.graph import constant, is_op, static_shape
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import StepSign
 from bnn_deploy.provenance import REFUSED, zero_value
 
@@ -60,7 +61,7 @@ class _Flat:
     node: ir.Node
 
 
-class RefuseStep:
+class RefuseStep(Pass):
     """Sign(f(x)), f exactly 0 over an interval and sign(0) being 0: marked, so that its layers are left float.
 
     1. Relu, a Clip with 0 as one of its limits, Max or Min with 0, rounding to integers, ThresholdedRelu, Shrink,
@@ -73,19 +74,21 @@ class RefuseStep:
         where sign(0) is +1 or -1 in the source, ±1 is right.
     """
 
+    needs = (signs_canonical,)
+
     def __init__(self) -> None:
         self._found: dict[ir.Value, list[_Flat]] = {}
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    def call(self, model: ir.Model) -> Outcome:
         """Mark every such Sign."""
-        result = PassResult()
+        result = Outcome(model)
         for node in model.graph:
             if not is_op(node, "Sign") or zero_value(node) or node.inputs[0] is None:
                 continue
             flat = next((flat.node for flat in self._flats(node.inputs[0]) if (flat.level == 0).any()), None)
             if flat is not None:
                 node.meta[REFUSED] = StepSign(flat.op_type, flat.outputs[0].name or "")
-                result.modified += 1
+                result.rewrote(node)
         return result
 
     def _flats(self, value: ir.Value) -> list[_Flat]:

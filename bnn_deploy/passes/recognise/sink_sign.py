@@ -7,14 +7,21 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import constant, insert_node, is_op, remove_if_dead, static_shape
-from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.conditions import constants_folded, shapes_known
+from bnn_deploy.passes.graph import (
+    MOVING_OPERATORS,
+    constant,
+    insert_node,
+    is_flatten,
+    is_op,
+    remove_if_dead,
+    static_shape,
+)
+from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, ZERO, provenance, source_metadata
 
-MOVING_OPERATORS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
-
-class SinkSign:
+class SinkSign(Pass):
     """move(Sign(x) [* s])  ==>  Sign(move(x)) [* s], the move being Transpose, Reshape, Flatten, Squeeze or Unsqueeze.
 
     1. A sign is elementwise, so it may be taken before or after its values are moved; behind the moves the simple forms
@@ -26,9 +33,11 @@ class SinkSign:
     convolution over the map; a move whose result has more than one unknown dimension.
     """
 
-    def __call__(self, model: ir.Model) -> PassResult:
+    needs = (constants_folded, shapes_known)
+
+    def call(self, model: ir.Model) -> Outcome:
         """Rewrite until no move of a sign is left."""
-        result = PassResult()
+        result = Outcome(model)
         for node in list(model.graph):  # in order, so that a sign sinks through a chain of moves in one go
             if not is_op(node, *MOVING_OPERATORS) or node.inputs[0] is None or is_flatten(node, node.outputs[0]):
                 continue
@@ -37,7 +46,7 @@ class SinkSign:
             if sign is None or move is None:
                 continue
             self._sink(node, sign, factor, move)
-            result.modified += 1
+            result.rewrote(node)
         return result
 
     def _sink(self, node: ir.Node, sign: ir.Node, factor: ir.Value | None, move: list[Any]) -> None:
@@ -92,19 +101,6 @@ def _scaled_sign(node: ir.Node | None) -> tuple[ir.Node | None, ir.Value | None]
             if sign is not None and is_op(sign.producer(), "Sign") and number is not None and number.ndim == 0:
                 return sign.producer(), factor
     return None, None
-
-
-def is_flatten(node: ir.Node, result: ir.Value) -> bool:
-    """Whether `node` makes [N, features] of [N, ...], and only linear layers read `result`, it or a sign of it."""
-    shape, data = static_shape(node.outputs[0]), node.inputs[0]
-    before = None if data is None else static_shape(data)
-    if not is_op(node, "Flatten", "Reshape") or shape is None or before is None or len(shape) != 2:
-        return False
-    same_batch = shape[0] == before[0]
-    users = list(result.consumers())
-    if not same_batch or not users or result.is_graph_output():
-        return False
-    return all(is_op(user, "Gemm", "MatMul") for user in users)
 
 
 def _move(node: ir.Node) -> list[Any] | None:

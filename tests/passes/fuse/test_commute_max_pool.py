@@ -56,7 +56,7 @@ def test_pools_bits(pool: str) -> None:
     model = parse(f"p = MaxPool <{POOLS[pool]}> (x)\ns = Sign(p)\ny = Conv(s, w)", X, w=W)
     after = lower(model)
     result = CommuteMaxPool()(after)
-    assert (result.modified, result.declined) == (1, [])
+    assert (result.count, result.declined) == (1, [])
     assert op_types(after) == ["Binarize", "BinaryMaxPool", "BinaryConv"]
     assert_same(model, after)
     # The bits that stand for the float graph's sign are now the pool's.
@@ -188,7 +188,7 @@ def test_other_ranks(x: tuple[int | str, ...]) -> None:
     model = parse(pool + "f = Flatten(s)\ny = MatMul(f, w)", x, w=weights(features, 5))
     if rank == 3:  # no BinaryConv of three dimensions, so no bits that could be pooled
         after = copy(model)
-        assert CommuteMaxPool()(after).modified == 0
+        assert CommuteMaxPool()(after).count == 0
         assert op_types(after) == op_types(model)
         return
     after, declined = passes(model)

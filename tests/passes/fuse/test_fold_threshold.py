@@ -42,7 +42,7 @@ def folds(model: ir.Model, *expected: str, modified: int = 1) -> ir.Model:
     """Check that the pass leaves these operators and changes nothing of the result."""
     after = lower(model)
     result = FoldThreshold()(after)
-    assert (result.modified, result.declined) == (modified, [])
+    assert (result.count, result.declined) == (modified, [])
     assert op_types(after) == list(expected)
     assert_same(model, after)
     return after
@@ -52,7 +52,7 @@ def declines(model: ir.Model, reason: str, modified: int = 0) -> ir.Model:
     """Check that the pass stops with this reason, and that what it left is still right."""
     after = lower(model)
     result = FoldThreshold()(after)
-    assert result.modified == modified
+    assert result.count == modified
     assert [reason in decline.reason for decline in result.declined] == [True], result.declined
     assert_same(model, after)
     return after
@@ -169,7 +169,7 @@ def test_falling_channels_are_complemented_in_every_consumer(case: str) -> None:
     model = parse(NORM + text, ("N", 6, 6, 6), ("y", "z") if "z =" in text else ("y",), **constants, **NEGATIVE)
     after = lower(model)
     result = FoldThreshold()(after)
-    assert (result.modified, result.declined) == (1, [])
+    assert (result.count, result.declined) == (1, [])
     assert complemented_channels(after) == {1, 2, 4}
     assert_same(model, after)
 
@@ -265,7 +265,7 @@ def test_does_not_fold_what_is_not_known(case: str) -> None:
     inputs = "float[4] k" if " k," in text else "float l" if " l)" in text else ""
     after = lower(parse(f"{text}\n{CONV}", inputs=inputs, w=W, **constants))
     result = FoldThreshold()(after)
-    assert result.modified == 0
+    assert result.count == 0
     assert [reason in decline.reason for decline in result.declined] == [True], result.declined
 
 
@@ -280,7 +280,7 @@ def test_does_not_fold_a_residual(op_type: str) -> None:
     model = parse(f"a = Relu(x)\nd = Abs(x)\nf = {op_type}(d, x)\ng = Add(f, c)\ns = Sign(g)\ny = Conv(s, w)", w=W, c=C)
     after = lower(model)
     result = FoldThreshold()(after)
-    assert (result.modified, result.declined) == (1, [])  # the Add of a constant, and no further
+    assert (result.count, result.declined) == (1, [])  # the Add of a constant, and no further
     assert op_type in op_types(after)
     assert_same(model, after)
 
@@ -317,7 +317,7 @@ def test_constants_shared_with_other_nodes_stay_as_they_are() -> None:
         **constants,
     )
     after = lower(model)
-    assert FoldThreshold()(after).modified == 1
+    assert FoldThreshold()(after).count == 1
     assert sorted(op_types(after)) == ["BatchNormalization", "Binarize", "BinaryConv"]
     (y, z), (got_y, got_z) = run_float(model, samples(model)), run_binary(after, samples(model), True)
     assert equal([got_y], [y])

@@ -216,7 +216,7 @@ def test_does_not_fuse_a_convolution_flattened_over_positions() -> None:
 def test_does_not_fuse_twice() -> None:
     model = parse(FIRST + f"f = {NORM.format('a')}\n" + LAST.format("f"), **CONSTANTS, **batch_norm(8))
     after, _ = passes(model)
-    assert FuseConvThreshold()(after).modified == 0
+    assert FuseConvThreshold()(after).count == 0
     assert COMPLEMENTED not in only(after, "BinaryConvThreshold").metadata_props
 
 

@@ -36,7 +36,7 @@ def model(text: str, outputs: tuple[str, ...] = ("y",)) -> ir.Model:
 def fused(before: ir.Model) -> tuple[ir.Model, list[str]]:
     after = copy(before)
     result = FuseFactor()(after)
-    assert bool(result.modified) == ("BinaryConvScaled" in op_types(after))
+    assert bool(result.count) == ("BinaryConvScaled" in op_types(after))
     return after, [decline.reason for decline in result.declined]
 
 

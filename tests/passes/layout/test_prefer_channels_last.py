@@ -29,7 +29,7 @@ def same(before: ir.Model, after: ir.Model, kernels: bool) -> bool:
 def test_fires(kernels: bool) -> None:
     before = binary()
     after = copy(before)
-    assert PreferChannelsLast()(after).modified == 1
+    assert PreferChannelsLast()(after).count == 1
     assert op_types(after) == ["Conv", "Transpose", "BinarizeChannelsLast", "BinaryConv"]
     node = next(node for node in after.graph if node.op_type == "BinarizeChannelsLast")
     assert node.metadata_props[SOURCE] == "s"
@@ -43,22 +43,22 @@ def test_fires(kernels: bool) -> None:
 
 
 def test_does_not_fire_for_a_rest_of_channels() -> None:
-    assert PreferChannelsLast()(binary(channels=40)).modified == 0
+    assert PreferChannelsLast()(binary(channels=40)).count == 0
 
 
 def test_does_not_fire_for_a_convolution_that_is_used_elsewhere() -> None:
     text = TEXT.replace("y = Conv(s, w)", "d = Conv(s, w)\ne = ReduceMax(c)\ny = Add(d, e)")
-    assert PreferChannelsLast()(binary(text)).modified == 0
+    assert PreferChannelsLast()(binary(text)).count == 0
 
 
 def test_does_not_fire_without_a_convolution() -> None:
     text = "c = Conv(x, f, bias)\nr = Relu(c)\ns = Sign(r)\ny = Conv(s, w)"
-    assert PreferChannelsLast()(binary(text)).modified == 0
+    assert PreferChannelsLast()(binary(text)).count == 0
 
 
 def test_one_sign_for_two_layers() -> None:
     before = binary(TEXT.replace("y = Conv(s, w)", "d = Conv(s, w)\ne = Conv(s, w)\ny = Add(d, e)"))
     after = copy(before)
-    assert PreferChannelsLast()(after).modified == 1
+    assert PreferChannelsLast()(after).count == 1
     assert op_types(after).count("BinarizeChannelsLast") == 1
     assert same(before, after, True)

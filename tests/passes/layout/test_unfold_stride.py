@@ -24,7 +24,7 @@ def exact_samples(model: ir.Model) -> np.ndarray:
 
 def assert_unfolds(before: ir.Model, count: int = 1) -> ir.Model:
     after = copy(before)
-    assert UnfoldStride()(after).modified == count
+    assert UnfoldStride()(after).count == count
     x = exact_samples(before)
     expected = run_float(before, x)
     assert equal(run_float(after, x), expected)
@@ -70,13 +70,13 @@ def test_shared_weights_and_fan_out() -> None:
     ids=["no stride", "two strides", "dilated", "auto_pad", "odd height", "unknown width", "many channels"],
 )
 def test_does_not_unfold(text: str, x: tuple[str | int, ...]) -> None:
-    assert UnfoldStride()(strided(text, x=x)).modified == 0
+    assert UnfoldStride()(strided(text, x=x)).count == 0
 
 
 def test_does_not_unfold_a_subsampling() -> None:
-    assert UnfoldStride()(strided("y = Conv<strides=[2, 2]>(x, w, b)", (1, 1))).modified == 0
+    assert UnfoldStride()(strided("y = Conv<strides=[2, 2]>(x, w, b)", (1, 1))).count == 0
 
 
 def test_does_not_unfold_groups() -> None:
     before = parse("y = Conv<strides=[2, 2], group=2>(x, w)", ("N", 4, 8, 8), w=weights(4, 2, 3, 3))
-    assert UnfoldStride()(before).modified == 0
+    assert UnfoldStride()(before).count == 0

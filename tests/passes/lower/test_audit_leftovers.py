@@ -22,7 +22,7 @@ def audit(model: ir.Model) -> list[Decline]:
     lowered = LowerBinaryConv()(after)
     before = ir.to_proto(after).SerializeToString()
     result = AuditLeftovers(lowered.declined)(after)
-    assert result.modified == 0
+    assert result.count == 0
     assert ir.to_proto(after).SerializeToString() == before, "the audit changes nothing"
     return result.declined
 

@@ -39,7 +39,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, list[Decline], int]:
     after = copy(model)
     result = LowerBinaryConv()(after)
     common.RemoveUnusedNodesPass()(after)
-    return after, result.declined, result.modified
+    return after, result.declined, result.count
 
 
 def fires(model: ir.Model, *expected: str, count: int = 1) -> ir.Model:

@@ -60,7 +60,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, list[Decline], int]:
     after = copy(model)
     result = LowerLevels()(after)
     common.RemoveUnusedNodesPass()(after)
-    return after, result.declined, result.modified
+    return after, result.declined, result.count
 
 
 def same(before: ir.Model, after: ir.Model) -> bool:
@@ -368,7 +368,7 @@ def test_does_not_take_real_weights() -> None:
     with pytest.raises(InputError, match="its input has few levels, but its weights are real-valued"):
         BinarizeWeights("auto")(model(DOREFA, **real))
     named = model(DOREFA, **real)
-    assert BinarizeWeights("sign")(named).modified == 1
+    assert BinarizeWeights("sign")(named).count == 1
     fires(named, "QuantizeLevels", "BinaryConvLevels")
 
 

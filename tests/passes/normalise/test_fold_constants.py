@@ -116,7 +116,7 @@ def test_a_constant_that_two_nodes_share() -> None:
     first, second = (node.inputs[1] for node in after.graph if node.op_type == "Conv")
     assert first is second
     same(model, after)
-    assert LowerBinaryConv()(after).modified == 2
+    assert LowerBinaryConv()(after).count == 2
 
 
 def test_a_constant_that_is_also_an_output_or_used_by_something_float() -> None:

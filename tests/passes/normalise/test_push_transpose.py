@@ -35,7 +35,7 @@ FIRST, LAST = "Transpose <perm=[0,3,1,2]>", "Transpose <perm=[0,2,3,1]>"
 
 def push(model: ir.Model) -> tuple[ir.Model, int]:
     after = copy(model)
-    return after, PushTranspose()(after).modified
+    return after, PushTranspose()(after).count
 
 
 def check(model: ir.Model, transposes: int) -> ir.Model:

@@ -15,7 +15,7 @@ from support.graphs import assert_same, copy, equal, op_types, parse, run_float,
 
 def resolve(model: ir.Model) -> tuple[ir.Model, int]:
     after = copy(model)
-    return after, ResolveAutoPad()(after).modified
+    return after, ResolveAutoPad()(after).count
 
 
 @pytest.mark.parametrize("rule", ["SAME_UPPER", "SAME_LOWER", "VALID"])

@@ -19,7 +19,7 @@ FULL = np.broadcast_to(C, (3, 4, 6, 6)).copy()
 
 def simplify(model: ir.Model) -> tuple[ir.Model, int]:
     after = copy(model)
-    return after, SimplifyBroadcast()(after).modified
+    return after, SimplifyBroadcast()(after).count
 
 
 def operand(model: ir.Model, op_type: str) -> Any:

@@ -20,7 +20,7 @@ y = Reshape (x, target)
 
 def simplified(model: ir.Model) -> tuple[ir.Model, int]:
     after = copy(model)
-    return after, SimplifyReshape()(after).modified
+    return after, SimplifyReshape()(after).count
 
 
 @pytest.mark.parametrize("rest", ["24", "4, 6", "2, 3, 4"])

@@ -31,7 +31,7 @@ def model_of(text: str, outputs: tuple[str, ...] = ("y",)) -> ir.Model:
 
 def simplify(model: ir.Model) -> tuple[ir.Model, int]:
     after = copy(model)
-    return after, SimplifyRound()(after).modified
+    return after, SimplifyRound()(after).count
 
 
 def near_zero(model: ir.Model) -> Array:

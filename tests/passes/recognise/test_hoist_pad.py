@@ -20,7 +20,7 @@ PADS = np.array([0, 0, 1, 0, 0, 0, 1, 2])
 
 def hoist(model: ir.Model) -> tuple[ir.Model, int]:
     after = copy(model)
-    return after, HoistPad()(after).modified
+    return after, HoistPad()(after).count
 
 
 def graph(text: str, outputs: tuple[str, ...] = ("y",), **constants: Any) -> ir.Model:

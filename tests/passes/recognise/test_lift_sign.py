@@ -19,7 +19,7 @@ LAYER = "s0 = Sign(x)\nc = Conv(s0, w)\nn = BatchNormalization(c, g, b, m, v)\n"
 
 def lift(model: ir.Model) -> tuple[ir.Model, int]:
     after = copy(model)
-    return after, LiftSign()(after).modified
+    return after, LiftSign()(after).count
 
 
 def graph(text: str, outputs: tuple[str, ...] = ("y",), channels: int = 32) -> ir.Model:

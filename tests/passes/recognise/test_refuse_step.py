@@ -143,7 +143,7 @@ def test_fan_out() -> None:
 def test_marks_and_changes_nothing_else() -> None:
     model = graph(STEPS[0])
     before = op_types(model)
-    assert RefuseStep()(model).modified == 1
+    assert RefuseStep()(model).count == 1
     assert op_types(model) == before
     assert [node.op_type for node in model.graph if REFUSED in node.meta] == ["Sign"]
 

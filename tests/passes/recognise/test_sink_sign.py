@@ -16,7 +16,7 @@ from support.graphs import assert_same, copy, eighths, equal, only, op_types, pa
 
 def sink(model: ir.Model) -> tuple[ir.Model, int]:
     after = copy(model)
-    return after, SinkSign()(after).modified
+    return after, SinkSign()(after).count
 
 
 SHUFFLE = (
