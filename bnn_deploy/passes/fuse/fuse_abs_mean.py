@@ -20,7 +20,7 @@ from bnn_deploy.passes.graph import (
     static_shape,
 )
 from bnn_deploy.passes.outcome import PassResult
-from bnn_deploy.provenance import BIT_KEYS, output_key, source_metadata
+from bnn_deploy.provenance import bit_metadata, output_key, source_metadata
 
 
 class FuseAbsMean:
@@ -73,14 +73,13 @@ class FuseAbsMean:
         assert values is not None
         one = add_initializer(graph, f"{mean_name}_scale", np.ones(len(values), np.float32))
         zero = add_initializer(graph, f"{mean_name}_shift", np.zeros(len(values), np.float32))
-        metadata = {key: binarize.metadata_props[key] for key in BIT_KEYS if key in binarize.metadata_props}
         new = ir.Node(
             DOMAIN,
             "BinarizeAbsMean",
             [x, threshold, one, zero],
             num_outputs=2,
             name=binarize.name,
-            metadata_props=metadata | {output_key(k, 1): t for k, t in source_metadata(old_mean).items()},
+            metadata_props=bit_metadata(binarize) | {output_key(k, 1): t for k, t in source_metadata(old_mean).items()},
         )
         bits, mean = new.outputs
         bits.type, bits.shape, bits.name = old_bits.type, old_bits.shape, f"{bits_name}_new"

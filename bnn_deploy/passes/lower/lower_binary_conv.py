@@ -22,7 +22,7 @@ from bnn_deploy.passes.lower.layer import (
     two_valued,
 )
 from bnn_deploy.passes.outcome import PassResult, display_name
-from bnn_deploy.provenance import BIT_KEYS, SOURCE, zero_value
+from bnn_deploy.provenance import SOURCE, bit_metadata, zero_value
 
 SMALLEST = np.nextafter(np.float32(0), np.float32(1))
 """The smallest float32 above 0: x >= this is x > 0."""
@@ -134,8 +134,7 @@ class LowerBinaryConv:
                 dtype=ir.DataType.UINT32,
                 shape=[value.shape[0], *value.shape[2:], words(channels)],
                 domain=DOMAIN,
-                metadata={SOURCE: value.name or ""}
-                | {key: sign.metadata_props[key] for key in BIT_KEYS if key in sign.metadata_props},
+                metadata={SOURCE: value.name or ""} | bit_metadata(sign),
             )
         bits = self._bits[value]
         for pool in source.pools:

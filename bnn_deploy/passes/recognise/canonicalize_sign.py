@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from bnn_deploy.passes.elementwise import COMPARISONS, ELEMENTWISE, Array, apply_operator, same_shape, uniform
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
 from bnn_deploy.passes.outcome import PassResult
-from bnn_deploy.provenance import BEFORE, ZERO, provenance, source_metadata
+from bnn_deploy.provenance import Subtract, place, sign_metadata
 
 
 @dataclass(frozen=True)
@@ -110,18 +109,18 @@ class CanonicalizeSign:
         old = node.outputs[0]
         name = old.name or ""
         data = leaf
-        before = provenance(leaf)
+        before = place(leaf)
         shape = None if leaf.shape is None else list(leaf.shape)
         if step.falling:
             data = insert_node(node, "Neg", [data], {}, f"{name}_negative", dtype=ir.DataType.FLOAT, shape=shape)
         if step.threshold.any():
-            before.append(["subtract", step.threshold.tolist()])
+            before = before.then(Subtract(step.threshold.tolist()))
             threshold = -step.threshold if step.falling else step.threshold
             operand = add_initializer(graph, f"{name}_subtrahend", threshold)
             data = insert_node(
                 node, "Sub", [data, operand], {}, f"{name}_shifted", dtype=ir.DataType.FLOAT, shape=shape
             )
-        metadata = source_metadata(old) | {BEFORE: json.dumps(before)} | ({ZERO: str(step.zero)} if step.zero else {})
+        metadata = sign_metadata(place(old), before, step.zero)
         new = insert_node(
             node, "Sign", [data], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )

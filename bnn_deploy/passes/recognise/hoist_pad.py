@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import reduce
 
 import numpy as np
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from bnn_deploy.passes.elementwise import Monotone, monotone
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import PassResult
-from bnn_deploy.provenance import BEFORE, MOVES, REFUSED, SOURCE, ZERO, provenance, source_metadata, zero_value
+from bnn_deploy.provenance import REFUSED, Crop, node_place, note_place, place, sign_metadata, zero_value
 
 
 class HoistPad:
@@ -74,13 +73,9 @@ class HoistPad:
                 dtype=ir.DataType.FLOAT,
                 shape=shape,
             )
-            data.metadata_props[BEFORE] = json.dumps([*provenance(padded), ["crop", pads]])
+            note_place(data, place(padded).then(Crop(pads)))
         name = old.name or ""
-        own = node.metadata_props if SOURCE in node.metadata_props else source_metadata(old)
-        moves = [*json.loads(own.get(MOVES, "[]")), ["crop", pads]]
-        metadata = {SOURCE: own[SOURCE], MOVES: json.dumps(moves), BEFORE: json.dumps(provenance(data))}
-        if ZERO in node.metadata_props:
-            metadata[ZERO] = node.metadata_props[ZERO]
+        metadata = sign_metadata(node_place(node, old).then(Crop(pads)), place(data), zero_value(node))
         inside = insert_node(
             node, "Sign", [data], {}, f"{name}_inside", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )
