@@ -7,7 +7,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import DOMAIN
-from bnn_deploy.passes.elementwise import batch_norm_line, bisect_threshold
 from bnn_deploy.passes.fuse.complement import complement_channels, complementable
 from bnn_deploy.passes.graph import (
     add_initializer,
@@ -19,6 +18,7 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
     static_shape,
 )
+from bnn_deploy.passes.monotone import batch_norm_line, bisect_threshold
 from bnn_deploy.passes.outcome import PassResult
 from bnn_deploy.provenance import bit_metadata, output_key, source_metadata
 

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from numpy.typing import NDArray
 
-from bnn_deploy.passes.elementwise import ELEMENTWISE, same_shape, uniform
+from bnn_deploy.passes.elementwise import ELEMENTWISE, Array, same_shape, uniform
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import PassResult
 from bnn_deploy.provenance import Move, Reshape, Transpose, note_place, place, read_before, read_source, source_metadata
 
-Array = NDArray[Any]
-
 UNARY = (
-    *("Abs", "Cast", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "HardSwish", "LeakyRelu"),
-    *("Log", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt"),
-    *("Tanh", "ThresholdedRelu"),
+    *("Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Reciprocal"),
+    *("Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu"),
 )
 
 ELEMENTWISE_OPS = (*UNARY, *ELEMENTWISE, "PRelu", "Pow")

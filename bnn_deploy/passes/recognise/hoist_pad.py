@@ -7,8 +7,9 @@ from functools import reduce
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.passes.elementwise import Monotone, monotone
+from bnn_deploy.passes.elementwise import evaluate
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
+from bnn_deploy.passes.monotone import Monotone, monotone
 from bnn_deploy.passes.outcome import PassResult
 from bnn_deploy.provenance import REFUSED, Crop, node_place, note_place, place, sign_metadata, zero_value
 
@@ -41,7 +42,7 @@ class HoistPad:
                 continue
             pads, value = border
             values = together(np.full(channels, value, np.float32))
-            signs = np.where(values == 0, np.float32(zero_value(node)), np.sign(values))
+            signs = evaluate(node, [values])
             if (signs == signs[0]).all():
                 if signs[0] == 0 or any(is_op(user, "Conv") for user in node.outputs[0].consumers()):
                     self._hoist(model.graph, node, pad, functions, pads, float(signs[0]))

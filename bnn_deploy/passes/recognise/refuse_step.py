@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.passes.elementwise import monotone
 from bnn_deploy.passes.graph import constant, is_op, static_shape
+from bnn_deploy.passes.monotone import monotone
 from bnn_deploy.passes.outcome import PassResult
 from bnn_deploy.provenance import REFUSED, zero_value
 
