@@ -59,7 +59,7 @@ ZERO = "bnn_deploy.zero"
 """Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""
 
 REFUSED = "bnn_deploy.refused"
-"""Metadata of a Sign that cannot become bits: the reason."""
+"""Key, in `meta`, of a Sign that cannot become bits: the Reason."""
 
 BIT_KEYS = (SOURCE, COMPLEMENTED, BEFORE, MOVES)
 """The metadata that belongs to a tensor of bits, and goes where it goes."""

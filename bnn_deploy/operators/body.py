@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.operators.contract import DOMAIN, OPSET
+from bnn_deploy.operators.contract import DOMAIN, OPERATORS, OPSET
 
 
 class Body:
     """A function body under construction: standard operators only, for any number of spatial dimensions."""
 
-    def __init__(self, name: str, inputs: Sequence[str], attributes: dict[str, ir.AttributeType]) -> None:
-        self.name = name
-        self.inputs = {i: ir.Value(name=i) for i in inputs}
-        self.attributes = attributes
+    def __init__(self, operator: str) -> None:
+        self.row = OPERATORS[operator]
+        self.inputs = {given.name: ir.Value(name=given.name) for given in self.row.inputs}
+        self.attributes = {name: ir.AttributeType[kind] for name, kind in self.row.attributes.items()}
         self.nodes: list[ir.Node] = []
 
     def op(
@@ -181,17 +181,17 @@ class Body:
         shifted = self.per_channel("Add", scaled, self.inputs["bias"])
         return self.op("Reshape", shifted, self.op("Shape", acc))
 
-    def function(self, outputs: Sequence[ir.Value], doc: str, names: Sequence[str] = ("Y", "bits")) -> ir.Function:
-        """Finish."""
-        for output, name in zip(outputs, names, strict=False):
-            output.name = name
+    def function(self, *outputs: ir.Value) -> ir.Function:
+        """Finish, with the outputs in the order of the table's row."""
+        for output, declared in zip(outputs, self.row.outputs, strict=True):
+            output.name = declared.name
         graph = ir.Graph(
             list(self.inputs.values()),
             list(outputs),
             nodes=self.nodes,
             opset_imports={"": OPSET},
-            name=self.name,
-            doc_string=doc,
+            name=self.row.name,
+            doc_string=self.row.formula,
         )
         attributes = [ir.Attr(name, kind, None) for name, kind in self.attributes.items()]
-        return ir.Function(DOMAIN, self.name, graph=graph, attributes=attributes)
+        return ir.Function(DOMAIN, self.row.name, graph=graph, attributes=attributes)

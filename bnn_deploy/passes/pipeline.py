@@ -81,11 +81,9 @@ def to_binary(
             break
     not_fused += FuseResidual()(model).declined
     leftovers = AuditLeftovers(declined)(model).declined
-    unpacked = {decline.node: decline.reason for decline in PackWeights(names)(model).declined}
+    unpacked = {decline.node: decline.why for decline in PackWeights(names)(model).declined}
     leftovers = [
-        replace(left, reason=f"{left.reason}; its weights are not stored as bits: {unpacked[left.node]}")
-        if left.node in unpacked and unpacked[left.node] not in left.reason
-        else left
+        replace(left, unpacked=unpacked[left.node]) if unpacked.get(left.node, left.why) != left.why else left
         for left in leftovers
     ]
     if channels_last:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.operators.contract import DOMAIN, LAYERS, VERSION, WITHOUT_KERNEL, holds_bits
+from bnn_deploy.operators.contract import DOMAIN, VERSION, holds_bits, is_layer, operator_of
 from bnn_deploy.proof.cuts import Cut, cuts, value_info
 from bnn_deploy.provenance import SOURCE, properties
 
@@ -104,7 +104,7 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
                     nodes[position[id(node)]] = node
                     pending += node.input
         ordered = [nodes[i] for i in sorted(nodes)]
-        layers = [n.name for n in ordered if n.op_type in LAYERS]
+        layers = [n.name for n in ordered if is_layer(n)]
         infos = [
             graph_inputs[name]
             if name in graph_inputs
@@ -132,7 +132,7 @@ def operator_nodes(model: ModelProto) -> list[NodeProto]:
 
 def has_kernels(model: ModelProto) -> bool:
     """Whether `model` has an operator that the C++ library has a kernel for; one with binary weights only has not."""
-    return any(node.op_type not in WITHOUT_KERNEL for node in operator_nodes(model))
+    return any(row.has_kernel for node in operator_nodes(model) if (row := operator_of(node)) is not None)
 
 
 def single_node(model: ModelProto, node: NodeProto, output: int, inputs: dict[str, NDArray[Any]]) -> ModelProto:

@@ -165,7 +165,8 @@ class Verifier:
         inputs = {name: feeds[name] for name in data_inputs(self.proto, node)}
         model = single_node(self.proto, node, output, inputs)
         everything = self.sessions.make(model, self.sessions.BODIES)(inputs)
-        tolerance = relative_tolerance(node, output, inputs)
+        channels = inputs[node.input[0]].shape[1] if node.input[0] in inputs else 0
+        tolerance = relative_tolerance(node, output, channels)
         differing = {}
         for backend in self.backends[1:]:
             count = self._share(backend, 0, len(everything))

@@ -15,13 +15,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnn_deploy.operators.contract import BINARY, OPERATORS, WEIGHT_OPERATORS, WEIGHTS_ONLY
-from bnn_deploy.passes.advice import advice
+from bnn_deploy.operators.contract import BINARY, OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
 from bnn_deploy.passes.graph import constant, ints, is_binary_op, is_op
 from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
 from bnn_deploy.passes.outcome import Decline, display_name
+from bnn_deploy.passes.reasons import CancelsOut
 from bnn_deploy.passes.recognise.sink_sign import MOVING_OPERATORS
 from bnn_deploy.provenance import SOURCE, output_key, read_levels
 from bnn_deploy.report.canonical import Canonical, CanonicalLayer
@@ -90,9 +90,7 @@ class _Builder:
         self.values = {v.name: v for v in model.graph.inputs if v.name}
         self.values |= {v.name: v for node in self.order for v in node.outputs if v.name}
         self.binary = {
-            display_name(node): node
-            for node in binary.graph
-            if is_op(node, *LAYER_OPERATORS) or is_binary_op(node, *OPERATORS)
+            display_name(node): node for node in binary.graph if is_op(node, *LAYER_OPERATORS) or is_binary_layer(node)
         }
 
     def report(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
@@ -100,7 +98,7 @@ class _Builder:
         name = display_name(node)
         seen, final, decline = self.canonical.layers[name], self.binary[name], self.left_float.get(name)
         status = _status(final)
-        is_binary = is_binary_op(final, *OPERATORS)
+        is_binary = is_binary_layer(final)
         if is_binary and status != BINARY:
             seen = replace(seen, source=None, zero=None)  # it reads something else than a sign
         zero = seen.zero
@@ -124,7 +122,7 @@ class _Builder:
             binarisation=self._binarisation(node, final),
             fused=fused,
             reason=None if decline is None else decline.reason,
-            advice=None if decline is None else advice(decline.reason, self._is_last(node)),
+            advice=None if decline is None else decline.advice(self._is_last(node)),
             binary_in_training=decline is not None and decline.has_sign_input,
         )
 
@@ -132,8 +130,8 @@ class _Builder:
         """Report on a layer whose output nothing in the converted model depends on."""
         return replace(
             self._plain(node, scheme, binarized),
-            reason="its output cancels out, as in (a - S) + S of the straight-through trick",
-            advice="nothing: it has no effect, and is not computed",
+            reason=CancelsOut().text,
+            advice=CancelsOut.advice,
         )
 
     def _plain(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
@@ -220,12 +218,12 @@ class _Builder:
         for i, output in enumerate(final.outputs):
             source = final.metadata_props.get(output_key(SOURCE, i))
             follower: ir.Value | None = output
-            while source is None and follower is not None and is_binary_op(final, *OPERATORS):
+            while source is None and follower is not None and is_binary_layer(final):
                 # Bits without a name of their own: the pool that they go through has it.
                 reader = next(iter(follower.consumers()), None)
                 follower = None if reader is None else reader.outputs[0]
                 source = None if reader is None else reader.metadata_props.get(SOURCE)
-            ends.append(output.name if source is None and not is_binary_op(final, *OPERATORS) else source)
+            ends.append(output.name if source is None and not is_binary_layer(final) else source)
         found: dict[str, None] = {}
         for end in ends:
             value = self.values.get(end or "")
@@ -233,7 +231,7 @@ class _Builder:
                 found |= dict.fromkeys(self._between(node.outputs[0], value))
         before = final.inputs[0]
         if (
-            not is_binary_op(final, *OPERATORS)
+            not is_binary_layer(final)
             and before is not None
             and node.inputs[0] is not None
             and before.name in self.values
@@ -243,12 +241,13 @@ class _Builder:
 
     def _binarisation(self, node: ir.Node, final: ir.Node) -> tuple[str, ...]:
         """What was fused into the binarisation of the layer's input, if it is one of floats."""
-        current = (
-            final.inputs[0].producer() if is_binary_op(final, *OPERATORS) and final.inputs[0] is not None else None
-        )
+        current = final.inputs[0].producer() if is_binary_layer(final) and final.inputs[0] is not None else None
         while current is not None and (is_op(current, "Unsqueeze") or is_binary_op(current, "BinaryMaxPool")):
             current = None if current.inputs[0] is None else current.inputs[0].producer()
-        if current is None or not current.op_type.startswith("Binarize") or current.inputs[0] is None:
+        row = None if current is None else operator_of(current)
+        if current is None or row is None or row.threshold is None or row.is_layer or current.inputs[0] is None:
+            return ()
+        if row.outputs[row.threshold.output].content != "bits":
             return ()
         data = current.inputs[0]
         above = data.producer()
@@ -320,14 +319,14 @@ def _levels(final: ir.Node) -> str | None:
 
 
 def _status(final: ir.Node) -> str:
-    if is_binary_op(final, *OPERATORS):
-        return OPERATORS[final.op_type].format(**{key: attribute.value for key, attribute in final.attributes.items()})
+    if is_binary_layer(final):
+        status = OPERATORS[final.op_type].status or ""
+        return status.format(**{key: attribute.value for key, attribute in final.attributes.items()})
     maker = final.inputs[1].producer() if len(final.inputs) > 1 and final.inputs[1] is not None else None
     if maker is not None and is_op(maker, "Transpose") and maker.inputs[0] is not None:
         maker = maker.inputs[0].producer()
-    if maker is not None and is_binary_op(maker, *WEIGHT_OPERATORS):
-        return WEIGHT_OPERATORS[maker.op_type]
-    return FLOAT
+    row = None if maker is None else operator_of(maker)
+    return FLOAT if row is None or row.weights_status is None else row.weights_status
 
 
 def _equal_values(graph: ir.Graph) -> dict[ir.Value, int]:

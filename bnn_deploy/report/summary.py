@@ -12,9 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.files import write_files
-from bnn_deploy.operators.contract import OPERATORS
-from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
-from bnn_deploy.passes.graph import constant, is_binary_op, is_op
+from bnn_deploy.operators.contract import is_binary_layer, operator_of
+from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.outcome import Decline, display_name
 
 
@@ -47,35 +46,31 @@ def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
     """
     found = []
     for node in model.graph:
-        if is_binary_op(node, "Binarize", "BinarizeAbsMean", "BinarizeChannelsLast", "BinaryConvThreshold"):
-            threshold = constant(node.inputs[2 if node.op_type == "BinaryConvThreshold" else 1])
-            assert threshold is not None
-            limits = (ALWAYS, NEVER) if node.op_type == "BinaryConvThreshold" else (-np.inf, np.inf)
-            count = int(np.isin(threshold, limits).sum())
-            if count:
-                found.append((_bits_name(node), count, len(threshold)))
-        elif is_binary_op(node, "QuantizeLevels"):
-            thresholds = constant(node.inputs[1])
-            assert thresholds is not None
-            count = int(np.isinf(thresholds).all(axis=0).sum())
-            if count:
-                found.append((_bits_name(node), count, thresholds.shape[1]))
+        row = operator_of(node)
+        if row is None or row.threshold is None:
+            continue
+        thresholds = constant(node.inputs[row.threshold.input])
+        assert thresholds is not None
+        # Levels have a row for each threshold: they are constant where all of these are.
+        constant_bits = np.isin(thresholds, row.threshold.limits).reshape(-1, thresholds.shape[-1]).all(axis=0)
+        if constant_bits.any():
+            found.append((_bits_name(node), int(constant_bits.sum()), thresholds.shape[-1]))
     return found
 
 
 def _bits_name(node: ir.Node) -> str:
     """What to call the bits that a node makes: by the layer, or if it is none, by the layer that reads them."""
-    if is_binary_op(node, "BinaryConvThreshold"):
+    if is_binary_layer(node):
         return f"the output of {display_name(node)}"
     reader: ir.Node | None = node
-    while reader is not None and not is_binary_op(reader, *OPERATORS):
+    while reader is not None and not is_binary_layer(reader):
         reader = next(iter(reader.outputs[0].consumers()), None)
     return f"the input of {display_name(node if reader is None else reader)}"
 
 
 def binary_layers(model: ir.Model) -> list[str]:
     """The names of the binary convolutions and linear layers of a converted model."""
-    return [node.name or "" for node in model.graph if is_binary_op(node, *OPERATORS)]
+    return [node.name or "" for node in model.graph if is_binary_layer(node)]
 
 
 FORMAT = 1
@@ -198,7 +193,8 @@ class Report:
         """Plain types, for json.dumps; `counts` has the number of layers of each status, `format` is FORMAT."""
         statuses = [layer.status for layer in self.layers]
         counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-        return {"format": FORMAT} | asdict(self) | {"counts": counts}
+        own = {"not_fused": [decline.to_json() for decline in self.not_fused]}
+        return {"format": FORMAT} | asdict(self) | own | {"counts": counts}
 
 
 def quantized(layers: Sequence[LayerReport], names: Iterable[str]) -> tuple[LayerReport, ...]:

@@ -7,10 +7,8 @@ import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from bnn_deploy.errors import InputError, one_line
-from bnn_deploy.operators.contract import OPSET
+from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
 from bnn_deploy.source.qonnx import QONNX
-
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def require_tensors(model: ModelProto, name: str) -> None:
@@ -62,12 +60,12 @@ def require_sound_parameters(model: ModelProto, name: str) -> None:
     for node in model.graph.node:
         label = f"{name}: {node.op_type} '{node.name or node.output[0]}'"
         for inner in (n for attribute in node.attribute for g in (attribute.g, *attribute.graphs) for n in g.node):
-            if inner.op_type in LAYERS:
+            if inner.op_type in FLOAT_LAYERS:
                 raise InputError(
                     f"{label} has a {inner.op_type} '{inner.name or inner.output[0]}' in a branch or loop, where no "
                     "pass looks: export the network without control flow"
                 )
-        if node.op_type not in (*LAYERS, "BatchNormalization"):
+        if node.op_type not in (*FLOAT_LAYERS, "BatchNormalization"):
             continue
         for tensor in (constants[parameter] for parameter in node.input[1:] if parameter in constants):
             array = numpy_helper.to_array(tensor)

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bnn_deploy.operators.contract import OPERATORS
-from bnn_deploy.passes.graph import constant, is_binary_op
+from bnn_deploy.operators.contract import is_binary_layer
+from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.report.summary import binary_layers
 from support.graphs import copy, parse, run_binary, run_float, samples, weights
@@ -127,7 +127,7 @@ def test_it_gives_what_the_float_graph_gives(name: str) -> None:
 
     assert same(binary)
     wrong = copy(binary)
-    layer = next(node for node in wrong.graph if node.op_type == "Conv" or is_binary_op(node, *OPERATORS))
+    layer = next(node for node in wrong.graph if node.op_type == "Conv" or is_binary_layer(node))
     value = layer.inputs[1]
     array = np.array(constant(value))
     assert value is not None

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from bnn_deploy.conversion import Conversion, convert
-from bnn_deploy.operators.contract import OPERATORS
+from bnn_deploy.operators.contract import is_binary_layer
 from bnn_deploy.proof.margins import tie_margin
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.proof.verification import verify
@@ -85,8 +85,8 @@ def verified(model: Path, source: Path) -> Verification:
 
 def flip_a_weight(path: Path) -> None:
     model = onnx.load(path)
-    node = next(node for node in model.graph.node if node.op_type in OPERATORS or node.op_type == "UnpackWeights")
-    name = node.input[1 if node.op_type in OPERATORS else 0]
+    node = next(node for node in model.graph.node if is_binary_layer(node) or node.op_type == "UnpackWeights")
+    name = node.input[1 if is_binary_layer(node) else 0]
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     words = numpy_helper.to_array(tensor).copy()
     words[tuple(0 for _ in words.shape)] ^= 2

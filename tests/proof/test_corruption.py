@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from onnx import ModelProto, NodeProto
 
 from bnn_deploy.cli import main
-from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
+from bnn_deploy.operators.contract import ALWAYS, NEVER
 from bnn_deploy.proof.pieces import split
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.proof.verification import verify

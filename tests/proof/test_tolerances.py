@@ -14,8 +14,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.proof.margins import relative_margin
 from bnn_deploy.proof.results import Tolerances
 from bnn_deploy.proof.verification import verify
-from support.bodies import check
-from support.converted import Converted
+from support.converted import Converted, check
 from support.golden_files import BEST
 
 

@@ -17,20 +17,16 @@ from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.proof import verification, verifier
 from bnn_deploy.proof.backends import Backends
 from bnn_deploy.proof.pieces import load_model, operator_nodes, split
-from bnn_deploy.proof.results import Verification, finite
+from bnn_deploy.proof.results import finite
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import library_info
 from bnn_deploy.source.checkpoint import load_module
 from support import networks
-from support.converted import Converted
+from support.converted import Converted, check
 from support.networks import Signed
 
 ISAS = list(library_info().isas)
 BEST = ISAS[:1]
-
-
-def check(converted: Converted, against: Any, samples: int, **options: Any) -> Verification:
-    return verify(converted.model, against, data=converted.images[:samples], **({"reference_samples": 1} | options))
 
 
 # What passes.

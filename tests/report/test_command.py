@@ -77,6 +77,20 @@ def test_channels_that_never_change_are_named_by_their_layer(tmp_path: Path) -> 
     assert convert(unchanged, tmp_path / "m.onnx").constant_channels == ()
 
 
+def test_channels_of_a_residual_block_that_never_change_are_named(tmp_path: Path) -> None:
+    """BatchNorm with gamma 0 behind the shortcut: no sum reaches the threshold, or every one does."""
+    text = (
+        "s = Sign(x)\nc = Conv <pads=[1,1,1,1]> (s, w)\na = Add(c, x)\nn = BatchNormalization(a, g, b, m, v)\n"
+        "t = Sign(n)\nd = Conv <pads=[1,1,1,1]> (t, u)\ny = Add(d, a)"
+    )
+    constants = {"w": weights(8, 8, 3, 3), "u": weights(8, 8, 3, 3, seed=1)}
+    for gamma, expected in ((1, ()), (0, (("the output of c", 1, 8),))):
+        norm = batch_norm(8, gamma=[1, 1, gamma, 1, 1, 1, 1, 1])
+        result = convert(parse(text, ("N", 8, 6, 6), **constants, **norm), tmp_path / "m.onnx")
+        assert result.layers[0].becomes == "BinaryConvResidual"
+        assert result.constant_channels == expected
+
+
 def test_strict_writes_the_report_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(
         BnnDeployError,

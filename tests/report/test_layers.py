@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bnn_deploy import passes
 from bnn_deploy.operators.contract import DOMAIN, OPERATORS
-from bnn_deploy.passes.advice import UNKNOWN, advice
 from bnn_deploy.passes.pipeline import fold, to_binary
+from bnn_deploy.passes.reasons import UNKNOWN, ExactZeros, ModelInput, RealWeights
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
 from support.graphs import batch_norm, eighths, parse, weights
@@ -54,7 +50,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "weights": "constant, two-valued but for 1 exact zero",
             "zeros": 1,
             "reason": "filter 2 has 1 weights that are exactly 0, which one bit cannot hold",
-            "advice": advice("exactly 0, which one bit cannot hold"),
+            "advice": ExactZeros.advice,
             **STAYS,
         },
     ),
@@ -71,7 +67,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "spread": 0.75,
             "scale": None,
             "reason": "its weights are real-valued: filter 2 has |w| from 0.5 to 2",
-            "advice": advice("its weights are real-valued"),
+            "advice": RealWeights.advice,
             **STAYS,
         },
     ),
@@ -200,7 +196,7 @@ def test_reasons(name: str) -> None:
     layer = only_layer(text, **constants)
     assert layer.status == "float"
     assert layer.reason is not None and reason in layer.reason
-    assert layer.advice == advice(layer.reason, last=True) != UNKNOWN
+    assert layer.advice is not None and layer.advice != UNKNOWN
     assert layer.binary_in_training == (name != "a first layer")
     assert (layer.activation is None) == (name == "a first layer")
 
@@ -217,49 +213,6 @@ def test_auto_pad_that_cannot_be_resolved() -> None:
     layer = only_layer('s = Sign(x)\ny = Conv<auto_pad="SAME_UPPER">(s, w)', ("N", 4, "H", "V"), w=W)
     assert (layer.padding, layer.status) == ("SAME_UPPER", "float")
     assert layer.advice is not None and "--input-shape" in layer.advice
-
-
-def _sample(node: ast.expr) -> Iterator[str]:
-    """What a string in the source may look like, with a 7 for every value in it."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    elif isinstance(node, ast.JoinedStr):
-        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "7" for part in node.values)
-    elif isinstance(node, ast.IfExp):
-        yield from _sample(node.body)
-        yield from _sample(node.orelse)
-
-
-def reasons() -> set[str]:
-    """Every reason in the source of the passes for which a layer can stay float."""
-    found: set[str] = set()
-    folder = Path(passes.__file__).parent
-    for path in (*folder.glob("lower_*.py"), folder / "hoist_pad.py", folder / "audit_leftovers.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            texts: list[ast.expr] = []
-            if isinstance(node, ast.Return) and node.value is not None:
-                texts = [node.value]
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
-                "NotTwoValuedError",
-                "result.decline",
-                "Decline",
-            ):
-                texts = node.args
-            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).split(".")[-1] in (
-                "problem",
-                "reason",
-                "metadata_props[REFUSED]",
-            ):
-                texts = [node.value]
-            found |= {text for part in texts for text in _sample(part) if len(text) > 12}
-    return found
-
-
-def test_every_reason_has_an_advice() -> None:
-    known = reasons()
-    assert len(known) >= 27
-    assert {text for text in known if advice(text) == UNKNOWN} == set()
-    assert advice("the moon is full") == UNKNOWN
 
 
 # Layers that are in the float graph only.
@@ -298,7 +251,8 @@ def test_a_standard_layer_whose_weights_are_bits(transposed: bool, reads_sign: b
         makers.append(ir.Node("", "Transpose", makers[0].outputs))
     binary.graph.insert_before(conv, makers)
     conv.replace_input_with(1, makers[-1].outputs[0])
-    left = [replace(decline, has_sign_input=reads_sign) for decline in left]
+    why = RealWeights(0, 1, 2) if reads_sign else ModelInput()
+    left = [replace(decline, why=why) for decline in left]
     (layer,) = layer_reports(model, seen, binary, left, "as-is", {})
     assert (layer.status, layer.becomes, layer.binary_in_training) == ("binary weights only", "Conv", reads_sign)
     assert (layer.reason is not None) == reads_sign, "a layer of signs should be more than that"
@@ -310,7 +264,7 @@ def test_operators_by_their_names() -> None:
     fold(model)
     seen = Canonical()
     to_binary(model, look=seen.look)
-    for operator in OPERATORS:
+    for operator in (name for name, row in OPERATORS.items() if row.is_layer):
         other = ir.Node(DOMAIN, operator, [ir.Value(name="x")], [ir.AttrInt64("bits", 2)], name="y")
         graph = ir.Graph([], other.outputs, nodes=[other])
         (layer,) = layer_reports(model, seen, ir.Model(graph, ir_version=10), [], "as-is", {})

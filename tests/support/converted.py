@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnn_deploy.proof.results import Verification
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,3 +59,10 @@ def convert_network(arch: str, folder: Path, images: int, calibration: int = 0) 
     checkpoint = networks.checkpoint(arch, folder, calibration)
     conversion = convert(checkpoint, folder / f"{arch}.onnx", arch=arch, float_output=folder / f"{arch}_float.onnx")
     return Converted(checkpoint, conversion, networks.inputs(arch, images, first=500).numpy())
+
+
+def check(converted: Converted, against: Any, samples: int, **options: Any) -> Verification:
+    """Verify a conversion on its first images."""
+    from bnn_deploy.proof.verification import verify
+
+    return verify(converted.model, against, data=converted.images[:samples], **({"reference_samples": 1} | options))

@@ -11,7 +11,7 @@ import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from bnn_deploy.operators.bits import pack_bits, unpack_bits
-from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
+from bnn_deploy.operators.contract import ALWAYS, NEVER
 from support.converted import Converted
 
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from bnn_deploy.operators.bodies import functions
-from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
-from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER
+from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION, operator_of
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.provenance import complemented
@@ -145,16 +144,11 @@ def corruptions(model: ir.Model) -> list[tuple[str, list[ir.Model]]]:
     """For each binary operator with constants, copies with one of them wrong; one copy at least acts on any data."""
     found = []
     for index, node in enumerate(model.graph):
-        places = {
-            "Binarize": (1, [-np.inf, np.inf]),
-            "BinarizeAbsMean": (1, [-np.inf, np.inf]),
-            "BinaryConvThreshold": (2, [ALWAYS, NEVER]),
-            "BinaryConv": (1, [None]),
-            "BinaryConvScaled": (1, [None]),
-        }
-        if node.domain != DOMAIN or node.op_type not in places:
+        row = operator_of(node)
+        if row is None or (row.threshold is None and not row.is_layer):
             continue
-        place, values = places[node.op_type]
+        # A threshold that is always or never reached; the bit of a weight.
+        place, values = (1, [None]) if row.threshold is None else (row.threshold.input, list(row.threshold.limits))
         copies = []
         for value in values:
             wrong = copy(model)

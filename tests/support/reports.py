@@ -8,12 +8,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.advice import UNKNOWN
 from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
 from bnn_deploy.passes.pipeline import fold, to_binary
+from bnn_deploy.passes.reasons import UNKNOWN
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
 from bnn_deploy.report.summary import LayerReport
+from bnn_deploy.source.weight_form import note_weights
 from support.graphs import Array, parse, weights
 
 W = weights(8, 4, 3, 3)
@@ -21,6 +22,7 @@ W = weights(8, 4, 3, 3)
 
 def report_on(model: ir.Model) -> tuple[LayerReport, ...]:
     """The layers of a float model, each of which is reported on once."""
+    note_weights(model.graph)
     fold(model)
     seen = Canonical()
     binary, left, _ = to_binary(model, look=seen.look)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from bnn_deploy.passes.graph import is_binary_op, is_op, remove_if_dead
 from bnn_deploy.passes.lower.layer import insert_max_pool, is_plain_pool
 from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.reasons import PoolStays, UsedElsewhere
 from bnn_deploy.provenance import take_bit_metadata
 
 
@@ -29,10 +30,10 @@ class CommuteMaxPool:
             if pooled is None or pool is None or not is_op(pool, "MaxPool"):
                 continue
             if not is_plain_pool(pool):
-                result.decline(node, f"MaxPool '{pooled.name}' has an index output or auto_pad")
+                result.decline(node, PoolStays(pooled.name or ""))
                 continue
             if len(list(pooled.uses())) > 1 or pooled.is_graph_output():
-                result.decline(node, f"MaxPool '{pooled.name}' is used elsewhere too")
+                result.decline(node, UsedElsewhere(f"MaxPool '{pooled.name}' is"))
                 continue
             data, bits = pool.inputs[0], node.outputs[0]
             assert data is not None

@@ -7,20 +7,23 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.bits import pack_bits, unpack_bits
-from bnn_deploy.passes.graph import constant, is_binary_op, is_op
+from bnn_deploy.operators.contract import BINARY, operator_of
+from bnn_deploy.passes.graph import constant, is_op
+from bnn_deploy.passes.reasons import BitsAreOutput, BitsFeed, Reason
 from bnn_deploy.provenance import complemented, set_complemented
 
 
-def complementable(consumer: ir.Node, bits: ir.Value) -> str:
-    """Why complementing a channel of `bits` cannot be undone in `consumer`; "" if it can."""
+def complementable(consumer: ir.Node, bits: ir.Value) -> Reason | None:
+    """Why complementing a channel of `bits` cannot be undone in `consumer`; None if it can."""
     if is_op(consumer, "Unsqueeze"):
         reasons = [complementable(c, consumer.outputs[0]) for c in consumer.outputs[0].consumers()]
-        return next((reason for reason in reasons if reason), "")
+        return next((reason for reason in reasons if reason), None)
     if bits.is_graph_output():
-        return "its bits are an output of the model"
-    if is_binary_op(consumer, "BinaryConv", "BinaryConvThreshold"):
-        return ""
-    return f"its bits feed {consumer.op_type} '{consumer.outputs[0].name}', which cannot take them complemented"
+        return BitsAreOutput()
+    row = operator_of(consumer)
+    if row is not None and row.status == BINARY:
+        return None
+    return BitsFeed(consumer.op_type, consumer.outputs[0].name or "")
 
 
 def complement_channels(producer: ir.Node, channels: NDArray[np.bool_]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.operators.contract import operator_of
 from bnn_deploy.passes.graph import (
     add_initializer,
     auto_pad,
@@ -21,8 +22,6 @@ from bnn_deploy.passes.lower.pack_weights import BinaryFilters, binary_filters
 from bnn_deploy.passes.monotone import batch_norm_line, operand_per_channel
 from bnn_deploy.passes.outcome import PassResult, display_name
 from bnn_deploy.provenance import set_source
-
-_FOLDING = ("BinaryConv", "BinaryConvLevels", "BinaryConvScaled")
 
 
 class FoldBatchNorm:
@@ -54,7 +53,8 @@ class FoldBatchNorm:
             assert data is not None
             before = data.producer()
             after = sole_consumer(node.outputs[0]) if is_op(node, "BatchNormalization") else None
-            if before is not None and is_binary_op(before, *_FOLDING) and sole_consumer(data) is node:
+            row = None if before is None else operator_of(before)
+            if before is not None and row is not None and row.is_affine and sole_consumer(data) is node:
                 if not _fold_before(model.graph, before, node, *affine):
                     continue
             elif before is not None and is_op(before, "Conv") and sole_consumer(data) is node:
@@ -108,7 +108,8 @@ def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: D
     """Fold into the binary layer before the BatchNorm; False if it cannot have the scale."""
     scale, bias = constant(conv.inputs[2]), constant(conv.inputs[3])
     assert scale is not None and bias is not None
-    if is_binary_op(conv, "BinaryConvScaled") and b.any():
+    row = operator_of(conv)
+    if row is not None and row.operand is not None and b.any():
         return False
     if is_binary_op(conv, "BinaryConvLevels") and ((a * scale != 0) & (np.abs(a * scale) < LEAST_LEVEL_SCALE)).any():
         return False

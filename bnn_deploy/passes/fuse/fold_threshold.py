@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import onnx_ir as ir
 
@@ -9,6 +11,7 @@ from bnn_deploy.passes.fuse.complement import complement_channels, complementabl
 from bnn_deploy.passes.graph import constant, is_binary_op, remove_if_dead
 from bnn_deploy.passes.monotone import bisect_threshold, monotone
 from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.reasons import Falls, NotFoldable, Reason, UsedElsewhere
 
 
 class FoldThreshold:
@@ -40,7 +43,7 @@ class FoldThreshold:
                     result.decline(node, reason)
         return result
 
-    def _fold(self, binarize: ir.Node) -> str | None:
+    def _fold(self, binarize: ir.Node) -> Reason | Literal[""] | None:
         """Fold one node into `binarize`: None if done, a reason if declined, "" if there is nothing to look at."""
         value = binarize.inputs[0]
         producer = None if value is None else value.producer()
@@ -50,9 +53,9 @@ class FoldThreshold:
         assert threshold is not None
         function = monotone(producer, len(threshold))
         if isinstance(function, str):
-            return function
+            return NotFoldable(function) if function else ""
         if len(list(value.uses())) > 1 or value.is_graph_output():
-            return f"'{value.name}' ({producer.op_type}) is used elsewhere too"
+            return UsedElsewhere(f"'{value.name}' ({producer.op_type}) is")
         with np.errstate(over="ignore"):  # the bisection starts at the largest floats
             new, falling = bisect_threshold(lambda x: function(x) >= threshold, len(threshold))
         if falling.any():
@@ -60,7 +63,7 @@ class FoldThreshold:
                 reason = complementable(consumer, binarize.outputs[0])
                 if reason:
                     channel = int(np.flatnonzero(falling)[0])
-                    return f"channel {channel} of {producer.op_type} '{value.name}' falls: {reason}"
+                    return Falls(channel, producer.op_type, value.name or "", reason)
             complement_channels(binarize, falling)
         data = producer.inputs[0] if constant(producer.inputs[0]) is None else producer.inputs[1]
         assert binarize.graph is not None and data is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -20,6 +22,16 @@ from bnn_deploy.passes.graph import (
 )
 from bnn_deploy.passes.monotone import batch_norm_line, bisect_threshold
 from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.reasons import (
+    ChannelsDropped,
+    Falls,
+    FoldedAlready,
+    NotFoldable,
+    Reason,
+    SumNotDivided,
+    UnknownChannels,
+    UsedElsewhere,
+)
 from bnn_deploy.provenance import bit_metadata, output_key, source_metadata
 
 
@@ -50,7 +62,7 @@ class FuseAbsMean:
             if x is None or binarize is None:
                 continue
             mean = _mean(node, x)
-            if isinstance(mean, str):
+            if isinstance(mean, Reason):
                 result.decline(node, mean)
             else:
                 self._fuse(model.graph, binarize, mean)
@@ -90,7 +102,7 @@ class FuseAbsMean:
         replace_value(old_mean, mean)
         bits.name, mean.name = bits_name, mean_name
 
-    def _fold(self, graph: ir.Graph, node: ir.Node) -> str | None:
+    def _fold(self, graph: ir.Graph, node: ir.Node) -> Reason | Literal[""] | None:
         """Fold a BatchNorm into `node`: None if done, a reason if declined, "" if there is none."""
         value = node.inputs[0]
         norm = None if value is None else value.producer()
@@ -99,12 +111,12 @@ class FuseAbsMean:
         if value is None or norm is None or not is_op(norm, "BatchNormalization"):
             return ""
         if (scale != 1).any() or shift.any():
-            return "it stands before a BatchNorm that was folded already"
+            return FoldedAlready()
         if sole_consumer(value) is not node:
-            return f"'{value.name}' (BatchNormalization) is used elsewhere too"
+            return UsedElsewhere(f"'{value.name}' (BatchNormalization) is")
         line = batch_norm_line(norm)
         if isinstance(line, str):
-            return line
+            return NotFoldable(line)
         a, b = line
         with np.errstate(over="ignore"):  # the bisection starts at the largest floats
             new, falling = bisect_threshold(lambda x: x * a + b >= threshold, len(threshold))
@@ -112,7 +124,7 @@ class FuseAbsMean:
             for consumer in node.outputs[0].consumers():
                 if reason := complementable(consumer, node.outputs[0]):
                     channel = int(np.flatnonzero(falling)[0])
-                    return f"channel {channel} of BatchNormalization '{value.name}' falls: {reason}"
+                    return Falls(channel, "BatchNormalization", value.name or "", reason)
             complement_channels(node, falling)
         node.replace_input_with(0, norm.inputs[0])
         name = node.outputs[1].name
@@ -144,11 +156,11 @@ def _axes(node: ir.Node, rank: int) -> list[int] | None:
     return None if axes is None else [int(axis) % rank for axis in axes]
 
 
-def _mean(node: ir.Node, x: ir.Value) -> ir.Value | str:
+def _mean(node: ir.Node, x: ir.Value) -> ir.Value | Reason:
     """The mean that a reduction of |x| ends in, [N, 1, spatial...], or why there is none."""
     shape = static_shape(x)
     if shape is None or shape[1] is None:
-        return "the number of channels is unknown"
+        return UnknownChannels()
     keepdims = node.attributes.get("keepdims")
     dropped = keepdims is not None and not keepdims.as_int()
     is_sum = not is_op(node, "ReduceMean")
@@ -160,9 +172,9 @@ def _mean(node: ir.Node, x: ir.Value) -> ir.Value | str:
         elif user is not None and is_sum and _divides(user, value, shape[1]):
             is_sum = False
         elif is_sum:
-            return f"the sum is not divided by the number of channels, {shape[1]}"
+            return SumNotDivided(shape[1])
         else:
-            return "it drops the dimension of the channels, and no Unsqueeze puts it back"
+            return ChannelsDropped()
         value = user.outputs[0]
     return value
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.bits import words
-from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.operators.contract import ALWAYS, DOMAIN, NEVER
 from bnn_deploy.passes.graph import (
     add_initializer,
     constant,
@@ -21,11 +21,8 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
 )
 from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.reasons import LinearBits, ThresholdPerPosition, UsedElsewhere
 from bnn_deploy.provenance import SOURCE, bit_metadata
-
-NEVER = np.iinfo(np.int32).max
-
-ALWAYS = np.iinfo(np.int32).min
 
 
 def integer_threshold(
@@ -85,16 +82,16 @@ class FuseConvThreshold:
             if conv is None or conv_value is None or value is None or not is_binary_op(conv, "BinaryConv"):
                 continue
             if sole_consumer(value) is None or sole_consumer(conv_value) is None:
-                result.decline(node, f"the floats of '{conv.metadata_props.get(SOURCE)}' are used elsewhere too")
+                result.decline(node, UsedElsewhere(f"the floats of '{conv.metadata_props.get(SOURCE)}' are"))
                 continue
             consumers = list(node.outputs[0].consumers())
             if flatten is not None and not all(is_op(c, "Unsqueeze") for c in consumers):
-                result.decline(node, "the bits of a linear layer feed something that is no binary layer")
+                result.decline(node, LinearBits())
                 continue
             thresholds, scales = constant(node.inputs[1]), constant(conv.inputs[2])
             assert thresholds is not None and scales is not None
             if len(thresholds) != len(scales):
-                result.decline(node, "it flattens positions, each with a threshold of its own")
+                result.decline(node, ThresholdPerPosition())
                 continue
             self._fuse(model.graph, conv, node, [c for c in consumers if flatten is not None])
             result.modified += 1

@@ -17,6 +17,7 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
 )
 from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.reasons import FactorShape, UsedElsewhere
 from bnn_deploy.provenance import source_metadata
 
 
@@ -47,7 +48,7 @@ class FuseFactor:
                 if constant(factor) is not None:
                     continue
                 if sole_consumer(conv_value) is not node:
-                    result.decline(node, f"'{conv_value.name}' is used elsewhere too")
+                    result.decline(node, UsedElsewhere(f"'{conv_value.name}' is"))
                     continue
                 if split := _split(factor, conv_value):
                     gate, inner = split
@@ -56,7 +57,7 @@ class FuseFactor:
                     scale_conv(model.graph, conv, alpha, node.outputs[0].name or "")
                     factor = gate
                 if not _is_per_pixel(factor, conv_value):
-                    result.decline(node, f"its factor '{factor.name}' has not one value per pixel, or an unknown shape")
+                    result.decline(node, FactorShape(factor.name or ""))
                     continue
                 self._fuse(conv, node, factor)
                 result.modified += 1

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.graph import is_binary_op, is_op, replace_value, sole_consumer
 from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.reasons import NoSignReads, ResidualShape, UsedElsewhere
 from bnn_deploy.provenance import bit_metadata, source_metadata
 
 
@@ -32,11 +33,11 @@ class FuseResidual:
                 if conv is None or conv_value is None or residual is None or not is_binary_op(conv, "BinaryConv"):
                     continue
                 if sole_consumer(conv_value) is not node:
-                    result.decline(node, f"'{conv_value.name}' is used elsewhere too")
+                    result.decline(node, UsedElsewhere(f"'{conv_value.name}' is"))
                 elif residual.shape is None or list(residual.shape) != list(conv_value.shape or []):
-                    result.decline(node, f"its operand '{residual.name}' is broadcast, or of unknown shape")
+                    result.decline(node, ResidualShape(residual.name or ""))
                 elif (binarize := _binarize(node.outputs[0])) is None:
-                    result.decline(node, "no sign reads it")
+                    result.decline(node, NoSignReads())
                 else:
                     self._fuse(model.graph, conv, node, residual, binarize)
                     result.modified += 1

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import onnx_ir as ir
 
+from bnn_deploy.operators.contract import FLOAT_LAYERS
 from bnn_deploy.passes.graph import constant, is_op, reads_abs_mean
 from bnn_deploy.passes.outcome import Decline, PassResult, display_name
+from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, NoBinaryOperator, RealInput, Reason, Stranger
 from bnn_deploy.passes.recognise.sink_sign import MOVING_OPERATORS
 
-LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv")
+LAYER_OPERATORS = (*FLOAT_LAYERS, "ConvInteger", "QLinearConv")
 """The convolutions and linear layers of standard ONNX."""
 
 _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
@@ -35,15 +36,15 @@ class AuditLeftovers:
             if is_op(node, *LAYER_OPERATORS):
                 declined = self.declined.get(display_name(node))
                 if declined is not None:
-                    result.declined.append(replace(declined, has_sign_input=True))
+                    result.declined.append(declined)
                 elif sign := nearest_sign(node):
                     stranger = node.inputs[0].producer() if node.inputs[0] is not None else None
-                    reason = (
-                        f"{node.op_type} has no binary operator"
+                    result.decline(
+                        node,
+                        NoBinaryOperator(node.op_type)
                         if stranger is sign or stranger is None
-                        else f"{stranger.op_type} stands between the sign and it, which no pass looks through"
+                        else Stranger(stranger.op_type),
                     )
-                    result.declined.append(Decline(display_name(node), node.op_type, reason, has_sign_input=True))
                 else:
                     result.decline(node, _reason(node))
         return result
@@ -72,13 +73,13 @@ def _scales(node: ir.Node) -> bool:
     return is_op(node, "Mul") and any(constant(value) is not None for value in node.inputs)
 
 
-def _reason(node: ir.Node) -> str:
+def _reason(node: ir.Node) -> Reason:
     value = node.inputs[0]
     producer = None if value is None else value.producer()
     if reads_abs_mean(node):
-        return "it filters the mean magnitude of a binary layer's input, which scales that layer (K of XNOR-Net)"
+        return MeanMagnitude()
     while is_op(producer, *MOVING_OPERATORS) and producer is not None and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()  # what is only moved is not what makes it real-valued
     if producer is None:
-        return "its input is the model's real-valued input, not the output of a sign"
-    return f"its input is real-valued: the output of {producer.op_type}, not of a sign"
+        return ModelInput()
+    return RealInput(producer.op_type)

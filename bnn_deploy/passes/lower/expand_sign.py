@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op
 from bnn_deploy.passes.outcome import PassResult
-from bnn_deploy.provenance import BEFORE, MOVES, REFUSED, SOURCE, zero_value
+from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, zero_value
 
 
 class ExpandSign:
@@ -27,7 +27,7 @@ class ExpandSign:
             if not is_op(node, "Sign"):
                 continue
             if not zero_value(node):
-                for key in (SOURCE, BEFORE, MOVES, REFUSED):
+                for key in (SOURCE, BEFORE, MOVES):
                     node.metadata_props.pop(key, None)
                 continue
             data, old = node.inputs[0], node.outputs[0]

@@ -23,6 +23,29 @@ from bnn_deploy.passes.graph import (
     static_shape,
 )
 from bnn_deploy.passes.outcome import display_name
+from bnn_deploy.passes.reasons import (
+    AutoPad,
+    BiasNotConstant,
+    BiasShape,
+    Channels,
+    ExactZeros,
+    Features,
+    FlattenedDimensions,
+    GemmFactors,
+    InputDimensions,
+    LevelsPad,
+    ManyProducts,
+    NotFinite,
+    NotFloat32,
+    PadMode,
+    PadPlace,
+    PoolForm,
+    RealWeights,
+    Reason,
+    SpatialDimensions,
+    WeightDimensions,
+    WeightsNotConstant,
+)
 from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
 from bnn_deploy.passes.recognise.hoist_pad import read_pad
 from bnn_deploy.provenance import REFUSED, SOURCE
@@ -47,7 +70,7 @@ class LevelsInput:
     pads: list[int] | None
 
 
-def levels_input(node: ir.Node) -> LevelsInput | str | None:
+def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
     """Walk up from a layer's first input to a quantiser.
 
     Returns:
@@ -55,20 +78,21 @@ def levels_input(node: ir.Node) -> LevelsInput | str | None:
         that can be had; None if there is no quantiser.
     """
     pools: list[ir.Node] = []
-    flattened, pads, problem = None, None, ""
+    flattened, pads = None, None
+    problem: Reason | None = None
     value, behind = node.inputs[0], node.inputs[0]
     while value is not None and behind is not None and (producer := value.producer()) is not None:
         data = producer.inputs[0] if producer.inputs else None
         if is_op(producer, "MaxPool"):
             if len(producer.outputs) > 1 or auto_pad(producer):
-                problem = f"MaxPool '{value.name}' has an index output or auto_pad"
+                problem = PoolForm(value.name or "")
             pools.append(producer)
             value = data
         elif is_op(producer, "Pad") and is_op(node, "Conv") and not pools and pads is None:
             read = read_pad(producer)
             rank = 0 if read is None else len(read[0]) // 2
             if read is None or read[1] != 0 or any(read[0][i] or read[0][i + rank] for i in (0, 1)):
-                problem = f"Pad '{value.name}' pads with other than 0, or channels"
+                problem = LevelsPad(value.name or "")
             else:
                 pads = [*read[0][2:rank], *read[0][rank + 2 :]]
             value = behind = data
@@ -98,7 +122,11 @@ observed.
 
 
 class NotTwoValuedError(Exception):
-    """The weights are not ±alpha per filter; the text says where."""
+    """The weights are not ±alpha per filter; `reason` says where."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.text)
+        self.reason = reason
 
 
 def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
@@ -114,10 +142,10 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
     high, low = flat.max(axis=1), flat.min(axis=1)
     spread = np.flatnonzero((zeros == 0) & (high - low > MAX_SPREAD * high))
     if not np.isfinite(high).all():
-        raise NotTwoValuedError(f"filter {int(np.flatnonzero(~np.isfinite(high))[0])} holds NaN or infinity")
+        raise NotTwoValuedError(NotFinite(int(np.flatnonzero(~np.isfinite(high))[0])))
     if len(spread):
         o = int(spread[0])
-        raise NotTwoValuedError(f"its weights are real-valued: filter {o} has |w| from {low[o]:.3g} to {high[o]:.3g}")
+        raise NotTwoValuedError(RealWeights(o, float(low[o]), float(high[o])))
     if len(dead):
         o = int(dead[0])
         raise InputError(
@@ -127,7 +155,7 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
         )
     if zeros.any():
         o = int(np.flatnonzero(zeros)[0])
-        raise NotTwoValuedError(f"filter {o} has {int(zeros[o])} weights that are exactly 0, which one bit cannot hold")
+        raise NotTwoValuedError(ExactZeros(o, int(zeros[o])))
     # One magnitude to the last bit keeps that value; one that varies by rounding is replaced by its mean.
     alpha = np.where(high == low, high, flat.mean(axis=1)).astype(np.float32)
     return weight > 0, alpha
@@ -167,19 +195,20 @@ class SignInput:
     pad_value: float
 
 
-def sign_input(node: ir.Node) -> SignInput | str | None:
+def sign_input(node: ir.Node) -> SignInput | Reason | None:
     """Walk up from a layer's first input to a Sign.
 
     Returns:
         What is between; a reason if that is nothing that a binary layer can have before it; None if there is no Sign.
     """
     pools: list[ir.Node] = []
-    flattened, factor, pads, pad_value, problem = None, 1.0, None, 0.0, ""
+    flattened, factor, pads, pad_value = None, 1.0, None, 0.0
+    problem: Reason | None = None
     value = node.inputs[0]
     while value is not None and (producer := value.producer()) is not None:
         data = producer.inputs[0]
         if is_op(producer, "Sign"):
-            problem = producer.metadata_props.get(REFUSED, problem)
+            problem = producer.meta.get(REFUSED, problem)
             return problem or SignInput(producer, pools[::-1], flattened, factor, pads, pad_value)
         if is_op(producer, "Mul"):
             sides = [(data, constant(producer.inputs[1])), (producer.inputs[1], constant(data))]
@@ -197,11 +226,9 @@ def sign_input(node: ir.Node) -> SignInput | str | None:
             every, border = read or ([], 0.0)
             rank = len(every) // 2
             if read is None:
-                problem = (
-                    f"Pad '{value.name}' has another mode than constant, or pads that are not constant or negative"
-                )
+                problem = PadMode(value.name or "")
             elif pools or pads is not None or any(every[i] or every[i + rank] for i in (0, 1)):
-                problem = f"Pad '{value.name}' pads channels, or stands between the sign and a MaxPool or another Pad"
+                problem = PadPlace(value.name or "")
             else:
                 pads, pad_value = [*every[2:rank], *every[rank + 2 :]], border
         elif (
@@ -220,23 +247,23 @@ def sign_input(node: ir.Node) -> SignInput | str | None:
     return None
 
 
-def read_layer(node: ir.Node) -> Layer | str:
+def read_layer(node: ir.Node) -> Layer | Reason:
     """Read the layer's weight, bias and geometry, or say why it cannot be one."""
     weight = constant(node.inputs[1])
     if weight is None:
-        return "its weights are not constant"
+        return WeightsNotConstant()
     bias_value = node.inputs[2] if len(node.inputs) > 2 else None
     bias = constant(bias_value)
     if bias_value is not None and bias is None:
-        return "its bias is not constant"
+        return BiasNotConstant()
     if weight.dtype != np.float32:
-        return f"its weights are {weight.dtype}, not float32"
+        return NotFloat32(str(weight.dtype))
     if is_op(node, "Conv"):
         if rule := auto_pad(node):
-            return f"auto_pad = {rule}: export with explicit pads"
+            return AutoPad(rule)
         rank = weight.ndim - 2
         if rank > 2:
-            return f"it has {rank} spatial dimensions; BinaryConv has 1 or 2"
+            return SpatialDimensions(rank)
         group = node.attributes.get("group")
         return Layer(
             weight,
@@ -248,15 +275,15 @@ def read_layer(node: ir.Node) -> Layer | str:
             linear=False,
         )
     if weight.ndim != 2:
-        return f"its weights have {weight.ndim} dimensions, not 2"
+        return WeightDimensions(weight.ndim)
     if is_op(node, "Gemm"):
         factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
         transposed = [name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")]
         if any(factor != 1.0 for factor in factors) or transposed[0]:
-            return "a Gemm with alpha, beta or transA is not a linear layer"
+            return GemmFactors()
         weight = weight if transposed[1] else weight.T
         if bias is not None and bias.shape != (len(weight),):
-            return f"its bias has shape {list(bias.shape)}, not [{len(weight)}]"
+            return BiasShape(str(list(bias.shape)), len(weight))
     else:
         weight = weight.T
     return Layer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
@@ -264,7 +291,7 @@ def read_layer(node: ir.Node) -> Layer | str:
 
 def fit_weight(
     layer: Layer, shape: list[int | None], flattened: list[int] | None
-) -> tuple[NDArray[np.float32], int] | str:
+) -> tuple[NDArray[np.float32], int] | Reason:
     """The weight [O, C/group, kernel...] of a layer and its input's channels, or why it cannot be a binary one.
 
     Args:
@@ -276,19 +303,19 @@ def fit_weight(
     assert channels is not None
     if layer.linear:
         if flattened is None and len(shape) != 2:
-            return f"its input has {len(shape)} dimensions; a linear layer's has 2"
+            return InputDimensions(len(shape))
         features = flattened or [channels]
         if math.prod(features) != weight.shape[1]:
-            return f"its input has {math.prod(features)} features, its weight {weight.shape[1]}"
+            return Features(math.prod(features), weight.shape[1])
         if len(features) > 3:
-            return f"it flattens {len(features) - 1} spatial dimensions; BinaryConv has 1 or 2"
+            return FlattenedDimensions(len(features) - 1)
         kernel = features[1:] if len(features) > 1 else [1, 1]
         weight = weight.reshape(len(weight), features[0], *kernel)
         channels = features[0]
     if weight.shape[1] * layer.group != channels:
-        return f"its input has {channels} channels, its weight is for {weight.shape[1] * layer.group}"
+        return Channels(channels, weight.shape[1] * layer.group)
     if math.prod(weight.shape[1:]) >= MAX_TERMS:
-        return f"each output sums {math.prod(weight.shape[1:])} products; exact sums need fewer than 2^24"
+        return ManyProducts(math.prod(weight.shape[1:]))
     return weight, channels
 
 

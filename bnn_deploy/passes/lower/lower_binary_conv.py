@@ -22,6 +22,7 @@ from bnn_deploy.passes.lower.layer import (
     two_valued,
 )
 from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.reasons import InputShape, MixedPads, PadValue, PoolForm, Reason
 from bnn_deploy.provenance import SOURCE, bit_metadata, zero_value
 
 SMALLEST = np.nextafter(np.float32(0), np.float32(1))
@@ -57,17 +58,17 @@ class LowerBinaryConv:
             source = sign_input(node)
             if source is None:
                 continue
-            if isinstance(source, str):
+            if isinstance(source, Reason):
                 result.decline(node, source)
                 continue
             try:
                 layer = read_layer(node)
-                if isinstance(layer, str):
+                if isinstance(layer, Reason):
                     result.decline(node, layer)
                     continue
                 reason = self._lower(node, source, layer)
             except NotTwoValuedError as error:
-                reason = str(error)
+                reason = error.reason
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
             if reason is None:
@@ -76,20 +77,20 @@ class LowerBinaryConv:
                 result.decline(node, reason)
         return result
 
-    def _lower(self, node: ir.Node, source: SignInput, layer: Layer) -> str | None:
+    def _lower(self, node: ir.Node, source: SignInput, layer: Layer) -> Reason | None:
         """Insert the binary form of `node`; return the reason if it cannot be."""
         sign_shape = static_shape(source.sign.outputs[0])
         if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
-            return "the shape of its input is unknown: export with static channels"
+            return InputShape()
         for pool in source.pools:
             if not is_plain_pool(pool):
-                return f"MaxPool '{pool.outputs[0].name}' has an index output or auto_pad"
+                return PoolForm(pool.outputs[0].name or "")
         fitted = fit_weight(layer, sign_shape, source.flattened)
-        if isinstance(fitted, str):
+        if isinstance(fitted, Reason):
             return fitted
         weight, channels = fitted
         pads = self._pads(layer, source)
-        if isinstance(pads, str):
+        if isinstance(pads, Reason):
             return pads
         signs, alpha = two_valued(weight)
         if source.factor != 1:
@@ -104,15 +105,15 @@ class LowerBinaryConv:
         replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
         return None
 
-    def _pads(self, layer: Layer, source: SignInput) -> list[int] | str:
+    def _pads(self, layer: Layer, source: SignInput) -> list[int] | Reason:
         """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
         if source.pads is None or not any(source.pads):
             source.pad_value = 0.0
             return layer.pads
         if source.pad_value not in (-1, 0, 1):
-            return f"it is padded with {source.pad_value:g} times the magnitude of the signs; only 0, -1 and 1 can be"
+            return PadValue(source.pad_value)
         if source.pad_value and any(layer.pads):
-            return f"it is padded with {source.pad_value:g} by a Pad and with 0 by its own pads, which cannot be mixed"
+            return MixedPads(source.pad_value)
         return [own + extra for own, extra in zip(layer.pads, source.pads, strict=True)]
 
     def _binarized(self, source: SignInput) -> ir.Value:

@@ -22,6 +22,7 @@ from bnn_deploy.passes.lower.layer import (
     two_valued,
 )
 from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.reasons import InputShape, LargeSums, Reason
 from bnn_deploy.passes.recognise.few_levels import transposed
 from bnn_deploy.provenance import Levels, MaxPool, Transpose, node_place, place
 
@@ -55,9 +56,9 @@ class LowerLevels:
             if source is None:
                 continue
             try:
-                reason = source if isinstance(source, str) else self._lower(node, source)
+                reason = source if isinstance(source, Reason) else self._lower(node, source)
             except NotTwoValuedError as error:
-                reason = str(error)
+                reason = error.reason
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
             if reason is None:
@@ -66,25 +67,22 @@ class LowerLevels:
                 result.decline(node, reason)
         return result
 
-    def _lower(self, node: ir.Node, source: LevelsInput) -> str | None:
+    def _lower(self, node: ir.Node, source: LevelsInput) -> Reason | None:
         """Insert the form of `node` on levels; return the reason if it cannot be."""
         layer = read_layer(node)
-        if isinstance(layer, str):
+        if isinstance(layer, Reason):
             return layer
         shape = static_shape(source.value)
         if shape is None or len(shape) < 2 or shape[1] is None:
-            return "the shape of its input is unknown: export with static channels"
+            return InputShape()
         fitted = fit_weight(layer, shape, source.flattened)
-        if isinstance(fitted, str):
+        if isinstance(fitted, Reason):
             return fitted
         weight, channels = fitted
         quantizer = source.quantizer
         highest = 2**quantizer.bits - 1
         if highest * math.prod(weight.shape[1:]) >= MAX_TERMS:
-            return (
-                f"each output sums {math.prod(weight.shape[1:])} products of up to {highest}; "
-                f"exact sums need fewer than 2^24 / {highest}"
-            )
+            return LargeSums(math.prod(weight.shape[1:]), highest)
         signs, alpha = two_valued(weight)
         pads = layer.pads
         if source.pads is not None:

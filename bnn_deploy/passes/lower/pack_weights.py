@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits
-from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_binary_op, is_op
 from bnn_deploy.passes.lower.layer import NotTwoValuedError, two_valued
 from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.reasons import Reason, SmallFilters, WeightsReadElsewhere, ZeroFilter
 from bnn_deploy.provenance import SOURCE
-
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 MIN_BYTES = 4096
 """Smaller weights stay float32: the file would gain no more than the node and its function take, about 2 kB."""
@@ -40,14 +39,14 @@ class BinaryFilters:
     perm: list[int]
 
 
-def binary_filters(node: ir.Node) -> BinaryFilters | str | None:
+def binary_filters(node: ir.Node) -> BinaryFilters | Reason | None:
     """Read the constant weight of a layer as ±alpha per filter.
 
     Returns:
         It; a reason if it is two-valued but cannot be stored so; None if the node is no layer, or its weight
         real-valued, or no constant of at least MIN_BYTES.
     """
-    weight = constant(node.inputs[1]) if is_op(node, *LAYERS) and len(node.inputs) > 1 else None
+    weight = constant(node.inputs[1]) if is_op(node, *FLOAT_LAYERS) and len(node.inputs) > 1 else None
     if weight is None or weight.dtype != np.float32 or weight.ndim < 2 or weight.nbytes < MIN_BYTES:
         return None
     perm = list(range(weight.ndim))
@@ -66,11 +65,11 @@ def binary_filters(node: ir.Node) -> BinaryFilters | str | None:
     try:
         signs, alpha = two_valued(filters)
     except NotTwoValuedError as error:
-        return str(error) if _has_zeros_only(filters) else None
+        return error.reason if _has_zeros_only(filters) else None
     except InputError:
-        return "a filter is all zeros"
+        return ZeroFilter()
     if signs[0].size < 8:
-        return f"each filter has {signs[0].size} weights, which take a word of 32 bits and a scale"
+        return SmallFilters(signs[0].size)
     return BinaryFilters(signs, alpha, perm)
 
 
@@ -114,7 +113,7 @@ class PackWeights:
             found = binary_filters(node)
             if found is None:
                 continue
-            if isinstance(found, str):
+            if isinstance(found, Reason):
                 result.decline(node, found)
                 continue
             value = node.inputs[1]
@@ -127,7 +126,7 @@ class PackWeights:
                     if stranger is None
                     else f"{stranger.op_type} '{display_name(stranger)}' reads"
                 )
-                result.decline(node, f"{who} its weights, too")
+                result.decline(node, WeightsReadElsewhere(who))
                 continue
             _pack(model.graph, node, value, found)
             for user in users:
@@ -143,7 +142,8 @@ def packed_layers(model: ir.Model) -> list[str]:
     return [
         display_name(node)
         for node in model.graph
-        if is_op(node, *LAYERS) and any(is_binary_op(producer, "UnpackWeights") for producer in _weight_producers(node))
+        if is_op(node, *FLOAT_LAYERS)
+        and any(is_binary_op(producer, "UnpackWeights") for producer in _weight_producers(node))
     ]
 
 
@@ -159,7 +159,7 @@ def _weight_producers(node: ir.Node) -> list[ir.Node]:
 
 def _is_layer_of(node: ir.Node, weight: ir.Value) -> bool:
     """Whether `node` is a layer that reads `weight` as its weights, and as nothing else."""
-    return is_op(node, *LAYERS) and [i for i, value in enumerate(node.inputs) if value is weight] == [1]
+    return is_op(node, *FLOAT_LAYERS) and [i for i, value in enumerate(node.inputs) if value is weight] == [1]
 
 
 def _pack(graph: ir.Graph, node: ir.Node, value: ir.Value, filters: BinaryFilters) -> None:

@@ -13,6 +13,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.passes.graph import add_initializer, constant, is_op
 from bnn_deploy.passes.lower.layer import MAX_SPREAD, LevelsInput, levels_input, sign_input
 from bnn_deploy.passes.outcome import PassResult, display_name
+from bnn_deploy.passes.reasons import OneMagnitude
 
 Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
 """What to do with real-valued weights of layers whose input is a sign.
@@ -72,7 +73,7 @@ class BinarizeWeights:
                 filters = _filters(node, weight)
                 if _has_one_magnitude(filters):
                     if (filters == 0).any():
-                        result.decline(node, "its weights have one magnitude per filter, but for exact zeros")
+                        result.decline(node, OneMagnitude())
                     continue
                 latent[node] = filters
         unknown = [node for node in latent if display_name(node) not in self.recipe]

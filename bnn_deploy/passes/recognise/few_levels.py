@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from bnn_deploy.passes.monotone import (
     monotone,
     ordered_to_float,
 )
+from bnn_deploy.passes.reasons import FallingLevels, LevelsBelowZero, Reason, UnevenLevels
 
 EVEN = 1e-6
 """Levels may differ from multiples of the step by this times the highest, which is more than their own rounding."""
@@ -60,7 +61,7 @@ class Quantizer:
         return len(self.thresholds).bit_length()
 
 
-def quantizer(value: ir.Value) -> Quantizer | str | None:
+def quantizer(value: ir.Value) -> Quantizer | Reason | None:
     """Read a tensor as levels.
 
     1. It is a function f of one other tensor's elements, each alone, made of Clip, Round, comparisons, Where, Cast and
@@ -81,7 +82,7 @@ def quantizer(value: ir.Value) -> Quantizer | str | None:
     channels = shape[1]
     nearest: tuple[_Chain, NDArray[np.float64], Floats] | None = None
     best: tuple[_Chain, Floats] | None = None  # with thresholds [levels - 1, C]
-    problem: str | None = None  # of the nearest function with few levels
+    problem: Reason | Literal[""] | None = None  # of the nearest function with few levels
     for chain in _chains(value, len(shape), channels):
         if chain.leaf.dtype != ir.DataType.FLOAT:
             continue
@@ -97,7 +98,7 @@ def quantizer(value: ir.Value) -> Quantizer | str | None:
             if nearest is not None:
                 break
             # What is in front may leave only some levels: a Relu those from 0 up, of a sign 0 and 1.
-            falls = f"'{value.name}' has {len(levels)} levels, but does not rise with its input in all channels"
+            falls = FallingLevels(value.name or "", len(levels))
             problem = (falls if reason is None else reason) if problem is None else problem
             continue
         if nearest is None:
@@ -274,17 +275,16 @@ def _discover(function: Callable[[Floats], Array], channels: int) -> NDArray[np.
     return None if len(levels) < 2 else levels
 
 
-def _unusable(levels: NDArray[np.float64], chain: _Chain) -> str | None:
+def _unusable(levels: NDArray[np.float64], chain: _Chain) -> Reason | Literal[""] | None:
     """Why these are no levels from 0 up; "" for those of a sign, which other passes look at; None if they are."""
     low, high = float(levels[0]), float(levels[-1])
     if low == -high and len(levels) <= 3 and (len(levels) == 2 or any(is_op(node, "Sign") for node, _ in chain.steps)):
         return ""
-    kind = f"its input has {len(levels)} levels from {low:.4g} to {high:.4g}"
     if low != 0:
-        return f"{kind}; only levels from 0 up can be bit planes, as of a ReLU"
+        return LevelsBelowZero(len(levels), low, high)
     step = high / (len(levels) - 1)
     if (np.abs(levels - step * np.arange(len(levels))) > EVEN * high).any():
-        return f"{kind} that are not evenly spaced ({', '.join(f'{level:.4g}' for level in levels)})"
+        return UnevenLevels(len(levels), low, high, ", ".join(f"{level:.4g}" for level in levels))
     return None
 
 

@@ -11,6 +11,7 @@ from bnn_deploy.passes.elementwise import evaluate
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.monotone import Monotone, monotone
 from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.reasons import PadSigns
 from bnn_deploy.provenance import REFUSED, Crop, node_place, note_place, place, sign_metadata, zero_value
 
 
@@ -49,9 +50,7 @@ class HoistPad:
                     result.modified += 1
             elif (signs == 0).any():
                 channel = int(np.flatnonzero(signs == 0)[0])
-                node.metadata_props[REFUSED] = (
-                    f"its padding, from Pad '{pad.outputs[0].name}', is 0 in channel {channel} and ±1 in others"
-                )
+                node.meta[REFUSED] = PadSigns(pad.outputs[0].name or "", channel)
         return result
 
     def _hoist(

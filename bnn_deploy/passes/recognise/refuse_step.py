@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bnn_deploy.passes.graph import constant, is_op, static_shape
 from bnn_deploy.passes.monotone import monotone
 from bnn_deploy.passes.outcome import PassResult
+from bnn_deploy.passes.reasons import StepSign
 from bnn_deploy.provenance import REFUSED, zero_value
 
 _KEEPS_ZEROS = (
@@ -83,10 +84,7 @@ class RefuseStep:
                 continue
             flat = next((flat.node for flat in self._flats(node.inputs[0]) if (flat.level == 0).any()), None)
             if flat is not None:
-                node.metadata_props[REFUSED] = (
-                    f"its input is a Sign that gives 0, too, and not only -1 and 1: {flat.op_type} "
-                    f"'{flat.outputs[0].name}' before it makes exact zeros, whose sign is 0"
-                )
+                node.meta[REFUSED] = StepSign(flat.op_type, flat.outputs[0].name or "")
                 result.modified += 1
         return result
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits
-from bnn_deploy.operators.contract import LAYERS, holds_bits
+from bnn_deploy.operators.contract import Operator, holds_bits, is_layer, operator_of
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
 from bnn_deploy.proof.golden.record import BATCH, GOLDEN, ZEROS, Golden, GoldenFloats, GoldenTensor, checksums, feed
@@ -29,16 +29,6 @@ from bnn_deploy.runtime.session import library_info, load_session
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-
-FROM_FLOATS = (
-    "Binarize",
-    "BinarizeAbsMean",
-    "BinarizeChannelsLast",
-    "BinarizeQuantized",
-    "BinaryConvResidual",
-    "QuantizeLevels",
-)
-"""The operators that compare floats (or 8-bit values, which floats were rounded to) with thresholds."""
 
 FED = "fed/"
 """Before the name of a tensor: what its layer makes of golden bits."""
@@ -129,26 +119,26 @@ def _run(
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 
 
-def _near(op_type: str, values: NDArray[Any], threshold: NDArray[Any], margin: float) -> NDArray[np.uint32]:
+def _near(row: Operator, values: NDArray[Any], threshold: NDArray[Any], margin: float) -> NDArray[np.uint32]:
     """The bits that another rounding of their values may flip, packed as the bits are.
 
     Args:
-        op_type: what compares them.
+        row: the operator that compares them.
         values: [N, C, spatial...], or [N, spatial..., C] for the operators with channels last.
         threshold: [C], or for QuantizeLevels one row per threshold. One that no value can cross makes its channel
             constant, and nothing near.
         margin: in units of the root mean square of a channel's distances from the threshold. 8-bit values are near
             where one level more or less crosses it.
     """
-    if op_type in ("BinarizeChannelsLast", "BinarizeQuantized"):
+    if row.channels_last:
         values = np.moveaxis(values, -1, 1)
     shape = (-1, *[1] * (values.ndim - 2))
-    if op_type == "QuantizeLevels":
+    if threshold.ndim == 2:
         # Threshold i moves the bits of the planes whose power of two divides i.
-        rows = [_near("Binarize", values, row, margin) for row in threshold]
-        planes = [rows[2**j - 1 :: 2**j] for j in range(len(rows).bit_length())]
+        each = [_near(row, values, one, margin) for one in threshold]
+        planes = [each[2**j - 1 :: 2**j] for j in range(len(each).bit_length())]
         return np.concatenate([np.bitwise_or.reduce(plane) for plane in planes], axis=-1)
-    if op_type == "BinarizeQuantized":
+    if row.inputs[0].dtype == "uint8":
         levels = threshold.reshape(shape)
         near = (levels > 0) & (levels < 256) & ((values == levels) | (values == levels - 1))
     else:
@@ -168,7 +158,6 @@ class _Plan:
     """
 
     def __init__(self, proto: ModelProto) -> None:
-
         self.proto = proto
         self.tensors: dict[str, GoldenTensor] = {}
         self.renamed: dict[str, str] = {}
@@ -181,23 +170,26 @@ class _Plan:
         layers: dict[str, str] = {}  # float tensor -> the layer that it comes from
         for node in proto.graph.node:
             fed = any(name in self.renamed for name in node.input)
-            layer = node.name if node.op_type in LAYERS else next(filter(None, map(layers.get, node.input)), "")
+            row = operator_of(node)
+            threshold = None if row is None else row.threshold
+            from_floats = threshold is not None and not threshold.of_sums
+            layer = node.name if is_layer(node) else next(filter(None, map(layers.get, node.input)), "")
             rounded = node.op_type == "QuantizeLinear" or any(name in self.quantized for name in node.input)
             for i, tensor in enumerate(node.output):
                 if not tensor:
                     continue
                 if holds_bits(node, i):
-                    if node.op_type in FROM_FLOATS:
+                    if from_floats:
                         self._makers[tensor] = node
-                    makes_bits = node.op_type.startswith("Binarize") or node.op_type == "QuantizeLevels"
-                    own = names.get(tensor) or layer if makes_bits else node.name
+                    binarises = threshold is not None and not is_layer(node)
+                    own = names.get(tensor) or layer if binarises else node.name
                     self.tensors[tensor] = GoldenTensor(
                         tensor,
                         FED + tensor if fed else tensor,
                         own or tensor,
                         self._channels(node),
                         self._planes(node),
-                        rounded and node.op_type in FROM_FLOATS,
+                        rounded and from_floats,
                         np.empty(0, np.uint32),
                         None,
                     )
@@ -207,14 +199,15 @@ class _Plan:
                     self.quantized.add(tensor)
             if fed:
                 self._nodes.append(self._fed(node))
-            if node.op_type in ("BinaryConv", "BinaryConvLevels"):
-                self._exact[FED + node.output[0]] = node.name, ""
-            elif node.op_type == "BinaryConvResidual":
-                self._nodes.append(self._alone(node))
-                self._exact[ALONE + node.output[-1]] = node.name, node.output[-1]
-            elif node.op_type == "BinaryConvScaled":
-                self._nodes += self._times_one(node)
-                self._exact[ALONE + node.output[0]] = node.name, ""
+            if row is not None and row.is_layer and not row.holds_bits(0):
+                if row.operand is None:
+                    self._exact[FED + node.output[0]] = node.name, ""
+                elif row.inputs[row.operand].neutral == 0:
+                    self._nodes.append(self._alone(node, row.operand))
+                    self._exact[ALONE + node.output[-1]] = node.name, node.output[-1]
+                else:
+                    self._nodes += self._times_one(node, row.operand)
+                    self._exact[ALONE + node.output[0]] = node.name, ""
             for i, tensor in enumerate(node.output):
                 if tensor and holds_bits(node, i):
                     self.renamed[tensor] = GOLDEN + tensor
@@ -222,21 +215,23 @@ class _Plan:
                     self.renamed[tensor] = FED + tensor
 
     def _channels(self, node: NodeProto) -> int:
-        """The number of channels of the bits that a node makes: a pool keeps them, all others have a threshold each."""
-        if node.op_type == "BinaryMaxPool":
-            return self.tensors[node.input[0]].channels
-        return int(self._threshold(node).shape[-1])
+        """The number of channels of the bits that a node makes: one per threshold, or those of its input."""
+        threshold = self._threshold(node)
+        return self.tensors[node.input[0]].channels if threshold is None else int(threshold.shape[-1])
 
     def _planes(self, node: NodeProto) -> int:
         """The bits of a channel."""
-        return len(self._threshold(node)).bit_length() if node.op_type == "QuantizeLevels" else 1
+        threshold = self._threshold(node)
+        return 1 if threshold is None or threshold.ndim == 1 else len(threshold).bit_length()
 
-    def _threshold(self, node: NodeProto) -> NDArray[Any]:
-        """The thresholds [C], or those of levels [thresholds, C], that a node compares with."""
+    def _threshold(self, node: NodeProto) -> NDArray[Any] | None:
+        """The thresholds [C], or those of levels [thresholds, C], that a node compares with; None if with none."""
         from onnx import numpy_helper
 
-        index = {"BinaryConvThreshold": 2, "BinaryConvResidual": 6}.get(node.op_type, 1)
-        threshold: NDArray[Any] = numpy_helper.to_array(self._constants[node.input[index]])
+        row = operator_of(node)
+        if row is None or row.threshold is None:
+            return None
+        threshold: NDArray[Any] = numpy_helper.to_array(self._constants[node.input[row.threshold.input]])
         return threshold
 
     def _fed(self, node: NodeProto) -> NodeProto:
@@ -251,17 +246,17 @@ class _Plan:
         del copy.metadata_props[:]
         return copy
 
-    def _alone(self, node: NodeProto) -> NodeProto:
-        """A copy of a BinaryConvResidual that reads golden bits and adds zeros."""
+    def _alone(self, node: NodeProto, operand: int) -> NodeProto:
+        """A copy of a layer that reads golden bits and adds zeros, instead of what the input `operand` holds."""
         copy = self._fed(node)
         copy.name = ALONE + node.name
-        copy.input[5] = ZEROS + node.output[-1]
+        copy.input[operand] = ZEROS + node.output[-1]
         # Both outputs: onnxruntime's type inference of the function body wants them.
         copy.output[:] = [ALONE + node.output[-1], f"{ALONE}{node.output[-1]}/bits"]
         return copy
 
-    def _times_one(self, node: NodeProto) -> list[NodeProto]:
-        """A copy of a BinaryConvScaled that reads golden bits and multiplies by 1, and the nodes that make the 1.
+    def _times_one(self, node: NodeProto, operand: int) -> list[NodeProto]:
+        """A copy of a layer that reads golden bits and multiplies by 1, not by `operand`, and what makes the 1.
 
         They compare the factor with itself: so the ones have its shape, which may depend on the input's.
         """
@@ -270,7 +265,7 @@ class _Plan:
         copy = self._fed(node)
         copy.name = copy.output[0] = ALONE + node.output[0]
         equal, one = f"{copy.name}/equal", f"{copy.name}/one"
-        factor, copy.input[5] = copy.input[5], one
+        factor, copy.input[operand] = copy.input[operand], one
         return [
             helper.make_node("Equal", [factor, factor], [equal], name=equal),
             helper.make_node("Cast", [equal], [one], name=one, to=TensorProto.FLOAT),
@@ -351,7 +346,7 @@ class _Plan:
             tensor = next((tensor for tensor in node.output if tensor in self._makers), None)
             if tensor is None:
                 continue
-            if node.op_type != "BinaryConvResidual":
+            if not is_layer(node):
                 floats[tensor] = node.input[0]
             else:
                 node.output[0] = node.output[0] or f"{tensor}_before"  # an output that is left out has no name
@@ -360,12 +355,9 @@ class _Plan:
         names = list(dict.fromkeys(name for name in floats.values() if name != given))
         model = with_outputs(copy, names).SerializeToString()
         values = {given: x, **_run(model, names, lambda part: {given: x[part]}, len(x))}
-        return {
-            tensor: _near(
-                self._makers[tensor].op_type,
-                values[name],
-                self._threshold(self._makers[tensor]),
-                tolerances.margin(self.tensors[tensor].quantized),
-            )
-            for tensor, name in floats.items()
-        }
+        near = {}
+        for tensor, name in floats.items():
+            row, threshold = operator_of(self._makers[tensor]), self._threshold(self._makers[tensor])
+            assert row is not None and threshold is not None
+            near[tensor] = _near(row, values[name], threshold, tolerances.margin(self.tensors[tensor].quantized))
+        return near

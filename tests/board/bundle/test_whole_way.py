@@ -23,7 +23,7 @@ from bnn_deploy.board.manifest import FOLDER, MODEL, RUN
 from support.bundles import change
 from support.converted import Converted
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def repack(name: str, folder: Path) -> list[str]:

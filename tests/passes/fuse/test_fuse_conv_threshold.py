@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bnn_deploy.operators.contract import ALWAYS, NEVER
 from bnn_deploy.passes.fuse.commute_max_pool import CommuteMaxPool
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
-from bnn_deploy.passes.fuse.fuse_conv_threshold import ALWAYS, NEVER, FuseConvThreshold, integer_threshold
+from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold, integer_threshold
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.provenance import COMPLEMENTED, SOURCE, complemented
 from support.graphs import (

@@ -145,7 +145,7 @@ def test_marks_and_changes_nothing_else() -> None:
     before = op_types(model)
     assert RefuseStep()(model).modified == 1
     assert op_types(model) == before
-    assert [node.op_type for node in model.graph if REFUSED in node.metadata_props] == ["Sign"]
+    assert [node.op_type for node in model.graph if REFUSED in node.meta] == ["Sign"]
 
 
 def test_convert_says_so_and_writes_nothing(tmp_path: object) -> None:

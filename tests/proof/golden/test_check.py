@@ -15,7 +15,7 @@ import pytest
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.proof.golden import make
+from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.golden.record import read_golden, write_golden
@@ -51,7 +51,8 @@ def test_this_machine_gives_its_own_results_again(
     # Every bit tensor of the model is there, and only those that are made from floats may have near bits.
     nodes = {output: node for node in graph.node for output in node.output}
     from_floats = {layer.tensor for layer in result.layers if layer.made_from == "floats"}
-    assert from_floats == {layer.tensor for layer in result.layers if nodes[layer.tensor].op_type in make.FROM_FLOATS}
+    thresholds = {layer.tensor: OPERATORS[nodes[layer.tensor].op_type].threshold for layer in result.layers}
+    assert from_floats == {tensor for tensor, found in thresholds.items() if found is not None and not found.of_sums}
     assert all(layer.near == 0 for layer in result.layers if layer.tensor not in from_floats)
     assert all(layer.near < 1e-3 * layer.bits for layer in result.layers)
 

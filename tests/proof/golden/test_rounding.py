@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from bnn_deploy.operators.bits import unpack_bits
+from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.proof.golden import make
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.record import read_golden
@@ -102,14 +103,14 @@ def test_too_many_near_flips_fail(
 def test_near_bits() -> None:
     values = np.array([[1.0, 2], [1 + 1e-5, -2], [1 - 1e-5, 2], [-1, 2 + 1e-5], [3, 7]], np.float32)
     threshold = np.array([1, np.inf], np.float32)
-    near = unpack_bits(make._near("Binarize", values, threshold, 1e-4), 2)
+    near = unpack_bits(make._near(OPERATORS["Binarize"], values, threshold, 1e-4), 2)
     assert near.tolist() == [[True, False], [True, False], [True, False], [False, False], [False, False]]
-    assert not make._near("Binarize", values, threshold, 1e-6)[1:].any()
-    last = make._near("BinarizeChannelsLast", values[:, None], threshold, 1e-4)
+    assert not make._near(OPERATORS["Binarize"], values, threshold, 1e-6)[1:].any()
+    last = make._near(OPERATORS["BinarizeChannelsLast"], values[:, None], threshold, 1e-4)
     assert last.shape == (5, 1, 1)
     assert unpack_bits(last, 2)[:, 0].tolist() == near.tolist()
     levels = np.array([[3, 0, 255], [4, 1, 0], [5, 7, 9], [2, 0, 255]], np.uint8)
-    quantized = make._near("BinarizeQuantized", levels[:, None], np.array([4, 0, 256], np.int32), 1e-4)
+    quantized = make._near(OPERATORS["BinarizeQuantized"], levels[:, None], np.array([4, 0, 256], np.int32), 1e-4)
     assert unpack_bits(quantized, 3)[:, 0, 0].tolist() == [True, True, False, False]
     assert not unpack_bits(quantized, 3)[:, 0, 1:].any()  # 0 is always reached, 256 never
 
