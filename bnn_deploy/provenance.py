@@ -229,7 +229,7 @@ def output_key(key: str, output: int) -> str:
     return key if output == 0 else f"{key}.{output}"
 
 
-def read_source(metadata: Properties, output: int = 0) -> Place | None:
+def source_place(metadata: Properties, output: int = 0) -> Place | None:
     """The place that a node's output stands for, from SOURCE and MOVES; None if it has no SOURCE."""
     tensor = metadata.get(output_key(SOURCE, output))
     return (
@@ -273,7 +273,7 @@ def note_place(value: ir.Value, where: Place) -> None:
 
 def node_place(node: ir.Node | None, value: ir.Value) -> Place:
     """The place that `value`, the output of `node`, stands for; a Sign that a pass made carries it itself."""
-    return (None if node is None else read_source(node.metadata_props)) or place(value)
+    return (None if node is None else source_place(node.metadata_props)) or place(value)
 
 
 def place_before(sign: ir.Node) -> Place:

@@ -24,7 +24,7 @@ from bnn_deploy.provenance import (
     read_before,
     read_complemented,
     read_levels,
-    read_source,
+    source_place,
 )
 
 
@@ -111,7 +111,7 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
     for node in model.graph.node:
         metadata = properties(node)
         for i, tensor in enumerate(node.output):
-            place = read_source(metadata, i)
+            place = source_place(metadata, i)
             if tensor and place is not None:
                 bits, channels = holds_bits(node, i), read_complemented(metadata, i)
                 before, levels = read_before(metadata, i), read_levels(metadata, i)

@@ -10,7 +10,7 @@ from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
 from bnn_deploy.passes.lower.layer import (
-    Layer,
+    FloatLayer,
     NotTwoValuedError,
     SignInput,
     fit_weight,
@@ -77,7 +77,7 @@ class LowerBinaryConv:
                 result.decline(node, reason)
         return result
 
-    def _lower(self, node: ir.Node, source: SignInput, layer: Layer) -> Reason | None:
+    def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> Reason | None:
         """Insert the binary form of `node`; return the reason if it cannot be."""
         sign_shape = static_shape(source.sign.outputs[0])
         if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
@@ -105,7 +105,7 @@ class LowerBinaryConv:
         replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
         return None
 
-    def _pads(self, layer: Layer, source: SignInput) -> list[int] | Reason:
+    def _pads(self, layer: FloatLayer, source: SignInput) -> list[int] | Reason:
         """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
         if source.pads is None or not any(source.pads):
             source.pad_value = 0.0

@@ -12,7 +12,16 @@ import onnx_ir.passes.common as common
 from bnn_deploy.passes.elementwise import ELEMENTWISE, Array, same_shape, uniform
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import PassResult
-from bnn_deploy.provenance import Move, Reshape, Transpose, note_place, place, read_before, read_source, source_metadata
+from bnn_deploy.provenance import (
+    Move,
+    Reshape,
+    Transpose,
+    note_place,
+    place,
+    read_before,
+    source_metadata,
+    source_place,
+)
 
 UNARY = (
     *("Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Reciprocal"),
@@ -158,7 +167,7 @@ def _note(node: ir.Node, *moves: Move) -> None:
     note_place(output, place(output).then(*moves))
     if not is_op(node, "Sign") or data is None:
         return
-    source, before = read_source(own), read_before(own)
+    source, before = source_place(own), read_before(own)
     if source is not None and before is not None:  # of CanonicalizeSign
         own.update(source.then(*moves).as_source() | before.then(*moves).as_before())
     else:
