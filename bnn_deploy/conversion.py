@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from bnn_deploy.passes.lower.pack_weights import packed_layers
 from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import finish, to_binary
 from bnn_deploy.passes.recognise.binarize_weights import Weights
-from bnn_deploy.provenance import ARCH_ARGS_KEY, ARCH_KEY, SHAPE_KEY, WEIGHTS_KEY
+from bnn_deploy.provenance import origin_metadata
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
 from bnn_deploy.report.summary import (
@@ -180,12 +179,7 @@ def convert(
         finish(binary)
         result = replace(result, layers=quantized(result.layers, quantized_layers(binary)))
     for model in (binary, original.model):
-        model.metadata_props[SHAPE_KEY] = ",".join(map(str, shape))
-        model.metadata_props[WEIGHTS_KEY] = weights
-        if arch in ARCHITECTURES:
-            model.metadata_props[ARCH_KEY] = arch
-            if arch_args:
-                model.metadata_props[ARCH_ARGS_KEY] = json.dumps(dict(arch_args))
+        model.metadata_props.update(origin_metadata(shape, weights, arch if arch in ARCHITECTURES else None, arch_args))
     progress("writing")
     if report is not None:
         write_report(report, result)

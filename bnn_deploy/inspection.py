@@ -14,6 +14,7 @@ from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes
 from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS, Operator, operator_of
 from bnn_deploy.operators.shapes import Call, Made, Shape, product
+from bnn_deploy.provenance import SOURCE, properties
 
 try:
     import onnx
@@ -190,7 +191,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
                 constant_bytes=sum(constants.get(name, 0) + stored.get(name, 0) for name in set(node.input)),
                 quantized=any(name in stored and name not in packed for name in node.input),
                 binary_weights=any(name in packed for name in node.input),
-                source=next((p.value for p in node.metadata_props if p.key == f"{DOMAIN}.source"), None),
+                source=properties(node).get(SOURCE),
             )
         )
     return ModelReport(
@@ -203,7 +204,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
         ir_version=model.ir_version,
         opsets={opset.domain: opset.version for opset in model.opset_import},
         producer=f"{model.producer_name} {model.producer_version}".strip(),
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata=properties(model),
         inputs=tuple(tensor(value.name) for value in graph.input if value.name not in constants),
         outputs=tuple(tensor(value.name) for value in graph.output),
         layers=tuple(layers),

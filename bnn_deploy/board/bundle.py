@@ -19,7 +19,7 @@ from pathlib import Path
 from bnn_deploy.board.archive import make_archive
 from bnn_deploy.board.manifest import (
     CHECKSUMS,
-    FLOAT,
+    FLOAT_MODEL,
     GOLDEN,
     MANIFEST,
     MODEL,
@@ -77,7 +77,7 @@ def write_bundle(
     files = {
         MODEL: Path(model).read_bytes(),
         GOLDEN: results.content,
-        **({} if float_model is None else {FLOAT: Path(float_model).read_bytes()}),
+        **({} if float_model is None else {FLOAT_MODEL: Path(float_model).read_bytes()}),
         RUN: (resources.files("bnn_deploy") / "board" / "scripts" / RUN).read_bytes(),
         **{f"{WHEELS}/{name}": content for name, content in wheel_files.items()},
     }

@@ -38,7 +38,7 @@ LOCK_SECONDS = 20
 
 CHUNK = 1 << 16
 
-Output = Callable[[str], None]
+LineSink = Callable[[str], None]
 
 
 class Step:
@@ -150,7 +150,7 @@ class Connection:
         while view:
             view = view[os.write(self._ssh.stdin.fileno(), view) :]
 
-    def receive(self, output: Output | None = None) -> tuple[str, str]:
+    def receive(self, output: LineSink | None = None) -> tuple[str, str]:
         """The next line that deploy.sh itself prints: its first word and the rest.
 
         Args:
@@ -175,7 +175,7 @@ class Connection:
                 return kind, rest
         raise self._ended()
 
-    def expect(self, *kinds: str, output: Output | None = None) -> tuple[str, str]:
+    def expect(self, *kinds: str, output: LineSink | None = None) -> tuple[str, str]:
         """`receive`, and it must be one of these."""
         kind, rest = self.receive(output)
         if kind not in kinds:

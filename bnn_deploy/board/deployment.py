@@ -21,16 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from bnn_deploy.board.archive import read_member
-from bnn_deploy.board.connection import CHUNK, LOCK_SECONDS, Connection, Output, Step
-from bnn_deploy.board.manifest import FLOAT, MODEL, Manifest
-from bnn_deploy.board.probe import VENV_BYTES, Board, in_megabytes, parse_board, problems
+from bnn_deploy.board.connection import CHUNK, LOCK_SECONDS, Connection, LineSink, Step
+from bnn_deploy.board.manifest import FLOAT_MODEL, MODEL, RUN_REPORT_FORMAT, Manifest
+from bnn_deploy.board.probe import VENV_BYTES, BoardFacts, in_megabytes, parse_board, problems
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import write_files
 from bnn_deploy.runtime.profile_results import ProfileReport
 from bnn_deploy.runtime.profiling import profile
-
-REPORT_FORMAT = 1
-"""Version of report.json that this version reads."""
 
 MAX_REPORT_BYTES = 16 << 20
 
@@ -56,7 +53,7 @@ class Look:
     host: str
     bundle: str
     manifest: Manifest
-    board: Board
+    board: BoardFacts
     folder: str
     bytes: int
     needed_bytes: int
@@ -142,7 +139,7 @@ def deploy(
     runs: int | None = None,
     ssh_options: Sequence[str] = (),
     report: str | os.PathLike[str] | None = None,
-    output: Output = lambda line: None,
+    output: LineSink = lambda line: None,
 ) -> Deployment:
     """Copy a bundle to a board, run it there, fetch its report, and measure the model on this machine as well.
 
@@ -225,7 +222,7 @@ def _look(task: Step, connection: Connection) -> Look:
     )
 
 
-def _copy(task: Step, connection: Connection, found: Look, output: Output) -> bool:
+def _copy(task: Step, connection: Connection, found: Look, output: LineSink) -> bool:
     """Send the archive if the board asks for it; whether it did."""
     connection.step("preparing the copy")
     with suppress(BrokenPipeError):  # then `expect` tells why
@@ -254,7 +251,7 @@ def _copy(task: Step, connection: Connection, found: Look, output: Output) -> bo
     return True
 
 
-def _run(task: Step, connection: Connection, output: Output) -> tuple[bytes, int]:
+def _run(task: Step, connection: Connection, output: LineSink) -> tuple[bytes, int]:
     """Let run.sh run, and return the report that it leaves and its exit status, 0 or 1."""
     connection.step("preparing the run")
     connection.expect("run")
@@ -282,8 +279,10 @@ def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
         raise SetupError(f"{host}: its report is not JSON: {error}") from None
     if not isinstance(result, dict) or not isinstance(result.get("passed"), bool):
         raise SetupError(f"{host}: its report does not say whether the check passed")
-    if result.get("format") != REPORT_FORMAT:
-        raise SetupError(f"{host}: its report has format {result.get('format')!r}, this version reads {REPORT_FORMAT}")
+    if result.get("format") != RUN_REPORT_FORMAT:
+        raise SetupError(
+            f"{host}: its report has format {result.get('format')!r}, this version reads {RUN_REPORT_FORMAT}"
+        )
     if result["passed"] != (status == 0):
         raise SetupError(f"{host}: its report and the status {status} of run.sh contradict each other")
     if result.get("manifest_sha256") != task.manifest.sha256:
@@ -294,7 +293,7 @@ def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
 def _profile_here(bundle: Path, manifest: Manifest, threads: int, runs: int) -> ProfileReport:
     """Measure the bundle's model, and the float one if there is one, on this machine."""
     with tempfile.TemporaryDirectory() as folder:
-        models = [Path(folder) / name for name in (MODEL, FLOAT) if name in manifest.files]
+        models = [Path(folder) / name for name in (MODEL, FLOAT_MODEL) if name in manifest.files]
         for model in models:
             model.write_bytes(read_member(bundle, model.name))
         return profile(*models, threads=threads, runs=runs)

@@ -10,7 +10,7 @@ from typing import Any
 
 from bnn_deploy.errors import InputError, one_line
 
-FORMAT = 1
+BUNDLE_FORMAT = 1
 """Version of the layout and of manifest.json."""
 
 FOLDER = "bnn-deploy-bundle"
@@ -22,7 +22,7 @@ CHECKSUMS = "SHA256SUMS"
 
 MODEL = "model.onnx"
 
-FLOAT = "float.onnx"
+FLOAT_MODEL = "float.onnx"
 """The float model to measure beside it, if there is one."""
 
 GOLDEN = "golden.npz"
@@ -32,7 +32,10 @@ RUN = "run.sh"
 WHEELS = "wheels"
 
 REPORT = "report.json"
-"""What run.sh leaves beside them on the board."""
+"""The results that run.sh leaves beside them on the board."""
+
+RUN_REPORT_FORMAT = 1
+"""Version of report.json."""
 
 MACHINES = {"aarch64": 183, "x86_64": 62}
 """Target -> the machine number in the header of its ELF files (e_machine)."""
@@ -45,7 +48,7 @@ MAX_MANIFEST_BYTES = 1_000_000
 MAX_FILE_BYTES = 2**31
 """Of a file in a bundle: what onnxruntime reads as one model, and less than a plain tar header can hold."""
 
-_NAME = re.compile(rf"{MODEL}|{FLOAT}|{GOLDEN}|{RUN}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
+_NAME = re.compile(rf"{MODEL}|{FLOAT_MODEL}|{GOLDEN}|{RUN}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def file_entry(content: bytes) -> FileEntry:
 
 def _manifest_json(manifest: Manifest) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": BUNDLE_FORMAT,
         "bnn_deploy": manifest.bnn_deploy,
         "target": manifest.target,
         "model": manifest.model,
@@ -134,8 +137,10 @@ def read_manifest(content: bytes, where: str) -> Manifest:
     try:
         values: dict[str, Any] = json.loads(content)
         form = values["format"]
-        if form != FORMAT:
-            raise InputError(f"{where}: a bundle of format {form}; this bnn-deploy knows format {FORMAT}: update it")
+        if form != BUNDLE_FORMAT:
+            raise InputError(
+                f"{where}: a bundle of format {form}; this bnn-deploy knows format {BUNDLE_FORMAT}: update it"
+            )
         manifest = Manifest(
             bnn_deploy=_typed(values, "bnn_deploy", str),
             target=_typed(values, "target", str),

@@ -19,7 +19,7 @@ MINIMUM_MEMORY_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
-class Board:
+class BoardFacts:
     """What a board says about itself, through POSIX tools: Python need not be there. None: it does not say.
 
     Attributes:
@@ -70,7 +70,7 @@ class Board:
         return result
 
 
-def problems(board: Board, manifest: Manifest, needed_bytes: int) -> tuple[str, ...]:
+def problems(board: BoardFacts, manifest: Manifest, needed_bytes: int) -> tuple[str, ...]:
     """What a bundle misses on a board, each with what to do.
 
     Args:
@@ -168,7 +168,7 @@ def in_megabytes(count: int) -> str:
     return f"{count / 1e6:,.{1 if count < 1e7 else 0}f} MB"
 
 
-def parse_board(facts: dict[str, str]) -> Board:
+def parse_board(facts: dict[str, str]) -> BoardFacts:
     """Read the facts that deploy.sh prints."""
     libc = re.fullmatch(r"glibc (\d+)\.(\d+).*", facts["libc"])
     python = re.fullmatch(r"([\d.]+) (\d+) (yes|no)", facts["python"])
@@ -177,7 +177,7 @@ def parse_board(facts: dict[str, str]) -> Board:
     disk = re.search(r"\s\d+\s+-?\d+\s+(-?\d+)\s+\d+%\s", facts["disk"])
     if facts["installed"] not in ("yes", "copied", "no"):
         raise ValueError(facts["installed"])
-    return Board(
+    return BoardFacts(
         system=facts["system"],
         machine=facts["machine"],
         bits=int(facts["bits"]) if facts["bits"].isdecimal() else None,

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bnn_deploy import __version__
-from bnn_deploy.board.manifest import FLOAT, FORMAT, GOLDEN, MANIFEST, MODEL, read_manifest
+from bnn_deploy.board.manifest import FLOAT_MODEL, GOLDEN, MANIFEST, MODEL, RUN_REPORT_FORMAT, read_manifest
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import progress, show
 from bnn_deploy.cli.profile import print_report
@@ -50,13 +50,13 @@ def command(folder: Path, report: Path, threads: int, runs: int) -> int:
     measured: dict[str, Any] | None = None
     if golden.passed:
         with progress(measuring=True) as step:
-            compare = folder / FLOAT if FLOAT in manifest.files else None
+            compare = folder / FLOAT_MODEL if FLOAT_MODEL in manifest.files else None
             result = profile(model, compare, threads=threads, runs=runs, progress=step)
         show("")
         print_report(result)
         measured = result.to_json()
     content = {
-        "format": FORMAT,
+        "format": RUN_REPORT_FORMAT,
         "passed": golden.passed,
         "model": manifest.model,
         "target": manifest.target,

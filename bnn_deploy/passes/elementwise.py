@@ -1,8 +1,10 @@
-"""Elementwise arithmetic of float graphs, evaluated: constants, monotone functions, thresholds by bisection."""
+"""Elementwise operators of float graphs, evaluated in numpy: the one place that knows what each computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,25 +29,138 @@ ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "Abs": np.abs,
     "Add": np.add,
     "And": np.logical_and,
-    "Div": np.divide,
+    "Ceil": np.ceil,
+    "Div": lambda x, y: _divide(x, y),
+    "Floor": np.floor,
     "Identity": lambda x: x,
-    "Max": lambda *xs: np.maximum.reduce(xs),
-    "Min": lambda *xs: np.minimum.reduce(xs),
+    "Max": lambda *xs: functools.reduce(np.maximum, xs),
+    "Min": lambda *xs: functools.reduce(np.minimum, xs),
     "Mul": np.multiply,
     "Neg": np.negative,
     "Not": np.logical_not,
     "Or": np.logical_or,
     "Relu": lambda x: np.maximum(x, np.zeros((), x.dtype)),
-    "Sign": np.sign,
+    "Round": np.rint,
     "Sub": np.subtract,
     "Where": np.where,
     "Xor": np.logical_xor,
 }
-"""What can be between the steps and the ±1, as numpy computes it; Cast and Clip are evaluated apart."""
+"""Operator -> the numpy function of its inputs. It keeps float32, and broadcasts as ONNX does."""
+
+
+def _divide(x: Array, y: Array) -> Array:
+    if x.dtype.kind != "f":
+        raise TypeError("Div of integers rounds to 0, and numpy's does not")
+    quotient: Array = np.divide(x, y)
+    return quotient
+
+
+def _cast(node: ir.Node, x: Array) -> Array:
+    dtype: np.dtype[Any] = ir.DataType(node.attributes["to"].as_int()).numpy()
+    cast: Array = x.astype(dtype)
+    return cast
+
+
+def _clip(node: ir.Node, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
+    x = x if low is None else np.maximum(x, low)
+    return x if high is None else np.minimum(x, high)
+
+
+def _hard_sigmoid(node: ir.Node, x: Array) -> Array:
+    alpha, beta = (
+        np.float32(node.attributes[key].as_float() if key in node.attributes else default)
+        for key, default in (("alpha", 0.2), ("beta", 0.5))
+    )
+    clipped: Array = np.clip(x * alpha + beta, np.float32(0), np.float32(1))
+    return clipped
+
+
+def _sign(node: ir.Node, x: Array) -> Array:
+    return np.where(x == 0, np.float32(zero), np.sign(x)) if (zero := zero_value(node)) else np.sign(x)
+
+
+def _quantize_linear(node: ir.Node, x: Array, scale: Array, zero: Array | None = None) -> Array:
+    zero = np.zeros((), np.uint8) if zero is None else zero
+    limits = np.iinfo(zero.dtype)
+    integers: Array = np.clip(np.rint(x / scale) + zero, limits.min, limits.max)
+    return integers.astype(zero.dtype)
+
+
+def _dequantize_linear(node: ir.Node, x: Array, scale: Array, zero: Array | None = None) -> Array:
+    zero = np.zeros((), x.dtype) if zero is None else zero
+    differences: Array = x.astype(np.int32) - zero.astype(np.int32)
+    scaled: Array = differences.astype(np.float32) * scale
+    return scaled
+
+
+WITH_ATTRIBUTES: dict[str, Callable[..., Array]] = {
+    "Cast": _cast,
+    "Clip": _clip,
+    "DequantizeLinear": _dequantize_linear,
+    "HardSigmoid": _hard_sigmoid,
+    "QuantizeLinear": _quantize_linear,
+    "Sign": _sign,
+}
+"""Operator -> the function of its node and its inputs, where an attribute or metadata matters; else as ELEMENTWISE."""
+
+_CASTS = (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64)
+"""The types that a Cast may have; to them numpy rounds as ONNX does."""
+
+
+def is_elementwise(node: ir.Node) -> bool:
+    """Whether `evaluate` knows the operator, in the form that it has here."""
+    if is_op(node, "Clip"):
+        return not node.attributes  # the bounds of Clip before opset 11
+    if is_op(node, "Cast"):
+        return ir.DataType(node.attributes["to"].as_int()) in _CASTS
+    return is_op(node, *ELEMENTWISE, *WITH_ATTRIBUTES)
+
+
+def evaluate(node: ir.Node, operands: Sequence[Array | None]) -> Array:
+    """Run one elementwise operator in numpy, with its arithmetic: float32 stays float32.
+
+    Args:
+        node: `is_elementwise`.
+        operands: its inputs, in shapes that broadcast; None for one that is left out. A scale or zero point per channel
+            of QuantizeLinear and DequantizeLinear comes in such a shape, too.
+
+    Raises:
+        TypeError, ValueError: the shapes or types do not fit each other, or it is a Div of integers.
+    """
+    if node.op_type in WITH_ATTRIBUTES:
+        return WITH_ATTRIBUTES[node.op_type](node, *operands)
+    return ELEMENTWISE[node.op_type](*operands)
+
+
+def straight_through(node: ir.Node, same: Callable[[ir.Value, ir.Value], bool] = operator.is_) -> Iterator[ir.Value]:
+    """The a of (a - S) + S, S + (a - S) and (a + S) - S: a straight-through estimator (STE) leaves such arithmetic.
+
+    Args:
+        node: the outer Add or Sub.
+        same: tells whether two tensors are the same S.
+
+    Yields:
+        Each a, the likeliest first; nothing if `node` ends none of the three, or S is constant.
+    """
+    pairs = {"Add": ((0, 1), (1, 0)), "Sub": ((0, 1),)}.get(node.op_type, ()) if node.domain == "" else ()
+    for inner_index, shift_index in pairs:
+        inner_value, shift = node.inputs[inner_index], node.inputs[shift_index]
+        inner = None if inner_value is None else inner_value.producer()
+        if inner is None or shift is None or uniform(shift) is not None:
+            continue
+        if not is_op(inner, "Sub" if node.op_type == "Add" else "Add"):
+            continue
+        first, second = inner.inputs[:2]
+        if first is None or second is None:
+            continue
+        if same(second, shift):
+            yield first
+        if node.op_type == "Sub" and same(first, shift):
+            yield second
 
 
 def uniform(value: ir.Value | None) -> Array | None:
-    """A constant, or what Expand or ConstantOfShape repeats at run time, unrepeated."""
+    """A constant, or the one that Expand or ConstantOfShape repeats at run time, unrepeated."""
     array = constant(value)
     producer = None if value is None else value.producer()
     if array is not None or producer is None:
@@ -58,181 +173,11 @@ def uniform(value: ir.Value | None) -> Array | None:
     return None
 
 
-def apply_operator(node: ir.Node, tables: list[Array | None]) -> Array | None:
-    """Run one operator in numpy."""
-    first = tables[0]
-    assert first is not None
-    if is_op(node, "Cast"):
-        dtype = ir.DataType(node.attributes["to"].as_int())
-        if dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64):
-            return None
-        return first.astype(dtype.numpy())
-    if is_op(node, "Clip"):
-        low, high = ([*tables[1:], None, None])[:2]
-        if node.attributes:  # the bounds of Clip before opset 11
-            return None
-        first = first if low is None else np.maximum(first, low)
-        return first if high is None else np.minimum(first, high)
-    if is_op(node, "Sign") and (zero := zero_value(node)):
-        return np.where(first == 0, np.float32(zero), np.sign(first))
-    if is_op(node, "Div") and first.dtype.kind != "f":  # rounds, and not as numpy's
-        return None
-    return ELEMENTWISE[node.op_type](*tables)
-
-
 def same_shape(value: ir.Value, leaf: ir.Value) -> bool:
-    """Whether f gives one value per value of x, as far as the shapes are known: nothing is broadcast to more."""
+    """Whether `value`, a function of `leaf`, has as many elements, as far as the shapes are known."""
     first, second = static_shape(value), static_shape(leaf)
     if first is None or second is None:
         return False
     return len(first) == len(second) and all(
         a == b or a is None or b is None for a, b in zip(first, second, strict=True)
     )
-
-
-Floats = NDArray[np.float32]
-
-Monotone = Callable[[Floats], Floats]
-"""A function [C] float32 -> [C] float32 that is monotone (either way) in each channel."""
-
-
-def ordered_to_float(order: NDArray[np.int64]) -> Floats:
-    """The inverse of `float_to_ordered`."""
-    bits = np.where(order >= 0, order, -order - 1 + 2**31)
-    return bits.astype(np.uint32).view(np.float32)
-
-
-def float_to_ordered(value: float) -> int:
-    """Number the float32 values in increasing order, without gaps; -0.0 is -1 and +0.0 is 0."""
-    bits = int(np.float32(value).view(np.uint32))
-    return bits if bits < 2**31 else -(bits - 2**31) - 1
-
-
-LARGEST = float(np.finfo(np.float32).max)
-
-
-def bisect_threshold(reached: Callable[[Floats], NDArray[np.bool_]], channels: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """Find where a per-channel monotone predicate on float32 flips, exactly.
-
-    Args:
-        reached: maps one float32 per channel to one bool per channel; monotone in each channel.
-        channels: number of channels.
-
-    Returns:
-        threshold [C] float32 and falling [C] bool: the predicate equals x >= threshold, or its complement where
-        `falling`, for every finite x. A constant channel has the threshold -inf (always) or +inf (never).
-    """
-    low = np.full(channels, float_to_ordered(-LARGEST), dtype=np.int64)
-    high = np.full(channels, float_to_ordered(LARGEST), dtype=np.int64)
-    at_low, at_high = reached(ordered_to_float(low)), reached(ordered_to_float(high))
-    falling = at_low & ~at_high
-    # Invariant: the predicate (complemented where falling) is false at `low` and true at `high`.
-    while (high - low > 1).any():
-        middle = (low + high) // 2
-        true = reached(ordered_to_float(middle)) ^ falling
-        high, low = np.where(true, middle, high), np.where(true, low, middle)
-    threshold = ordered_to_float(high)
-    threshold[at_low & at_high] = -np.inf
-    threshold[~at_low & ~at_high] = np.inf
-    return threshold, falling
-
-
-def monotone(node: ir.Node, channels: int) -> Monotone | str:
-    """The function per channel that `node` computes, or why it is not one; "" if it is none of the known operators."""
-    if is_op(node, "Relu"):
-        return lambda x: np.maximum(x, np.float32(0))
-    if is_op(node, "Identity"):
-        return lambda x: x
-    if is_op(node, "Neg"):
-        return lambda x: -x
-    if is_op(node, "Sign"):
-        zero = np.float32(zero_value(node))
-        return lambda x: np.where(x == 0, zero, np.sign(x))
-    if is_op(node, "LeakyRelu"):
-        attribute = node.attributes.get("alpha")
-        slope = np.float32(0.01 if attribute is None else attribute.as_float())
-        return _leaky(node, np.full(channels, slope))
-    if is_op(node, "PRelu"):
-        slopes = operand_per_channel(node, 1, channels)
-        return slopes if isinstance(slopes, str) else _leaky(node, slopes)
-    if is_op(node, "Clip"):
-        if node.attributes:
-            return "the bounds of Clip are attributes, as before opset 11: convert the model to a newer opset"
-        bounds = [constant(v) if v is not None else None for v in list(node.inputs[1:3])]
-        if any(v is not None and b is None for v, b in zip(node.inputs[1:3], bounds, strict=False)):
-            return "the bounds of Clip are not constant"
-        low, high = ([*bounds, None, None])[:2]
-        return lambda x: np.clip(x, -np.inf if low is None else low, np.inf if high is None else high).astype(
-            np.float32
-        )
-    if is_op(node, "BatchNormalization"):
-        line = batch_norm_line(node)
-        return line if isinstance(line, str) else lambda x: x * line[0] + line[1]
-    if is_op(node, "Add", "Sub", "Mul", "Div"):
-        return _arithmetic(node, channels)
-    return ""
-
-
-def _leaky(node: ir.Node, slopes: Floats) -> Monotone | str:
-    if (slopes < 0).any():
-        channel, name = int(np.flatnonzero(slopes < 0)[0]), node.outputs[0].name
-        return f"channel {channel} of {node.op_type} '{name}' has a negative slope, so it is not monotone"
-    return lambda x: np.where(x < 0, x * slopes, x)
-
-
-def batch_norm_line(node: ir.Node) -> tuple[Floats, Floats] | str:
-    """The a and b [C] of the a * x + b that a BatchNormalization computes, in float32, or why there are none."""
-    parameters = [constant(v) for v in node.inputs[1:5]]
-    if any(p is None for p in parameters):
-        return "the parameters of BatchNormalization are not constant"
-    training = node.attributes.get("training_mode")
-    if training is not None and training.as_int():
-        return "BatchNormalization is in training mode: export the model in eval mode"
-    gamma, beta, mean, var = (np.asarray(p, dtype=np.float32) for p in parameters)
-    epsilon = node.attributes.get("epsilon")
-    eps = np.float32(1e-5 if epsilon is None else epsilon.as_float())
-    a = gamma / np.sqrt(var + eps)
-    return a, beta - mean * a
-
-
-def _arithmetic(node: ir.Node, channels: int) -> Monotone | str:
-    left, right = constant(node.inputs[0]), constant(node.inputs[1])
-    if left is None and right is None:
-        return ""  # a residual: both sides are data
-    c = operand_per_channel(node, 0 if left is not None else 1, channels)
-    if isinstance(c, str):
-        return c
-    if is_op(node, "Add"):
-        return lambda x: x + c
-    if is_op(node, "Mul"):
-        return lambda x: x * c
-    if is_op(node, "Sub"):
-        return (lambda x: x - c) if left is None else (lambda x: c - x)
-    if left is not None:
-        return "it divides by data, which is not monotone"
-    if (c == 0).any():
-        return f"channel {int(np.flatnonzero(c == 0)[0])} is divided by 0"
-    return lambda x: x / c
-
-
-def operand_per_channel(node: ir.Node, index: int, channels: int) -> Floats | str:
-    """Input `index` of an elementwise node as [C] float32, if it is constant and broadcasts along axis 1."""
-    array = constant(node.inputs[index])
-    other = node.inputs[1 - index]
-    shape = None if other is None else static_shape(other)
-    name = node.outputs[0].name
-    if array is None or shape is None:
-        return f"the operand of {node.op_type} '{name}' is not constant, or its shape is unknown"
-    if array.ndim > len(shape):
-        return f"the operand of {node.op_type} '{name}' has more dimensions than the data"
-    if shape[1] != channels:
-        return f"{node.op_type} '{name}' broadcasts its data to more channels, or their number is unknown"
-    aligned = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
-    per_channel = [1] * len(shape)
-    per_channel[1] = aligned.shape[1]
-    if list(aligned.shape) != per_channel or aligned.shape[1] not in (1, channels):
-        return (
-            f"the operand of {node.op_type} '{name}' has shape {list(array.shape)}, which is not one value per channel"
-        )
-    values: Any = np.broadcast_to(aligned.reshape(-1), (channels,))
-    return np.array(values, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What a tensor of the float graph is, as a formula: how a report names the form that a sign or a weight has."""
+"""Tensors of the float graph as formulas: how a report names the form that a sign or a weight has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.passes.elementwise import uniform
+from bnn_deploy.passes.elementwise import straight_through, uniform
 from bnn_deploy.passes.graph import is_op
 
 LIMIT = 70
@@ -128,20 +128,10 @@ def _operator(node: ir.Node, inputs: list[_Formula]) -> _Formula:
 def _straight_through(
     node: ir.Node, names: Mapping[ir.Value, str], constants: str, known: dict[ir.Value, _Formula], depth: int
 ) -> _Formula | None:
-    """`(a - S) + S`, `S + (a - S)` or `(a + S) - S`, S being written twice in the graph or shared."""
-    pairs = {"Add": ((0, 1), (1, 0)), "Sub": ((0, 1),)}.get(node.op_type, ()) if node.domain == "" else ()
+    """The formula of a straight-through estimator, whose S is written twice in the graph or shared."""
 
-    def text(value: ir.Value | None) -> str:
-        return "" if value is None else _write(value, names, constants, known, depth + 2).text
+    def text(value: ir.Value) -> str:
+        return _write(value, names, constants, known, depth + 2).text
 
-    for inner_index, shift_index in pairs:
-        inner_value, shift = node.inputs[inner_index], node.inputs[shift_index]
-        inner = None if inner_value is None else inner_value.producer()
-        if inner is None or shift is None or uniform(shift) is not None:
-            continue
-        if not is_op(inner, "Sub" if node.op_type == "Add" else "Add"):
-            continue
-        a, s = inner.inputs[:2] if text(inner.inputs[1]) == text(shift) else inner.inputs[1::-1]
-        if text(s) == text(shift) and (node.op_type == "Sub" or s is inner.inputs[1]) and a is not None:
-            return _Formula(f"straight-through trick over {text(a)}")
-    return None
+    a = next(straight_through(node, lambda s, shift: text(s) == text(shift)), None)
+    return None if a is None else _Formula(f"straight-through trick over {text(a)}")

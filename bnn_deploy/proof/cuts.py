@@ -6,11 +6,9 @@ metadata. A segment is everything between the cuts that it reads and the one tha
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,32 +16,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from bnn_deploy.operators.bits import pack_bits, unpack_bits
-from bnn_deploy.operators.contract import DOMAIN, OPSET, holds_bits
-from bnn_deploy.provenance import BEFORE, COMPLEMENTED, LEVELS, MOVES, SOURCE, output_key
-from bnn_deploy.runtime.session import load_session
-
-
-@dataclass(frozen=True)
-class Levels:
-    """What planes of bits stand for.
-
-    Attributes:
-        bits: of a level.
-        step: what a level counts in the float graph.
-        thresholds: of the pre-activation, [levels - 1, C or 1] float32.
-    """
-
-    bits: int
-    step: float
-    thresholds: NDArray[np.float32]
-
-    def encode(self, value: NDArray[Any]) -> NDArray[np.int64]:
-        """The levels of the reference's quantised tensor."""
-        return np.rint(value.astype(np.float64) / self.step).astype(np.int64)
-
-    def columns(self, rank: int) -> NDArray[np.float32]:
-        """The thresholds, each [1, C or 1, 1, ...] as a tensor [N, C, spatial...] of this rank wants them."""
-        return self.thresholds.reshape(len(self.thresholds), 1, -1, *[1] * (rank - 2))
+from bnn_deploy.operators.contract import DOMAIN, holds_bits
+from bnn_deploy.provenance import (
+    Levels,
+    Place,
+    properties,
+    read_before,
+    read_complemented,
+    read_levels,
+    source_place,
+)
 
 
 @dataclass(frozen=True)
@@ -52,31 +34,31 @@ class Cut:
 
     Attributes:
         tensor: its name in the converted model.
-        source: the name of the tensor of the float graph.
-        is_bits: whether it holds bits (then `source` is the output of a Sign) or floats.
+        place: the tensor of the float graph, and the moves from it to this one.
+        is_bits: whether it holds bits (then `place` is that of the output of a Sign) or floats.
         complemented: channels whose bits are stored complemented.
         rank: its number of dimensions, if known.
-        moves: what makes of `source` the tensor that this one stands for, in the form of `provenance.BEFORE`.
-        before: for bits, where the pre-activation is, in the form of `provenance.BEFORE`; () if the reference knows.
-        levels: for bits that are planes of levels (then `source` is what was quantised), what these are.
+        before: for bits, the place of the pre-activation; None if the reference knows it.
+        levels: for bits that are planes of levels; then `place` is that of the quantised tensor.
     """
 
     tensor: str
-    source: str
+    place: Place
     is_bits: bool
     complemented: tuple[int, ...]
     rank: int | None
-    moves: tuple[Any, ...] = ()
-    before: tuple[Any, ...] = ()
+    before: Place | None = None
     levels: Levels | None = None
 
-    def moved(self, value: NDArray[Any]) -> NDArray[Any]:
-        """What this tensor stands for: the source's value in this layout, or the inside of it."""
-        return reduce(move, self.moves, value)
+    @property
+    def source(self) -> str:
+        """The name of the tensor of the float graph."""
+        return self.place.tensor
 
     def pre_activation(self, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-        """What the sign was taken of, less the threshold, in the layout [N, C, spatial...] `shape` of the bits."""
-        return reduce(move, self.before[1:], values[self.before[0]]).reshape(shape)
+        """The input of the sign, less the threshold, in the layout [N, C, spatial...] `shape` of the bits."""
+        assert self.before is not None
+        return self.before.apply(values[self.before.tensor]).reshape(shape)
 
     def encode(self, value: NDArray[Any]) -> NDArray[Any]:
         """The reference's value [N, C, spatial...] in the form that the converted model holds it in."""
@@ -110,33 +92,6 @@ class Cut:
         return np.moveaxis(np.asarray(found).reshape(shape[0], *shape[2:], shape[1]), -1, 1)
 
 
-def move(value: NDArray[Any], step: Sequence[Any]) -> NDArray[Any]:
-    """Apply one move of `provenance.BEFORE` to a tensor of the float graph."""
-    kind, argument = step
-    if kind == "transpose":
-        return value.transpose(argument)
-    if kind == "reshape":
-        return value.reshape(argument)
-    if kind == "max_pool":
-        return _max_pool(value, argument)
-    if kind == "subtract":
-        return value - np.asarray(argument, dtype=np.float32)
-    rank = value.ndim
-    return value[tuple(slice(argument[i], value.shape[i] - argument[i + rank]) for i in range(rank))]
-
-
-def _max_pool(value: NDArray[Any], window: dict[str, Any]) -> NDArray[Any]:
-    """ONNX's MaxPool of a tensor [N, C, spatial...]."""
-    node = helper.make_node("MaxPool", ["x"], ["y"], **window)
-    infos = [value_info(name, False, value.ndim) for name in ("x", "y")]
-    model = helper.make_model(
-        helper.make_graph([node], "pool", infos[:1], infos[1:]),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=10,
-    )
-    return np.asarray(load_session(model.SerializeToString(), kernels=False).run(None, {"x": value})[0])
-
-
 def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
     """All cuts, in the order of the graph.
 
@@ -154,28 +109,16 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
     outputs = {info.name for info in model.graph.output}
     uses = Counter(name for node in model.graph.node for name in node.input)
     for node in model.graph.node:
-        properties = {p.key: p.value for p in node.metadata_props}
+        metadata = properties(node)
         for i, tensor in enumerate(node.output):
-            source = properties.get(output_key(SOURCE, i))
-            if tensor and source is not None:
-                text = properties.get(output_key(COMPLEMENTED, i), "")
-                channels = tuple(int(c) for c in text.split(",") if c)
-                moves = tuple(json.loads(properties.get(output_key(MOVES, i), "[]")))
-                before = tuple(json.loads(properties.get(output_key(BEFORE, i), "[]")))
-                levels = _levels(properties.get(output_key(LEVELS, i)))
-                bits = holds_bits(node, i)
-                found.append(Cut(tensor, source, bits, channels, ranks.get(tensor), moves, before, levels))
+            place = source_place(metadata, i)
+            if tensor and place is not None:
+                bits, channels = holds_bits(node, i), read_complemented(metadata, i)
+                before, levels = read_before(metadata, i), read_levels(metadata, i)
+                found.append(Cut(tensor, place, bits, channels, ranks.get(tensor), before, levels))
             elif tensor in outputs or (node.domain != DOMAIN and uses[tensor] > 1 and tensor in names):
-                found.append(Cut(tensor, tensor, False, (), ranks.get(tensor)))
+                found.append(Cut(tensor, Place(tensor), False, (), ranks.get(tensor)))
     return found
-
-
-def _levels(text: str | None) -> Levels | None:
-    """Read the metadata LEVELS."""
-    if text is None:
-        return None
-    entry = json.loads(text)
-    return Levels(int(entry["bits"]), float(entry["step"]), np.array(entry["thresholds"], np.float32))
 
 
 def value_info(name: str, is_bits: bool, rank: int | None) -> ValueInfoProto:

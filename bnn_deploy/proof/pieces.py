@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import DOMAIN, VERSION, holds_bits, is_layer, operator_of
 from bnn_deploy.proof.cuts import Cut, cuts, value_info
-from bnn_deploy.provenance import SOURCE
+from bnn_deploy.provenance import SOURCE, properties
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
         raise InputError(
             f"{path}: uses version {versions} of the domain {DOMAIN}; this bnn-deploy knows version {VERSION}"
         )
-    if not any(p.key == SOURCE for node in model.graph.node for p in node.metadata_props):
+    if not any(SOURCE in properties(node) for node in model.graph.node):
         raise InputError(
             f"{path}: its nodes do not say which float tensors they stand for ({SOURCE}); convert the model again"
         )

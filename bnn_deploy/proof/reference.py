@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.proof.pieces import with_outputs
+from bnn_deploy.provenance import ARCH_KEY, WEIGHTS_KEY, properties, read_arch_args
 from bnn_deploy.runtime.session import PROVIDERS
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def make_reference(
     """The reference that `against` names: PyTorch for a checkpoint or module, onnxruntime for a float .onnx file."""
     from bnn_deploy.source import onnx_file
 
-    metadata = {p.key: p.value for p in proto.metadata_props}
+    metadata = properties(proto)
     if onnx_file.is_onnx(against):
         name = Path(against).name if isinstance(against, str | os.PathLike) else "the float model"
         model = onnx_file.read(against)
@@ -141,7 +141,7 @@ def make_reference(
                 f"{against}: its input is {['N', *own]}, the converted model's {['N', *shape]}: "
                 "it is not what this model was converted from"
             )
-        scheme: Any = metadata.get("bnn_deploy.weights", "auto")
+        scheme: Any = metadata.get(WEIGHTS_KEY, "auto")
         if scheme not in ("auto", "as-is"):
             # The file may hold latent weights: they are binarised as they were in the conversion.
             import onnx_ir
@@ -155,10 +155,10 @@ def make_reference(
 
     if isinstance(against, str | os.PathLike):
         if arch is None:
-            arch = metadata.get("bnn_deploy.arch")
-            arch_args = arch_args or json.loads(metadata.get("bnn_deploy.arch_args", "{}"))
+            arch = metadata.get(ARCH_KEY)
+            arch_args = arch_args or read_arch_args(metadata)
         if arch is None:
             raise InputError(f"{against}: the model does not say what architecture it is; give --arch FILE.py:CLASS")
         against = load_module(against, arch, arch_args)
-    weights: Any = metadata.get("bnn_deploy.weights", "auto")
+    weights: Any = metadata.get(WEIGHTS_KEY, "auto")
     return TorchReference(float_module(against, shape, weights).program)

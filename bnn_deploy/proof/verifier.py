@@ -129,16 +129,16 @@ class Verifier:
 
     def _value(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The reference's value of a cut."""
-        return cut.moved(values[self._source(cut)])
+        return cut.place.apply(values[self._source(cut)])
 
     def _before_name(self, cut: Cut) -> str | None:
         """The reference's tensor of which a bit cut is a sign; None behind a pool of signs."""
-        return str(cut.before[0]) if cut.before else self.reference.before_sign(cut.source)
+        return cut.before.tensor if cut.before is not None else self.reference.before_sign(cut.source)
 
     def _before(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The pre-activations of a bit cut. Behind a pool of signs there are none: no rounding explains a bit there."""
         value = self._value(cut, values)
-        if cut.before:
+        if cut.before is not None:
             return cut.pre_activation(values, value.shape)
         name = self._before_name(cut)
         return value if name is None else values[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,7 +10,7 @@ from bnn_deploy.passes.graph import auto_pad, ints, is_op, read_pad, static_shap
 from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS, nearest_sign
 from bnn_deploy.passes.lower.layer import SignInput, sign_input
 from bnn_deploy.passes.outcome import display_name
-from bnn_deploy.provenance import BEFORE, SOURCE, zero_value
+from bnn_deploy.provenance import SOURCE, place_before, zero_value
 
 # The canonical graph.
 
@@ -59,11 +58,7 @@ class Canonical:
 
 def _sign_place(sign: ir.Node) -> tuple[str, str]:
     """The tensors of the float graph that a Sign of the canonical graph gives and takes."""
-    data = sign.inputs[0]
-    assert data is not None
-    before = sign.metadata_props.get(BEFORE) or data.metadata_props.get(BEFORE)
-    leaf: str = json.loads(before)[0] if before else data.name or ""
-    return sign.metadata_props.get(SOURCE, sign.outputs[0].name or ""), leaf
+    return sign.metadata_props.get(SOURCE, sign.outputs[0].name or ""), place_before(sign).tensor
 
 
 def _seen(node: ir.Node) -> CanonicalLayer:

@@ -8,7 +8,6 @@ output and the tensor that the converted layer's output stands for.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -23,7 +22,7 @@ from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, ints, is_binary_
 from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
 from bnn_deploy.passes.outcome import Decline, display_name
 from bnn_deploy.passes.reasons import CancelsOut
-from bnn_deploy.provenance import LEVELS, SOURCE, output_key
+from bnn_deploy.provenance import SOURCE, output_key, read_levels
 from bnn_deploy.report.canonical import Canonical, CanonicalLayer
 from bnn_deploy.report.summary import FLOAT, REMOVED, LayerReport
 from bnn_deploy.report.weights import describe_weights, layer_filters
@@ -307,16 +306,15 @@ def _label(node: ir.Node) -> str:
 
 
 def _levels(final: ir.Node) -> str | None:
-    """What the levels that a layer reads stand for; None if it reads none."""
+    """The numbers that the levels in front of a layer stand for; None if it reads none."""
     producer = None if final.inputs[0] is None else final.inputs[0].producer()
-    while producer is not None and LEVELS not in producer.metadata_props:
+    while producer is not None and (levels := read_levels(producer.metadata_props)) is None:
         if not is_op(producer, *MOVING_OPERATORS) or producer.inputs[0] is None:
             return None
         producer = producer.inputs[0].producer()
-    if producer is None:
+    if producer is None or levels is None:
         return None
-    levels = json.loads(producer.metadata_props[LEVELS])
-    return f"levels 0 to {len(levels['thresholds'])}, times {levels['step']:.3g}"
+    return f"levels 0 to {len(levels.thresholds)}, times {levels.step:.3g}"
 
 
 def _status(final: ir.Node) -> str:

@@ -73,7 +73,7 @@ def binary_layers(model: ir.Model) -> list[str]:
     return [node.name or "" for node in model.graph if is_binary_layer(node)]
 
 
-FORMAT = 1
+REPORT_FORMAT = 1
 """Version of the JSON form."""
 
 FLOAT = "float"
@@ -190,11 +190,11 @@ class Report:
     constant_channels: tuple[tuple[str, int, int], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps; `counts` has the number of layers of each status, `format` is FORMAT."""
+        """Plain types, for json.dumps; `counts` has the number of layers of each status, `format` is REPORT_FORMAT."""
         statuses = [layer.status for layer in self.layers]
         counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
         own = {"not_fused": [decline.to_json() for decline in self.not_fused]}
-        return {"format": FORMAT} | asdict(self) | own | {"counts": counts}
+        return {"format": REPORT_FORMAT} | asdict(self) | own | {"counts": counts}
 
 
 def quantized(layers: Sequence[LayerReport], names: Iterable[str]) -> tuple[LayerReport, ...]:

@@ -17,7 +17,7 @@ from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.architectures.dorefa_vgg import DoReFaConv2d, quantize_activations
 from bnn_deploy.conversion import convert
 from bnn_deploy.inspection import inspect_model
-from bnn_deploy.proof.cuts import Levels, cuts
+from bnn_deploy.proof.cuts import cuts
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.golden.record import write_golden
@@ -25,6 +25,7 @@ from bnn_deploy.proof.margins import differences, relative_margin
 from bnn_deploy.proof.pieces import load_model
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.proof.verification import verify
+from bnn_deploy.provenance import Levels, Place
 from bnn_deploy.runtime.profiling import profile
 from bnn_deploy.runtime.session import library_info, load_session
 from support.converted import Converted
@@ -258,7 +259,7 @@ def test_a_level_may_differ_only_beside_a_threshold_that_it_passes() -> None:
 def cuts_of(levels: Levels) -> object:
     from bnn_deploy.proof.cuts import Cut
 
-    return Cut("planes", "source", True, (), 2, levels=levels)
+    return Cut("planes", Place("source"), True, (), 2, levels=levels)
 
 
 def levels_of(before: np.ndarray, levels: Levels) -> np.ndarray:

@@ -8,7 +8,7 @@ from bnn_deploy.passes.graph import is_binary_op, is_op, remove_if_dead
 from bnn_deploy.passes.lower.layer import insert_max_pool, is_plain_pool
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import PoolStays, UsedElsewhere
-from bnn_deploy.provenance import BIT_KEYS
+from bnn_deploy.provenance import take_bit_metadata
 
 
 class CommuteMaxPool(Pass):
@@ -43,10 +43,7 @@ class CommuteMaxPool(Pass):
             new = insert_max_pool(pool, bits, pooled)
             new_node = new.producer()
             assert new_node is not None and node.graph is not None
-            for key in BIT_KEYS:
-                new_node.metadata_props.pop(key, None)
-                if key in node.metadata_props:
-                    new_node.metadata_props[key] = node.metadata_props.pop(key)
+            take_bit_metadata(new_node, node)
             # The new pool was inserted before the old one, that is before the Binarize: put it behind.
             node.graph.remove(new_node)
             node.append(new_node)

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import operator_of
 from bnn_deploy.passes.conditions import thresholds_folded
-from bnn_deploy.passes.elementwise import operand_per_channel
 from bnn_deploy.passes.graph import (
     add_initializer,
     auto_pad,
@@ -21,6 +20,7 @@ from bnn_deploy.passes.graph import (
     static_shape,
 )
 from bnn_deploy.passes.lower.binary_filters import BinaryFilters, binary_filters
+from bnn_deploy.passes.monotone import batch_norm_line, operand_per_channel
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.provenance import set_source
 
@@ -80,15 +80,9 @@ LEAST_LEVEL_SCALE = 2.0**-125
 
 
 def _affine(node: ir.Node) -> tuple[Doubles, Doubles] | None:
-    """Return a and b of a * x + b, per channel."""
-    parameters = [constant(value) for value in node.inputs[1:5]]
-    training = node.attributes.get("training_mode")
-    if any(p is None for p in parameters) or (training is not None and training.as_int()):
-        return None
-    gamma, beta, mean, var = (np.asarray(p, dtype=np.float64) for p in parameters)
-    epsilon = node.attributes.get("epsilon")
-    a = gamma / np.sqrt(var + (1e-5 if epsilon is None else epsilon.as_float()))
-    return a, beta - mean * a
+    """The a and b [C] of the a * x + b that a BatchNormalization computes, in float64."""
+    line = batch_norm_line(node, np.float64)
+    return None if isinstance(line, str) else line
 
 
 def _arithmetic(node: ir.Node) -> tuple[Doubles, Doubles] | None:

@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.passes.elementwise import bisect_threshold, monotone
 from bnn_deploy.passes.fuse.complement import complement_channels, complementable
 from bnn_deploy.passes.graph import constant, is_binary_op, remove_if_dead
+from bnn_deploy.passes.monotone import bisect_threshold, monotone
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import Falls, NotFoldable, Reason, UsedElsewhere
 

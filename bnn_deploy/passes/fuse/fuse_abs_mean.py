@@ -9,7 +9,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import DOMAIN
-from bnn_deploy.passes.elementwise import batch_norm_line, bisect_threshold
 from bnn_deploy.passes.fuse.complement import complement_channels, complementable
 from bnn_deploy.passes.graph import (
     add_initializer,
@@ -21,6 +20,7 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
     static_shape,
 )
+from bnn_deploy.passes.monotone import batch_norm_line, bisect_threshold
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import (
     ChannelsDropped,
@@ -32,7 +32,7 @@ from bnn_deploy.passes.reasons import (
     UnknownChannels,
     UsedElsewhere,
 )
-from bnn_deploy.provenance import BIT_KEYS, output_key, source_metadata
+from bnn_deploy.provenance import bit_metadata, output_key, source_metadata
 
 
 class FuseAbsMean(Pass):
@@ -85,14 +85,13 @@ class FuseAbsMean(Pass):
         assert values is not None
         one = add_initializer(graph, f"{mean_name}_scale", np.ones(len(values), np.float32))
         zero = add_initializer(graph, f"{mean_name}_shift", np.zeros(len(values), np.float32))
-        metadata = {key: binarize.metadata_props[key] for key in BIT_KEYS if key in binarize.metadata_props}
         new = ir.Node(
             DOMAIN,
             "BinarizeAbsMean",
             [x, threshold, one, zero],
             num_outputs=2,
             name=binarize.name,
-            metadata_props=metadata | {output_key(k, 1): t for k, t in source_metadata(old_mean).items()},
+            metadata_props=bit_metadata(binarize) | {output_key(k, 1): t for k, t in source_metadata(old_mean).items()},
         )
         bits, mean = new.outputs
         bits.type, bits.shape, bits.name = old_bits.type, old_bits.shape, f"{bits_name}_new"

@@ -22,7 +22,7 @@ from bnn_deploy.passes.graph import (
 )
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import LinearBits, ThresholdPerPosition, UsedElsewhere
-from bnn_deploy.provenance import BIT_KEYS, SOURCE
+from bnn_deploy.provenance import SOURCE, bit_metadata
 
 
 def integer_threshold(
@@ -121,7 +121,7 @@ class FuseConvThreshold(Pass):
             shape=None if conv_shape is None else [conv_shape[0], *conv_shape[2:], words(len(scale))],
             domain=DOMAIN,
             name=conv.name,
-            metadata={key: binarize.metadata_props[key] for key in BIT_KEYS if key in binarize.metadata_props},
+            metadata=bit_metadata(binarize),
         )
         for unsqueeze in unsqueezes:
             replace_value(unsqueeze.outputs[0], new)

@@ -9,7 +9,7 @@ from bnn_deploy.passes.conditions import batch_norms_folded, thresholds_folded
 from bnn_deploy.passes.graph import is_binary_op, is_op, replace_value, sole_consumer
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import NoSignReads, ResidualShape, UsedElsewhere
-from bnn_deploy.provenance import BIT_KEYS, output_key, source_metadata
+from bnn_deploy.provenance import bit_metadata, source_metadata
 
 
 class FuseResidual(Pass):
@@ -62,9 +62,7 @@ class FuseResidual(Pass):
         y, bits = new.outputs
         y.type, y.shape, y.name = old.type, old.shape, f"{name}_new"
         bits.type, bits.shape, bits.name = old_bits.type, old_bits.shape, f"{bits_name}_new"
-        for key in BIT_KEYS:
-            if key in binarize.metadata_props:
-                new.metadata_props[output_key(key, 1)] = binarize.metadata_props[key]
+        new.metadata_props.update(bit_metadata(binarize, 1))
         graph.insert_before(add, new)
         replace_value(old_bits, bits)
         replace_value(old, y)

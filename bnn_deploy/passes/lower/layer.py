@@ -162,7 +162,7 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
 
 
 @dataclass
-class Layer:
+class FloatLayer:
     """A candidate: weight [O, C/group, kernel...], bias [O] or None, and the attributes of a convolution."""
 
     weight: NDArray[np.float32]
@@ -247,7 +247,7 @@ def sign_input(node: ir.Node) -> SignInput | Reason | None:
     return None
 
 
-def read_layer(node: ir.Node) -> Layer | Reason:
+def read_layer(node: ir.Node) -> FloatLayer | Reason:
     """Read the layer's weight, bias and geometry, or say why it cannot be one."""
     weight = constant(node.inputs[1])
     if weight is None:
@@ -265,7 +265,7 @@ def read_layer(node: ir.Node) -> Layer | Reason:
         if rank > 2:
             return SpatialDimensions(rank)
         group = node.attributes.get("group")
-        return Layer(
+        return FloatLayer(
             weight,
             bias,
             ints(node, "strides", [1] * rank),
@@ -286,11 +286,11 @@ def read_layer(node: ir.Node) -> Layer | Reason:
             return BiasShape(str(list(bias.shape)), len(weight))
     else:
         weight = weight.T
-    return Layer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
+    return FloatLayer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
 
 
 def fit_weight(
-    layer: Layer, shape: list[int | None], flattened: list[int] | None
+    layer: FloatLayer, shape: list[int | None], flattened: list[int] | None
 ) -> tuple[NDArray[np.float32], int] | Reason:
     """The weight [O, C/group, kernel...] of a layer and its input's channels, or why it cannot be a binary one.
 
@@ -324,7 +324,7 @@ def replace_layer(
     op_type: str,
     bits: ir.Value,
     constants: dict[str, NDArray[Any]],
-    layer: Layer,
+    layer: FloatLayer,
     pads: list[int],
     attributes: dict[str, Any],
 ) -> None:

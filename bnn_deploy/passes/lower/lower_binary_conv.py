@@ -11,7 +11,7 @@ from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
 from bnn_deploy.passes.lower.layer import (
-    Layer,
+    FloatLayer,
     NotTwoValuedError,
     SignInput,
     fit_weight,
@@ -24,7 +24,7 @@ from bnn_deploy.passes.lower.layer import (
 )
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import InputShape, MixedPads, PadValue, PoolForm, Reason
-from bnn_deploy.provenance import BIT_KEYS, SOURCE, zero_value
+from bnn_deploy.provenance import SOURCE, bit_metadata, zero_value
 
 SMALLEST = np.nextafter(np.float32(0), np.float32(1))
 """The smallest float32 above 0: x >= this is x > 0."""
@@ -80,7 +80,7 @@ class LowerBinaryConv(Pass):
                 result.decline(node, reason)
         return result
 
-    def _lower(self, node: ir.Node, source: SignInput, layer: Layer) -> Reason | None:
+    def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> Reason | None:
         """Insert the binary form of `node`; return the reason if it cannot be."""
         sign_shape = static_shape(source.sign.outputs[0])
         if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
@@ -108,7 +108,7 @@ class LowerBinaryConv(Pass):
         replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
         return None
 
-    def _pads(self, layer: Layer, source: SignInput) -> list[int] | Reason:
+    def _pads(self, layer: FloatLayer, source: SignInput) -> list[int] | Reason:
         """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
         if source.pads is None or not any(source.pads):
             source.pad_value = 0.0
@@ -138,8 +138,7 @@ class LowerBinaryConv(Pass):
                 dtype=ir.DataType.UINT32,
                 shape=[value.shape[0], *value.shape[2:], words(channels)],
                 domain=DOMAIN,
-                metadata={SOURCE: value.name or ""}
-                | {key: sign.metadata_props[key] for key in BIT_KEYS if key in sign.metadata_props},
+                metadata={SOURCE: value.name or ""} | bit_metadata(sign),
             )
         bits = self._bits[value]
         for pool in source.pools:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -26,7 +25,7 @@ from bnn_deploy.passes.lower.layer import (
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import InputShape, LargeSums, Reason
 from bnn_deploy.passes.recognise.few_levels import transposed
-from bnn_deploy.provenance import BEFORE, LEVELS, MOVES, SOURCE, provenance, source_metadata
+from bnn_deploy.provenance import Levels, MaxPool, Transpose, node_place, place
 
 
 class LowerLevels(Pass):
@@ -119,9 +118,9 @@ class LowerLevels(Pass):
                     dtype=ir.DataType.FLOAT,
                     shape=shape,
                 )
-            origin = provenance(quantizer.before)
+            origin = place(quantizer.before)
             if quantizer.before_perm:
-                origin.append(["transpose", list(quantizer.before_perm)])
+                origin = origin.then(Transpose(quantizer.before_perm))
             for pool in source.pools:
                 window, output = pool_window(pool), pool.outputs[0]
                 data = insert_node(
@@ -133,11 +132,11 @@ class LowerLevels(Pass):
                     dtype=ir.DataType.FLOAT,
                     shape=output.shape,
                 )
-                origin.append(["max_pool", window])
+                origin = origin.then(MaxPool(window))
             bits = quantizer.bits
             missing = 2**bits - 1 - len(quantizer.thresholds)
             thresholds = np.pad(quantizer.thresholds, ((0, missing), (0, 0)), constant_values=np.inf)
-            levels = {"bits": bits, "step": quantizer.step, "thresholds": quantizer.before_thresholds.tolist()}
+            levels = Levels(bits, quantizer.step, quantizer.before_thresholds)
             assert value.shape is not None
             self._planes[value] = insert_node(
                 before,
@@ -148,13 +147,6 @@ class LowerLevels(Pass):
                 dtype=ir.DataType.UINT32,
                 shape=[value.shape[0], *value.shape[2:], bits * words(thresholds.shape[1])],
                 domain=DOMAIN,
-                metadata=_source(value) | {BEFORE: json.dumps(origin), LEVELS: json.dumps(levels)},
+                metadata=node_place(value.producer(), value).as_source() | origin.as_before() | levels.as_metadata(),
             )
         return self._planes[value]
-
-
-def _source(value: ir.Value) -> dict[str, str]:
-    """SOURCE and MOVES of a quantised tensor; a Sign that was moved carries its own."""
-    producer = value.producer()
-    own = {} if producer is None else producer.metadata_props
-    return {key: own[key] for key in (SOURCE, MOVES) if key in own} if SOURCE in own else source_metadata(value)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from numpy.typing import NDArray
 
 from bnn_deploy.passes.conditions import constants_folded, shapes_known
-from bnn_deploy.passes.elementwise import ELEMENTWISE, same_shape, uniform
+from bnn_deploy.passes.elementwise import ELEMENTWISE, Array, same_shape, uniform
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, provenance, source_metadata
-
-Array = NDArray[Any]
+from bnn_deploy.provenance import (
+    Move,
+    Reshape,
+    Transpose,
+    note_place,
+    place,
+    read_before,
+    source_metadata,
+    source_place,
+)
 
 UNARY = (
-    *("Abs", "Cast", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "HardSwish", "LeakyRelu"),
-    *("Log", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt"),
-    *("Tanh", "ThresholdedRelu"),
+    *("Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Reciprocal"),
+    *("Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu"),
 )
 
 ELEMENTWISE_OPS = (*UNARY, *ELEMENTWISE, "PRelu", "Pow")
@@ -157,28 +160,27 @@ def _push_below(graph: ir.Graph, node: ir.Node) -> bool:
     node.append(transpose)
     dims = list(old.shape or [])
     name = old.name or ""
-    _note(node, [["transpose", _back(axes)]])
+    _note(node, Transpose(_back(axes)))
     old.shape = ir.Shape([dims[axis] for axis in _back(axes)])
     old.name, new.name = f"{name}_channels_first", name
     return True
 
 
-def _note(node: ir.Node, moves: list[Any]) -> None:
+def _note(node: ir.Node, *moves: Move) -> None:
     """Note that `node`, whose inputs are moved already, makes its output moved; a Sign carries that itself."""
     output, data, own = node.outputs[0], node.inputs[0], node.metadata_props
-    output.metadata_props[BEFORE] = json.dumps([*provenance(output), *moves])
+    note_place(output, place(output).then(*moves))
     if not is_op(node, "Sign") or data is None:
         return
-    if SOURCE in own:  # of CanonicalizeSign
-        own[MOVES] = json.dumps([*json.loads(own.get(MOVES, "[]")), *moves])
-        own[BEFORE] = json.dumps([*json.loads(own[BEFORE]), *moves])
+    source, before = source_place(own), read_before(own)
+    if source is not None and before is not None:  # of CanonicalizeSign
+        own.update(source.then(*moves).as_source() | before.then(*moves).as_before())
     else:
-        own.update(source_metadata(output))
-        own[BEFORE] = json.dumps(provenance(data))
+        own.update(source_metadata(output) | place(data).as_before())
 
 
 def _operand(graph: ir.Graph, value: ir.Value, perm: list[int], name: str) -> ir.Value | None:
-    """What stands for `value`, an operand of rank len(perm) or less, once the others are not transposed any more."""
+    """The replacement of `value`, an operand of rank len(perm) or less, once the others are not transposed any more."""
     producer = value.producer()
     if producer is not None and _perm(producer) == perm:
         return producer.inputs[0]
@@ -297,10 +299,10 @@ def _flatten(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     node.replace_input_with(0, source)
     remove_if_dead(transpose)
-    moves = [["reshape", [-1, *last]], ["transpose", _back(perm)], ["reshape", [-1, len(order)]]]
+    rows = Reshape([-1, *(size or -1 for size in last)])
     for user in (node, *users):
         if not is_op(user, "Gemm", "MatMul"):
-            _note(user, moves)
+            _note(user, rows, Transpose(_back(perm)), Reshape([-1, len(order)]))
             user.outputs[0].name = f"{user.outputs[0].name}_channels_first"
         if user is not node:
             _reorder(graph, user, order)

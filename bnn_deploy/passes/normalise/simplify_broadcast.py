@@ -11,7 +11,7 @@ from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.graph import add_initializer, constant, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
 
-OPERATORS = ("Add", "Div", "Mul", "PRelu", "Sub")
+BROADCASTING = ("Add", "Div", "Mul", "PRelu", "Sub")
 
 
 class SimplifyBroadcast(Pass):
@@ -30,7 +30,7 @@ class SimplifyBroadcast(Pass):
         """Rewrite every operand that qualifies."""
         result = Outcome(model)
         for node in list(model.graph):
-            if not is_op(node, *OPERATORS):
+            if not is_op(node, *BROADCASTING):
                 continue
             for index in (1,) if is_op(node, "PRelu") else (0, 1):
                 value, data = node.inputs[index], node.inputs[1 - index]

@@ -7,11 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.passes.elementwise import LARGEST, Floats, bisect_threshold
+from bnn_deploy.passes.elementwise import Array, evaluate, is_elementwise
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
+from bnn_deploy.passes.monotone import LARGEST, Floats, bisect_threshold
 from bnn_deploy.passes.outcome import Outcome, Pass
 
 Function = Callable[[Floats], Floats]
+
+_MONOTONE = ("Add", "Clip", "Div", "HardSigmoid", "Max", "Min", "Mul", "Neg", "Sub")
 
 
 class SimplifyRound(Pass):
@@ -97,33 +100,14 @@ def _chain(node: ir.Node) -> tuple[ir.Value, Function] | None:
 
 def _step(node: ir.Node) -> tuple[ir.Value, Function] | None:
     """The data and the function of a monotone operator whose other operands are single numbers."""
-    first = node.inputs[0] if node.inputs else None
-    if first is None:
+    if not is_op(node, *_MONOTONE) or not is_elementwise(node):
         return None
-    if is_op(node, "Neg"):
-        return first, lambda x: -x
-    if is_op(node, "HardSigmoid"):
-        alpha, beta = (
-            np.float32(node.attributes[key].as_float() if key in node.attributes else default)
-            for key, default in (("alpha", 0.2), ("beta", 0.5))
-        )
-        return first, lambda x: np.clip(x * alpha + beta, np.float32(0), np.float32(1))
-    if is_op(node, "Clip") and not node.attributes:
-        limits = [constant(value) for value in node.inputs[1:]]
-        if any(value is not None and limit is None for value, limit in zip(node.inputs[1:], limits, strict=True)):
-            return None
-        low, high = ([*limits, None, None])[:2]
-        return first, lambda x: np.clip(x, -np.inf if low is None else low, np.inf if high is None else high).astype(
-            np.float32
-        )
-    if not is_op(node, "Add", "Div", "Max", "Min", "Mul", "Sub") or len(node.inputs) != 2:
+    numbers = [constant(value) for value in node.inputs]
+    data = [value for value, number in zip(node.inputs, numbers, strict=True) if value is not None and number is None]
+    if len(data) != 1 or any(number is not None and number.size != 1 for number in numbers):
         return None
-    index = 0 if constant(node.inputs[1]) is not None else 1
-    data, number = node.inputs[index], constant(node.inputs[1 - index])
-    if data is None or number is None or number.size != 1 or (is_op(node, "Div") and (index or not number.all())):
+    index = node.inputs.index(data[0])
+    operands: list[Array | None] = [None if n is None else np.asarray(n.reshape(()), np.float32) for n in numbers]
+    if (index and is_op(node, "Clip", "Div")) or (is_op(node, "Div") and 0 in operands):
         return None
-    c = np.float32(number.reshape(()))
-    function = {"Add": np.add, "Div": np.divide, "Max": np.maximum, "Min": np.minimum, "Mul": np.multiply}.get(
-        node.op_type, np.subtract
-    )
-    return data, (lambda x: function(x, c)) if index == 0 else (lambda x: function(c, x))
+    return data[0], lambda x: evaluate(node, [*operands[:index], x, *operands[index + 1 :]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.conditions import constants_folded
-from bnn_deploy.passes.elementwise import COMPARISONS, ELEMENTWISE, Array, apply_operator, same_shape, uniform
+from bnn_deploy.passes.elementwise import (
+    COMPARISONS,
+    Array,
+    evaluate,
+    is_elementwise,
+    same_shape,
+    straight_through,
+    uniform,
+)
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.provenance import BEFORE, ZERO, provenance, source_metadata
+from bnn_deploy.provenance import Subtract, place, sign_metadata
 
 
 @dataclass(frozen=True)
@@ -113,18 +120,18 @@ class CanonicalizeSign(Pass):
         old = node.outputs[0]
         name = old.name or ""
         data = leaf
-        before = provenance(leaf)
+        before = place(leaf)
         shape = None if leaf.shape is None else list(leaf.shape)
         if step.falling:
             data = insert_node(node, "Neg", [data], {}, f"{name}_negative", dtype=ir.DataType.FLOAT, shape=shape)
         if step.threshold.any():
-            before.append(["subtract", step.threshold.tolist()])
+            before = before.then(Subtract(step.threshold.tolist()))
             threshold = -step.threshold if step.falling else step.threshold
             operand = add_initializer(graph, f"{name}_subtrahend", threshold)
             data = insert_node(
                 node, "Sub", [data, operand], {}, f"{name}_shifted", dtype=ir.DataType.FLOAT, shape=shape
             )
-        metadata = source_metadata(old) | {BEFORE: json.dumps(before)} | ({ZERO: str(step.zero)} if step.zero else {})
+        metadata = sign_metadata(place(old), before, step.zero)
         new = insert_node(
             node, "Sign", [data], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )
@@ -182,9 +189,10 @@ def _atom(node: ir.Node) -> tuple[ir.Value, NDArray[np.float32]] | None:
 
 def _evaluate(node: ir.Node, known: dict[ir.Value, _Stepwise], probes: dict[ir.Value, _Probes]) -> _Stepwise | None:
     """The output of `node` at the probes of what it depends on; None if it is not stepwise."""
-    if straight := _straight_through(node, known):
-        return straight
-    if not is_op(node, "Cast", "Clip", *ELEMENTWISE):
+    for kept in straight_through(node):
+        if kept in known and known[kept].leaf is not None:
+            return known[kept]
+    if not is_elementwise(node) or is_op(node, "QuantizeLinear", "DequantizeLinear"):  # whose scales have an axis
         return None
     operands: list[_Stepwise | None] = []
     for value in node.inputs:
@@ -215,30 +223,9 @@ def _evaluate(node: ir.Node, known: dict[ir.Value, _Stepwise], probes: dict[ir.V
         # The probes are the first dimension of all; the others stay aligned from the right.
         tables = [None if t is None else t.reshape(t.shape[:1] + (1,) * (rank - t.ndim) + t.shape[1:]) for t in tables]
     try:
-        table = apply_operator(node, tables)
+        return _Stepwise(leaf, evaluate(node, tables))
     except (TypeError, ValueError):  # shapes or dtypes that do not fit each other
         return None
-    return None if table is None else _Stepwise(leaf, table)
-
-
-def _straight_through(node: ir.Node, known: dict[ir.Value, _Stepwise]) -> _Stepwise | None:
-    """What (a - S) + S and (a + S) - S are: a. None if `node` is not the end of such."""
-    pairs = {"Add": ((0, 1), (1, 0)), "Sub": ((0, 1),)}.get(node.op_type, ()) if node.domain == "" else ()
-    for inner_index, shift_index in pairs:
-        inner_value, shift = node.inputs[inner_index], node.inputs[shift_index]
-        inner = None if inner_value is None else inner_value.producer()
-        if inner is None or shift is None or uniform(shift) is not None:
-            continue
-        if is_op(node, "Add") and is_op(inner, "Sub") and inner.inputs[1] is shift:
-            candidates = [inner.inputs[0]]
-        elif is_op(node, "Sub") and is_op(inner, "Add") and shift in inner.inputs:
-            candidates = [value for value in inner.inputs if value is not shift]
-        else:
-            continue
-        for value in candidates:
-            if value is not None and value in known and known[value].leaf is not None:
-                return known[value]
-    return None
 
 
 def _read_step(table: Array, probes: _Probes) -> _Step | None:

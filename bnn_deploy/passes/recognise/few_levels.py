@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,42 +12,25 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import MAX_LEVEL_BITS
-from bnn_deploy.passes.elementwise import (
-    ELEMENTWISE,
+from bnn_deploy.passes.elementwise import Array, evaluate, is_elementwise, straight_through, uniform
+from bnn_deploy.passes.graph import is_op, static_shape
+from bnn_deploy.passes.monotone import (
     LARGEST,
+    Floats,
     bisect_threshold,
     float_to_ordered,
     monotone,
     ordered_to_float,
-    uniform,
 )
-from bnn_deploy.passes.graph import is_op, static_shape
 from bnn_deploy.passes.reasons import FallingLevels, LevelsBelowZero, Reason, UnevenLevels
-from bnn_deploy.provenance import zero_value
-
-Array = NDArray[Any]
-
-Floats = NDArray[np.float32]
 
 EVEN = 1e-6
 """Levels may differ from multiples of the step by this times the highest, which is more than their own rounding."""
 
 MAX_LEVELS = 2**MAX_LEVEL_BITS
 
-OPERATORS: dict[str, Callable[..., Array]] = {
-    **ELEMENTWISE,
-    "Ceil": np.ceil,
-    "Floor": np.floor,
-    "Max": lambda *xs: functools.reduce(np.maximum, xs),
-    "Min": lambda *xs: functools.reduce(np.minimum, xs),
-    "Round": np.rint,
-}
-"""What a quantiser can be made of, as numpy computes it; PER_CHANNEL, Cast, Clip and (De)QuantizeLinear come apart."""
-
 PER_CHANNEL = ("BatchNormalization", "LeakyRelu", "PRelu")
-"""What FoldThreshold evaluates; all else is evaluated here."""
-
-CASTS = (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64)
+"""Operators with parameters per channel, which `monotone` evaluates."""
 
 
 @dataclass(frozen=True)
@@ -210,21 +192,17 @@ def _chains(value: ir.Value, rank: int, channels: int) -> list[_Chain]:
 
 
 def _operands(node: ir.Node, rank: int, axis: int, channels: int) -> list[Any] | None:
-    """What an elementwise node computes with, as in _Chain; None if it is another, or a constant does not fit."""
-    if (quantized := _straight_through(node)) is not None:
+    """The operands of an elementwise node, as in _Chain; None if it is another, or a constant does not fit."""
+    if (quantized := next(straight_through(node), None)) is not None:
         return [quantized]
     if len(node.outputs) != 1:
         return None
     if is_op(node, *PER_CHANNEL):
         first = node.inputs[0]
         return None if axis != 1 or first is None or isinstance(monotone(node, channels), str) else [first]
-    if not is_op(node, "Cast", "Clip", "QuantizeLinear", "DequantizeLinear", *OPERATORS):
-        return None
-    if is_op(node, "Clip") and node.attributes:  # the bounds of Clip before opset 11
+    if not is_elementwise(node):
         return None
     if is_op(node, "Div") and node.outputs[0].dtype != ir.DataType.FLOAT:  # rounds, and not as numpy's
-        return None
-    if is_op(node, "Cast") and ir.DataType(node.attributes["to"].as_int()) not in CASTS:
         return None
     operands: list[Any] = []
     for index, value in enumerate(node.inputs):
@@ -254,49 +232,16 @@ def _operands(node: ir.Node, rank: int, axis: int, channels: int) -> list[Any] |
     return operands if any(isinstance(item, ir.Value) for item in operands) else None
 
 
-def _straight_through(node: ir.Node) -> ir.Value | None:
-    """The q of x + (q - x) or (q - x) + x, and of (q + x) - x: what a straight-through estimator leaves of it."""
-    pairs = {"Add": ((0, 1), (1, 0)), "Sub": ((0, 1),)}.get(node.op_type, ()) if node.domain == "" else ()
-    for inner_index, shift_index in pairs:
-        inner_value, shift = node.inputs[inner_index], node.inputs[shift_index]
-        inner = None if inner_value is None else inner_value.producer()
-        if inner is None or shift is None or uniform(shift) is not None:
-            continue
-        if is_op(node, "Add") and is_op(inner, "Sub") and inner.inputs[1] is shift:
-            return inner.inputs[0]
-        if is_op(node, "Sub") and is_op(inner, "Add") and shift in inner.inputs:
-            return inner.inputs[1 if inner.inputs[0] is shift else 0]
-    return None
-
-
 def _apply(node: ir.Node, values: list[Any], channels: int) -> Array:
-    """Run one elementwise operator in numpy."""
+    """Run one step of a chain in numpy."""
     first: Array = values[0]
-    if is_op(node, "Transpose") or (_straight_through(node) is not None and len(values) == 1):
+    if is_op(node, "Transpose") or (len(values) == 1 and next(straight_through(node), None) is not None):
         return first
     if is_op(node, *PER_CHANNEL):
         function = monotone(node, channels)
         assert not isinstance(function, str)
         return function(first)
-    if is_op(node, "Sign"):
-        return np.where(first == 0, np.float32(zero_value(node)), np.sign(first))
-    if is_op(node, "Cast"):
-        return first.astype(ir.DataType(node.attributes["to"].as_int()).numpy())
-    if is_op(node, "Clip"):
-        low, high = ([*values[1:], None, None])[:2]
-        first = first if low is None else np.maximum(first, low)
-        return first if high is None else np.minimum(first, high)
-    if is_op(node, "QuantizeLinear"):
-        zero = values[2] if len(values) > 2 and values[2] is not None else np.zeros((), np.uint8)
-        limits = np.iinfo(zero.dtype)
-        integers: Array = np.clip(np.rint(first / values[1]) + zero, limits.min, limits.max)
-        return integers.astype(zero.dtype)
-    if is_op(node, "DequantizeLinear"):
-        zero = values[2] if len(values) > 2 and values[2] is not None else np.zeros((), first.dtype)
-        differences: Array = first.astype(np.int32) - zero.astype(np.int32)
-        scaled: Array = differences.astype(np.float32) * values[1]
-        return scaled
-    return OPERATORS[node.op_type](*values)
+    return evaluate(node, values)
 
 
 def _discover(function: Callable[[Floats], Array], channels: int) -> NDArray[np.float64] | None:

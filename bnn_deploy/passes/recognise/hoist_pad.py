@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.conditions import constants_folded, shapes_known
-from bnn_deploy.passes.elementwise import Monotone, monotone
+from bnn_deploy.passes.elementwise import evaluate
 from bnn_deploy.passes.graph import (
     add_initializer,
     constant,
@@ -19,9 +18,10 @@ from bnn_deploy.passes.graph import (
     remove_if_dead,
     static_shape,
 )
+from bnn_deploy.passes.monotone import Monotone, monotone
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import PadSigns
-from bnn_deploy.provenance import BEFORE, MOVES, REFUSED, SOURCE, ZERO, provenance, source_metadata, zero_value
+from bnn_deploy.provenance import REFUSED, Crop, node_place, note_place, place, sign_metadata, zero_value
 
 
 class HoistPad(Pass):
@@ -54,7 +54,7 @@ class HoistPad(Pass):
                 continue
             pads, value = border
             values = together(np.full(channels, value, np.float32))
-            signs = np.where(values == 0, np.float32(zero_value(node)), np.sign(values))
+            signs = evaluate(node, [values])
             if (signs == signs[0]).all():
                 if signs[0] == 0 or any(is_op(user, "Conv") for user in node.outputs[0].consumers()):
                     self._hoist(model.graph, node, pad, functions, pads, float(signs[0]))
@@ -84,13 +84,9 @@ class HoistPad(Pass):
                 dtype=ir.DataType.FLOAT,
                 shape=shape,
             )
-            data.metadata_props[BEFORE] = json.dumps([*provenance(padded), ["crop", pads]])
+            note_place(data, place(padded).then(Crop(pads)))
         name = old.name or ""
-        own = node.metadata_props if SOURCE in node.metadata_props else source_metadata(old)
-        moves = [*json.loads(own.get(MOVES, "[]")), ["crop", pads]]
-        metadata = {SOURCE: own[SOURCE], MOVES: json.dumps(moves), BEFORE: json.dumps(provenance(data))}
-        if ZERO in node.metadata_props:
-            metadata[ZERO] = node.metadata_props[ZERO]
+        metadata = sign_metadata(node_place(node, old).then(Crop(pads)), place(data), zero_value(node))
         inside = insert_node(
             node, "Sign", [data], {}, f"{name}_inside", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import onnx_ir as ir
 
 from bnn_deploy.operators.bits import WORD
 from bnn_deploy.passes.conditions import shapes_known
 from bnn_deploy.passes.graph import insert_node, is_flatten, is_op, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, ZERO, provenance, source_metadata
+from bnn_deploy.provenance import Reshape, node_place, place, sign_metadata, zero_value
 
 
 class LiftSign(Pass):
@@ -43,19 +41,15 @@ class LiftSign(Pass):
                 continue
             if (shape[1] or 0) < WORD:
                 continue
-            self._lift(node, flatten, x)
+            self._lift(node, flatten, x, [size for size in shape[1:] if size is not None])
             result.rewrote(node)
         return result
 
-    def _lift(self, node: ir.Node, flatten: ir.Node, x: ir.Value) -> None:
+    def _lift(self, node: ir.Node, flatten: ir.Node, x: ir.Value, sizes: list[int]) -> None:
         old = node.outputs[0]
         name = old.name or ""
-        assert x.shape is not None
-        own = node.metadata_props if SOURCE in node.metadata_props else source_metadata(old)
-        moves = [*json.loads(own.get(MOVES, "[]")), ["reshape", [-1, *x.shape[1:]]]]
-        metadata = {SOURCE: own[SOURCE], MOVES: json.dumps(moves), BEFORE: json.dumps(provenance(x))}
-        if ZERO in node.metadata_props:
-            metadata[ZERO] = node.metadata_props[ZERO]
+        source = node_place(node, old).then(Reshape([-1, *sizes]))
+        metadata = sign_metadata(source, place(x), zero_value(node))
         sign = insert_node(
             node, "Sign", [x], {}, f"{name}_lifted", dtype=ir.DataType.FLOAT, shape=x.shape, metadata=metadata
         )

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.conditions import signs_canonical
-from bnn_deploy.passes.elementwise import monotone
 from bnn_deploy.passes.graph import constant, is_op, static_shape
+from bnn_deploy.passes.monotone import monotone
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import StepSign
 from bnn_deploy.provenance import REFUSED, zero_value

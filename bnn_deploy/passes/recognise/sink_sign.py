@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import onnx_ir as ir
 
 from bnn_deploy.passes.conditions import constants_folded, shapes_known
@@ -18,7 +15,15 @@ from bnn_deploy.passes.graph import (
     static_shape,
 )
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.provenance import BEFORE, ZERO, provenance, source_metadata
+from bnn_deploy.provenance import (
+    Reshape,
+    Transpose,
+    note_place,
+    place,
+    place_before,
+    sign_metadata,
+    zero_value,
+)
 
 
 class SinkSign(Pass):
@@ -49,11 +54,11 @@ class SinkSign(Pass):
             result.rewrote(node)
         return result
 
-    def _sink(self, node: ir.Node, sign: ir.Node, factor: ir.Value | None, move: list[Any]) -> None:
+    def _sink(self, node: ir.Node, sign: ir.Node, factor: ir.Value | None, move: Transpose | Reshape) -> None:
         data, old = sign.inputs[0], node.outputs[0]
         assert data is not None
         name, shape = old.name or "", None if old.shape is None else list(old.shape)
-        before = [*json.loads(sign.metadata_props.get(BEFORE, json.dumps(provenance(data)))), move]
+        before = place_before(sign).then(move)
         attributes = {key: attribute.value for key, attribute in node.attributes.items()}
         moved = _undone(data, move)
         if moved is None:
@@ -66,10 +71,8 @@ class SinkSign(Pass):
                 dtype=ir.DataType.FLOAT,
                 shape=shape,
             )
-            moved.metadata_props[BEFORE] = json.dumps(before)
-        metadata = source_metadata(old) | {BEFORE: json.dumps(before)}
-        if ZERO in sign.metadata_props:
-            metadata[ZERO] = sign.metadata_props[ZERO]
+            note_place(moved, before)
+        metadata = sign_metadata(place(old), before, zero_value(sign))
         new = insert_node(
             node, "Sign", [moved], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )
@@ -81,13 +84,16 @@ class SinkSign(Pass):
         remove_if_dead(node)
 
 
-def _undone(data: ir.Value, move: list[Any]) -> ir.Value | None:
-    """What `data` was transposed from, if `move` transposes it back."""
+def _undone(data: ir.Value, move: Transpose | Reshape) -> ir.Value | None:
+    """The tensor of which `data` is the transpose, if `move` transposes it back."""
     producer = data.producer()
-    if producer is None or not is_op(producer, "Transpose") or move[0] != "transpose":
+    if producer is None or not is_op(producer, "Transpose") or not isinstance(move, Transpose):
         return None
-    perm = (_move(producer) or [None, []])[1]
-    return producer.inputs[0] if [perm[axis] for axis in move[1]] == list(range(len(perm))) else None
+    first = _move(producer)
+    if not isinstance(first, Transpose):
+        return None
+    perm = first.perm
+    return producer.inputs[0] if [perm[axis] for axis in move.perm] == list(range(len(perm))) else None
 
 
 def _scaled_sign(node: ir.Node | None) -> tuple[ir.Node | None, ir.Value | None]:
@@ -103,12 +109,12 @@ def _scaled_sign(node: ir.Node | None) -> tuple[ir.Node | None, ir.Value | None]
     return None, None
 
 
-def _move(node: ir.Node) -> list[Any] | None:
-    """What `node` does, in the form of BEFORE; None if its result's shape is unknown."""
+def _move(node: ir.Node) -> Transpose | Reshape | None:
+    """The move that `node` makes; None if its result's shape is unknown."""
     shape = static_shape(node.outputs[0])
     if shape is None:
         return None
     if is_op(node, "Transpose"):
         perm = node.attributes.get("perm")
-        return ["transpose", list(range(len(shape)))[::-1] if perm is None else list(perm.as_ints())]
-    return None if shape.count(None) > 1 else ["reshape", [-1 if dim is None else dim for dim in shape]]
+        return Transpose(list(range(len(shape)))[::-1] if perm is None else list(perm.as_ints()))
+    return None if shape.count(None) > 1 else Reshape([-1 if dim is None else dim for dim in shape])

@@ -17,7 +17,7 @@ from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.bits import WORD, words
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
-from bnn_deploy.proof.golden.record import BATCH, Golden, GoldenTensor, checksums, feed, read_golden
+from bnn_deploy.proof.golden.record import GOLDEN_BATCH, Golden, GoldenTensor, checksums, feed, read_golden
 from bnn_deploy.proof.margins import absolute_error, classes, has_classes, relative_error
 from bnn_deploy.proof.results import finite
 from bnn_deploy.runtime.session import library_info, load_session
@@ -263,8 +263,8 @@ def _check_backend(
     compared = _Compared(golden)
     free, fed = [], []
     try:
-        for start in range(0, samples, BATCH):
-            stop = min(start + BATCH, samples)
+        for start in range(0, samples, GOLDEN_BATCH):
+            stop = min(start + GOLDEN_BATCH, samples)
             progress(f"checking golden results: {output.backend}, samples {start} to {stop - 1} of {samples}")
             x = golden.input[start:stop]
             free.append(np.asarray(run_session(plain, [golden.output_name], {golden.input_name: x})[0]))

@@ -18,7 +18,16 @@ from bnn_deploy.operators.bits import pack_bits
 from bnn_deploy.operators.contract import Operator, holds_bits, is_layer, operator_of
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
-from bnn_deploy.proof.golden.record import BATCH, GOLDEN, ZEROS, Golden, GoldenFloats, GoldenTensor, checksums, feed
+from bnn_deploy.proof.golden.record import (
+    GOLDEN_BATCH,
+    GOLDEN_PREFIX,
+    ZEROS,
+    Golden,
+    GoldenFloats,
+    GoldenTensor,
+    checksums,
+    feed,
+)
 from bnn_deploy.proof.margins import relative_margin
 from bnn_deploy.proof.pieces import has_kernels, load_model, require_converted, split, with_outputs
 from bnn_deploy.proof.results import Tolerances
@@ -113,8 +122,8 @@ def _run(
     session = load_session(model, threads=1)
     wanted = {info.name for info in session.get_inputs()}
     parts = []
-    for start in range(0, samples, BATCH):
-        fed = feed(slice(start, min(start + BATCH, samples)))
+    for start in range(0, samples, GOLDEN_BATCH):
+        fed = feed(slice(start, min(start + GOLDEN_BATCH, samples)))
         parts.append(run_session(session, names, {name: array for name, array in fed.items() if name in wanted}))
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 
@@ -210,7 +219,7 @@ class _Plan:
                     self._exact[ALONE + node.output[0]] = node.name, ""
             for i, tensor in enumerate(node.output):
                 if tensor and holds_bits(node, i):
-                    self.renamed[tensor] = GOLDEN + tensor
+                    self.renamed[tensor] = GOLDEN_PREFIX + tensor
                 elif tensor and fed:
                     self.renamed[tensor] = FED + tensor
 
@@ -311,7 +320,7 @@ class _Plan:
 
         probe = ModelProto()
         probe.graph.node.extend(nodes)
-        read = {name: None for node in nodes for name in node.input if name.startswith((GOLDEN, ZEROS))}
+        read = {name: None for node in nodes for name in node.input if name.startswith((GOLDEN_PREFIX, ZEROS))}
         probe.graph.input.extend(
             helper.make_tensor_value_info(
                 name, TensorProto.FLOAT if name.startswith(ZEROS) else TensorProto.UINT32, None

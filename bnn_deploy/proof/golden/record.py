@@ -18,10 +18,10 @@ from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.files import write_files
 from bnn_deploy.operators.bits import words
 
-FORMAT = 1
+GOLDEN_FORMAT = 1
 """Version of the golden file's form."""
 
-BATCH = 4
+GOLDEN_BATCH = 4
 """Samples that are checked at a time: boards have little memory."""
 
 MADE_WITH = ("onnxruntime", "numpy", "cpu", "isa")
@@ -30,7 +30,7 @@ MADE_WITH = ("onnxruntime", "numpy", "cpu", "isa")
 ZEROS = "zeros/"
 """Before the name of a tensor: the input that takes these zeros."""
 
-GOLDEN = "golden/"
+GOLDEN_PREFIX = "golden/"
 """Before the name of a bit tensor: the input that takes its golden bits."""
 
 
@@ -114,7 +114,7 @@ class Golden:
 def feed(golden: Golden, start: int, stop: int) -> dict[str, NDArray[Any]]:
     """What the probed model may be fed with, for the samples from `start` to `stop`."""
     feed: dict[str, NDArray[Any]] = {golden.input_name: golden.input[start:stop]}
-    feed |= {GOLDEN + tensor.tensor: tensor.bits[start:stop] for tensor in golden.tensors}
+    feed |= {GOLDEN_PREFIX + tensor.tensor: tensor.bits[start:stop] for tensor in golden.tensors}
     feed |= {f.zeros: np.zeros((stop - start, *f.shape), np.float32) for f in golden.floats if f.zeros}
     return feed
 
@@ -127,7 +127,7 @@ def checksums(values: NDArray[np.float32]) -> NDArray[np.uint32]:
 def write_golden(golden: Golden, path: str | os.PathLike[str]) -> None:
     """Write a golden file, or nothing: an .npz file, with the same bytes for the same content."""
     meta = {
-        "format": FORMAT,
+        "format": GOLDEN_FORMAT,
         "model_sha256": golden.model_sha256,
         "input": golden.input_name,
         "output": golden.output_name,
@@ -177,9 +177,9 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             meta = json.loads(arrays["meta"].tobytes())
-            if meta["format"] != FORMAT:
+            if meta["format"] != GOLDEN_FORMAT:
                 raise InputError(
-                    f"{path}: golden results of format {meta['format']}; this bnn-deploy knows format {FORMAT}"
+                    f"{path}: golden results of format {meta['format']}; this bnn-deploy knows format {GOLDEN_FORMAT}"
                 )
             tensors = tuple(
                 GoldenTensor(

@@ -10,7 +10,7 @@ import pytest
 
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.deployment import deploy
-from bnn_deploy.board.probe import Board, problems
+from bnn_deploy.board.probe import BoardFacts, problems
 from support.deployment import MACHINE, OTHER, MakeBundle, refused
 from support.ssh_server import HOST, SshServer
 
@@ -79,7 +79,7 @@ def test_programs_that_are_missing(board: SshServer, make: MakeBundle) -> None:
     assert refused(make()).endswith(": no tar, sha256sum: sudo apt install coreutils tar")
 
 
-GOOD_BOARD = Board(
+GOOD_BOARD = BoardFacts(
     system="Linux",
     machine="aarch64",
     bits=64,

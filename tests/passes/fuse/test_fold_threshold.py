@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bnn_deploy.passes.elementwise import bisect_threshold, float_to_ordered, monotone, ordered_to_float
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.monotone import bisect_threshold, float_to_ordered, monotone, ordered_to_float
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.provenance import set_complemented
 from support.graphs import (

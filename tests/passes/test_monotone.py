@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnn_deploy.passes.elementwise import bisect_threshold, float_to_ordered, ordered_to_float
+from bnn_deploy.passes.monotone import bisect_threshold, float_to_ordered, ordered_to_float
 from support.graphs import HALVES
 
 
