@@ -102,7 +102,8 @@ def batch_norm_line(node: ir.Node, dtype: type[np.floating[Any]] = np.float32) -
         return "BatchNormalization is in training mode: export the model in eval mode"
     gamma, beta, mean, var = (np.asarray(p, dtype=dtype) for p in parameters)
     epsilon = node.attributes.get("epsilon")
-    eps = dtype(1e-5 if epsilon is None else epsilon.as_float())
+    # An attribute is a float32 in the file, whatever the exporter has in memory.
+    eps = dtype(1e-5 if epsilon is None else np.float32(epsilon.as_float()))
     a = gamma / np.sqrt(var + eps)
     return a, beta - mean * a
 

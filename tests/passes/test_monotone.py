@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
-from bnn_deploy.passes.monotone import bisect_threshold, float_to_ordered, ordered_to_float
+from bnn_deploy.passes.monotone import batch_norm_line, bisect_threshold, float_to_ordered, ordered_to_float
 from support.graphs import HALVES
 
 
@@ -42,3 +43,18 @@ def test_bisection_of_constants_and_extremes() -> None:
     assert not falling.any()
     smallest = np.float32([1e-45, -1e-45])
     assert bisect_threshold(lambda x: x >= smallest, 2)[0].tolist() == smallest.tolist()
+
+
+def test_an_epsilon_is_a_float32() -> None:
+    """As the file holds it, though an exporter's graph in memory may have more digits."""
+    values = [ir.Value(name="x"), *(add_constant(name, 3e-6) for name in "gbmv")]
+    norm = ir.Node("", "BatchNormalization", values, [ir.AttrFloat32("epsilon", 1e-5)])
+    line = batch_norm_line(norm, np.float64)
+    assert not isinstance(line, str)
+    v = np.float64(np.float32(3e-6))
+    assert line[0][0] == v / np.sqrt(v + np.float64(np.float32(1e-5)))
+    assert line[0][0] != v / np.sqrt(v + 1e-5)
+
+
+def add_constant(name: str, number: float) -> ir.Value:
+    return ir.Value(name=name, const_value=ir.tensor(np.array([number], np.float32), name=name))
