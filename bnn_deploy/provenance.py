@@ -144,18 +144,20 @@ class MaxPool(Move):
     window: Mapping[str, Any]
 
     def apply(self, value: NDArray[Any]) -> NDArray[Any]:
-        """The pooled tensor, as onnxruntime computes it."""
-        from onnx import TensorProto, helper
-
-        from bnn_deploy.operators.contract import OPSET
-        from bnn_deploy.runtime.session import load_session
-
-        node = helper.make_node("MaxPool", ["x"], ["y"], **self.window)
-        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * value.ndim) for name in ("x", "y"))
-        model = helper.make_model(
-            helper.make_graph([node], "pool", [x], [y]), opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10
-        )
-        return np.asarray(load_session(model.SerializeToString(), kernels=False).run(None, {"x": value})[0])
+        """The pooled tensor."""
+        rank = value.ndim - 2
+        kernel, ceil_mode = self.window["kernel_shape"], self.window.get("ceil_mode", 0)
+        strides, dilations = (self.window.get(key, [1] * rank) for key in ("strides", "dilations"))
+        pads = self.window.get("pads", [0] * (2 * rank))
+        spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+        # With ceil_mode a last window may reach beyond the padding by less than a stride; it starts inside the input.
+        ends = [pads[i + rank] + ceil_mode * (strides[i] - 1) for i in range(rank)]
+        around = [(0, 0), (0, 0), *zip(pads[:rank], ends, strict=True)]
+        padded = np.pad(value, around, constant_values=-np.inf)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(2, value.ndim)))
+        starts = [slice(0, pads[i] + value.shape[i + 2], strides[i]) for i in range(rank)]
+        taps = [slice(None, None, dilation) for dilation in dilations]
+        return np.asarray(windows[(slice(None), slice(None), *starts, *taps)].max(axis=tuple(range(-rank, 0))))
 
 
 _KINDS: dict[str, type[Any]] = {move.kind: move for move in (Transpose, Reshape, Crop, Subtract, MaxPool)}

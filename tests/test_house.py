@@ -41,7 +41,7 @@ HEAVY = {"onnx", "onnx_ir", "onnxscript", "torch", "google"}
 
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in BASE},
-    "provenance": {"onnx_ir"},
+    "provenance": {"onnx", "onnx_ir"},  # for their types alone
     "operators": {"onnx_ir", "onnx"},
     "training": {"torch"},
     "architectures": {"torch"},

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
@@ -66,8 +67,8 @@ def refusal(row: Operator) -> str:
     inputs = [f"in_{given.name}" for given in row.inputs]
     outputs = [f"out_{made.name}" for made in row.outputs]
     types = {
-        name: helper.np_dtype_to_tensor_dtype(helper.np.dtype(i.dtype))
-        for name, i in zip(inputs, row.inputs, strict=True)
+        name: helper.np_dtype_to_tensor_dtype(np.dtype(given.dtype))
+        for name, given in zip(inputs, row.inputs, strict=True)
     }
     types |= {
         name: TensorProto.FLOAT if made.content == "floats" else TensorProto.UINT32

@@ -17,7 +17,7 @@ from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
 from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold
 from bnn_deploy.passes.graph import is_binary_op, is_op
-from bnn_deploy.passes.lower.layer import Layer, fit_weight
+from bnn_deploy.passes.lower.layer import FloatLayer, fit_weight
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.outcome import Decline, Pass
 from bnn_deploy.passes.pipeline import to_binary
@@ -72,7 +72,7 @@ BEHIND = {"w": W, "u": weights(3, 8, 1, 1)}
 
 def fitted(weight: tuple[int, ...], shape: list[int | None], linear: bool) -> Case:
     """What keeps a weight of this shape, of sizes that contradict its input's or are huge, from being binary."""
-    layer = Layer(np.broadcast_to(np.float32(1), weight), None, [1, 1], [0] * 4, [1, 1], 1, linear)
+    layer = FloatLayer(np.broadcast_to(np.float32(1), weight), None, [1, 1], [0] * 4, [1, 1], 1, linear)
 
     def run() -> list[Decline]:
         why = fit_weight(layer, shape, None)
