@@ -19,12 +19,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from bnn_deploy.errors import BnnDeployError, InputError, SetupError
-from bnn_deploy.session import LibraryInfo, library_info, load_session, register
+from bnn_deploy.runtime.session import LibraryInfo, library_info, load_session, register
 
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion, convert
-    from bnn_deploy.profiling import ProfileReport, profile
-    from bnn_deploy.verification import Tolerances, Verification, verify
+    from bnn_deploy.proof.results import Tolerances, Verification
+    from bnn_deploy.proof.verification import verify
+    from bnn_deploy.runtime.profile_results import ProfileReport
+    from bnn_deploy.runtime.profiling import profile
 
 try:
     __version__ = version("bnn-deploy")
@@ -35,11 +37,11 @@ except PackageNotFoundError:  # running from a source tree that is not installed
 _LAZY = {
     "Conversion": "conversion",
     "convert": "conversion",
-    "ProfileReport": "profiling",
-    "profile": "profiling",
-    "Tolerances": "verification",
-    "Verification": "verification",
-    "verify": "verification",
+    "ProfileReport": "runtime.profile_results",
+    "profile": "runtime.profiling",
+    "Tolerances": "proof.results",
+    "Verification": "proof.results",
+    "verify": "proof.verification",
 }
 
 __all__ = [

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bnn_deploy.bits import words
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.profiling import model_bytes
+from bnn_deploy.files import model_bytes
+from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS, Operator, operator_of
+from bnn_deploy.operators.shapes import Call, Made, Shape, product
+from bnn_deploy.provenance import SOURCE, properties
 
 try:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import NodeProto, shape_inference
 
-    from bnn_deploy.operators import DOMAIN
 except ImportError as missing:
     raise SetupError("inspecting a model needs the onnx package: run pip install 'bnn-deploy[convert]'") from missing
-
-Dim = int | str | None
-"""A dimension: its size, its symbolic name, or None if nothing is known of it."""
-
-Shape = tuple[Dim, ...]
-
-CONVOLUTIONS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled", "BinaryConvLevels")
 
 
 @dataclass(frozen=True)
@@ -167,12 +160,12 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
 
     binary_inputs = {name for node in graph.node if node.domain == DOMAIN for name in node.input}
     layers = []
+    packed = {node.output[0] for node in graph.node if (row := operator_of(node)) and row.weights_status}
     stored = {
         node.output[0]: sum(constants[name] for name in node.input)
         for node in graph.node
-        if node.op_type in ("DequantizeLinear", "UnpackWeights") and all(name in constants for name in node.input)
+        if (node.op_type == "DequantizeLinear" or node.output[0] in packed) and all(n in constants for n in node.input)
     }
-    packed = {node.output[0] for node in graph.node if node.op_type == "UnpackWeights"}
     for node in graph.node:
         if node.op_type == "Transpose" and node.input[0] in packed:
             packed.add(node.output[0])
@@ -180,7 +173,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             continue
-        binary_macs, float_macs = _macs(path, node, shapes)
+        binary_macs, float_macs = _macs(path, node, shapes, bit_channels)
         layers.append(
             Layer(
                 name=_node_name(node),
@@ -198,7 +191,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
                 constant_bytes=sum(constants.get(name, 0) + stored.get(name, 0) for name in set(node.input)),
                 quantized=any(name in stored and name not in packed for name in node.input),
                 binary_weights=any(name in packed for name in node.input),
-                source=next((p.value for p in node.metadata_props if p.key == f"{DOMAIN}.source"), None),
+                source=properties(node).get(SOURCE),
             )
         )
     return ModelReport(
@@ -211,7 +204,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
         ir_version=model.ir_version,
         opsets={opset.domain: opset.version for opset in model.opset_import},
         producer=f"{model.producer_name} {model.producer_version}".strip(),
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata=properties(model),
         inputs=tuple(tensor(value.name) for value in graph.input if value.name not in constants),
         outputs=tuple(tensor(value.name) for value in graph.output),
         layers=tuple(layers),
@@ -280,31 +273,19 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
         shapes |= found
         new: dict[str, Shape] = {}
         for node in ours:
-            output = node.output[0]
-            if output in found or node.input[0] not in shapes:
+            row = operator_of(node)
+            if row is None or node.output[0] in found:
                 continue
-            result = _binary_shape(path, node, shapes, channels)
-            if result is None:
-                continue
-            shapes[output] = new[output] = result
-            is_float = node.op_type == "UnpackWeights" or (
-                node.op_type in CONVOLUTIONS and node.op_type != "BinaryConvThreshold"
-            )
-            dtype = onnx.TensorProto.FLOAT if is_float else onnx.TensorProto.UINT32
-            work.graph.value_info.append(onnx.helper.make_tensor_value_info(output, dtype, result))
-            if node.op_type == "BinaryConvResidual" and len(node.output) > 1 and isinstance(result[1], int):
-                bits = node.output[1]
-                channels[bits] = result[1]
-                shapes[bits] = new[bits] = (result[0], *result[2:], words(result[1]))
-                work.graph.value_info.append(
-                    onnx.helper.make_tensor_value_info(bits, onnx.TensorProto.UINT32, shapes[bits])
-                )
-            if node.op_type == "BinarizeAbsMean" and len(node.output) > 1:
-                mean = node.output[1]
-                shapes[mean] = new[mean] = (result[0], 1, *result[1:-1])
-                work.graph.value_info.append(
-                    onnx.helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, shapes[mean])
-                )
+            for output, made, name in zip(
+                row.outputs, _made(path, node, row, shapes, channels), node.output, strict=False
+            ):
+                if not name:
+                    continue
+                shapes[name] = new[name] = made.shape
+                if made.channels is not None:
+                    channels[name] = made.channels
+                dtype = onnx.TensorProto.FLOAT if output.content == "floats" else onnx.TensorProto.UINT32
+                work.graph.value_info.append(onnx.helper.make_tensor_value_info(name, dtype, made.shape))
         if not new:
             return shapes, dtypes, channels
         found |= new
@@ -328,95 +309,45 @@ def _standard_inference(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[
     return shapes, dtypes
 
 
-def _binary_shape(path: Path, node: NodeProto, shapes: dict[str, Shape], channels: dict[str, int]) -> Shape | None:
-    """Shape of the output of one of our operators; notes in `channels` how many bits it holds. None if unknown."""
-    output = node.output[0]
-    batch, *rest = shapes[node.input[0]]
-    if node.op_type == "UnpackWeights":
-        return (batch, *_required(path, node, "shape"))
-    if node.op_type in ("Binarize", "BinarizeAbsMean", "QuantizeLevels"):
-        planes = _required(path, node, "bits")[0] if node.op_type == "QuantizeLevels" else 1
-        count = next(
-            (size for size in (rest[0], shapes.get(node.input[1], (None,))[-1]) if isinstance(size, int)), None
-        )
-        if count is None:
-            return None
-        channels[output] = count
-        return (batch, *rest[1:], planes * words(count))
-    if node.op_type in ("BinarizeChannelsLast", "BinarizeQuantized"):
-        if not isinstance(rest[-1], int):
-            return None
-        channels[output] = rest[-1]
-        return (batch, *rest[:-1], words(rest[-1]))
-    spatial = _window_output(path, node, rest[:-1])
-    if node.op_type == "BinaryMaxPool":
-        if node.input[0] in channels:
-            channels[output] = channels[node.input[0]]
-        return (batch, *spatial, rest[-1])
-    filters = shapes.get(node.input[1], (None,))[0]
-    if not isinstance(filters, int) or node.op_type not in CONVOLUTIONS:
-        return None
-    if node.op_type != "BinaryConvThreshold":
-        return (batch, filters, *spatial)
-    channels[output] = filters
-    return (batch, *spatial, words(filters))
+def _call(path: Path, node: NodeProto, row: Operator, shapes: dict[str, Shape], channels: dict[str, int]) -> Call:
+    attributes = {name: _required(path, node, name) for name in row.attributes}
+    return Call(attributes, [shapes.get(name) for name in node.input], channels.get(node.input[0]))
 
 
-def _window_output(path: Path, node: NodeProto, sizes: Sequence[Dim]) -> list[Dim]:
-    """Spatial output sizes of a binary convolution or pooling; None where the input size is not a number."""
-    attributes = [_required(path, node, name) for name in ("kernel_shape", "strides", "pads", "dilations")]
-    kernel, strides, pads, dilations = attributes
-    rank = len(sizes)
-    if [len(values) for values in attributes] != [rank, rank, 2 * rank, rank] or min(strides, default=1) < 1:
-        raise InputError(
-            f"{path}: node {_node_name(node)}: kernel_shape {kernel}, strides {strides}, pads {pads} and "
-            f"dilations {dilations} do not fit an input with {rank} spatial dimensions"
-        )
-    result: list[Dim] = []
-    for i, size in enumerate(sizes):
-        if not isinstance(size, int):
-            result.append(None)
-            continue
-        span = size + pads[i] + pads[i + rank] - dilations[i] * (kernel[i] - 1) - 1
-        windows = span // strides[i] + 1
-        if _int(node, "ceil_mode"):
-            windows = -(-span // strides[i]) + 1
-            if (windows - 1) * strides[i] >= size + pads[i]:  # as ONNX: the last window starts inside the input
-                windows -= 1
-        result.append(windows)
-    return result
+def _made(
+    path: Path, node: NodeProto, row: Operator, shapes: dict[str, Shape], channels: dict[str, int]
+) -> tuple[Made, ...]:
+    """The outputs of one of our operators, as far as they are known."""
+    if node.input[0] not in shapes:
+        return ()
+    try:
+        return row.shapes(_call(path, node, row, shapes, channels)) or ()
+    except ValueError as error:
+        raise InputError(f"{path}: node {_node_name(node)}: {error}") from error
 
 
-def _macs(path: Path, node: NodeProto, shapes: dict[str, Shape]) -> tuple[int | None, int | None]:
+def _macs(
+    path: Path, node: NodeProto, shapes: dict[str, Shape], channels: dict[str, int]
+) -> tuple[int | None, int | None]:
     """Binary and float MACs of a node per sample (dimension 0 is the batch); None where a shape is unknown."""
+    row = operator_of(node)
+    if row is not None:
+        made = _made(path, node, row, shapes, channels)
+        return (row.macs(_call(path, node, row, shapes, channels), made[0]) if made else None), 0
     first, second, output = (shapes.get(name) for name in (*(*node.input, "", "")[:2], node.output[0]))
-    if node.domain == DOMAIN and node.op_type in CONVOLUTIONS:
-        (channels,) = _required(path, node, "channels")
-        (group,) = _required(path, node, "group")
-        taps = math.prod(_required(path, node, "kernel_shape")) * channels // max(group, 1)
-        if output is None or second is None:
-            return None, 0
-        outputs = (second[0], *output[1:-1]) if node.op_type == "BinaryConvThreshold" else output[1:]
-        planes = _required(path, node, "bits")[0] if node.op_type == "BinaryConvLevels" else 1
-        return _product((*outputs, taps, planes)), 0
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.domain not in ("", "ai.onnx") or node.op_type not in FLOAT_LAYERS:
         return 0, 0
     if first is None or second is None or output is None:
         return 0, None
     match node.op_type:
         case "Conv":  # weight [O, C/group, kernel...]
-            return 0, _product((*output[1:], *second[1:]))
+            return 0, product((*output[1:], *second[1:]))
         case "ConvTranspose":  # weight [C, O/group, kernel...]
-            return 0, _product((*first[1:], *second[1:]))
+            return 0, product((*first[1:], *second[1:]))
         case "Gemm":
-            return 0, _product(second)
+            return 0, product(second)
         case _:
-            return 0, _product((*output[1:], first[-1]))
-
-
-def _product(dims: Sequence[Dim]) -> int | None:
-    sizes = [dim for dim in dims if isinstance(dim, int)]
-    return math.prod(sizes) if len(sizes) == len(dims) else None
+            return 0, product((*output[1:], first[-1]))
 
 
 def _ints(node: NodeProto, name: str) -> tuple[int, ...] | None:

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import author_networks
-import networks
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -29,18 +27,12 @@ from rich.table import Table
 from torch import nn
 
 from bnn_deploy import convert, verify
-from bnn_deploy.architectures import (
-    BinaryNetMLP,
-    BinaryNetVGG,
-    BiRealNet18,
-    DoReFaVGG,
-    ReActNet,
-    XnorAlexNet,
-)
-from bnn_deploy.bits import pack_bits, unpack_bits
-from bnn_deploy.passes.graph import constant, is_binary_op
-from bnn_deploy.report import OPERATORS
-from bnn_deploy.verification import Verification
+from bnn_deploy.architectures import BinaryNetMLP, BinaryNetVGG, BiRealNet18, DoReFaVGG, ReActNet, XnorAlexNet
+from bnn_deploy.operators.bits import pack_bits, unpack_bits
+from bnn_deploy.operators.contract import is_binary_layer
+from bnn_deploy.passes.graph import constant
+from bnn_deploy.proof.results import Verification
+from support import author_networks, networks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPORTS = Path(__file__).parent / "exports"
@@ -157,7 +149,7 @@ def inputs(case: Case, shape: tuple[int, ...], count: int) -> NDArray[np.float32
 def corrupt(path: Path, wrong: Path) -> None:
     """Complement the first two filters of the last binary layer."""
     model = ir.load(path)
-    node = [node for node in model.graph if is_binary_op(node, *OPERATORS)][-1]
+    node = [node for node in model.graph if is_binary_layer(node)][-1]
     value = node.inputs[1]
     assert value is not None
     array = np.array(constant(value))

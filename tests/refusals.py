@@ -17,11 +17,11 @@ import onnx
 import onnx_ir as ir
 import torch
 from click.testing import CliRunner, Result
-from graphs import batch_norm, parse, weights
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.cli import main
+from support.graphs import batch_norm, parse, weights
 
 Arguments = list[Any]
 

@@ -11,10 +11,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from small_models import CONV, POOL, binary_node, random_bits, save, save_binary, save_float
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.inspection import Layer, ModelReport, inspect_model
+from support.small_models import CONV, POOL, binary_node, random_bits, save, save_binary, save_float
 
 
 def layers(report: ModelReport) -> dict[str, Layer]:

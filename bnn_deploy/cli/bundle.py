@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from bnn_deploy.bundle import FOLDER, TARGETS, Manifest, write_bundle
+from bnn_deploy.board.bundle import write_bundle
+from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
 from bnn_deploy.cli.console import exact_bytes, facts, human_bytes, plural, print_json, progress, show, table
 
 _PATH = click.Path(dir_okay=False, path_type=Path)

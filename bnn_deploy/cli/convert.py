@@ -25,13 +25,13 @@ from bnn_deploy.cli.console import (
 from bnn_deploy.cli.layer_table import print_layers, ratio
 from bnn_deploy.cli.options import parse_arch_args
 from bnn_deploy.errors import InputError
-from bnn_deploy.session import load_session
-from bnn_deploy.verification import Inputs, load_data
+from bnn_deploy.runtime.inputs import Inputs, load_data
+from bnn_deploy.runtime.session import load_session
 
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion
     from bnn_deploy.inspection import ModelReport
-    from bnn_deploy.passes.binarize_weights import Weights
+    from bnn_deploy.passes.recognise.binarize_weights import Weights
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 

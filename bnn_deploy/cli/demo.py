@@ -71,8 +71,8 @@ def command(
     """
     from bnn_deploy.conversion import convert
     from bnn_deploy.inspection import inspect_model
-    from bnn_deploy.profiling import profile
-    from bnn_deploy.verification import verify
+    from bnn_deploy.proof.verification import verify
+    from bnn_deploy.runtime.profiling import profile
 
     if source is None and (arch is not None or data is not None):
         raise click.UsageError("--arch and --data belong to a SOURCE; without one, the embedded LeNet-5 is used")

@@ -9,9 +9,9 @@ from typing import Any
 import click
 from rich.table import Table
 
+from bnn_deploy.board.deployment import Deployment, Look, deploy, look
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import TIMES, err, facts, human_bytes, plural, print_json, printable, show, table
-from bnn_deploy.deployment import Deployment, Look, deploy, look
 from bnn_deploy.errors import SetupError
 
 _NONE = "-"

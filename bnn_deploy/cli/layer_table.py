@@ -9,7 +9,7 @@ from bnn_deploy.cli.console import TIMES, human_bytes, human_count, plural, prin
 
 if TYPE_CHECKING:
     from bnn_deploy.inspection import Layer, ModelReport
-    from bnn_deploy.report import LayerReport, Report
+    from bnn_deploy.report.summary import LayerReport, Report
 
 _NOT_BINARY = ("float", "int8", "removed")
 

@@ -9,7 +9,6 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from bnn_deploy.board import Board, Clock
 from bnn_deploy.cli.console import (
     TIMES,
     facts,
@@ -22,7 +21,9 @@ from bnn_deploy.cli.console import (
     show,
     table,
 )
-from bnn_deploy.profiling import ModelProfile, ProfileReport, profile
+from bnn_deploy.runtime.machine import Board, Clock
+from bnn_deploy.runtime.profile_results import ModelProfile, ProfileReport
+from bnn_deploy.runtime.profiling import profile
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

@@ -12,15 +12,15 @@ import numpy as np
 import onnxruntime as ort
 
 from bnn_deploy import __version__
-from bnn_deploy.bundle import FLOAT, FORMAT, GOLDEN, MANIFEST, MODEL, read_manifest
+from bnn_deploy.board.manifest import FLOAT_MODEL, GOLDEN, MANIFEST, MODEL, RUN_REPORT_FORMAT, read_manifest
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import progress, show
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_golden
 from bnn_deploy.errors import InputError
-from bnn_deploy.files import write_file
-from bnn_deploy.golden import check_golden
-from bnn_deploy.profiling import profile
+from bnn_deploy.files import write_files
+from bnn_deploy.proof.golden.check import check_golden
+from bnn_deploy.runtime.profiling import profile
 
 
 @click.command(name="run-bundle", short_help="Verify and profile an unpacked bundle; its run.sh calls this.")
@@ -50,13 +50,13 @@ def command(folder: Path, report: Path, threads: int, runs: int) -> int:
     measured: dict[str, Any] | None = None
     if golden.passed:
         with progress(measuring=True) as step:
-            compare = folder / FLOAT if FLOAT in manifest.files else None
+            compare = folder / FLOAT_MODEL if FLOAT_MODEL in manifest.files else None
             result = profile(model, compare, threads=threads, runs=runs, progress=step)
         show("")
         print_report(result)
         measured = result.to_json()
     content = {
-        "format": FORMAT,
+        "format": RUN_REPORT_FORMAT,
         "passed": golden.passed,
         "model": manifest.model,
         "target": manifest.target,
@@ -70,5 +70,5 @@ def command(folder: Path, report: Path, threads: int, runs: int) -> int:
             "python": platform.python_version(),
         },
     }
-    write_file(report, json.dumps(content, indent=2).encode() + b"\n")
+    write_files({report: json.dumps(content, indent=2).encode() + b"\n"})
     return 0 if golden.passed else CHECK_FAILED

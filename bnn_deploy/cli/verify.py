@@ -9,8 +9,9 @@ import click
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import plural, print_json, printable, progress, show, table
 from bnn_deploy.cli.options import parse_arch_args
-from bnn_deploy.golden import GoldenVerification, check_golden
-from bnn_deploy.verification import OutputResult, Verification, verify
+from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
+from bnn_deploy.proof.results import OutputResult, Verification
+from bnn_deploy.proof.verification import verify
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 

@@ -1,125 +1,17 @@
-"""What every pass uses: its result, and a few questions and edits on onnx_ir graphs."""
+"""What every pass uses: a few questions and edits on onnx_ir graphs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.operators import DOMAIN
+from bnn_deploy.operators.contract import DOMAIN
 
-SOURCE = "bnn_deploy.source"
-"""Node metadata: the tensor of the float graph that the node's output stands for (for bits: the output of the Sign)."""
-
-COMPLEMENTED = "bnn_deploy.complemented"
-"""Node metadata: comma-separated channels whose bits are stored complemented."""
-
-BEFORE = "bnn_deploy.before"
-"""Metadata of bits whose source is no plain Sign: where their pre-activation is in the float graph.
-
-JSON: [tensor, move...] with the moves ["transpose", perm], ["reshape", shape], ["crop", pads] (those of a Pad to undo),
-["subtract", threshold] and ["max_pool", window], applied in order. CanonicalizeSign notes it on values, too, while the
-passes run.
-"""
-
-MOVES = "bnn_deploy.moves"
-"""Metadata of what stands for a tensor of the float graph moved, or for its inside: JSON, the moves, as in BEFORE."""
-
-LEVELS = "bnn_deploy.levels"
-"""Metadata of planes of levels: JSON, {"bits": k, "step": what a level counts in the source, "thresholds": t}.
-
-t [levels - 1, C or 1] are the thresholds between the levels, of the tensor that BEFORE names.
-"""
-
-ZERO = "bnn_deploy.zero"
-"""Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""
-
-REFUSED = "bnn_deploy.refused"
-"""Metadata of a Sign that no bits can stand for: why."""
-
-BIT_KEYS = (SOURCE, COMPLEMENTED, BEFORE, MOVES)
-"""The metadata that belongs to a tensor of bits, and goes where it goes."""
-
-
-def zero_value(sign: ir.Node) -> int:
-    """What a Sign gives at 0."""
-    return int(sign.metadata_props.get(ZERO, "0"))
-
-
-def provenance(value: ir.Value) -> list[Any]:
-    """Where a value is in the float graph, in the form of BEFORE: it, or what a pass made it of."""
-    found: list[Any] = json.loads(value.metadata_props.get(BEFORE, json.dumps([value.name])))
-    return found
-
-
-def source_metadata(value: ir.Value) -> dict[str, str]:
-    """SOURCE of a node whose output stands for `value`, and the MOVES to that value from the tensor so called."""
-    source, *moves = provenance(value)
-    return {SOURCE: source} | ({MOVES: json.dumps(moves)} if moves else {})
-
-
-def set_source(node: ir.Node, value: ir.Value) -> None:
-    """Note that the output of `node` now stands for `value`, instead of what it stood for before."""
-    for key in (SOURCE, MOVES):
-        node.metadata_props.pop(key, None)
-    node.metadata_props.update(source_metadata(value))
-
-
-def output_key(key: str, output: int) -> str:
-    """The metadata key for a node's output: BIT_KEYS themselves are those of the first."""
-    return key if output == 0 else f"{key}.{output}"
-
-
-@dataclass(frozen=True)
-class Decline:
-    """A node that a pass looked at and left alone.
-
-    Attributes:
-        node: its name.
-        op_type: its operator.
-        reason: why, as one sentence for the user.
-        has_sign_input: whether it is a layer whose input is a sign, so that it looks as if it was meant to be binary.
-    """
-
-    node: str
-    op_type: str
-    reason: str
-    has_sign_input: bool = False
-
-
-@dataclass
-class PassResult:
-    """What a pass did.
-
-    Attributes:
-        modified: number of rewrites.
-        declined: a reason for each node that it declined.
-    """
-
-    modified: int = 0
-    declined: list[Decline] = field(default_factory=list)
-
-    def decline(self, node: ir.Node, reason: str) -> None:
-        """Record that `node` was left alone."""
-        self.declined.append(Decline(display_name(node), node.op_type, reason))
-
-
-def display_name(node: ir.Node) -> str:
-    """What reports call a node: its name, else its output's."""
-    return node.name or node.outputs[0].name or ""
-
-
-class Pass(Protocol):
-    """A rewrite of a model in place."""
-
-    def __call__(self, model: ir.Model) -> PassResult:
-        """Run on every node of the model's main graph."""
-        ...
+MOVING_OPERATORS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
@@ -227,54 +119,34 @@ def remove_if_dead(node: ir.Node | None) -> None:
         remove_if_dead(producer)
 
 
-def replace_channels_last(
-    binarize: ir.Node, data: ir.Value, op_type: str, threshold: ir.Value, dtype: ir.DataType
-) -> None:
-    """Replace a Binarize by Transpose(data, channels last) and a binarisation of that form.
-
-    Args:
-        binarize: the node; the shape of its bits is known.
-        data: what to binarise instead of its input, [N, C, spatial...].
-        op_type: BinarizeChannelsLast or BinarizeQuantized.
-        threshold: of the new node, [C].
-        dtype: of `data`.
-    """
-    bits = binarize.outputs[0]
-    assert bits.shape is not None and threshold.shape is not None
-    name = bits.name or ""
-    last = insert_node(
-        binarize,
-        "Transpose",
-        [data],
-        {"perm": [0, *range(2, len(bits.shape)), 1]},
-        f"{name}_channels_last",
-        dtype=dtype,
-        shape=[*bits.shape[:-1], threshold.shape[0]],
-    )
-    new = insert_node(
-        binarize,
-        op_type,
-        [last, threshold],
-        {},
-        f"{name}_new",
-        dtype=ir.DataType.UINT32,
-        shape=bits.shape,
-        domain=DOMAIN,
-        metadata=binarize.metadata_props,
-    )
-    replace_value(bits, new)
-    new.name = name
+def read_pad(node: ir.Node) -> tuple[list[int], float] | None:
+    """The pads of all dimensions (begins, then ends) and the value of a constant Pad that adds; None for any other."""
+    data = node.inputs[0] if is_op(node, "Pad") else None
+    shape = None if data is None else static_shape(data)
+    mode = node.attributes.get("mode")
+    pads = constant(node.inputs[1]) if is_op(node, "Pad") and len(node.inputs) > 1 else None
+    if shape is None or pads is None or (mode is not None and mode.as_string() != "constant"):
+        return None
+    value_input, axes_input = ([*node.inputs[2:], None, None])[:2]
+    value, axes = constant(value_input), constant(axes_input)
+    if (value_input is not None and value is None) or (axes_input is not None and axes is None):
+        return None
+    rank = len(shape)
+    every = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
+    found = [0] * (2 * rank)
+    for i, axis in enumerate(every):
+        found[axis], found[axis + rank] = int(pads[i]), int(pads[i + len(every)])
+    return None if min(found) < 0 else (found, 0.0 if value is None else float(value.reshape(())))
 
 
-def complemented(node: ir.Node) -> set[int]:
-    """The channels whose bits `node` stores complemented."""
-    text = node.metadata_props.get(COMPLEMENTED, "")
-    return {int(channel) for channel in text.split(",") if channel}
-
-
-def set_complemented(node: ir.Node, channels: set[int]) -> None:
-    """Record the channels whose bits `node` stores complemented."""
-    if channels:
-        node.metadata_props[COMPLEMENTED] = ",".join(map(str, sorted(channels)))
-    else:
-        node.metadata_props.pop(COMPLEMENTED, None)
+def is_flatten(node: ir.Node, result: ir.Value) -> bool:
+    """Whether `node` makes [N, features] of [N, ...], and only linear layers read `result`, it or a sign of it."""
+    shape, data = static_shape(node.outputs[0]), node.inputs[0]
+    before = None if data is None else static_shape(data)
+    if not is_op(node, "Flatten", "Reshape") or shape is None or before is None or len(shape) != 2:
+        return False
+    same_batch = shape[0] == before[0]
+    users = list(result.consumers())
+    if not same_batch or not users or result.is_graph_output():
+        return False
+    return all(is_op(user, "Gemm", "MatMul") for user in users)

@@ -6,66 +6,58 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
 #include <sys/auxv.h>
+#endif
+
+// Keeps a line of isas.inc on its architecture, and drops it on others.
+#define BNN_DEPLOY_ON_any(...) __VA_ARGS__
+#if defined(__x86_64__)
+#define BNN_DEPLOY_ON_x86_64(...) __VA_ARGS__
+#else
+#define BNN_DEPLOY_ON_x86_64(...)
+#endif
+#if defined(__aarch64__)
+#define BNN_DEPLOY_ON_aarch64(...) __VA_ARGS__
+#else
+#define BNN_DEPLOY_ON_aarch64(...)
 #endif
 
 namespace bnn_deploy {
 namespace {
 
-#if defined(__x86_64__)
-struct CpuFeatures {
-  bool avx2 = false;
-  bool avx512 = false;  // F, BW, VL, DQ and VPOPCNTDQ
+struct Unit {
+  Isa isa;
+  bool runs_here;
+  std::atomic<uint64_t> calls;
 };
 
-// A feature counts when the processor has it and the operating system saves its registers (XCR0).
-CpuFeatures DetectCpuFeatures() {
-  CpuFeatures features;
-  unsigned eax, ebx, ecx, edx;
-  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return features;
-  const bool osxsave = ecx & (1u << 27);
-  if (!osxsave) return features;
-  unsigned xcr0_low, xcr0_high;
-  __asm__("xgetbv" : "=a"(xcr0_low), "=d"(xcr0_high) : "c"(0));
-  const bool saves_ymm = (xcr0_low & 0x06) == 0x06;
-  const bool saves_zmm = (xcr0_low & 0xe6) == 0xe6;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
-  constexpr unsigned kAvx2 = 1u << 5;
-  constexpr unsigned kAvx512FDqBwVl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
-  constexpr unsigned kVpopcntdq = 1u << 14;
-  features.avx2 = saves_ymm && (ebx & kAvx2);
-  features.avx512 =
-      features.avx2 && saves_zmm && (ebx & kAvx512FDqBwVl) == kAvx512FDqBwVl && (ecx & kVpopcntdq);
-  return features;
+// The units of this architecture. Made at the first call and never moved: an Isa is known by its
+// address.
+auto& Units() {
+  static Unit units[] = {
+#define BNN_DEPLOY_ISA(name, kernels, architecture, runs_here) \
+  BNN_DEPLOY_ON_##architecture({{kernels, #name}, static_cast<bool>(runs_here), {}}, )
+#include "kernels/isas.inc"
+#undef BNN_DEPLOY_ISA
+  };
+  return units;
 }
-#endif
 
 std::vector<const Isa*> DetectIsas() {
   std::vector<const Isa*> isas;
-#if defined(__x86_64__)
-  const CpuFeatures features = DetectCpuFeatures();
-  if (features.avx512) isas.push_back(&kIsaAvx512);
-  if (features.avx2) isas.push_back(&kIsaAvx2);
-#elif defined(__aarch64__)
-  constexpr unsigned long kDotprod = 1ul << 20;  // HWCAP_ASIMDDP
-  if (getauxval(AT_HWCAP) & kDotprod) isas.push_back(&kIsaNeonDotprod);
-  isas.push_back(&kIsaNeon);
-#endif
-  isas.push_back(&kIsaScalar);
+  for (const Unit& unit : Units()) {
+    if (unit.runs_here) isas.push_back(&unit.isa);
+  }
   return isas;
 }
 
-constexpr size_t kMaxIsas = 3;
-std::atomic<uint64_t> calls_per_isa[kMaxIsas];
-
 std::atomic<uint64_t>& Counter(const Isa& isa) {
-  const auto& isas = AvailableIsas();
-  size_t i = 0;
-  while (isas[i] != &isa) ++i;
-  return calls_per_isa[i];
+  for (Unit& unit : Units()) {
+    if (&unit.isa == &isa) return unit.calls;
+  }
+  throw std::logic_error("a copy of an Isa has no counter");
 }
 
 }  // namespace

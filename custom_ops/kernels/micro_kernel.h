@@ -1,8 +1,10 @@
 // The contract between the drivers and the micro-kernels: raw pointers and counts, no C++ library.
 //
-// A unit `kernels_<isa>.cc` is compiled with the flags of its instruction set, so nothing that the
+// A unit `kernels/<isa>.cc` is compiled with the flags of its instruction set, so nothing that the
 // linker could share with other units may be defined here or there: no inline function, no
-// template with external linkage, no standard library.
+// template with external linkage, no standard library. What units have in common (generic/*.inl)
+// each includes into its own anonymous namespace, after the vectors that it is written over
+// (vectors/*.inl).
 
 #ifndef BNN_DEPLOY_KERNELS_MICRO_KERNEL_H_
 #define BNN_DEPLOY_KERNELS_MICRO_KERNEL_H_
@@ -92,6 +94,9 @@ struct FinishFloatArgs {
   int64_t bits_stride;
 };
 using FinishFloatFn = void (*)(const FinishFloatArgs& args);
+
+// What the value of FinishFloatArgs ends with: one code path of a unit each.
+enum class Epilogue { kBias, kResidual, kFactor };
 
 // The convolution and its finish at once, for units that take pixels as the lanes of a vector, so
 // that sums need no transpose on their way to planes of floats: FinishFloatArgs with
@@ -203,32 +208,52 @@ using BinarizeBytesFn = void (*)(const BinarizeBytesArgs& args);
 // that the unit's accumulate functions take for rows of this length, in place. row: word aligned.
 using EncodeFn = void (*)(uint32_t* row, int64_t words, bool weights);
 
-struct Isa {
-  const char* name;
-  int64_t channel_block;  // output channels in a block of packed weights; divides 32
-  int64_t granule;        // bytes of a channel that lie together, a power of two
-  bool gathers;           // windows are gathered, and padded to whole granules
-  bool blocks_together;   // the blocks of a tile alternate in its weights, which the micro-kernel
-                          // then reads from one end to the other: from memory, a single stream is
-                          // faster than one per block
-  AccumulateFn accumulate;
-  AccumulateBitsFn accumulate_bits;
-  FinishFloatFn finish_float;
-  BinarizeFn binarize;
-  BinarizeAbsMeanFn binarize_abs_mean;
-  BinarizeRowsFn binarize_rows;
-  BinarizeBytesFn binarize_bytes;
-  SplitRowFn split_row;              // null: the unit takes no planes, and
-  ConvolvePlanesFn convolve_planes;  // this is null, too
-  EncodeFn encode;                   // null: never; else for windows of at least
-  int64_t encoded_words;  // so many words, which are then gathered whatever `gathers` says
+// What a unit offers. Every entry is named where a unit fills it in; one that is left out is null
+// or 0, and IsComplete is false of the table unless the entry is optional.
+struct Kernels {
+  int64_t channel_block = 0;     // output channels in a block of packed weights; divides 32
+  int64_t granule = 0;           // bytes of a channel that lie together, a power of two
+  bool gathers = false;          // windows are gathered, and padded to whole granules
+  bool blocks_together = false;  // the blocks of a tile alternate in its weights, which the
+                                 // micro-kernel then reads from one end to the other: from memory,
+                                 // a single stream is faster than one per block
+  AccumulateFn accumulate = nullptr;
+  AccumulateBitsFn accumulate_bits = nullptr;
+  FinishFloatFn finish_float = nullptr;
+  BinarizeFn binarize = nullptr;
+  BinarizeAbsMeanFn binarize_abs_mean = nullptr;
+  BinarizeRowsFn binarize_rows = nullptr;
+  BinarizeBytesFn binarize_bytes = nullptr;
+  SplitRowFn split_row = nullptr;              // optional: null where the unit takes no planes, and
+  ConvolvePlanesFn convolve_planes = nullptr;  // then this is null, too
+  EncodeFn encode = nullptr;  // optional: null: never; else for windows of at least
+  int64_t encoded_words = 0;  // so many words, which are then gathered whatever `gathers` says
 };
 
-extern const Isa kIsaScalar;
-extern const Isa kIsaAvx2;
-extern const Isa kIsaAvx512;
-extern const Isa kIsaNeon;
-extern const Isa kIsaNeonDotprod;
+namespace {
+
+// For a static_assert beside each table; in an anonymous namespace, as all that units define.
+[[maybe_unused]] constexpr bool IsComplete(const Kernels& kernels) {
+  return kernels.channel_block > 0 && 32 % kernels.channel_block == 0 && kernels.granule > 0 &&
+         (kernels.granule & (kernels.granule - 1)) == 0 && kernels.accumulate != nullptr &&
+         kernels.accumulate_bits != nullptr && kernels.finish_float != nullptr &&
+         kernels.binarize != nullptr && kernels.binarize_abs_mean != nullptr &&
+         kernels.binarize_rows != nullptr && kernels.binarize_bytes != nullptr &&
+         (kernels.split_row == nullptr) == (kernels.convolve_planes == nullptr) &&
+         (kernels.encode == nullptr) == (kernels.encoded_words == 0);
+}
+
+}  // namespace
+
+// The tables of all units, those of other architectures included.
+#define BNN_DEPLOY_ISA(name, kernels, architecture, runs_here) extern const Kernels kernels;
+#include "kernels/isas.inc"
+#undef BNN_DEPLOY_ISA
+
+// A unit by the name that users and the library's reports give it.
+struct Isa : Kernels {
+  const char* name;
+};
 
 }  // namespace bnn_deploy
 

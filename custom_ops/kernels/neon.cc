@@ -27,6 +27,8 @@
 namespace bnn_deploy {
 namespace {
 
+#include "kernels/vectors/neon.inl"
+
 constexpr int64_t kBlock = 8;     // output channels per register tile
 constexpr int64_t kGranule = 16;  // bytes of a channel side by side, but for what is left of a run
 constexpr int kMaxPixels = 4;     // pixels per register tile
@@ -266,13 +268,13 @@ struct ChannelConstants {
   uint32x4_t place[2];  // of the bits
 };
 
-template <bool kResidual>
+template <Epilogue kEpilogue>
 ChannelConstants LoadConstants(const FinishFloatArgs& args, int64_t channel) {
   ChannelConstants constants;
   UNROLL for (int odd = 0; odd < 2; ++odd) {
     constants.scale[odd] = PairLanes(args.scale + channel, odd);
     constants.bias[odd] = PairLanes(args.bias + channel, odd);
-    if (!kResidual || args.bits == nullptr) continue;
+    if (kEpilogue != Epilogue::kResidual || args.bits == nullptr) continue;
     constants.threshold[odd] = PairLanes(args.threshold + channel, odd);
     const uint32_t place = 1u << (channel % 32 + odd);
     constants.place[odd] = vcombine_u32(vdup_n_u32(place), vdup_n_u32(place * 4));
@@ -282,12 +284,13 @@ ChannelConstants LoadConstants(const FinishFloatArgs& args, int64_t channel) {
 
 // 4 channels x 2 pixels; kWhole: all of them are there. Adds the bits of the channels to words[0]
 // to words[3], in the order of the lanes.
-template <bool kWhole, bool kResidual, bool kFactor>
+template <Epilogue kEpilogue, bool kWhole>
 __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& args,
                                                       const ChannelConstants& constants,
                                                       const int32_t* products, const float* factors,
                                                       int64_t channel, int64_t pixel,
                                                       uint32_t* words) {
+  const bool makes_bits = kEpilogue == Epilogue::kResidual && args.bits != nullptr;
   const bool both = kWhole || pixel + 1 < args.pixels;
   const int64_t channels = kWhole ? 4 : args.channels - channel;
   const int32_t* const sums = args.sums + pixel * kTileChannels + channel;
@@ -303,21 +306,21 @@ __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& arg
     float32x4_t value = vaddq_f32(scaled, constants.bias[odd]);
     const int64_t low = (channel + odd) * args.channel_stride + pixel;
     const int64_t high = low + 2 * args.channel_stride;
-    if (kResidual && kWhole) {
+    if (kEpilogue == Epilogue::kResidual && kWhole) {
       const float32x2_t low_pair = vld1_f32(args.residual + low);
       value = vaddq_f32(value, vcombine_f32(low_pair, vld1_f32(args.residual + high)));
-    } else if (kResidual) {
+    } else if (kEpilogue == Epilogue::kResidual) {
       float other[4] = {};
       if (odd < channels) other[0] = args.residual[low];
       if (odd < channels && both) other[1] = args.residual[low + 1];
       if (odd + 2 < channels) other[2] = args.residual[high];
       if (odd + 2 < channels && both) other[3] = args.residual[high + 1];
       value = vaddq_f32(value, vld1q_f32(other));
-    } else if (kFactor) {
+    } else if (kEpilogue == Epilogue::kFactor) {
       const float32x2_t pair = vld1_f32(factors + pixel);
       value = vmulq_f32(value, vcombine_f32(pair, pair));
     }
-    if (!kResidual || args.out != nullptr) {
+    if (kEpilogue != Epilogue::kResidual || args.out != nullptr) {
       if (kWhole) {
         const float64x2_t pairs_of_floats = vreinterpretq_f64_f32(value);
         vst1q_lane_f64(reinterpret_cast<double*>(args.out + low), pairs_of_floats, 0);
@@ -329,38 +332,40 @@ __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& arg
         if (odd + 2 < channels && both) vst1q_lane_f32(args.out + high + 1, value, 3);
       }
     }
-    if (kResidual && args.bits != nullptr) {
+    if (makes_bits) {
       const uint32x4_t above = vcgeq_f32(value, constants.threshold[odd]);
       bits = vorrq_u32(bits, vandq_u32(above, constants.place[odd]));
     }
   }
-  if (kResidual && args.bits != nullptr) vst1q_u32(words, vorrq_u32(vld1q_u32(words), bits));
+  if (makes_bits) vst1q_u32(words, vorrq_u32(vld1q_u32(words), bits));
 }
 
 // Pixels inside, so that few planes are written at a time.
-template <bool kResidual, bool kFactor>
+template <Epilogue kEpilogue>
 void FinishTile(const FinishFloatArgs& shared_args) {
   const FinishFloatArgs args = shared_args;  // as far as the compiler knows no store changes a copy
   int32_t products[kTilePixels] = {};
   for (int64_t p = 0; p < args.pixels; ++p) products[p] = static_cast<int32_t>(args.products[p]);
   float factors[kTilePixels] = {};  // readable in pairs
-  for (int64_t p = 0; kFactor && p < args.pixels; ++p) factors[p] = args.factor[p];
+  for (int64_t p = 0; kEpilogue == Epilogue::kFactor && p < args.pixels; ++p) {
+    factors[p] = args.factor[p];
+  }
   for (int64_t begin = 0; begin < args.channels; begin += 32) {
     const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
     uint32_t words[2 * kTilePixels] = {};  // as FinishPair gives them
     for (int64_t channel = begin; channel < end; channel += 4) {
-      const ChannelConstants constants = LoadConstants<kResidual>(args, channel);
+      const ChannelConstants constants = LoadConstants<kEpilogue>(args, channel);
       int64_t pixel = 0;
       for (; channel + 4 <= end && pixel + 2 <= args.pixels; pixel += 2) {
-        FinishPair<true, kResidual, kFactor>(args, constants, products, factors, channel, pixel,
-                                             words + 2 * pixel);
+        FinishPair<kEpilogue, true>(args, constants, products, factors, channel, pixel,
+                                    words + 2 * pixel);
       }
       for (; pixel < args.pixels; pixel += 2) {
-        FinishPair<false, kResidual, kFactor>(args, constants, products, factors, channel, pixel,
-                                              words + 2 * pixel);
+        FinishPair<kEpilogue, false>(args, constants, products, factors, channel, pixel,
+                                     words + 2 * pixel);
       }
     }
-    if (!kResidual || args.bits == nullptr) continue;
+    if (kEpilogue != Epilogue::kResidual || args.bits == nullptr) continue;
     for (int64_t p = 0; p < args.pixels; ++p) {
       const uint32_t* const lanes = words + p / 2 * 4 + p % 2;
       args.bits[p * args.bits_stride + begin / 32] = lanes[0] | lanes[2];
@@ -368,236 +373,32 @@ void FinishTile(const FinishFloatArgs& shared_args) {
   }
 }
 
-// The first `count` values, and anything after them.
-float32x4_t LoadFirst(const float* values, int64_t count) {
-  if (count >= 4) return vld1q_f32(values);
-  float32x4_t row = vld1q_dup_f32(values);
-  if (count > 1) row = vld1q_lane_f32(values + 1, row, 1);
-  if (count > 2) row = vld1q_lane_f32(values + 2, row, 2);
-  return row;
-}
+// How binarize.inl, which explains them, goes through the input.
+constexpr int kBinarizeVectors = 4;
+constexpr int kAbsMeanVectors = 4;
+constexpr int kFewVectors = 1;
+constexpr bool kMeansRows = true;
 
-void StoreFirst(float* out, float32x4_t row, int64_t count) {
-  if (count >= 4) return vst1q_f32(out, row);
-  vst1q_lane_f32(out, row, 0);
-  if (count > 1) vst1q_lane_f32(out + 1, row, 1);
-  if (count > 2) vst1q_lane_f32(out + 2, row, 2);
-}
+#include "kernels/generic/binarize.inl"
+#include "kernels/generic/finish.inl"
 
-// One pixel, whose channels lie side by side: a fully connected layer.
-void FinishRow(const FinishFloatArgs& args) {
-  const float32x4_t products = vdupq_n_f32(args.products[0]);
-  for (int64_t channel = 0; channel < args.channels; channel += 4) {
-    const float32x4_t sums = vcvtq_f32_s32(vld1q_s32(args.sums + channel));
-    const float32x4_t dot = vfmsq_f32(products, sums, vdupq_n_f32(2.0f));  // exact
-    const float32x4_t scaled = vmulq_f32(dot, vld1q_f32(args.scale + channel));
-    StoreFirst(args.out + channel, vaddq_f32(scaled, vld1q_f32(args.bias + channel)),
-               args.channels - channel);
-  }
+constexpr Kernels MakeKernels() {
+  Kernels kernels;
+  kernels.channel_block = kBlock;
+  kernels.granule = kGranule;
+  kernels.accumulate = Accumulate;
+  kernels.accumulate_bits = AccumulateBits;
+  kernels.finish_float = FinishFloat;
+  kernels.binarize = Binarize;
+  kernels.binarize_abs_mean = BinarizeAbsMean;
+  kernels.binarize_rows = BinarizeRows;
+  kernels.binarize_bytes = BinarizeBytes;
+  return kernels;
 }
-
-void FinishFloat(const FinishFloatArgs& args) {
-  if (args.residual != nullptr) return FinishTile<true, false>(args);
-  if (args.factor != nullptr) return FinishTile<false, true>(args);
-  if (args.pixels > 1 || args.channel_stride > 1) return FinishTile<false, false>(args);
-  FinishRow(args);
-}
-
-// The bits of 32 bytes that are all 0 or all 1: each keeps the bit of its place in a group of
-// eight, and three pairwise additions collect the groups.
-uint32_t CollectBits(uint8x16_t low, uint8x16_t high) {
-  static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint8x16_t places = vld1q_u8(kPlaces);
-  uint8x16_t sums = vpaddq_u8(vandq_u8(low, places), vandq_u8(high, places));
-  sums = vpaddq_u8(sums, sums);
-  sums = vpaddq_u8(sums, sums);
-  return vgetq_lane_u32(vreinterpretq_u32_u8(sums), 0);
-}
-
-// Bytes of all 1 where one of 16 values is at least its threshold.
-uint8x16_t AtLeast16(const float* x, const float* threshold) {
-  uint16x8_t halves[2];
-  UNROLL for (int i = 0; i < 2; ++i, x += 8, threshold += 8) {
-    const uint32x4_t low = vcgeq_f32(vld1q_f32(x), vld1q_f32(threshold));
-    const uint32x4_t high = vcgeq_f32(vld1q_f32(x + 4), vld1q_f32(threshold + 4));
-    halves[i] = vmovn_high_u32(vmovn_u32(low), high);
-  }
-  return vmovn_high_u16(vmovn_u16(halves[0]), halves[1]);
-}
-
-void BinarizeRows(const BinarizeRowsArgs& args) {
-  const int64_t whole = args.channels / 32;
-  const int64_t rest = args.channels % 32;
-  const float* const last_threshold = args.threshold + whole * 32;
-  const float* x = args.x;
-  uint32_t* out = args.out;
-  for (int64_t p = 0; p < args.pixels; ++p) {
-    const float* threshold = args.threshold;
-    for (int64_t word = 0; word < whole; ++word, x += 32, threshold += 32) {
-      *out++ = CollectBits(AtLeast16(x, threshold), AtLeast16(x + 16, threshold + 16));
-    }
-    if (rest == 0) continue;
-    uint32_t bits = 0;
-    int64_t c = 0;
-    for (; c + 4 <= rest; c += 4) {
-      static const uint32_t kPlaces[4] = {1, 2, 4, 8};
-      const uint32x4_t reached = vcgeq_f32(vld1q_f32(x + c), vld1q_f32(last_threshold + c));
-      bits |= vaddvq_u32(vandq_u32(reached, vld1q_u32(kPlaces))) << c;
-    }
-    for (; c < rest; ++c) bits |= static_cast<uint32_t>(x[c] >= last_threshold[c]) << c;
-    *out++ = bits;
-    x += rest;
-  }
-}
-
-// Lane i of a vector collects the word of pixel i, one channel (bit) at a time. kVectors vectors
-// are filled together, so that each plane is read in pieces of a cache line. `pixels`: how many
-// there are, which matters to a single vector only.
-template <int kVectors, bool kWhole>
-void BinarizeVectors(const BinarizeArgs& args, int64_t pixel, int64_t pixels) {
-  const int64_t words = (args.channels + 31) / 32;
-  for (int64_t word = 0; word < words; ++word) {
-    const int64_t begin = word * 32;
-    const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
-    uint32x4_t bits[kVectors];
-    UNROLL for (int v = 0; v < kVectors; ++v) bits[v] = vdupq_n_u32(0);
-    uint32x4_t bit = vdupq_n_u32(1);
-    for (int64_t c = begin; c < end; ++c) {
-      const float* plane = args.planes + c * args.channel_stride + pixel;
-      const float32x4_t threshold = vdupq_n_f32(args.threshold[c]);
-      UNROLL for (int v = 0; v < kVectors; ++v) {
-        const float32x4_t x = kWhole ? vld1q_f32(plane + v * 4) : LoadFirst(plane, pixels);
-        bits[v] = vorrq_u32(bits[v], vandq_u32(vcgeq_f32(x, threshold), bit));
-      }
-      bit = vshlq_n_u32(bit, 1);
-    }
-    uint32_t column[kVectors * 4];
-    UNROLL for (int v = 0; v < kVectors; ++v) vst1q_u32(column + v * 4, bits[v]);
-    uint32_t* const out = args.out + pixel * words + word;
-    for (int64_t p = 0; p < (kWhole ? kVectors * 4 : pixels); ++p) out[p * words] = column[p];
-  }
-}
-
-void Binarize(const BinarizeArgs& args) {
-  if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected
-    return BinarizeRows({args.planes, args.threshold, args.channels, 1, args.out});
-  }
-  int64_t pixel = 0;
-  for (; pixel + 16 <= args.pixels; pixel += 16) BinarizeVectors<4, true>(args, pixel, 16);
-  for (; pixel + 4 <= args.pixels; pixel += 4) BinarizeVectors<1, true>(args, pixel, 4);
-  if (pixel < args.pixels) BinarizeVectors<1, false>(args, pixel, args.pixels - pixel);
-}
-
-float32x4_t AbsoluteTerms(float32x4_t x, float32x4_t scale, float32x4_t shift) {
-  return vabsq_f32(vaddq_f32(vmulq_f32(x, scale), shift));
-}
-
-// As BinarizeVectors, with a sum of the terms beside the bits. The sum of 32 channels is added to
-// what the words before have left in `mean`.
-template <int kVectors, bool kWhole>
-void BinarizeAbsMeanVectors(const BinarizeAbsMeanArgs& args, int64_t pixel, int64_t pixels) {
-  const int64_t words = (args.channels + 31) / 32;
-  const float32x4_t count = vdupq_n_f32(static_cast<float>(args.channels));
-  float* const mean = args.mean + pixel;
-  for (int64_t word = 0; word < words; ++word) {
-    const int64_t begin = word * 32;
-    const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
-    uint32x4_t bits[kVectors];
-    float32x4_t sums[kVectors];
-    UNROLL for (int v = 0; v < kVectors; ++v) {
-      bits[v] = vdupq_n_u32(0);
-      sums[v] = vdupq_n_f32(0);
-    }
-    uint32x4_t bit = vdupq_n_u32(1);
-    for (int64_t c = begin; c < end; ++c) {
-      const float* plane = args.planes + c * args.channel_stride + pixel;
-      const float32x4_t threshold = vdupq_n_f32(args.threshold[c]);
-      const float32x4_t scale = vdupq_n_f32(args.scale[c]);
-      const float32x4_t shift = vdupq_n_f32(args.shift[c]);
-      UNROLL for (int v = 0; v < kVectors; ++v) {
-        const float32x4_t x = kWhole ? vld1q_f32(plane + v * 4) : LoadFirst(plane, pixels);
-        bits[v] = vorrq_u32(bits[v], vandq_u32(vcgeq_f32(x, threshold), bit));
-        sums[v] = vaddq_f32(sums[v], AbsoluteTerms(x, scale, shift));
-      }
-      bit = vshlq_n_u32(bit, 1);
-    }
-    uint32_t column[kVectors * 4];
-    UNROLL for (int v = 0; v < kVectors; ++v) {
-      vst1q_u32(column + v * 4, bits[v]);
-      float* const to = mean + v * 4;
-      if (word > 0) sums[v] = vaddq_f32(sums[v], kWhole ? vld1q_f32(to) : LoadFirst(to, pixels));
-      if (word + 1 == words) sums[v] = vdivq_f32(sums[v], count);
-      StoreFirst(to, sums[v], kWhole ? 4 : pixels);
-    }
-    uint32_t* const out = args.out + pixel * words + word;
-    for (int64_t p = 0; p < (kWhole ? kVectors * 4 : pixels); ++p) out[p * words] = column[p];
-  }
-}
-
-// The mean of a row of channels.
-float AbsMeanRow(const BinarizeAbsMeanArgs& args) {
-  float32x4_t sums[8];
-  UNROLL for (int i = 0; i < 8; ++i) sums[i] = vdupq_n_f32(0);
-  int64_t c = 0;
-  for (; c + 32 <= args.channels; c += 32) {
-    UNROLL for (int i = 0; i < 8; ++i) {
-      const int64_t at = c + i * 4;
-      const float32x4_t terms = AbsoluteTerms(
-          vld1q_f32(args.planes + at), vld1q_f32(args.scale + at), vld1q_f32(args.shift + at));
-      sums[i] = vaddq_f32(sums[i], terms);
-    }
-  }
-  UNROLL for (int n = 4; n > 0; n /= 2) {
-    UNROLL for (int i = 0; i < n; ++i) sums[i] = vaddq_f32(sums[i], sums[i + n]);
-  }
-  float rest = 0;
-  for (; c < args.channels; ++c) {
-    rest += __builtin_fabsf(args.scale[c] * args.planes[c] + args.shift[c]);
-  }
-  return (vaddvq_f32(sums[0]) + rest) / static_cast<float>(args.channels);
-}
-
-void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) {
-  if (args.pixels == 1 && args.channel_stride == 1) {  // fully connected
-    BinarizeRows({args.planes, args.threshold, args.channels, 1, args.out});
-    *args.mean = AbsMeanRow(args);
-    return;
-  }
-  int64_t pixel = 0;
-  for (; pixel + 16 <= args.pixels; pixel += 16) BinarizeAbsMeanVectors<4, true>(args, pixel, 16);
-  for (; pixel + 4 <= args.pixels; pixel += 4) BinarizeAbsMeanVectors<1, true>(args, pixel, 4);
-  if (pixel < args.pixels) BinarizeAbsMeanVectors<1, false>(args, pixel, args.pixels - pixel);
-}
-
-// The bytes of `x` that are at least those of `level`, as 32 bits.
-uint32_t AtLeast(const uint8_t* x, const uint8_t* level) {
-  return CollectBits(vcgeq_u8(vld1q_u8(x), vld1q_u8(level)),
-                     vcgeq_u8(vld1q_u8(x + 16), vld1q_u8(level + 16)));
-}
-
-void BinarizeBytes(const BinarizeBytesArgs& args) {
-  const int64_t whole = args.channels / 32;
-  const int64_t rest = args.channels % 32;
-  const uint8_t* x = args.x;
-  uint32_t* out = args.out;
-  for (int64_t p = 0; p < args.pixels; ++p) {
-    for (int64_t word = 0; word < whole; ++word, x += 32) {
-      *out++ = AtLeast(x, args.level + word * 32) & args.reachable[word];
-    }
-    if (rest > 0) {
-      uint8_t tail[32] = {};
-      for (int64_t i = 0; i < rest; ++i) tail[i] = *x++;
-      *out++ = AtLeast(tail, args.level + whole * 32) & args.reachable[whole];
-    }
-  }
-}
+static_assert(IsComplete(MakeKernels()), "a kernel is missing");
 
 }  // namespace
 
-extern const Isa kIsaNeon = {
-    "neon",      kBlock,   kGranule,        false,        false,         Accumulate, AccumulateBits,
-    FinishFloat, Binarize, BinarizeAbsMean, BinarizeRows, BinarizeBytes, nullptr,    nullptr,
-    nullptr,     0,
-};
+constexpr Kernels kNeonKernels = MakeKernels();
 
 }  // namespace bnn_deploy

@@ -142,7 +142,7 @@ __attribute__((noinline)) void AccumulateTiles(const AccumulateArgs& args, int64
 bool IsEncoded(const AccumulateArgs& args) { return args.runs * args.run_words >= kMinWords; }
 
 void Accumulate(const AccumulateArgs& args) {
-  if (!IsEncoded(args)) return kIsaNeon.accumulate(args);
+  if (!IsEncoded(args)) return kNeonKernels.accumulate(args);
   static_assert(kMaxPixels == 2, "a last pixel may be left");
   for (int64_t channel = 0; channel < args.blocks * kBlock; channel += kChannels) {
     AccumulateTiles<kMaxPixels>(args, channel, 0);
@@ -163,7 +163,7 @@ uint8x16_t BelowZero(const int32_t* values) {
 }
 
 void AccumulateBits(const AccumulateBitsArgs& args) {
-  if (!IsEncoded(args.accumulate)) return kIsaNeon.accumulate_bits(args);
+  if (!IsEncoded(args.accumulate)) return kNeonKernels.accumulate_bits(args);
   Accumulate(args.accumulate);
   static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
   const uint8x16_t places = vld1q_u8(kPlaces);
@@ -186,18 +186,31 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
   }
 }
 
-void FinishFloat(const FinishFloatArgs& args) { kIsaNeon.finish_float(args); }
-void Binarize(const BinarizeArgs& args) { kIsaNeon.binarize(args); }
-void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) { kIsaNeon.binarize_abs_mean(args); }
-void BinarizeRows(const BinarizeRowsArgs& args) { kIsaNeon.binarize_rows(args); }
-void BinarizeBytes(const BinarizeBytesArgs& args) { kIsaNeon.binarize_bytes(args); }
+void FinishFloat(const FinishFloatArgs& args) { kNeonKernels.finish_float(args); }
+void Binarize(const BinarizeArgs& args) { kNeonKernels.binarize(args); }
+void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) { kNeonKernels.binarize_abs_mean(args); }
+void BinarizeRows(const BinarizeRowsArgs& args) { kNeonKernels.binarize_rows(args); }
+void BinarizeBytes(const BinarizeBytesArgs& args) { kNeonKernels.binarize_bytes(args); }
+
+constexpr Kernels MakeKernels() {
+  Kernels kernels;
+  kernels.channel_block = kBlock;
+  kernels.granule = kGranule;
+  kernels.accumulate = Accumulate;
+  kernels.accumulate_bits = AccumulateBits;
+  kernels.finish_float = FinishFloat;
+  kernels.binarize = Binarize;
+  kernels.binarize_abs_mean = BinarizeAbsMean;
+  kernels.binarize_rows = BinarizeRows;
+  kernels.binarize_bytes = BinarizeBytes;
+  kernels.encode = Encode;
+  kernels.encoded_words = kMinWords;
+  return kernels;
+}
+static_assert(IsComplete(MakeKernels()), "a kernel is missing");
 
 }  // namespace
 
-extern const Isa kIsaNeonDotprod = {
-    "neon_dotprod", kBlock,      kGranule, false,           false,        Accumulate,
-    AccumulateBits, FinishFloat, Binarize, BinarizeAbsMean, BinarizeRows, BinarizeBytes,
-    nullptr,        nullptr,     Encode,   kMinWords,
-};
+constexpr Kernels kNeonDotprodKernels = MakeKernels();
 
 }  // namespace bnn_deploy

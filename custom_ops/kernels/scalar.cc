@@ -159,25 +159,24 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
   }
 }
 
+constexpr Kernels MakeKernels() {
+  Kernels kernels;
+  kernels.channel_block = 1;
+  kernels.granule = kWordGranule * 4;
+  kernels.gathers = true;
+  kernels.accumulate = Accumulate;
+  kernels.accumulate_bits = AccumulateBits;
+  kernels.finish_float = FinishFloat;
+  kernels.binarize = Binarize;
+  kernels.binarize_abs_mean = BinarizeAbsMean;
+  kernels.binarize_rows = BinarizeRows;
+  kernels.binarize_bytes = BinarizeBytes;
+  return kernels;
+}
+static_assert(IsComplete(MakeKernels()), "a kernel is missing");
+
 }  // namespace
 
-extern const Isa kIsaScalar = {
-    "scalar",
-    1,
-    kWordGranule * 4,
-    true,
-    false,
-    Accumulate,
-    AccumulateBits,
-    FinishFloat,
-    Binarize,
-    BinarizeAbsMean,
-    BinarizeRows,
-    BinarizeBytes,
-    nullptr,
-    nullptr,
-    nullptr,
-    0,
-};
+constexpr Kernels kScalarKernels = MakeKernels();
 
 }  // namespace bnn_deploy

@@ -15,10 +15,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import networks
-
-from bnn_deploy.bundle import write_bundle
+from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.conversion import convert
+from support import networks
 
 SAMPLES = {"lenet5": 32, "nin": 8, "alexnet": 2}
 CALIBRATION = 8

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnn_deploy.bundle import FOLDER, GOLDEN, MODEL, REPORT, RUN
-from bnn_deploy.session import library_info, load_session
+from bnn_deploy.board.manifest import FOLDER, GOLDEN, MODEL, REPORT, RUN
+from bnn_deploy.runtime.session import library_info, load_session
 
 ARCHITECTURES = ("lenet5", "nin", "alexnet")
 HWCAP, DOTPROD = 16, 1 << 20

@@ -5,7 +5,7 @@
 
 Two networks with seeded weights are converted: the shape of VGG on CIFAR-10 and that of NIN, every layer but the first
 and the last with weights alpha * sign(W). Both models of a pair run in one process, on the same random input, in turns
-(`bnn_deploy.profiling.profile`). Outputs are compared, too: the weights are equal in every bit, but BatchNorm is folded
+(`bnn_deploy.profile`). Outputs are compared, too: the weights are equal in every bit, but BatchNorm is folded
 into them in float64 here, in float32 by onnxruntime there.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.inspection import inspect_model
-from bnn_deploy.profiling import profile
-from bnn_deploy.session import load_session
+from bnn_deploy.runtime.profiling import profile
+from bnn_deploy.runtime.session import load_session
 
 
 class BinaryWeightConv2d(nn.Conv2d):

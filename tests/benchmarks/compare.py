@@ -210,7 +210,7 @@ def layer_workload(name: str, folder: Path) -> Workload:
     import onnx_ir as ir
     from onnx import TensorProto, helper, numpy_helper
 
-    from bnn_deploy.conversion import to_binary
+    from bnn_deploy.passes.pipeline import to_binary
 
     channels, size = map(int, name.split("@"))
     rng = np.random.default_rng(0)
@@ -257,11 +257,11 @@ def layer_workload(name: str, folder: Path) -> Workload:
 
 def network_workload(name: str, folder: Path) -> Workload:
     """LeNet-5 and NIN as they were trained; others from a seeded initialisation, BatchNorm calibrated on images."""
-    import networks
     import onnx
 
     from bnn_deploy.architectures import ARCHITECTURES
     from bnn_deploy.conversion import convert
+    from support import networks
 
     module = networks.network(name, CALIBRATION_SAMPLES)
     shape = ARCHITECTURES[name].input_shape
@@ -333,6 +333,7 @@ def quantize(model: Path, calibration: NDArray[np.float32], output: Path) -> Pat
         Reader(),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
+        reduce_range=True,  # as convert does: without VNNI, 8-bit weights saturate
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=INT8_OPERATORS,
@@ -447,7 +448,7 @@ def measure(
 
 def machine() -> dict[str, Any]:
     """CPU, cores, system."""
-    from bnn_deploy.profiling import cpu_name
+    from bnn_deploy.runtime.machine import cpu_name
 
     cpuinfo = Path("/proc/cpuinfo").read_text()
     family = re.search(r"^cpu family\s*: (\d+)$", cpuinfo, re.MULTILINE)
@@ -557,8 +558,8 @@ How each engine is set up:
   the same file without the kernels: onnxruntime then runs the function bodies that define the operators.
 * **onnxruntime fp32**: the float ONNX model of the same network, signs included; for a layer the convolution alone.
 * **onnxruntime int8**: the same architecture with each sign replaced by ReLU (a layer: the convolution alone), through
-  `quant_pre_process` and `quantize_static`: QDQ, U8 activations, S8 weights per output channel, calibrated on
-  {calibration} inputs. Its reference is that network in float.
+  `quant_pre_process` and `quantize_static`: QDQ, U8 activations, S8 weights of 7 bits per output channel,
+  calibrated on {calibration} inputs. Its reference is that network in float.
 * **OpenVINO binary**: the float ONNX model rebuilt with FakeQuantize (2 levels, outputs 0 and 1) before
   opset1::BinaryConvolution (xnor-popcount, pad value 0), BatchNorm before a sign folded into FakeQuantize's thresholds;
   the rest in float. Latency hint, one stream, f32 precision, the same number of threads.

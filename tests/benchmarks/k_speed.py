@@ -22,7 +22,7 @@ import onnx
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from bnn_deploy.session import library_path
+from bnn_deploy.runtime.session import library_path
 
 LAYERS = [(64, 56), (128, 28), (256, 14)]
 """Channels in and out, and height and width."""

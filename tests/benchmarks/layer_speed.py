@@ -23,7 +23,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from bnn_deploy.session import library_path
+from bnn_deploy.runtime.session import library_path
 
 
 @dataclasses.dataclass(frozen=True)

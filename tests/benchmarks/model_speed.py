@@ -1,6 +1,6 @@
 """Speed of converted models against their float ONNX in onnxruntime, in turns, one thread.
 
-Each pair runs in one process, on the same random input, in turns (`bnn_deploy.profiling.profile`); the table has the
+Each pair runs in one process, on the same random input, in turns (`bnn_deploy.profile`); the table has the
 medians and their ratio, with the 10th and 90th percentile of the ratio over neighbouring runs.
 
     python tests/benchmarks/model_speed.py
@@ -19,14 +19,14 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bnn_deploy.profiling import ProfileReport, profile
+from bnn_deploy.runtime.profile_results import ProfileReport
+from bnn_deploy.runtime.profiling import profile
 
 
 def build(arch: str, folder: Path) -> tuple[Path, Path]:
     """Convert a network. Returns the binary and the float model."""
-    import networks
-
     from bnn_deploy.conversion import convert
+    from support import networks
 
     binary, flat = folder / f"{arch}.onnx", folder / f"{arch}_float.onnx"
     convert(networks.network(arch, samples=8), binary, float_output=flat)

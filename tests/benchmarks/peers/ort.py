@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from bnn_deploy.session import library_info, load_session
+from bnn_deploy.runtime.session import library_info, load_session
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Models on boards: bundles, what a board must have, and how a bundle gets there and runs."""

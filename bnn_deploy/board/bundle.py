@@ -1,0 +1,129 @@
+"""A bundle: one file with all that a board needs to install, verify and profile one model.
+
+A .tar.gz with plain files under one folder: the manifest, checksums, the model, golden inputs and results, run.sh and
+wheels. The same inputs give the same bytes: no clock, user, host or path is in it. So there is one right way to write
+each byte around the files, and `check_bundle` refuses any other: links, paths that leave the folder, files too many,
+too few or changed, and archives that unpack to more than they say.
+
+Reading needs only the standard library; writing also needs onnx, for the golden results.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from bnn_deploy.board.archive import make_archive
+from bnn_deploy.board.manifest import (
+    CHECKSUMS,
+    FLOAT_MODEL,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    RUN,
+    TARGETS,
+    WHEELS,
+    Manifest,
+    checksum_lines,
+    file_entry,
+    manifest_bytes,
+    with_checksum,
+)
+from bnn_deploy.board.wheels import collect_wheels, missing_wheels
+from bnn_deploy.errors import BnnDeployError, InputError
+from bnn_deploy.files import write_files
+from bnn_deploy.progress import Progress
+
+
+def write_bundle(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    target: str,
+    data: str | os.PathLike[str] | None = None,
+    samples: int = 16,
+    float_model: str | os.PathLike[str] | None = None,
+    wheels: str | os.PathLike[str] = "dist",
+    progress: Progress = lambda step: None,
+) -> Manifest:
+    """Write a bundle, or nothing.
+
+    Args:
+        model: the converted .onnx file.
+        output: the .tar.gz file to write.
+        target: the board's architecture, one of TARGETS.
+        data: inputs for the golden results, as `bnn_deploy.verify` takes them; None for random normal ones.
+        samples: use only the first so many of them.
+        float_model: the float .onnx file that the board is to measure beside the model; None for none.
+        wheels: folder with bnn-deploy's wheel for the target and, for boards without a network, of what it needs.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        InputError: a file cannot be used, or the wheel is missing.
+        BnnDeployError: the model does not give the golden results on this machine itself.
+    """
+    if target not in TARGETS:
+        raise InputError(f"target {target}: choose {' or '.join(TARGETS)}")
+    if not Path(output).absolute().parent.is_dir():
+        raise InputError(f"{output}: its folder does not exist")
+    if float_model is not None and not Path(float_model).is_file():
+        raise InputError(f"{float_model}: no such file")
+    progress("reading the wheels")
+    version, wheel, wheel_files = collect_wheels(Path(wheels), target)
+    results = _golden(Path(model), data, samples, progress)
+    files = {
+        MODEL: Path(model).read_bytes(),
+        GOLDEN: results.content,
+        **({} if float_model is None else {FLOAT_MODEL: Path(float_model).read_bytes()}),
+        RUN: (resources.files("bnn_deploy") / "board" / "scripts" / RUN).read_bytes(),
+        **{f"{WHEELS}/{name}": content for name, content in wheel_files.items()},
+    }
+    manifest = with_checksum(
+        Manifest(
+            bnn_deploy=version,
+            target=target,
+            model=Path(model).name,
+            offline=not missing_wheels(wheel_files),
+            samples=results.samples,
+            wheel=f"{WHEELS}/{wheel}",
+            made_with=results.made_with,
+            files={name: file_entry(content) for name, content in sorted(files.items())},
+            sha256="",
+        )
+    )
+    files[MANIFEST] = manifest_bytes(manifest)
+    files[CHECKSUMS] = checksum_lines(manifest)
+    progress("compressing")
+    write_files({output: make_archive(files)})
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The golden file that goes into a bundle."""
+
+    content: bytes
+    samples: int
+    made_with: dict[str, str]
+
+
+def _golden(model: Path, data: str | os.PathLike[str] | None, samples: int, progress: Progress) -> _Results:
+    """Compute the golden results, and check at once that this machine gives them again by all its kernels."""
+    from bnn_deploy.proof.golden.check import check_golden
+    from bnn_deploy.proof.golden.make import make_golden
+    from bnn_deploy.proof.golden.record import write_golden
+
+    made = make_golden(model, data, samples, progress=progress)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / GOLDEN
+        write_golden(made, path)
+        result = check_golden(model, path, progress=progress)
+        if not result.passed:
+            raise BnnDeployError(
+                f"{model}: no bundle was written, this machine itself does not give its results again: "
+                f"{result.failures[0]}"
+            )
+        return _Results(path.read_bytes(), len(made.input), made.made_with)

@@ -1,0 +1,299 @@
+"""Deploy a bundle to a board through the user's own `ssh`: look at the board, copy, run, fetch the report.
+
+Everything goes through one connection, that is, one `ssh` process: it asks for passwords, passphrases and host keys
+itself, with the user's keys and configuration, once. It runs deploy.sh on the board, which tells us in lines with
+a random token how far it is; all other lines are what run.sh prints. The board needs a POSIX shell for that,
+and what `problems` checks before anything is copied. When the connection breaks, the script on the board notices and
+removes what is not complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnn_deploy.board.archive import read_member
+from bnn_deploy.board.connection import CHUNK, LOCK_SECONDS, Connection, LineSink, Step
+from bnn_deploy.board.manifest import FLOAT_MODEL, MODEL, RUN_REPORT_FORMAT, Manifest
+from bnn_deploy.board.probe import VENV_BYTES, BoardFacts, in_megabytes, parse_board, problems
+from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.files import write_files
+from bnn_deploy.runtime.profile_results import ProfileReport
+from bnn_deploy.runtime.profiling import profile
+
+MAX_REPORT_BYTES = 16 << 20
+
+COPY_NOTE_SECONDS = 10
+"""How often a slow copy says how far it is."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What `look` found: a board, and what a bundle misses on it.
+
+    Attributes:
+        host: as it was given.
+        bundle: the file.
+        manifest: what is in it.
+        board: the facts.
+        folder: absolute path of the bundle's folder on the board.
+        bytes: size of the archive.
+        needed_bytes: disk that is needed on the board.
+        problems: what is missing, each with what to do; empty if the bundle can be deployed.
+    """
+
+    host: str
+    bundle: str
+    manifest: Manifest
+    board: BoardFacts
+    folder: str
+    bytes: int
+    needed_bytes: int
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for json.dumps."""
+        return {
+            "host": self.host,
+            "bundle": self.bundle,
+            "target": self.manifest.target,
+            "folder": self.folder,
+            "bytes": self.bytes,
+            "needed_bytes": self.needed_bytes,
+            "offline": self.manifest.offline,
+            "board": self.board.to_json(),
+            "problems": list(self.problems),
+        }
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The result of `deploy`.
+
+    Attributes:
+        look: what was found before.
+        copied: False if the complete bundle was on the board already.
+        report: report.json of the board, as its version of bnn-deploy wrote it.
+        report_file: where it was saved.
+        laptop: this machine's profile of the same model with the same threads and runs; None if the board's check
+            failed.
+    """
+
+    look: Look
+    copied: bool
+    report: dict[str, Any]
+    report_file: str
+    laptop: ProfileReport | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the board computes what the machine that made the bundle computed."""
+        return bool(self.report["passed"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for json.dumps."""
+        return {
+            **self.look.to_json(),
+            "copied": self.copied,
+            "passed": self.passed,
+            "report_file": self.report_file,
+            "report": self.report,
+            "laptop": None if self.laptop is None else self.laptop.to_json(),
+        }
+
+
+def look(
+    host: str, bundle: str | os.PathLike[str], *, directory: str = "bnn-deploy", ssh_options: Sequence[str] = ()
+) -> Look:
+    """Look at a board and at what a bundle misses there, and change nothing.
+
+    Args:
+        host: [user@]name, as ssh takes it.
+        bundle: the .tar.gz file.
+        directory: folder on the board that bundles go to, relative to the home directory there; ~/ stands for that.
+        ssh_options: KEY=VALUE, as ssh takes them after -o.
+
+    Raises:
+        InputError: the bundle was changed or is none; a name cannot be used.
+        SetupError: there is no connection.
+    """
+    task = Step(host, Path(bundle), directory, ssh_options, "")
+    with Connection(task) as connection:
+        return _look(task, connection)
+
+
+def deploy(
+    host: str,
+    bundle: str | os.PathLike[str],
+    *,
+    directory: str = "bnn-deploy",
+    threads: int | None = None,
+    runs: int | None = None,
+    ssh_options: Sequence[str] = (),
+    report: str | os.PathLike[str] | None = None,
+    output: LineSink = lambda line: None,
+) -> Deployment:
+    """Copy a bundle to a board, run it there, fetch its report, and measure the model on this machine as well.
+
+    It can be interrupted and repeated at any time: a bundle gets its name on the board when it is complete, and one
+    that is there is not copied again.
+
+    Args:
+        host: [user@]name, as ssh takes it.
+        bundle: the .tar.gz file.
+        directory: folder on the board that bundles go to, relative to the home directory there; ~/ stands for that.
+        threads: intra-op threads of the measurement; None leaves the default of run.sh.
+        runs: timed runs of it; None likewise.
+        ssh_options: KEY=VALUE, as ssh takes them after -o.
+        report: file for the board's report; None for one next to the bundle, see `report_path`.
+        output: called with each line that run.sh prints, and with each step.
+
+    Raises:
+        InputError: the bundle was changed or is none; a name cannot be used.
+        SetupError: no connection, or it was lost; the board lacks something; run.sh failed there. No report is written.
+    """
+    bundle = Path(bundle)
+    report_file = report_path(bundle) if report is None else Path(report)
+    if not report_file.absolute().parent.is_dir():
+        raise InputError(f"{report_file}: its folder does not exist")
+    options = [f"--{name} {value:d}" for name, value in (("threads", threads), ("runs", runs)) if value is not None]
+    task = Step(host, bundle, directory, ssh_options, " ".join(options))
+    output(f"connecting to {host}")
+    with Connection(task) as connection:
+        found = _look(task, connection)
+        if found.problems:
+            numbered = [f"({i}) {text}" for i, text in enumerate(found.problems, 1)]
+            listed = "; ".join(numbered if len(numbered) > 1 else found.problems)
+            raise SetupError(f"{host} cannot run {bundle.name}: {listed}")
+        copied = _copy(task, connection, found, output)
+        output(f"running {found.folder}/run.sh on {host}")
+        content, status = _run(task, connection, output)
+    result = _read_report(content, status, task)
+    write_files({report_file: content})
+    laptop = None
+    if result["passed"]:
+        measured = result.get("profile") or {}
+        output("measuring the same model on this machine")
+        laptop = _profile_here(bundle, found.manifest, int(measured.get("threads", 1)), int(measured.get("runs", 50)))
+    return Deployment(found, copied, result, str(report_file), laptop)
+
+
+def report_path(bundle: Path) -> Path:
+    """Where the report of a bundle is saved: x.tar.gz -> x.report.json."""
+    return bundle.with_name(re.sub(r"\.(tar\.gz|tgz)$", "", bundle.name) + ".report.json")
+
+
+def _look(task: Step, connection: Connection) -> Look:
+    with suppress(BrokenPipeError):  # then `expect` tells why
+        connection.send(task.script)
+    connection.expect("begin")
+    connection.step("looking at the board")
+    facts: dict[str, str] = {}
+    while (answer := connection.expect("fact", "ready"))[0] == "fact":
+        name, _, value = answer[1].partition(" ")
+        facts[name] = value.strip()
+    try:
+        board = parse_board(facts)
+    except (KeyError, ValueError) as error:
+        raise SetupError(f"{task.host}: what it says about itself cannot be read: {error!r}") from None
+    # The archive and what is unpacked from it are there at the same time.
+    needed = {
+        "no": task.bytes + task.manifest.unpacked_bytes + VENV_BYTES,
+        "copied": VENV_BYTES,
+        "yes": 0,
+    }[board.installed]
+    return Look(
+        task.host,
+        str(task.bundle),
+        task.manifest,
+        board,
+        f"{board.directory.rstrip('/')}/{task.name}",
+        task.bytes,
+        needed,
+        problems(board, task.manifest, needed),
+    )
+
+
+def _copy(task: Step, connection: Connection, found: Look, output: LineSink) -> bool:
+    """Send the archive if the board asks for it; whether it did."""
+    connection.step("preparing the copy")
+    with suppress(BrokenPipeError):  # then `expect` tells why
+        connection.send(b"go\n")
+    while (answer := connection.expect("busy", "have", "send")[0]) == "busy":
+        output(f"another deploy is at work in {found.board.directory}: waiting {LOCK_SECONDS} s for its end")
+    if answer == "have":
+        output("the complete bundle is on the board already")
+        return False
+    connection.step("copying the bundle")
+    output(f"copying {task.bundle.name}, {in_megabytes(task.bytes)}")
+    start = noted = time.monotonic()
+    sent = 0
+    with suppress(BrokenPipeError), task.bundle.open("rb") as file:
+        while chunk := file.read(min(CHUNK, task.bytes - sent)):
+            connection.send(chunk)
+            sent += len(chunk)
+            if time.monotonic() - noted >= COPY_NOTE_SECONDS:
+                noted = time.monotonic()
+                output(f"copied {in_megabytes(sent)} of {in_megabytes(task.bytes)}")
+        if sent != task.bytes:
+            raise InputError(f"{task.bundle}: it was changed while it was copied: run the same command again")
+    connection.step("unpacking the bundle")
+    connection.expect("copied")
+    output(f"copied, checked and unpacked in {time.monotonic() - start:.1f} s")
+    return True
+
+
+def _run(task: Step, connection: Connection, output: LineSink) -> tuple[bytes, int]:
+    """Let run.sh run, and return the report that it leaves and its exit status, 0 or 1."""
+    connection.step("preparing the run")
+    connection.expect("run")
+    connection.step("run.sh ran")
+    kind, value = connection.expect("report", "ended", output=output)
+    reason = connection.last_line
+    content = None
+    if kind == "report":
+        connection.step("fetching the report")
+        if int(value) > MAX_REPORT_BYTES:
+            raise SetupError(f"{task.host}: its report has {int(value):,} bytes, which cannot be one")
+        content = connection.read(int(value))
+        _, value = connection.expect("ended")
+    if content is None or value not in ("0", "1"):
+        raise SetupError(f"{task.host}: run.sh ended there with status {value}" + (f": {reason}" if reason else ""))
+    return content, int(value)
+
+
+def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
+    """Parse a report and check that it is one of this bundle and says what run.sh's exit status says."""
+    host = task.host
+    try:
+        result = json.loads(content)
+    except ValueError as error:
+        raise SetupError(f"{host}: its report is not JSON: {error}") from None
+    if not isinstance(result, dict) or not isinstance(result.get("passed"), bool):
+        raise SetupError(f"{host}: its report does not say whether the check passed")
+    if result.get("format") != RUN_REPORT_FORMAT:
+        raise SetupError(
+            f"{host}: its report has format {result.get('format')!r}, this version reads {RUN_REPORT_FORMAT}"
+        )
+    if result["passed"] != (status == 0):
+        raise SetupError(f"{host}: its report and the status {status} of run.sh contradict each other")
+    if result.get("manifest_sha256") != task.manifest.sha256:
+        raise SetupError(f"{host}: its report is not for this bundle, but for the model {result.get('model')!r}")
+    return result
+
+
+def _profile_here(bundle: Path, manifest: Manifest, threads: int, runs: int) -> ProfileReport:
+    """Measure the bundle's model, and the float one if there is one, on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = [Path(folder) / name for name in (MODEL, FLOAT_MODEL) if name in manifest.files]
+        for model in models:
+            model.write_bytes(read_member(bundle, model.name))
+        return profile(*models, threads=threads, runs=runs)

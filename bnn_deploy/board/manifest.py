@@ -1,0 +1,183 @@
+"""The manifest of a bundle: which files it holds, their hashes, and for what board it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bnn_deploy.errors import InputError, one_line
+
+BUNDLE_FORMAT = 1
+"""Version of the layout and of manifest.json."""
+
+FOLDER = "bnn-deploy-bundle"
+"""The folder that everything in the archive is in."""
+
+MANIFEST = "manifest.json"
+
+CHECKSUMS = "SHA256SUMS"
+
+MODEL = "model.onnx"
+
+FLOAT_MODEL = "float.onnx"
+"""The float model to measure beside it, if there is one."""
+
+GOLDEN = "golden.npz"
+
+RUN = "run.sh"
+
+WHEELS = "wheels"
+
+REPORT = "report.json"
+"""The results that run.sh leaves beside them on the board."""
+
+RUN_REPORT_FORMAT = 1
+"""Version of report.json."""
+
+MACHINES = {"aarch64": 183, "x86_64": 62}
+"""Target -> the machine number in the header of its ELF files (e_machine)."""
+
+TARGETS = tuple(MACHINES)
+"""The architectures, as `uname -m` calls them."""
+
+MAX_MANIFEST_BYTES = 1_000_000
+
+MAX_FILE_BYTES = 2**31
+"""Of a file in a bundle: what onnxruntime reads as one model, and less than a plain tar header can hold."""
+
+_NAME = re.compile(rf"{MODEL}|{FLOAT_MODEL}|{GOLDEN}|{RUN}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle: its SHA-256 in hexadecimal, and its size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says.
+
+    Attributes:
+        bnn_deploy: version of the wheel.
+        target: the architecture that it is for, one of TARGETS.
+        model: file name of the model as it was given; in the bundle it is called MODEL.
+        offline: whether the wheels of all packages are in the bundle, so that the board needs no package index.
+        samples: number of golden inputs.
+        wheel: path in the bundle of bnn-deploy's wheel.
+        made_with: what computed the golden results: "onnxruntime", "numpy", "cpu", "isa".
+        files: path in the bundle -> size and checksum, for all files but MANIFEST and CHECKSUMS.
+        sha256: checksum of manifest.json itself. As the manifest has those of all other files, it identifies a bundle.
+    """
+
+    bnn_deploy: str
+    target: str
+    model: str
+    offline: bool
+    samples: int
+    wheel: str
+    made_with: dict[str, str]
+    files: dict[str, FileEntry]
+    sha256: str
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What the files need on the board's disk, before the virtual environment is made."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for json.dumps: what manifest.json holds, and its own checksum."""
+        return {**_manifest_json(self), "manifest_sha256": self.sha256}
+
+
+def file_entry(content: bytes) -> FileEntry:
+    """The entry of a file with this content."""
+    return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+
+
+def _manifest_json(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "format": BUNDLE_FORMAT,
+        "bnn_deploy": manifest.bnn_deploy,
+        "target": manifest.target,
+        "model": manifest.model,
+        "offline": manifest.offline,
+        "samples": manifest.samples,
+        "wheel": manifest.wheel,
+        "made_with": manifest.made_with,
+        "files": {name: {"sha256": e.sha256, "bytes": e.bytes} for name, e in sorted(manifest.files.items())},
+    }
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as the file in the bundle."""
+    return json.dumps(_manifest_json(manifest), indent=2).encode() + b"\n"
+
+
+def with_checksum(manifest: Manifest) -> Manifest:
+    """The manifest with its own checksum filled in."""
+    return replace(manifest, sha256=file_entry(manifest_bytes(manifest)).sha256)
+
+
+def read_manifest(content: bytes, where: str) -> Manifest:
+    """Read manifest.json.
+
+    Args:
+        content: its bytes.
+        where: the file, for messages.
+
+    Raises:
+        InputError: it is not one of this format.
+    """
+    try:
+        values: dict[str, Any] = json.loads(content)
+        form = values["format"]
+        if form != BUNDLE_FORMAT:
+            raise InputError(
+                f"{where}: a bundle of format {form}; this bnn-deploy knows format {BUNDLE_FORMAT}: update it"
+            )
+        manifest = Manifest(
+            bnn_deploy=_typed(values, "bnn_deploy", str),
+            target=_typed(values, "target", str),
+            model=_typed(values, "model", str),
+            offline=_typed(values, "offline", bool),
+            samples=_typed(values, "samples", int),
+            wheel=_typed(values, "wheel", str),
+            made_with={key: _typed(values["made_with"], key, str) for key in ("onnxruntime", "numpy", "cpu", "isa")},
+            files={
+                name: FileEntry(_typed(entry, "sha256", str), _typed(entry, "bytes", int))
+                for name, entry in _typed(values, "files", dict).items()
+            },
+            sha256=file_entry(content).sha256,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{where}: not a bundle's {MANIFEST}: {type(error).__name__}: {one_line(error)}") from error
+    for name, entry in manifest.files.items():
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{where}: it lists '{name}', which no bundle has")
+        if not 0 <= entry.bytes <= MAX_FILE_BYTES or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
+            raise InputError(f"{where}: size or checksum of '{name}' is none")
+    missing = {MODEL, GOLDEN, RUN, manifest.wheel} - set(manifest.files)
+    if missing:
+        raise InputError(f"{where}: it lists no {', '.join(sorted(missing))}")
+    if manifest.target not in TARGETS:
+        raise InputError(f"{where}: target {manifest.target}: this bnn-deploy knows {' and '.join(TARGETS)}")
+    return manifest
+
+
+def _typed(values: dict[str, Any], key: str, kind: type) -> Any:
+    value = values[key]
+    if type(value) is not kind:
+        raise TypeError(f"{key} is {value!r}, not {kind.__name__}")
+    return value
+
+
+def checksum_lines(manifest: Manifest) -> bytes:
+    """The content of SHA256SUMS, for `sha256sum -c`."""
+    sums = {MANIFEST: manifest.sha256, **{name: entry.sha256 for name, entry in manifest.files.items()}}
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()

@@ -1,0 +1,153 @@
+"""The definitions of the operators, as ONNX functions of standard operators; `operators.contract` has their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.operators.body import Body
+from bnn_deploy.operators.contract import OPERATORS
+
+Definition = Callable[[Body], tuple[ir.Value, ...]]
+"""Writes the body of an operator, and returns its outputs in the order of the row."""
+
+_DEFINITIONS: dict[str, Definition] = {}
+
+
+def _defines(operator: str) -> Callable[[Definition], Definition]:
+    """Mark the definition of an operator."""
+
+    def mark(definition: Definition) -> Definition:
+        _DEFINITIONS[operator] = definition
+        return definition
+
+    return mark
+
+
+@_defines("Binarize")
+def _binarize(body: Body) -> tuple[ir.Value, ...]:
+    return (body.binarize(body.inputs["X"]),)
+
+
+@_defines("BinarizeChannelsLast")
+def _binarize_channels_last(body: Body) -> tuple[ir.Value, ...]:
+    return (body.binarize_last(body.inputs["X"]),)
+
+
+@_defines("BinarizeQuantized")
+def _binarize_quantized(body: Body) -> tuple[ir.Value, ...]:
+    integers = body.op("Cast", body.inputs["X"], to=ir.DataType.INT32.value)
+    return (body.binarize_last(integers),)
+
+
+@_defines("BinarizeAbsMean")
+def _binarize_abs_mean(body: Body) -> tuple[ir.Value, ...]:
+    x = body.inputs["X"]
+    bits = body.binarize(x)
+    scaled = body.per_channel("Mul", body.op("Reshape", x, body.const([0, 0, -1])), body.inputs["scale"])
+    terms = body.op("Abs", body.per_channel("Add", scaled, body.inputs["shift"]))
+    # In float64, so that it is right to the last bit, in whatever order a runtime adds.
+    exact = body.op("Cast", terms, to=ir.DataType.DOUBLE.value)
+    mean = body.op("ReduceMean", exact, body.const([1]), keepdims=1)
+    mean = body.op("Cast", mean, to=ir.DataType.FLOAT.value)
+    shape = body.concat(body.op("Shape", x, start=0, end=1), body.const([1]), body.op("Shape", x, start=2))
+    return bits, body.op("Reshape", mean, shape)
+
+
+@_defines("BinaryConv")
+def _binary_conv(body: Body) -> tuple[ir.Value, ...]:
+    return (body.scaled_sum(body.accumulate()),)
+
+
+@_defines("BinaryConvScaled")
+def _binary_conv_scaled(body: Body) -> tuple[ir.Value, ...]:
+    y = body.op("Mul", body.scaled_sum(body.accumulate()), body.inputs["factor"])
+    return (y,)
+
+
+@_defines("BinaryConvResidual")
+def _binary_conv_residual(body: Body) -> tuple[ir.Value, ...]:
+    y = body.op("Add", body.scaled_sum(body.accumulate()), body.inputs["residual"])
+    bits = body.binarize(y)
+    return y, bits
+
+
+@_defines("BinaryConvThreshold")
+def _binary_conv_threshold(body: Body) -> tuple[ir.Value, ...]:
+    acc = body.accumulate()
+    integer = body.op("Cast", acc, to=ir.DataType.INT32.value)
+    return (body.binarize(integer),)
+
+
+@_defines("BinaryMaxPool")
+def _binary_max_pool(body: Body) -> tuple[ir.Value, ...]:
+    # The padding is made of zeros here, not by MaxPool: MaxPool fills it with -inf, which a window that sees nothing
+    # else gives; onnxruntime wants pads below kernel_shape; onnx 1.23's reference evaluator misreads pads at stride 1.
+    begins, ends = body.split_pads()
+    strides, one = body.attribute("strides"), body.const([1])
+    ceil = body.op("Reshape", body.attribute("ceil_mode"), one)
+    rounding = body.op("Mul", ceil, body.op("Sub", strides, one))
+    pads = body.around_spatial(begins, body.op("Add", ends, rounding))
+    padded = body.op("Pad", body.unpack(body.inputs["X"]), pads)
+    pooled = body.op("MaxPool", body.channels_first(padded), refs=["kernel_shape", "strides", "dilations"])
+    # With ceil_mode the last window goes if it starts in the end padding.
+    count = body.op("Shape", pooled, start=2)
+    last_start = body.op("Mul", body.op("Sub", count, one), strides)
+    end_padding = body.op("Add", body.op("Shape", body.inputs["X"], start=1, end=-1), begins)
+    outside = body.op("Cast", body.op("GreaterOrEqual", last_start, end_padding), to=ir.DataType.INT64.value)
+    kept = body.op("Sub", count, body.op("Mul", ceil, outside))
+    stop = body.concat(body.op("Shape", pooled, end=2), kept)
+    kept_windows = body.op("Slice", pooled, body.op("Mul", stop, body.const([0])), stop)
+    bits = body.pack(body.op("Cast", kept_windows, to=ir.DataType.BOOL.value))
+    return (bits,)
+
+
+@_defines("UnpackWeights")
+def _unpack_weights(body: Body) -> tuple[ir.Value, ...]:
+    # Where, on booleans: fewer and smaller tensors while the session is made than with 2 * bit - 1.
+    signs = body.op(
+        "Reshape", body.op("Cast", body.lowest_bits(body.inputs["W"]), to=ir.DataType.BOOL.value), body.const([0, -1])
+    )
+    shape = body.attribute("shape")
+    signs = body.op("Slice", signs, body.const([0]), body.op("ReduceProd", shape, keepdims=1), body.const([1]))
+    scale = body.op("Unsqueeze", body.inputs["scale"], body.const([1]))
+    weights = body.op("Where", signs, scale, body.op("Neg", scale))
+    output = body.op("Reshape", weights, body.concat(body.op("Shape", body.inputs["scale"]), shape))
+    return (output,)
+
+
+@_defines("QuantizeLevels")
+def _quantize_levels(body: Body) -> tuple[ir.Value, ...]:
+    x, one = body.inputs["X"], body.const([1])
+    # [N, 1, C, pixels] against [thresholds, C, 1].
+    flat = body.op("Unsqueeze", body.op("Reshape", x, body.const([0, 0, -1])), one)
+    reached = body.op("GreaterOrEqual", flat, body.op("Unsqueeze", body.inputs["thresholds"], body.const([-1])))
+    level = body.op("ReduceSum", body.op("Cast", reached, to=ir.DataType.INT64.value), one)
+    shifts = body.op("Unsqueeze", body.shifts(), body.const([1, 2]))
+    integers = body.op("Cast", level, to=ir.DataType.UINT32.value)
+    bit = body.op(
+        "BitwiseAnd", body.op("BitShift", integers, shifts, direction="RIGHT"), body.const([1], np.uint32)
+    )  # [N, bits, C, pixels]
+    rows = body.op("Transpose", body.op("Cast", bit, to=ir.DataType.BOOL.value), perm=[0, 3, 1, 2])
+    pixels = body.concat(body.op("Shape", x, start=0, end=1), body.op("Shape", x, start=2))
+    bits = body.op("Reshape", body.attribute("bits"), one)
+    planes = body.pack_last(rows, body.concat(pixels, bits))
+    words = body.op("Mul", bits, body.op("Shape", planes, start=-1))
+    result = body.op("Reshape", planes, body.concat(pixels, words))
+    return (result,)
+
+
+@_defines("BinaryConvLevels")
+def _binary_conv_levels(body: Body) -> tuple[ir.Value, ...]:
+    return (body.scaled_sum(body.accumulate_levels()),)
+
+
+def functions() -> list[ir.Function]:
+    """The functions in the order of the table, made anew: an ir.Function belongs to one model."""
+    made = []
+    for name in OPERATORS:
+        body = Body(name)
+        made.append(body.function(*_DEFINITIONS[name](body)))
+    return made

@@ -1,0 +1,197 @@
+"""A builder of function bodies from standard ONNX operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.operators.contract import DOMAIN, OPERATORS, OPSET
+
+
+class Body:
+    """A function body under construction: standard operators only, for any number of spatial dimensions."""
+
+    def __init__(self, operator: str) -> None:
+        self.row = OPERATORS[operator]
+        self.inputs = {given.name: ir.Value(name=given.name) for given in self.row.inputs}
+        self.attributes = {name: ir.AttributeType[kind] for name, kind in self.row.attributes.items()}
+        self.nodes: list[ir.Node] = []
+
+    def op(
+        self, op_type: str, *inputs: ir.Value, refs: Sequence[str] = (), **attributes: int | str | list[int]
+    ) -> ir.Value:
+        """Append a node. `refs` are attributes that take the value of the function's attribute of the same name."""
+        attrs = ir.convenience.convert_attributes(attributes)
+        attrs += [ir.RefAttr(ref, ref, self.attributes[ref]) for ref in refs]
+        node = ir.Node("", op_type, inputs, attrs)
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def const(self, value: object, dtype: type[np.generic] = np.int64) -> ir.Value:
+        """A constant tensor."""
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.asarray(value, dtype=dtype)))])
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def attribute(self, name: str) -> ir.Value:
+        """The function's attribute `name` as an int64 tensor: [n] for INTS, a scalar for INT."""
+        kind = self.attributes[name]
+        target = "value_ints" if kind == ir.AttributeType.INTS else "value_int"
+        node = ir.Node("", "Constant", [], [ir.RefAttr(target, name, kind)])
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def concat(self, *parts: ir.Value) -> ir.Value:
+        """Join 1-D tensors."""
+        return self.op("Concat", *parts, axis=0)
+
+    def lowest_bits(self, bits: ir.Value) -> ir.Value:
+        """Bits [..., words] -> uint32 [..., words, 32] of 0 and 1."""
+        shifted = self.op(
+            "BitShift",
+            self.op("Unsqueeze", bits, self.const([-1])),
+            self.const(np.arange(32), np.uint32),
+            direction="RIGHT",
+        )
+        return self.op("BitwiseAnd", shifted, self.const([1], np.uint32))
+
+    def unpack(self, bits: ir.Value) -> ir.Value:
+        """Bits [A, spatial..., words] -> float32 [A, spatial..., 32 * words] of 0 and 1."""
+        unit = self.op("Cast", self.lowest_bits(bits), to=ir.DataType.FLOAT.value)
+        width = self.op("Mul", self.op("Shape", bits, start=-1), self.const([32]))
+        return self.op("Reshape", unit, self.concat(self.op("Shape", bits, start=0, end=-1), width))
+
+    def unpack_signs(self, bits: ir.Value, channels: ir.Value) -> ir.Value:
+        """Bits [A, spatial..., words] -> float32 [A, spatial..., channels] of -1 and +1."""
+        unit = self.op("Slice", self.unpack(bits), self.const([0]), channels, self.const([-1]))
+        return self.op("Sub", self.op("Mul", unit, self.const(2, np.float32)), self.const(1, np.float32))
+
+    def channels_first(self, x: ir.Value) -> ir.Value:
+        """[A, spatial..., C] -> [A, C, spatial...]."""
+        batch = self.op("Shape", x, start=0, end=1)
+        channels = self.op("Shape", x, start=-1)
+        rows = self.op("Reshape", x, self.concat(batch, self.const([-1]), channels))
+        planes = self.op("Transpose", rows, perm=[0, 2, 1])
+        return self.op("Reshape", planes, self.concat(batch, channels, self.op("Shape", x, start=1, end=-1)))
+
+    def pack(self, x: ir.Value) -> ir.Value:
+        """Bool [N, C, spatial...] -> bits [N, spatial..., ceil(C/32)]."""
+        flat = self.op("Reshape", x, self.const([0, 0, -1]))
+        lead = self.concat(self.op("Shape", x, start=0, end=1), self.op("Shape", x, start=2))
+        return self.pack_last(self.op("Transpose", flat, perm=[0, 2, 1]), lead)
+
+    def pack_last(self, x: ir.Value, lead: ir.Value) -> ir.Value:
+        """Bool [..., C] -> bits [*lead, ceil(C/32)]."""
+        channels = self.op("Shape", x, start=-1)
+        rows = self.op("Reshape", x, self.concat(self.const([-1]), channels))
+        words = self.op("Div", self.op("Add", channels, self.const([31])), self.const([32]))
+        missing = self.op("Sub", self.op("Mul", words, self.const([32])), channels)
+        integers = self.op("Cast", rows, to=ir.DataType.INT64.value)
+        padded = self.op("Pad", integers, self.concat(self.const([0, 0, 0]), missing))
+        split = self.op("Reshape", padded, self.concat(self.const([-1]), words, self.const([32])))
+        weighted = self.op("Mul", split, self.const(2 ** np.arange(32, dtype=np.int64)))
+        total = self.op("ReduceSum", weighted, self.const([2]), keepdims=0)
+        return self.op("Reshape", self.op("Cast", total, to=ir.DataType.UINT32.value), self.concat(lead, words))
+
+    def split_pads(self) -> tuple[ir.Value, ir.Value]:
+        """The attribute pads as begins and ends, each int64 [spatial dimensions]."""
+        pads = self.op("Reshape", self.attribute("pads"), self.const([2, -1]))
+        return self.op("Gather", pads, self.const(0), axis=0), self.op("Gather", pads, self.const(1), axis=0)
+
+    def around_spatial(self, begins: ir.Value, ends: ir.Value) -> ir.Value:
+        """Spatial pads as Pad wants them for [A, spatial..., C]."""
+        zero = self.const([0])
+        return self.concat(zero, begins, zero, zero, ends, zero)
+
+    def accumulate(self) -> ir.Value:
+        """X, W, pad_value -> float32 [N, O, spatial'...], the exact integer sum of the products of ±1."""
+        channels = self.attribute("channels")
+        x = self.unpack_signs(self.inputs["X"], self.op("Reshape", channels, self.const([1])))
+        pads = self.around_spatial(*self.split_pads())
+        # 1 at the taps that the padding made, 0 inside the input: there, and only there, pad_value is added to zeros.
+        one = self.const([1])
+        inside_shape = self.concat(one, self.op("Shape", self.inputs["X"], start=1, end=-1), one)
+        inside = self.op("Pad", self.op("Expand", self.const(1, np.float32), inside_shape), pads)
+        outside = self.op("Sub", self.const(1, np.float32), inside)
+        padding = self.op("Mul", outside, self.inputs["pad_value"])
+        x = self.op("Add", self.op("Pad", x, pads), padding)
+        per_group = self.op("Div", channels, self.attribute("group"))
+        w = self.unpack_signs(self.inputs["W"], self.op("Reshape", per_group, self.const([1])))
+        return self.op(
+            "Conv",
+            self.channels_first(x),
+            self.channels_first(w),
+            refs=["kernel_shape", "strides", "dilations", "group"],
+        )
+
+    def per_channel(self, op_type: str, x: ir.Value, parameter: ir.Value) -> ir.Value:
+        """Apply a binary operator to x [N, C, S] and parameter [C]."""
+        return self.op(op_type, x, self.op("Unsqueeze", parameter, self.const([1])))
+
+    def shifts(self) -> ir.Value:
+        """0 .. bits - 1, uint32 [bits]."""
+        numbers = self.op("Range", self.const(0), self.attribute("bits"), self.const(1))
+        return self.op("Cast", numbers, to=ir.DataType.UINT32.value)
+
+    def accumulate_levels(self) -> ir.Value:
+        """Planes X, W -> float32 [N, O, spatial'...], the exact integer sum of level * ±1."""
+        channels = self.attribute("channels")
+        x, one = self.inputs["X"], self.const([1])
+        lead = self.op("Shape", x, start=0, end=-1)
+        bits = self.op("Reshape", self.attribute("bits"), one)
+        words = self.op("Div", self.op("Shape", x, start=-1), bits)
+        unit = self.unpack(self.op("Reshape", x, self.concat(lead, bits, words)))
+        used = self.op("Slice", unit, self.const([0]), self.op("Reshape", channels, one), self.const([-1]))
+        powers = self.op("BitShift", self.const([1], np.uint32), self.shifts(), direction="LEFT")
+        weights = self.op("Unsqueeze", self.op("Cast", powers, to=ir.DataType.FLOAT.value), one)
+        levels = self.op("ReduceSum", self.op("Mul", used, weights), self.const([-2]), keepdims=0)
+        per_group = self.op("Div", channels, self.attribute("group"))
+        w = self.unpack_signs(self.inputs["W"], self.op("Reshape", per_group, one))
+        padded = self.op("Pad", levels, self.around_spatial(*self.split_pads()))
+        acc = self.op(
+            "Conv",
+            self.channels_first(padded),
+            self.channels_first(w),
+            refs=["kernel_shape", "strides", "dilations", "group"],
+        )
+        # A sum of products 0 * -1 may be -0, which no integer is.
+        return self.op("Cast", self.op("Cast", acc, to=ir.DataType.INT32.value), to=ir.DataType.FLOAT.value)
+
+    def binarize(self, x: ir.Value) -> ir.Value:
+        """Compare x [N, C, spatial...] with threshold [C] -> bits."""
+        flat = self.op("Reshape", x, self.const([0, 0, -1]))
+        reached = self.per_channel("GreaterOrEqual", flat, self.inputs["threshold"])
+        return self.pack(self.op("Reshape", reached, self.op("Shape", x)))
+
+    def binarize_last(self, x: ir.Value) -> ir.Value:
+        """Compare x [N, spatial..., C] with threshold [C] -> bits."""
+        reached = self.op("GreaterOrEqual", x, self.inputs["threshold"])
+        return self.pack_last(reached, self.op("Shape", x, start=0, end=-1))
+
+    def scaled_sum(self, acc: ir.Value) -> ir.Value:
+        """scale[o] * acc + bias[o], float32 [N, O, spatial'...]."""
+        # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights: that rounds otherwise.
+        flat = self.op("Reshape", acc, self.const([0, 0, -1]))
+        scaled = self.per_channel("Mul", flat, self.inputs["scale"])
+        shifted = self.per_channel("Add", scaled, self.inputs["bias"])
+        return self.op("Reshape", shifted, self.op("Shape", acc))
+
+    def function(self, *outputs: ir.Value) -> ir.Function:
+        """Finish, with the outputs in the order of the table's row."""
+        for output, declared in zip(outputs, self.row.outputs, strict=True):
+            output.name = declared.name
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            list(outputs),
+            nodes=self.nodes,
+            opset_imports={"": OPSET},
+            name=self.row.name,
+            doc_string=self.row.formula,
+        )
+        attributes = [ir.Attr(name, kind, None) for name, kind in self.attributes.items()]
+        return ir.Function(DOMAIN, self.row.name, graph=graph, attributes=attributes)

@@ -1,0 +1,410 @@
+"""The table of the operators of the ONNX domain `bnn_deploy`, version 1: one row each, which everything else reads.
+
+Every converted model carries the operators as ONNX functions (`bodies`), so it runs on any ONNX runtime; the C++
+library registers kernels under the same names, which onnxruntime then takes instead. A change of an operator's meaning
+is a new version of the domain.
+
+Bits are uint32 [N, spatial..., ceil(C/32)] (see `operators.bits`). All attributes are required. `pad_value` is what a
+padded tap holds: 0 (PyTorch's zero padding: a padded tap adds nothing), or -1 or +1, for all input channels or per
+channel. A fully connected layer is a BinaryConv whose kernel covers its input.
+
+    python -m bnn_deploy.operators.contract    # prints the README's table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from bnn_deploy.operators.shapes import (
+    MacRule,
+    ShapeRule,
+    binarized,
+    binarized_last,
+    conv_macs,
+    convolved,
+    convolved_to_bits,
+    no_macs,
+    pooled,
+    unpacked,
+)
+
+DOMAIN = "bnn_deploy"
+
+VERSION = 1
+
+OPSET = 20
+"""The version of the standard operators that the bodies are written in."""
+
+MAX_LEVEL_BITS = 4
+"""Bits of a level at most."""
+
+MAX_TERMS = 2**24
+"""Products per output must be fewer than this: the bodies sum them in float32, which is exact up to there."""
+
+FLOAT_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""The standard operators that are layers: convolutions and linear layers with weights as their second input."""
+
+ALWAYS, NEVER = int(np.iinfo(np.int32).min), int(np.iinfo(np.int32).max)
+"""Integer thresholds that every sum reaches, and none."""
+
+BINARY = "binary"
+"""The status of a layer of ±1 with weights ±alpha."""
+
+WEIGHTS_ONLY = "binary weights only"
+"""The status of a layer with real inputs whose weights are stored in one bit each."""
+
+Content = Literal["bits", "planes", "floats"]
+"""What a tensor holds: bits of signs, planes of bits of levels, or float32 numbers."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of an operator.
+
+    Attributes:
+        name: in the function.
+        dtype: numpy's name of its element type.
+        layout: its dimensions.
+        neutral: of an operand that the layer's sums meet behind its scale and bias: the value that leaves them alone.
+    """
+
+    name: str
+    dtype: str
+    layout: str
+    neutral: float | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of an operator.
+
+    Attributes:
+        name: in the function.
+        content: what it holds.
+        layout: its dimensions.
+        tolerance: relative, between two implementations, by the number of channels of the first input; None for 0.
+    """
+
+    name: str
+    content: Content
+    layout: str
+    tolerance: Callable[[int], float] | None = None
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The thresholds that an operator compares with.
+
+    Attributes:
+        input: the index of the input that holds them, [C], or [thresholds, C] of levels.
+        limits: the values that every number reaches, and that none does: a bit that never changes.
+        output: the index of the output that holds the bits.
+        of_sums: whether integer sums are compared, which no rounding moves, and not floats or 8-bit numbers.
+    """
+
+    input: int
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    output: int = 0
+    of_sums: bool = False
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A row of the table: all that Python code knows of one operator.
+
+    Attributes:
+        name: in the domain.
+        inputs: in order.
+        outputs: in order.
+        formula: what it computes, in a line; also the text of the function.
+        note: what the README adds to that.
+        contract: what there is to know beyond formula and layouts.
+        shapes: the rule of its outputs' shapes.
+        attributes: name -> "INT" or "INTS".
+        status: of a convolution or linear layer: the status that it gives in reports, a format of its attributes.
+        weights_status: of an operator that makes the weights of a standard layer: the status that it gives this.
+        threshold: what it compares with; None if it compares nothing.
+        channels_last: whether the channels of its first input are the last dimension, as they are in its bits.
+        macs: the rule of its multiply-accumulates.
+        has_kernel: whether the C++ library has a kernel for it, or its body is all there is.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    formula: str
+    note: str
+    contract: str
+    shapes: ShapeRule
+    attributes: Mapping[str, str]
+    status: str | None = None
+    weights_status: str | None = None
+    threshold: Threshold | None = None
+    channels_last: bool = False
+    macs: MacRule = no_macs
+    has_kernel: bool = True
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a convolution or linear layer."""
+        return self.status is not None
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether it is a layer whose floats are scale * sum + bias, into which a BatchNorm can go."""
+        names = {given.name for given in self.inputs}
+        return self.is_layer and {"scale", "bias"} <= names and self.threshold is None
+
+    @property
+    def operand(self) -> int | None:
+        """The index of the input that a layer's sums meet behind scale and bias; None if there is none."""
+        return next((i for i, given in enumerate(self.inputs) if given.neutral is not None), None)
+
+    @property
+    def signature(self) -> str:
+        """Such as "Binarize(X, threshold)"."""
+        return f"{self.name}({', '.join(given.name for given in self.inputs)})"
+
+    def holds_bits(self, output: int) -> bool:
+        """Whether an output holds bits, of signs or of levels."""
+        return self.outputs[output].content != "floats"
+
+
+_WINDOW = dict.fromkeys(("kernel_shape", "strides", "pads", "dilations"), "INTS")
+_CONV = {"channels": "INT", **_WINDOW, "group": "INT"}
+_POOL = {**_WINDOW, "ceil_mode": "INT"}
+
+_FLOATS = Input("X", "float32", "[N, C, spatial...]")
+_BITS = Input("X", "uint32", "[N, spatial..., ceil(C/32)]")
+_WEIGHTS = Input("W", "uint32", "[O, kernel..., ceil((C/group)/32)]")
+_SCALE = Input("scale", "float32", "[O]")
+_BIAS = Input("bias", "float32", "[O]")
+_PAD = Input("pad_value", "float32", "[1] or [C]")
+_Y = Output("Y", "floats", "[N, O, spatial'...]")
+_Y_BITS = Output("Y", "bits", "[N, spatial..., ceil(C/32)]")
+
+
+def _mean_tolerance(channels: int) -> float:
+    """A kernel is within min(C, C / 32 + 40) * 2^-24 of the exact mean, the function body rounds it once."""
+    return float((min(channels, channels // 32 + 40) + 1) * 2.0**-24)
+
+
+_ROWS = (
+    Operator(
+        name="Binarize",
+        inputs=(_FLOATS, Input("threshold", "float32", "[C]")),
+        outputs=(_Y_BITS,),
+        formula="bit = X >= threshold[c]; NaN gives 0",
+        note="",
+        contract="",
+        shapes=binarized,
+        attributes={},
+        threshold=Threshold(1),
+    ),
+    Operator(
+        name="BinarizeChannelsLast",
+        inputs=(Input("X", "float32", "[N, spatial..., C]"), Input("threshold", "float32", "[C]")),
+        outputs=(_Y_BITS,),
+        formula="bit = X >= threshold[c]; NaN gives 0; channels last",
+        note="",
+        contract="",
+        shapes=binarized_last,
+        attributes={},
+        threshold=Threshold(1),
+        channels_last=True,
+    ),
+    Operator(
+        name="BinarizeQuantized",
+        inputs=(Input("X", "uint8", "[N, spatial..., C]"), Input("threshold", "int32", "[C]")),
+        outputs=(_Y_BITS,),
+        formula="bit = X >= threshold[c], channels last",
+        note="behind an 8-bit layer",
+        contract="The output of a quantised layer stays in 8 bits and channels last.",
+        shapes=binarized_last,
+        attributes={},
+        threshold=Threshold(1, limits=(0, 256)),
+        channels_last=True,
+    ),
+    Operator(
+        name="BinarizeAbsMean",
+        inputs=(_FLOATS, *(Input(name, "float32", "[C]") for name in ("threshold", "scale", "shift"))),
+        outputs=(
+            Output("bits", "bits", "[N, spatial..., ceil(C/32)]"),
+            Output("A", "floats", "[N, 1, spatial...]", _mean_tolerance),
+        ),
+        formula="bit = X >= threshold[c], NaN gives 0; A = mean over c of |scale[c] * X + shift[c]|",
+        note="K of XNOR-Net is filtered from A",
+        contract="scale[c] * X + shift[c] is a float32 product and a float32 sum. The order in which the terms of A "
+        "are added is open: A is within min(C, C / 32 + 40) * 2^-24, in relative terms, of their exact mean.",
+        shapes=binarized,
+        attributes={},
+        threshold=Threshold(1),
+    ),
+    Operator(
+        name="BinaryConv",
+        inputs=(_BITS, _WEIGHTS, _SCALE, _BIAS, _PAD),
+        outputs=(_Y,),
+        formula="scale[o] * acc + bias[o]",
+        note="acc is the exact integer sum of the products of ±1",
+        contract="A float32 product and then a float32 sum.",
+        shapes=convolved,
+        attributes=_CONV,
+        status=BINARY,
+        macs=conv_macs,
+    ),
+    Operator(
+        name="BinaryConvScaled",
+        inputs=(_BITS, _WEIGHTS, _SCALE, _BIAS, _PAD, Input("factor", "float32", "[N, 1, spatial'...]", neutral=1.0)),
+        outputs=(_Y,),
+        formula="(scale[o] * acc + bias[o]) * factor",
+        note="one factor per pixel: K, or a gate",
+        contract="Three roundings in this order. The factor is K of XNOR-Net (Rastegari et al., ECCV 2016, equation "
+        "11), or any other gate per pixel.",
+        shapes=convolved,
+        attributes=_CONV,
+        status=BINARY,
+        macs=conv_macs,
+    ),
+    Operator(
+        name="BinaryConvThreshold",
+        inputs=(_BITS, _WEIGHTS, Input("threshold", "int32", "[O]"), _PAD),
+        outputs=(Output("Y", "bits", "[N, spatial'..., ceil(O/32)]"),),
+        formula="bit = acc >= threshold[o]",
+        note="",
+        contract="",
+        shapes=convolved_to_bits,
+        attributes=_CONV,
+        status=BINARY,
+        threshold=Threshold(2, limits=(ALWAYS, NEVER), of_sums=True),
+        macs=conv_macs,
+    ),
+    Operator(
+        name="BinaryConvResidual",
+        inputs=(
+            *(_BITS, _WEIGHTS, _SCALE, _BIAS, _PAD),
+            Input("residual", "float32", "[N, O, spatial'...]", neutral=0.0),
+            Input("threshold", "float32", "[O]"),
+        ),
+        outputs=(_Y, Output("bits", "bits", "[N, spatial'..., ceil(O/32)]")),
+        formula="Y = (scale[o] * acc + bias[o]) + residual; bit = Y >= threshold[o]",
+        note="",
+        contract="Three roundings in this order; a Bi-Real block.",
+        shapes=convolved,
+        attributes=_CONV,
+        status=BINARY,
+        threshold=Threshold(6, output=1),
+        macs=conv_macs,
+    ),
+    Operator(
+        name="BinaryMaxPool",
+        inputs=(_BITS,),
+        outputs=(Output("Y", "bits", "[N, spatial'..., ceil(C/32)]"),),
+        formula="the OR of the bits in the window; padding adds nothing",
+        note="",
+        contract="",
+        shapes=pooled,
+        attributes=_POOL,
+    ),
+    Operator(
+        name="UnpackWeights",
+        inputs=(Input("W", "uint32", "[O, ceil(n/32)]"), _SCALE),
+        outputs=(Output("Y", "floats", "[O, *shape]"),),
+        formula="scale[o] where the bit is 1, else -scale[o]; [O, *shape]",
+        note="weights of a standard layer with real inputs; folded when the session is made",
+        contract="The n = prod(shape) bits of a row are one filter, in the order of its elements: weight i of filter o "
+        "is scale[o] where bit i % 32 of word i // 32 is 1. onnxruntime inlines the body, folds it into a constant "
+        "when it makes the session, and runs the layer behind it as it runs any other.",
+        shapes=unpacked,
+        attributes={"shape": "INTS"},
+        weights_status=WEIGHTS_ONLY,
+        has_kernel=False,
+    ),
+    Operator(
+        name="QuantizeLevels",
+        inputs=(_FLOATS, Input("thresholds", "float32", "[2^bits - 1, C]")),
+        outputs=(Output("Y", "planes", "[N, spatial..., bits * ceil(C/32)]"),),
+        formula="level = number of thresholds of its channel that X reaches, as planes of bits",
+        note="0 to 2^k - 1, k planes",
+        contract="The thresholds of a channel ascend; reached is X >= threshold, NaN gives 0. Plane j, at words j * "
+        "ceil(C/32) and up, holds bit j of the levels; bits is 1 to 4. These are the activations of DoReFa-Net (Zhou "
+        "et al. 2016, equation 5) and HWGQ-Net (Cai et al. 2017) in units of their step.",
+        shapes=binarized,
+        attributes={"bits": "INT"},
+        threshold=Threshold(1),
+    ),
+    Operator(
+        name="BinaryConvLevels",
+        inputs=(Input("X", "uint32", "[N, spatial..., bits * ceil(C/32)]"), _WEIGHTS, _SCALE, _BIAS),
+        outputs=(_Y,),
+        formula="scale[o] * acc + bias[o], of levels",
+        note="acc is the exact integer sum of level * ±1",
+        contract="A padded tap holds level 0.",
+        shapes=convolved,
+        attributes=_CONV | {"bits": "INT"},
+        status="binary, {bits}-bit activations",
+        macs=conv_macs,
+    ),
+)
+
+OPERATORS: Mapping[str, Operator] = {row.name: row for row in _ROWS}
+"""The table."""
+
+
+class AnyNode(Protocol):
+    """A node of a graph: onnx.NodeProto or onnx_ir.Node."""
+
+    @property
+    def domain(self) -> str:
+        """The operator's domain; empty or "ai.onnx" is standard ONNX."""
+        ...
+
+    @property
+    def op_type(self) -> str:
+        """The operator."""
+        ...
+
+
+def operator_of(node: AnyNode) -> Operator | None:
+    """The row of a node's operator; None if it is none of the domain."""
+    return OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
+
+
+def is_binary_layer(node: AnyNode | None) -> bool:
+    """Whether a node is a convolution or linear layer of the domain."""
+    row = None if node is None else operator_of(node)
+    return row is not None and row.is_layer
+
+
+def is_layer(node: AnyNode) -> bool:
+    """Whether a node is a convolution or linear layer, binary or of standard ONNX."""
+    return is_binary_layer(node) or (node.domain in ("", "ai.onnx") and node.op_type in FLOAT_LAYERS)
+
+
+def holds_bits(node: AnyNode, output: int) -> bool:
+    """Whether an output of a node holds bits."""
+    row = operator_of(node)
+    return row is not None and row.holds_bits(output)
+
+
+def relative_tolerance(node: AnyNode, output: int, channels: int) -> float:
+    """How far two implementations of a node's output may be apart, by the channels of its first input: mostly 0."""
+    row = operator_of(node)
+    tolerance = None if row is None else row.outputs[output].tolerance
+    return 0.0 if tolerance is None else tolerance(channels)
+
+
+def readme_table(rows: Sequence[Operator] = _ROWS) -> str:
+    """The table in Markdown, as the README has it."""
+    lines = [f"| operator (domain `{DOMAIN}`, version {VERSION}) | what it computes |", "|---|---|"]
+    for row in rows:
+        text = "; ".join(part for part in (row.formula, row.note) if part).replace("|", "\\|")
+        lines.append(f"| `{row.signature}` | {text} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(readme_table())

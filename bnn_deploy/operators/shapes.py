@@ -1,0 +1,139 @@
+"""Shapes of operators' outputs, and the multiply-accumulates (MACs) that they take: the rules of the table's rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bnn_deploy.operators.bits import words
+
+Dim = int | str | None
+"""A dimension: its size, its symbolic name, or None if nothing is known of it."""
+
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node, as far as the shapes of its outputs depend on it.
+
+    Attributes:
+        attributes: name -> values; an INT has one.
+        inputs: the shapes of its inputs, None where unknown; that of the first is known.
+        channels: how many channels the first input holds as bits, if it does and that is known.
+    """
+
+    attributes: Mapping[str, tuple[int, ...]]
+    inputs: Sequence[Shape | None]
+    channels: int | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """An output.
+
+    Attributes:
+        shape: of the stored tensor; bits are [N, spatial..., ceil(C/32)].
+        channels: C of bits; None for floats, or if it is not known.
+    """
+
+    shape: Shape
+    channels: int | None = None
+
+
+ShapeRule = Callable[[Call], tuple[Made, ...] | None]
+"""The outputs of a node; None if they cannot be known yet. ValueError says that attributes and shapes do not fit."""
+
+MacRule = Callable[[Call, Made], int | None]
+"""Products of bits per sample, from a node and its first output; None if a shape is unknown."""
+
+
+def binarized(call: Call) -> tuple[Made, ...] | None:
+    """[N, C, spatial...] -> bits [N, spatial..., k * ceil(C/32)], k planes by the attribute `bits`; and a mean."""
+    first, threshold = call.inputs[0] or (), call.inputs[1] or (None,)
+    batch, channels, *spatial = first
+    count = next((size for size in (channels, threshold[-1]) if isinstance(size, int)), None)
+    if count is None:
+        return None
+    (planes,) = call.attributes.get("bits", (1,))
+    return Made((batch, *spatial, planes * words(count)), count), Made((batch, 1, *spatial))
+
+
+def binarized_last(call: Call) -> tuple[Made, ...] | None:
+    """[N, spatial..., C] -> bits [N, spatial..., ceil(C/32)]."""
+    *lead, count = call.inputs[0] or ()
+    return (Made((*lead, words(count)), count),) if isinstance(count, int) else None
+
+
+def pooled(call: Call) -> tuple[Made, ...] | None:
+    """Bits [N, spatial..., words] -> bits [N, spatial'..., words]."""
+    batch, *spatial, last = call.inputs[0] or ()
+    return (Made((batch, *_window_output(call, spatial), last), call.channels),)
+
+
+def convolved(call: Call) -> tuple[Made, ...] | None:
+    """Bits [N, spatial..., words] and W [O, ...] -> floats [N, O, spatial'...], and bits of them."""
+    batch, *spatial, _ = call.inputs[0] or ()
+    outputs = (call.inputs[1] or (None,))[0]
+    if not isinstance(outputs, int):
+        return None
+    size = _window_output(call, spatial)
+    return Made((batch, outputs, *size)), Made((batch, *size, words(outputs)), outputs)
+
+
+def convolved_to_bits(call: Call) -> tuple[Made, ...] | None:
+    """Bits [N, spatial..., words] and W [O, ...] -> bits [N, spatial'..., ceil(O/32)]."""
+    made = convolved(call)
+    return None if made is None else made[1:]
+
+
+def unpacked(call: Call) -> tuple[Made, ...] | None:
+    """Words [O, ceil(n/32)] -> floats [O, *shape]."""
+    outputs, *_ = call.inputs[0] or ()
+    return (Made((outputs, *call.attributes["shape"])),)
+
+
+def _window_output(call: Call, sizes: Sequence[Dim]) -> list[Dim]:
+    """Spatial output sizes of a convolution or pooling; None where the input size is not a number."""
+    kernel, strides, pads, dilations = (call.attributes[k] for k in ("kernel_shape", "strides", "pads", "dilations"))
+    rank = len(sizes)
+    if [len(kernel), len(strides), len(pads), len(dilations)] != [rank, rank, 2 * rank, rank] or min(
+        strides, default=1
+    ) < 1:
+        raise ValueError(
+            f"kernel_shape {kernel}, strides {strides}, pads {pads} and dilations {dilations} do not fit an input with "
+            f"{rank} spatial dimensions"
+        )
+    result: list[Dim] = []
+    for i, size in enumerate(sizes):
+        if not isinstance(size, int):
+            result.append(None)
+            continue
+        span = size + pads[i] + pads[i + rank] - dilations[i] * (kernel[i] - 1) - 1
+        windows = span // strides[i] + 1
+        if call.attributes.get("ceil_mode", (0,))[0]:
+            windows = -(-span // strides[i]) + 1
+            if (windows - 1) * strides[i] >= size + pads[i]:  # as ONNX: the last window starts inside the input
+                windows -= 1
+        result.append(windows)
+    return result
+
+
+def no_macs(call: Call, made: Made) -> int:
+    """Of an operator that multiplies nothing."""
+    return 0
+
+
+def conv_macs(call: Call, made: Made) -> int | None:
+    """Taps times channels per group times output elements, once per plane of levels."""
+    (channels,), (group,) = call.attributes["channels"], call.attributes["group"]
+    outputs = made.shape[1:] if made.channels is None else (made.channels, *made.shape[1:-1])
+    (planes,) = call.attributes.get("bits", (1,))
+    return product((*outputs, math.prod(call.attributes["kernel_shape"]) * channels // max(group, 1), planes))
+
+
+def product(dims: Sequence[Dim]) -> int | None:
+    """The product of dimensions; None if one of them is no number."""
+    sizes = [dim for dim in dims if isinstance(dim, int)]
+    return math.prod(sizes) if len(sizes) == len(dims) else None

@@ -1,0 +1,1 @@
+"""Passes that make BatchNorm, ReLU, scales and shortcuts a part of binarisations and binary layers."""

@@ -1,0 +1,54 @@
+"""Complemented channels: a bit stored inverted, and the weight bits of its readers with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.operators.bits import pack_bits, unpack_bits
+from bnn_deploy.operators.contract import BINARY, operator_of
+from bnn_deploy.passes.graph import constant, is_op
+from bnn_deploy.passes.reasons import BitsAreOutput, BitsFeed, Reason
+from bnn_deploy.provenance import complemented, set_complemented
+
+
+def complementable(consumer: ir.Node, bits: ir.Value) -> Reason | None:
+    """Why complementing a channel of `bits` cannot be undone in `consumer`; None if it can."""
+    if is_op(consumer, "Unsqueeze"):
+        reasons = [complementable(c, consumer.outputs[0]) for c in consumer.outputs[0].consumers()]
+        return next((reason for reason in reasons if reason), None)
+    if bits.is_graph_output():
+        return BitsAreOutput()
+    row = operator_of(consumer)
+    if row is not None and row.status == BINARY:
+        return None
+    return BitsFeed(consumer.op_type, consumer.outputs[0].name or "")
+
+
+def complement_channels(producer: ir.Node, channels: NDArray[np.bool_]) -> None:
+    """Account for the bits of `channels` [C] being complemented, in the metadata and in every consumer's weights."""
+    set_complemented(producer, complemented(producer) ^ set(np.flatnonzero(channels).tolist()))
+    consumers = list(producer.outputs[0].consumers())
+    while consumers:
+        consumer = consumers.pop()
+        if is_op(consumer, "Unsqueeze"):
+            consumers += consumer.outputs[0].consumers()
+        else:
+            _flip_inputs(consumer, channels)
+
+
+def _flip_inputs(conv: ir.Node, channels: NDArray[np.bool_]) -> None:
+    """Flip the weight bits, and the ±1 that the padding holds, of some input channels [C] of a binary convolution."""
+    weight_value, pad_value = conv.inputs[1], conv.inputs[-1]
+    weight, pad = constant(weight_value), constant(pad_value)
+    assert weight_value is not None and pad_value is not None and weight is not None and pad is not None
+    group = conv.attributes["group"].as_int()
+    outputs, per_group = len(weight), len(channels) // group
+    flips = channels.reshape(group, per_group)[np.arange(outputs) // (outputs // group)]
+    signs = unpack_bits(weight, per_group) ^ flips.reshape(outputs, *([1] * (weight.ndim - 2)), per_group)
+    weight_value.const_value = ir.tensor(pack_bits(signs), name=weight_value.name)
+    if pad.any():
+        flipped = np.where(channels, -pad, pad).astype(np.float32)
+        pad_value.const_value = ir.tensor(flipped, name=pad_value.name)
+        pad_value.shape = ir.Shape(flipped.shape)

@@ -1,0 +1,130 @@
+"""FuseFactor: a binary convolution and its factor per pixel are one node."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.graph import (
+    add_initializer,
+    constant,
+    insert_node,
+    is_binary_op,
+    is_op,
+    replace_value,
+    sole_consumer,
+)
+from bnn_deploy.passes.outcome import Outcome, Pass
+from bnn_deploy.passes.reasons import FactorShape, UsedElsewhere
+from bnn_deploy.provenance import source_metadata
+
+
+class FuseFactor(Pass):
+    """Mul(BinaryConv(...), k), k of one channel  ==>  BinaryConvScaled(..., k).
+
+    k is K of XNOR-Net (Rastegari et al., ECCV 2016, equation 11), or any other gate [N, 1, spatial...].
+
+    1. The BinaryConv feeds only the Mul, and k has its batch and spatial size. The products are made in the same order,
+       so every bit agrees.
+    2. Mul(BinaryConv(...), Mul(k, c)) with a constant c per filter: c goes into scale and bias.
+
+    Declines: a factor that is broadcast over pixels or has more than one channel, or is of unknown shape; a BinaryConv
+    that something else uses too. A constant factor is not looked at.
+    """
+
+    def call(self, model: ir.Model) -> Outcome:
+        """Rewrite every Mul that qualifies."""
+        result = Outcome(model)
+        for node in list(model.graph):
+            if not is_op(node, "Mul"):
+                continue
+            for index in (0, 1):
+                conv_value, factor = node.inputs[index], node.inputs[1 - index]
+                conv = None if conv_value is None else conv_value.producer()
+                if conv is None or conv_value is None or factor is None or not is_binary_op(conv, "BinaryConv"):
+                    continue
+                if constant(factor) is not None:
+                    continue
+                if sole_consumer(conv_value) is not node:
+                    result.decline(node, UsedElsewhere(f"'{conv_value.name}' is"))
+                    continue
+                if split := _split(factor, conv_value):
+                    gate, inner = split
+                    alpha = per_filter(inner, conv_value)
+                    assert alpha is not None
+                    scale_conv(model.graph, conv, alpha, node.outputs[0].name or "")
+                    factor = gate
+                if not _is_per_pixel(factor, conv_value):
+                    result.decline(node, FactorShape(factor.name or ""))
+                    continue
+                self._fuse(conv, node, factor)
+                result.rewrote(conv, "Mul")
+                break
+        return result
+
+    def _fuse(self, conv: ir.Node, mul: ir.Node, factor: ir.Value) -> None:
+        old = mul.outputs[0]
+        name = old.name or ""
+        new = insert_node(
+            mul,
+            "BinaryConvScaled",
+            [*conv.inputs, factor],
+            {key: attribute.value for key, attribute in conv.attributes.items()},
+            f"{name}_new",
+            dtype=ir.DataType.FLOAT,
+            shape=None if old.shape is None else list(old.shape),
+            domain=DOMAIN,
+            name=conv.name,
+            metadata=source_metadata(old),
+        )
+        replace_value(old, new)
+        new.name = name
+
+
+def _is_per_pixel(factor: ir.Value, conv: ir.Value) -> bool:
+    """Whether a factor has one value for each pixel of a convolution's output, and one channel."""
+    if factor.shape is None or conv.shape is None or len(factor.shape) < 3:
+        return False
+    batch, _, *spatial = conv.shape
+    return list(factor.shape) == [batch, 1, *spatial]
+
+
+def _split(factor: ir.Value, conv: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """The k and the c of a factor Mul(k, c) that only one node reads; None if it is none."""
+    mul = factor.producer()
+    if mul is None or not is_op(mul, "Mul") or sole_consumer(factor) is None:
+        return None
+    for gate, inner in ((mul.inputs[0], mul.inputs[1]), (mul.inputs[1], mul.inputs[0])):
+        if gate is None or inner is None or not _is_per_pixel(gate, conv):
+            continue
+        if per_filter(inner, conv) is not None:
+            return gate, inner
+    return None
+
+
+def per_filter(operand: ir.Value | None, of: ir.Value) -> NDArray[np.float32] | None:
+    """A constant operand of an elementwise node as [O] float32, if it has one value for all of `of`, or per channel.
+
+    Args:
+        operand: it.
+        of: the other operand, [N, O, spatial...].
+    """
+    array = constant(operand)
+    if array is None or of.shape is None or array.ndim > len(of.shape) or not isinstance(of.shape[1], int):
+        return None
+    channels = of.shape[1]
+    aligned = array.reshape((1,) * (len(of.shape) - array.ndim) + array.shape)
+    if aligned.size not in (1, channels) or aligned.shape[1] != aligned.size:
+        return None
+    return np.broadcast_to(aligned.reshape(-1), channels).astype(np.float32)
+
+
+def scale_conv(graph: ir.Graph, conv: ir.Node, factor: NDArray[np.float32], name: str) -> None:
+    """Multiply scale and bias of a binary convolution by `factor` [O]; the new constants are called after `name`."""
+    for index, suffix in ((2, "scale"), (3, "bias")):
+        old = constant(conv.inputs[index])
+        assert old is not None
+        # Constants of its own: the old ones may be shared.
+        conv.replace_input_with(index, add_initializer(graph, f"{name}_{suffix}", old * factor))

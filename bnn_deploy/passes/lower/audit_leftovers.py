@@ -1,0 +1,84 @@
+"""AuditLeftovers: no layer stays float without a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from bnn_deploy.operators.contract import FLOAT_LAYERS
+from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, is_op, reads_abs_mean
+from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
+from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, NoBinaryOperator, RealInput, Reason, Stranger
+
+LAYER_OPERATORS = (*FLOAT_LAYERS, "ConvInteger", "QLinearConv")
+"""The convolutions and linear layers of standard ONNX."""
+
+_KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators whose output is ±1 (or the padding's 0) if their first input is."""
+
+
+class AuditLeftovers(Pass):
+    """Every Conv, ConvTranspose, Gemm and MatMul that is still float -> one line with the reason. Changes nothing.
+
+    Args:
+        declined: the layers whose input is a sign or has few levels, that LowerBinaryConv and LowerLevels declined.
+    """
+
+    def __init__(self, declined: Iterable[Decline]) -> None:
+        self.declined = {decline.node: decline for decline in declined}
+
+    def call(self, model: ir.Model) -> Outcome:
+        """List the leftovers as declined nodes."""
+        result = Outcome(model)
+        for node in model.graph:
+            if is_op(node, *LAYER_OPERATORS):
+                declined = self.declined.get(display_name(node))
+                if declined is not None:
+                    result.declined.append(declined)
+                elif sign := nearest_sign(node):
+                    stranger = node.inputs[0].producer() if node.inputs[0] is not None else None
+                    result.decline(
+                        node,
+                        NoBinaryOperator(node.op_type)
+                        if stranger is sign or stranger is None
+                        else Stranger(stranger.op_type),
+                    )
+                else:
+                    result.decline(node, _reason(node))
+        return result
+
+
+def nearest_sign(node: ir.Node) -> ir.Node | None:
+    """The Sign whose output `node` reads, possibly through operators that hand it on; the first of a Concat of such."""
+    return _sign_above(node.inputs[0])
+
+
+def _sign_above(value: ir.Value | None) -> ir.Node | None:
+    while value is not None and (node := value.producer()) is not None:
+        if is_op(node, "Sign"):
+            return node
+        if not is_op(node, *_KEEPS_SIGNS) and not _scales(node):
+            return None
+        data = [v for v in node.inputs if constant(v) is None]
+        if is_op(node, "Concat") and not all(_sign_above(v) for v in data[1:]):
+            return None
+        value = data[0] if data else None
+    return None
+
+
+def _scales(node: ir.Node) -> bool:
+    """Whether `node` multiplies by a constant."""
+    return is_op(node, "Mul") and any(constant(value) is not None for value in node.inputs)
+
+
+def _reason(node: ir.Node) -> Reason:
+    value = node.inputs[0]
+    producer = None if value is None else value.producer()
+    if reads_abs_mean(node):
+        return MeanMagnitude()
+    while is_op(producer, *MOVING_OPERATORS) and producer is not None and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()  # what is only moved is not what makes it real-valued
+    if producer is None:
+        return ModelInput()
+    return RealInput(producer.op_type)

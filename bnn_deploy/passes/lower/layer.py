@@ -1,0 +1,419 @@
+"""What a float layer that could be binary reads: signs or levels, two-valued weights, a bias, pads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
+from bnn_deploy.passes.graph import (
+    add_initializer,
+    auto_pad,
+    constant,
+    insert_node,
+    ints,
+    is_op,
+    read_pad,
+    replace_value,
+    static_shape,
+)
+from bnn_deploy.passes.outcome import display_name
+from bnn_deploy.passes.reasons import (
+    AutoPad,
+    BiasNotConstant,
+    BiasShape,
+    Channels,
+    ExactZeros,
+    Features,
+    FlattenedDimensions,
+    GemmFactors,
+    InputDimensions,
+    LevelsPad,
+    ManyProducts,
+    NotFinite,
+    NotFloat32,
+    PadMode,
+    PadPlace,
+    PoolForm,
+    RealWeights,
+    Reason,
+    SpatialDimensions,
+    WeightDimensions,
+    WeightsNotConstant,
+)
+from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
+from bnn_deploy.provenance import REFUSED, SOURCE
+
+
+@dataclass
+class LevelsInput:
+    """Where a layer's levels come from: quantiser -> MaxPool* -> (Pad with 0 | Flatten).
+
+    Attributes:
+        quantizer: what makes the levels.
+        value: the tensor behind the pools.
+        pools: the MaxPools, in order.
+        flattened: the shape [C, spatial...] that a Flatten or Reshape made flat, or None.
+        pads: what Pad nodes add to each spatial dimension (begins, then ends), or None.
+    """
+
+    quantizer: Quantizer
+    value: ir.Value
+    pools: list[ir.Node]
+    flattened: list[int] | None
+    pads: list[int] | None
+
+
+def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
+    """Walk up from a layer's first input to a quantiser.
+
+    Returns:
+        What is between; a reason if that is nothing that a layer of levels can have before it, or the levels are none
+        that can be had; None if there is no quantiser.
+    """
+    pools: list[ir.Node] = []
+    flattened, pads = None, None
+    problem: Reason | None = None
+    value, behind = node.inputs[0], node.inputs[0]
+    while value is not None and behind is not None and (producer := value.producer()) is not None:
+        data = producer.inputs[0] if producer.inputs else None
+        if is_op(producer, "MaxPool"):
+            if len(producer.outputs) > 1 or auto_pad(producer):
+                problem = PoolForm(value.name or "")
+            pools.append(producer)
+            value = data
+        elif is_op(producer, "Pad") and is_op(node, "Conv") and not pools and pads is None:
+            read = read_pad(producer)
+            rank = 0 if read is None else len(read[0]) // 2
+            if read is None or read[1] != 0 or any(read[0][i] or read[0][i + rank] for i in (0, 1)):
+                problem = LevelsPad(value.name or "")
+            else:
+                pads = [*read[0][2:rank], *read[0][rank + 2 :]]
+            value = behind = data
+        elif is_op(producer, "Flatten", "Reshape") and not is_op(node, "Conv") and flattened is None and not pools:
+            shape_in, shape_out = (None if v is None else static_shape(v) for v in (data, value))
+            if shape_in is None or shape_out is None or len(shape_in) < 2 or len(shape_out) != 2:
+                return None
+            features = [d for d in shape_in[1:] if d is not None]
+            if len(features) != len(shape_in) - 1 or shape_out[1] != math.prod(features):
+                return None
+            flattened = features
+            value = behind = data
+        else:
+            found = quantizer(value)
+            if not isinstance(found, Quantizer):
+                return found
+            return problem or LevelsInput(found, behind, pools[::-1], flattened, pads)
+    return None
+
+
+MAX_SPREAD = 1e-3
+"""Largest relative spread of |w| within a filter that still counts as one magnitude.
+
+The straight-through trick left in an exported graph makes weights two-valued only up to rounding: 4e-7 to 1.3e-4 was
+observed.
+"""
+
+
+class NotTwoValuedError(Exception):
+    """The weights are not ±alpha per filter; `reason` says where."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.text)
+        self.reason = reason
+
+
+def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Split weights [O, ...] into sign bits (True is +) of the same shape and alpha [O] float32 > 0.
+
+    Raises:
+        NotTwoValuedError: some filter has more than one magnitude, or exact zeros.
+        InputError: a filter is all zeros: no sign, and alpha 0.
+    """
+    flat = np.abs(weight.reshape(len(weight), -1).astype(np.float64))
+    zeros = (flat == 0).sum(axis=1)
+    dead = np.flatnonzero(zeros == flat.shape[1])
+    high, low = flat.max(axis=1), flat.min(axis=1)
+    spread = np.flatnonzero((zeros == 0) & (high - low > MAX_SPREAD * high))
+    if not np.isfinite(high).all():
+        raise NotTwoValuedError(NotFinite(int(np.flatnonzero(~np.isfinite(high))[0])))
+    if len(spread):
+        o = int(spread[0])
+        raise NotTwoValuedError(RealWeights(o, float(low[o]), float(high[o])))
+    if len(dead):
+        o = int(dead[0])
+        raise InputError(
+            f"filter {o}{f' (and {len(dead) - 1} more)' if len(dead) > 1 else ''} is all zeros, so it has no sign and "
+            "alpha is 0: the recipe makes a filter zero when all its input channels are equal (or there is only one); "
+            "retrain, or remove the filter"
+        )
+    if zeros.any():
+        o = int(np.flatnonzero(zeros)[0])
+        raise NotTwoValuedError(ExactZeros(o, int(zeros[o])))
+    # One magnitude to the last bit keeps that value; one that varies by rounding is replaced by its mean.
+    alpha = np.where(high == low, high, flat.mean(axis=1)).astype(np.float32)
+    return weight > 0, alpha
+
+
+@dataclass
+class FloatLayer:
+    """A candidate: weight [O, C/group, kernel...], bias [O] or None, and the attributes of a convolution."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    strides: list[int]
+    pads: list[int]
+    dilations: list[int]
+    group: int
+    linear: bool
+
+
+@dataclass
+class SignInput:
+    """Where a layer's ±1 come from: Sign -> (Mul) -> MaxPool* -> (Pad | Flatten).
+
+    Attributes:
+        sign: the node.
+        pools: the MaxPools behind it, in order.
+        flattened: the shape [C, spatial...] that a Flatten or Reshape made flat, or None.
+        factor: what the ±1 are multiplied by, > 0.
+        pads: what Pad nodes add to each spatial dimension (begins, then ends), or None.
+        pad_value: what they add: 0, -1 or +1 in units of `factor`.
+    """
+
+    sign: ir.Node
+    pools: list[ir.Node]
+    flattened: list[int] | None
+    factor: float
+    pads: list[int] | None
+    pad_value: float
+
+
+def sign_input(node: ir.Node) -> SignInput | Reason | None:
+    """Walk up from a layer's first input to a Sign.
+
+    Returns:
+        What is between; a reason if that is nothing that a binary layer can have before it; None if there is no Sign.
+    """
+    pools: list[ir.Node] = []
+    flattened, factor, pads, pad_value = None, 1.0, None, 0.0
+    problem: Reason | None = None
+    value = node.inputs[0]
+    while value is not None and (producer := value.producer()) is not None:
+        data = producer.inputs[0]
+        if is_op(producer, "Sign"):
+            problem = producer.meta.get(REFUSED, problem)
+            return problem or SignInput(producer, pools[::-1], flattened, factor, pads, pad_value)
+        if is_op(producer, "Mul"):
+            sides = [(data, constant(producer.inputs[1])), (producer.inputs[1], constant(data))]
+            operand, number = next(((v, c) for v, c in sides if c is not None and c.size == 1), (None, None))
+            if operand is None or number is None or not 0 < float(number.reshape(())) < np.inf:
+                return None
+            # What is padded behind the product was in its units; the product of the factors is the unit of the signs.
+            factor *= float(number.reshape(()))
+            pad_value /= float(number.reshape(()))
+            data = operand
+        elif is_op(producer, "MaxPool"):
+            pools.append(producer)
+        elif is_op(producer, "Pad") and is_op(node, "Conv"):
+            read = read_pad(producer)
+            every, border = read or ([], 0.0)
+            rank = len(every) // 2
+            if read is None:
+                problem = PadMode(value.name or "")
+            elif pools or pads is not None or any(every[i] or every[i + rank] for i in (0, 1)):
+                problem = PadPlace(value.name or "")
+            else:
+                pads, pad_value = [*every[2:rank], *every[rank + 2 :]], border
+        elif (
+            is_op(producer, "Flatten", "Reshape") and not is_op(node, "Conv") and flattened is None and data is not None
+        ):
+            shape_in, shape_out = static_shape(data), static_shape(value)
+            if shape_in is None or shape_out is None or len(shape_in) < 2 or len(shape_out) != 2:
+                return None
+            features = [d for d in shape_in[1:] if d is not None]
+            if len(features) != len(shape_in) - 1 or shape_out[1] != math.prod(features):
+                return None
+            flattened = features
+        else:
+            return None
+        value = data
+    return None
+
+
+def read_layer(node: ir.Node) -> FloatLayer | Reason:
+    """Read the layer's weight, bias and geometry, or say why it cannot be one."""
+    weight = constant(node.inputs[1])
+    if weight is None:
+        return WeightsNotConstant()
+    bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = constant(bias_value)
+    if bias_value is not None and bias is None:
+        return BiasNotConstant()
+    if weight.dtype != np.float32:
+        return NotFloat32(str(weight.dtype))
+    if is_op(node, "Conv"):
+        if rule := auto_pad(node):
+            return AutoPad(rule)
+        rank = weight.ndim - 2
+        if rank > 2:
+            return SpatialDimensions(rank)
+        group = node.attributes.get("group")
+        return FloatLayer(
+            weight,
+            bias,
+            ints(node, "strides", [1] * rank),
+            ints(node, "pads", [0] * (2 * rank)),
+            ints(node, "dilations", [1] * rank),
+            1 if group is None else group.as_int(),
+            linear=False,
+        )
+    if weight.ndim != 2:
+        return WeightDimensions(weight.ndim)
+    if is_op(node, "Gemm"):
+        factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
+        transposed = [name in node.attributes and node.attributes[name].as_int() != 0 for name in ("transA", "transB")]
+        if any(factor != 1.0 for factor in factors) or transposed[0]:
+            return GemmFactors()
+        weight = weight if transposed[1] else weight.T
+        if bias is not None and bias.shape != (len(weight),):
+            return BiasShape(str(list(bias.shape)), len(weight))
+    else:
+        weight = weight.T
+    return FloatLayer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
+
+
+def fit_weight(
+    layer: FloatLayer, shape: list[int | None], flattened: list[int] | None
+) -> tuple[NDArray[np.float32], int] | Reason:
+    """The weight [O, C/group, kernel...] of a layer and its input's channels, or why it cannot be a binary one.
+
+    Args:
+        layer: a linear layer gets a kernel that covers the flattened map, or else a 1x1 one.
+        shape: of its input [N, C, spatial...], before it is flattened.
+        flattened: the shape [C, spatial...] that was flattened, or None.
+    """
+    channels, weight = shape[1], layer.weight
+    assert channels is not None
+    if layer.linear:
+        if flattened is None and len(shape) != 2:
+            return InputDimensions(len(shape))
+        features = flattened or [channels]
+        if math.prod(features) != weight.shape[1]:
+            return Features(math.prod(features), weight.shape[1])
+        if len(features) > 3:
+            return FlattenedDimensions(len(features) - 1)
+        kernel = features[1:] if len(features) > 1 else [1, 1]
+        weight = weight.reshape(len(weight), features[0], *kernel)
+        channels = features[0]
+    if weight.shape[1] * layer.group != channels:
+        return Channels(channels, weight.shape[1] * layer.group)
+    if math.prod(weight.shape[1:]) >= MAX_TERMS:
+        return ManyProducts(math.prod(weight.shape[1:]))
+    return weight, channels
+
+
+def replace_layer(
+    node: ir.Node,
+    op_type: str,
+    bits: ir.Value,
+    constants: dict[str, NDArray[Any]],
+    layer: FloatLayer,
+    pads: list[int],
+    attributes: dict[str, Any],
+) -> None:
+    """Replace a layer by a binary convolution, with what makes a linear layer's [N, C] a map and the map [N, O].
+
+    Args:
+        node: the Conv, Gemm or MatMul.
+        op_type: of the new node.
+        bits: its input, [N, words] or [N, spatial..., words].
+        constants: its other inputs, in order; their names go into the tensors' names.
+        layer: what `read_layer` read.
+        pads: of all padding together.
+        attributes: its other attributes, kernel_shape among them.
+    """
+    output = node.outputs[0]
+    name, graph, outputs = output.name or "", node.graph, len(layer.weight)
+    assert isinstance(graph, ir.Graph)
+    rank = len(attributes["kernel_shape"])
+    if layer.linear and bits.shape is not None and len(bits.shape) == 2:
+        bits = insert_node(
+            node,
+            "Unsqueeze",
+            [bits, add_initializer(graph, f"{name}_axes", np.array([1, 2], dtype=np.int64))],
+            {},
+            f"{name}_bits",
+            dtype=ir.DataType.UINT32,
+            shape=[bits.shape[0], 1, 1, bits.shape[1]],
+        )
+    window = {
+        "strides": layer.strides[:rank] if layer.linear else layer.strides,
+        "pads": pads[: 2 * rank] if layer.linear else pads,
+        "dilations": layer.dilations[:rank] if layer.linear else layer.dilations,
+        "group": layer.group,
+    }
+    inputs = [bits, *(add_initializer(graph, f"{name}_{key}", array) for key, array in constants.items())]
+    batch: Any = None if bits.shape is None else bits.shape[0]
+    shape: Any = [batch, outputs, *([1] * rank)] if layer.linear else output.shape
+    new = insert_node(
+        node,
+        op_type,
+        inputs,
+        attributes | window,
+        f"{name}_map" if layer.linear else f"{name}_new",
+        dtype=ir.DataType.FLOAT,
+        shape=shape,
+        domain=DOMAIN,
+        name=display_name(node),
+        metadata={SOURCE: name},
+    )
+    if layer.linear:
+        new = insert_node(
+            node, "Flatten", [new], {"axis": 1}, f"{name}_new", dtype=ir.DataType.FLOAT, shape=output.shape
+        )
+    replace_value(output, new)
+    new.name = name
+
+
+def is_plain_pool(pool: ir.Node) -> bool:
+    """Whether a MaxPool says all that a BinaryMaxPool needs: explicit pads, and no index output."""
+    return len(pool.outputs) == 1 and auto_pad(pool) is None
+
+
+def pool_window(pool: ir.Node) -> dict[str, Any]:
+    """The window of a MaxPool, all attributes."""
+    kernel = ints(pool, "kernel_shape", [])
+    rank = len(kernel)
+    ceil_mode = pool.attributes.get("ceil_mode")
+    return {
+        "kernel_shape": kernel,
+        "strides": ints(pool, "strides", [1] * rank),
+        "pads": ints(pool, "pads", [0] * (2 * rank)),
+        "dilations": ints(pool, "dilations", [1] * rank),
+        "ceil_mode": 0 if ceil_mode is None else ceil_mode.as_int(),
+    }
+
+
+def insert_max_pool(pool: ir.Node, bits: ir.Value, pooled: ir.Value) -> ir.Value:
+    """Insert the BinaryMaxPool of `bits` that stands for the MaxPool node `pool` with output `pooled`."""
+    shape = None
+    if pooled.shape is not None and bits.shape is not None:
+        shape = [pooled.shape[0], *pooled.shape[2:], bits.shape[-1]]
+    return insert_node(
+        pool,
+        "BinaryMaxPool",
+        [bits],
+        pool_window(pool),
+        f"{pooled.name}_bits",
+        dtype=ir.DataType.UINT32,
+        shape=shape,
+        domain=DOMAIN,
+        metadata={SOURCE: pooled.name or ""},
+    )

@@ -1,0 +1,149 @@
+"""LowerBinaryConv: convolutions and linear layers of ±1 with two-valued weights become BinaryConv."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators.bits import pack_bits, words
+from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
+from bnn_deploy.passes.lower.layer import (
+    FloatLayer,
+    NotTwoValuedError,
+    SignInput,
+    fit_weight,
+    insert_max_pool,
+    is_plain_pool,
+    read_layer,
+    replace_layer,
+    sign_input,
+    two_valued,
+)
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name
+from bnn_deploy.passes.reasons import InputShape, MixedPads, PadValue, PoolForm, Reason
+from bnn_deploy.provenance import SOURCE, bit_metadata, zero_value
+
+SMALLEST = np.nextafter(np.float32(0), np.float32(1))
+"""The smallest float32 above 0: x >= this is x > 0."""
+
+
+class LowerBinaryConv(Pass):
+    """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, t) -> BinaryMaxPool* -> BinaryConv.
+
+    1. The input comes from a Sign, possibly times a positive number, through MaxPool and, for a convolution, a Pad with
+       0 or ± that number, or, for a linear layer, Flatten or Reshape to [N, features].
+    2. The weight is constant and two-valued, ±alpha, per filter; alpha (times the input's number) becomes `scale`.
+    3. A linear layer after a flattened map becomes a BinaryConv whose kernel covers the map; otherwise a 1x1 one.
+    4. One Binarize per Sign, whatever number of layers it feeds; a Sign that also feeds something float stays for that.
+    5. sign(0) = 0 becomes +1, as in the paper: t = 0. A sign that is -1 at 0 gets the smallest float32 above 0.
+    6. The padding is that of the Conv (zeros), of the Pad (0, -1 or +1), or, if both are zeros, of both.
+
+    Declines, with the reason: real-valued weights, weights with exact zeros, weights or bias that are not constant,
+    unknown shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output, a Pad of channels, of
+    other values or before a MaxPool, zeros and ±1 in one padding. A layer whose input is no Sign is not looked at; the
+    audit names it.
+
+    Raises InputError for a filter that is all zeros.
+    """
+
+    needs = (constants_folded, shapes_known, signs_canonical)
+
+    def call(self, model: ir.Model) -> Outcome:
+        """Rewrite every layer that qualifies."""
+        result = Outcome(model)
+        self._bits: dict[ir.Value, ir.Value] = {}
+        for node in list(model.graph):
+            if not is_op(node, "Conv", "Gemm", "MatMul"):
+                continue
+            source = sign_input(node)
+            if source is None:
+                continue
+            if isinstance(source, Reason):
+                result.decline(node, source)
+                continue
+            try:
+                layer = read_layer(node)
+                if isinstance(layer, Reason):
+                    result.decline(node, layer)
+                    continue
+                reason = self._lower(node, source, layer)
+            except NotTwoValuedError as error:
+                reason = error.reason
+            except InputError as error:
+                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
+            if reason is None:
+                result.rewrote(node, "Sign")
+            else:
+                result.decline(node, reason)
+        return result
+
+    def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> Reason | None:
+        """Insert the binary form of `node`; return the reason if it cannot be."""
+        sign_shape = static_shape(source.sign.outputs[0])
+        if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
+            return InputShape()
+        for pool in source.pools:
+            if not is_plain_pool(pool):
+                return PoolForm(pool.outputs[0].name or "")
+        fitted = fit_weight(layer, sign_shape, source.flattened)
+        if isinstance(fitted, Reason):
+            return fitted
+        weight, channels = fitted
+        pads = self._pads(layer, source)
+        if isinstance(pads, Reason):
+            return pads
+        signs, alpha = two_valued(weight)
+        if source.factor != 1:
+            alpha = (alpha.astype(np.float64) * source.factor).astype(np.float32)
+        constants = {
+            "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
+            "scale": alpha,
+            "bias": np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias,
+            "pad_value": np.array([source.pad_value], np.float32),
+        }
+        attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])}
+        replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
+        return None
+
+    def _pads(self, layer: FloatLayer, source: SignInput) -> list[int] | Reason:
+        """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
+        if source.pads is None or not any(source.pads):
+            source.pad_value = 0.0
+            return layer.pads
+        if source.pad_value not in (-1, 0, 1):
+            return PadValue(source.pad_value)
+        if source.pad_value and any(layer.pads):
+            return MixedPads(source.pad_value)
+        return [own + extra for own, extra in zip(layer.pads, source.pads, strict=True)]
+
+    def _binarized(self, source: SignInput) -> ir.Value:
+        """The bits of the Sign after its pools, made once for each."""
+        sign = source.sign
+        value = sign.outputs[0]
+        if value not in self._bits:
+            data = sign.inputs[0]
+            assert data is not None and value.shape is not None and sign.graph is not None
+            channels = value.shape[1]
+            assert isinstance(channels, int)
+            threshold = np.full(channels, SMALLEST if zero_value(sign) < 0 else 0, dtype=np.float32)
+            self._bits[value] = insert_node(
+                sign,
+                "Binarize",
+                [data, add_initializer(sign.graph, f"{value.name}_threshold", threshold)],
+                {},
+                f"{value.name}_bits",
+                dtype=ir.DataType.UINT32,
+                shape=[value.shape[0], *value.shape[2:], words(channels)],
+                domain=DOMAIN,
+                metadata={SOURCE: value.name or ""} | bit_metadata(sign),
+            )
+        bits = self._bits[value]
+        for pool in source.pools:
+            value = pool.outputs[0]
+            if value not in self._bits:
+                self._bits[value] = insert_max_pool(pool, bits, value)
+            bits = self._bits[value]
+        return bits

@@ -1,0 +1,1 @@
+"""Passes that write what exporters write differently in one way."""

@@ -1,0 +1,176 @@
+"""The order of the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from bnn_deploy.operators.bodies import functions
+from bnn_deploy.operators.contract import DOMAIN, VERSION
+from bnn_deploy.passes.fuse.commute_max_pool import CommuteMaxPool
+from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
+from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
+from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
+from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold
+from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
+from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
+from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
+from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
+from bnn_deploy.passes.lower.expand_sign import ExpandSign
+from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.lower.lower_levels import LowerLevels
+from bnn_deploy.passes.lower.pack_weights import PackWeights
+from bnn_deploy.passes.normalise.fold_constants import FoldConstants
+from bnn_deploy.passes.normalise.push_transpose import PushTranspose
+from bnn_deploy.passes.normalise.resolve_auto_pad import ResolveAutoPad
+from bnn_deploy.passes.normalise.simplify_broadcast import SimplifyBroadcast
+from bnn_deploy.passes.normalise.simplify_prelu import SimplifyPRelu
+from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
+from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
+from bnn_deploy.passes.outcome import Decline, Pass, display_name
+from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
+from bnn_deploy.passes.recognise.hoist_pad import HoistPad
+from bnn_deploy.passes.recognise.lift_sign import LiftSign
+from bnn_deploy.passes.recognise.refuse_step import RefuseStep
+from bnn_deploy.passes.recognise.sink_sign import SinkSign
+from bnn_deploy.provenance import BEFORE, source_metadata
+
+IR_VERSION = 10
+"""The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
+
+
+SIGNS = (CanonicalizeSign, SinkSign, LiftSign, HoistPad)
+"""Bring signs into one form next to their layers; until nothing changes."""
+
+LOWER = (LowerLevels, LowerBinaryConv)
+"""Levels first: Sign(Relu(x)) is 0 or 1, not ±1."""
+
+BITS = (FoldThreshold, FuseAbsMean, CommuteMaxPool, FuseConvThreshold)
+"""Each exposes work for the others: BatchNorm, then the MaxPool behind it, then the ReLU behind that."""
+
+FLOATS = (FoldBatchNorm, FuseFactor)
+"""A BatchNorm or alpha may stand before or behind a factor; after BITS, which is exact."""
+
+
+def until_stable(
+    model: ir.Model, group: Sequence[type[Pass]], between: Callable[[ir.Model], None] = lambda model: None
+) -> list[Decline]:
+    """Run a group of passes until none changes anything, and return what they then decline.
+
+    Args:
+        model: changed in place.
+        group: in order.
+        between: called before each repetition.
+    """
+    while True:
+        results = [step()(model) for step in group]
+        if not any(result.modified for result in results):
+            return [decline for result in results for decline in result.declined]
+        between(model)
+
+
+def to_binary(
+    model: ir.Model, channels_last: bool = True, look: Callable[[ir.Model], None] = lambda canonical: None
+) -> tuple[ir.Model, list[Decline], list[Decline]]:
+    """Run the passes on a float model.
+
+    Args:
+        model: float ONNX; it is not changed.
+        channels_last: binarise the outputs of float convolutions channels last; not if they are to be quantised.
+        look: called with the model in the forms that LowerBinaryConv matches, before it runs.
+
+    Returns:
+        The binary model, carrying the operators' functions; what stayed float and why; what was not fused and why.
+
+    Raises:
+        InputError: a filter is all zeros.
+    """
+    model = model.clone()
+    names = {value.name or "" for node in model.graph for value in node.outputs}
+    fold(model)
+    canonicalize(model)
+    look(model)
+    declined = [decline for step in LOWER for decline in step()(model).declined]
+    common.RemoveUnusedNodesPass()(model)
+    not_fused = until_stable(model, BITS) + until_stable(model, FLOATS) + FuseResidual()(model).declined
+    leftovers = AuditLeftovers(declined)(model).declined
+    unpacked = {decline.node: decline.why for decline in PackWeights(names)(model).declined}
+    leftovers = [
+        replace(left, unpacked=unpacked[left.node]) if unpacked.get(left.node, left.why) != left.why else left
+        for left in leftovers
+    ]
+    if channels_last:
+        PreferChannelsLast()(model)
+    finish(model)
+    return model, leftovers, not_fused
+
+
+def canonicalize(model: ir.Model) -> None:
+    """Bring a float model whose constants are folded into the forms that LowerBinaryConv matches."""
+    # The straight-through trick may compute its clamp twice, each with constants of its own.
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    SimplifyBroadcast()(model)
+    ResolveAutoPad()(model)
+    SimplifyRound()(model)
+    CanonicalizeSign()(model)
+    infer_shapes(model)
+    if PushTranspose()(model).modified:
+        SimplifyBroadcast()(model)  # now that the channels are the second dimension
+    SimplifyPRelu()(model)
+    until_stable(model, SIGNS, infer_shapes)
+    RefuseStep()(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def finish(model: ir.Model) -> None:
+    """Sort and name the nodes of a binary model, and make it carry the functions of the operators that it uses."""
+    ExpandSign()(model)
+    for node in model.graph:
+        for value in node.outputs:
+            if BEFORE in value.metadata_props and node.domain != DOMAIN and len(list(value.uses())) > 1:
+                node.metadata_props.update(source_metadata(value))  # a cut for verify, as the original would be
+            value.metadata_props.clear()
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+    common.NameFixPass()(model)
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    if used:
+        model.opset_imports[DOMAIN] = VERSION
+    for function in functions():
+        if function.name in used:
+            model.functions[function.identifier()] = function
+    model.ir_version = IR_VERSION
+    model.graph.name = "binary"
+    model.producer_name, model.producer_version = "bnn-deploy", None
+
+
+def fold(model: ir.Model) -> None:
+    """Fold all constants, and give each node a name of its own."""
+    FoldConstants()(model)
+    SimplifyReshape()(model)
+    for node in model.graph:  # reports go by name
+        node.name = display_name(node)
+    common.NameFixPass()(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer shapes that are not known, until no more Reshape is simple: what was rewritten lets more be known."""
+    batch = model.graph.inputs[0].shape[0] if model.graph.inputs[0].shape else None
+    while True:
+        unknown = [
+            value
+            for node in model.graph
+            for value in node.outputs
+            if value.shape is None or any(not isinstance(dim, int) and dim != batch for dim in value.shape)
+        ]
+        for value in unknown:
+            if not value.is_graph_output():
+                value.shape = None
+        if unknown:
+            common.ShapeInferencePass()(model)
+        if not SimplifyReshape()(model).modified:
+            return

@@ -1,0 +1,676 @@
+"""Why passes decline: one class per reason, with its text, what a user can change, and an example.
+
+python -m bnn_deploy.passes.reasons        # prints the table of docs/converting.md
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+EDGES = "--edges int8 --calibration FILE stores it in 8 bits"
+
+UNKNOWN = "if it was binary in training, report it with the model: the converter should know this form"
+
+
+class Reason:
+    """Why a pass left a node alone.
+
+    Attributes:
+        template: one sentence for the user, with the names of the fields in braces.
+        example: a graph for which it is given.
+        advice: what to change so that a layer need not stay float; "" if the reason is none for which a layer does.
+        last_advice: the same for a layer that no other layer comes after; "" if it is `advice`.
+        reads_sign: whether the layer's input is a sign or has few levels, so that it looks as if it was meant to be
+            binary.
+    """
+
+    template: ClassVar[str]
+    example: ClassVar[str]
+    advice: ClassVar[str] = ""
+    last_advice: ClassVar[str] = ""
+    reads_sign: ClassVar[bool] = False
+
+    @property
+    def text(self) -> str:
+        """The sentence for the user."""
+        return self.template.format_map(vars(self))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class LayerReason(Reason):
+    """Why a layer whose input is a sign, or has few levels, stays float."""
+
+    reads_sign = True
+
+
+# The input is real-valued.
+
+
+@dataclass(frozen=True)
+class ModelInput(Reason):
+    """A first layer."""
+
+    template = "its input is the model's real-valued input, not the output of a sign"
+    example = "Conv(x, w), x the input of the model"
+    advice = f"as in the papers, whose first layers stay float; {EDGES}"
+
+
+@dataclass(frozen=True)
+class RealInput(Reason):
+    """A layer behind an operator whose output is real-valued."""
+
+    operator: str
+
+    template = "its input is real-valued: the output of {operator}, not of a sign"
+    example = "Conv(Relu(x), w)"
+    advice = f"if it is to be binary, put a sign in front of it and train again; {EDGES}"
+    last_advice = f"as in the papers, whose last layers stay float; {EDGES}"
+
+
+@dataclass(frozen=True)
+class MeanMagnitude(Reason):
+    """The filter of XNOR-Net's K."""
+
+    template = "it filters the mean magnitude of a binary layer's input, which scales that layer (K of XNOR-Net)"
+    example = "Conv(ReduceMean(Abs(x)), box), where Sign(x) feeds a binary layer"
+    advice = "nothing: it has one channel, and costs little"
+
+
+# The weights and the bias.
+
+
+@dataclass(frozen=True)
+class RealWeights(LayerReason):
+    """More than one magnitude in a filter."""
+
+    filter: int
+    low: float
+    high: float
+
+    template = "its weights are real-valued: filter {filter} has |w| from {low:.3g} to {high:.3g}"
+    example = "Conv(Sign(x), w), w of 0.5 and 2"
+    advice = (
+        "if they are latent, say by which recipe they are binarised: --weights xnor, xnor-centred or sign (for a "
+        "checkpoint that this does not change, convert the file that --float writes); trained real, they stay float"
+    )
+
+
+@dataclass(frozen=True)
+class ExactZeros(LayerReason):
+    """Ternary weights."""
+
+    filter: int
+    count: int
+
+    template = "filter {filter} has {count} weights that are exactly 0, which one bit cannot hold"
+    example = "Conv(Sign(x), w), w of -1, 0 and 1"
+    advice = (
+        "train so that no weight is 0: with sign(0) = +1, those of the latent ones that are 0 become +alpha; a network "
+        "of ternary weights has no binary form"
+    )
+
+
+@dataclass(frozen=True)
+class NotFinite(LayerReason):
+    """NaN or infinity in the weights."""
+
+    filter: int
+
+    template = "filter {filter} holds NaN or infinity"
+    example = "Conv(Sign(x), w), one of w NaN"
+    advice = "training diverged, or the file is damaged: take another checkpoint"
+
+
+_INITIALIZERS = "export with the parameters as initializers, computed from nothing but constants"
+
+
+@dataclass(frozen=True)
+class WeightsNotConstant(LayerReason):
+    """Weights that are computed from data."""
+
+    template = "its weights are not constant"
+    example = "MatMul(Sign(x), Relu(x))"
+    advice = _INITIALIZERS
+
+
+@dataclass(frozen=True)
+class BiasNotConstant(LayerReason):
+    """A bias that is computed from data."""
+
+    template = "its bias is not constant"
+    example = "Conv(Sign(x), w, ReduceMean(x))"
+    advice = _INITIALIZERS
+
+
+@dataclass(frozen=True)
+class NotFloat32(LayerReason):
+    """Weights of another type."""
+
+    dtype: str
+
+    template = "its weights are {dtype}, not float32"
+    example = "Conv(Sign(x), w), all float64"
+    advice = "convert the float model to float32 first"
+
+
+@dataclass(frozen=True)
+class WeightDimensions(LayerReason):
+    """A linear layer whose weights are no matrix."""
+
+    dimensions: int
+
+    template = "its weights have {dimensions} dimensions, not 2"
+    example = "MatMul(Sign(x), w), w of [1, 4, 5]"
+    advice = "reshape its weights to [inputs, outputs], its input to [N, inputs]"
+
+
+@dataclass(frozen=True)
+class GemmFactors(LayerReason):
+    """A Gemm that is more than a linear layer."""
+
+    template = "a Gemm with alpha, beta or transA is not a linear layer"
+    example = "Gemm<alpha=2>(Sign(x), w)"
+    advice = "multiply alpha and beta into the weights and the bias, and leave out transA"
+
+
+@dataclass(frozen=True)
+class BiasShape(LayerReason):
+    """A Gemm whose bias has not one value per output."""
+
+    shape: str
+    outputs: int
+
+    template = "its bias has shape {shape}, not [{outputs}]"
+    example = "Gemm(Sign(x), w, c), w of [4, 5], c of [1, 5]"
+    advice = "give it a bias of one value per output"
+
+
+# The geometry.
+
+
+@dataclass(frozen=True)
+class AutoPad(LayerReason):
+    """A padding rule, and sizes that are not known."""
+
+    rule: str
+
+    template = "auto_pad = {rule}: export with explicit pads"
+    example = 'Conv<auto_pad="SAME_UPPER">(Sign(x), w), x of unknown height'
+    advice = "export with explicit pads, or give the input's size with --input-shape"
+
+
+@dataclass(frozen=True)
+class SpatialDimensions(LayerReason):
+    """A convolution over more than two dimensions."""
+
+    dimensions: int
+
+    template = "it has {dimensions} spatial dimensions; BinaryConv has 1 or 2"
+    example = "Conv(Sign(x), w), x of [N, C, D, H, W]"
+    advice = "write it as convolutions or a linear layer of at most 2 dimensions"
+
+
+@dataclass(frozen=True)
+class InputShape(LayerReason):
+    """Channels that are not known."""
+
+    template = "the shape of its input is unknown: export with static channels"
+    example = "Conv(Sign(x), w), x of unknown shape"
+    advice = "export with fixed sizes besides the batch, or give --input-shape"
+
+
+@dataclass(frozen=True)
+class PoolForm(LayerReason):
+    """A MaxPool between sign and layer that no BinaryMaxPool computes."""
+
+    pool: str
+
+    template = "MaxPool '{pool}' has an index output or auto_pad"
+    example = "Conv(MaxPool<auto_pad=...>(Sign(x)), w), x of unknown height"
+    advice = "export the MaxPool with explicit pads and without its index output"
+
+
+@dataclass(frozen=True)
+class InputDimensions(LayerReason):
+    """A linear layer over the last of several dimensions."""
+
+    dimensions: int
+
+    template = "its input has {dimensions} dimensions; a linear layer's has 2"
+    example = "MatMul(Sign(x), w), x of [N, T, C]"
+    advice = "flatten its input to [N, features] in front of the layer"
+
+
+_CONTRADICTION = "the sizes contradict each other: export again with the right input shape"
+
+
+@dataclass(frozen=True)
+class Features(LayerReason):
+    """A linear layer whose weights are for another number of inputs."""
+
+    features: int
+    weight: int
+
+    template = "its input has {features} features, its weight {weight}"
+    example = "MatMul(Flatten(Sign(x)), w), x of [N, 4, 6, 6], w of [100, 5]"
+    advice = _CONTRADICTION
+
+
+@dataclass(frozen=True)
+class Channels(LayerReason):
+    """A convolution whose weights are for another number of channels."""
+
+    channels: int
+    weight: int
+
+    template = "its input has {channels} channels, its weight is for {weight}"
+    example = "Conv(Sign(x), w), x of [N, 4, 6, 6], w of [8, 3, 3, 3]"
+    advice = _CONTRADICTION
+
+
+@dataclass(frozen=True)
+class FlattenedDimensions(LayerReason):
+    """A linear layer behind a map of more than two dimensions."""
+
+    dimensions: int
+
+    template = "it flattens {dimensions} spatial dimensions; BinaryConv has 1 or 2"
+    example = "MatMul(Flatten(Sign(x)), w), x of [N, C, D, H, W]"
+    advice = "flatten maps of at most 2 spatial dimensions in front of the layer"
+
+
+_SPLIT = "split the layer along its input channels into several that are added"
+
+
+@dataclass(frozen=True)
+class ManyProducts(LayerReason):
+    """Sums of ±1 that float32 does not hold exactly."""
+
+    products: int
+
+    template = "each output sums {products} products; exact sums need fewer than 2^24"
+    example = "MatMul(Sign(x), w), w of [16777216, 1]"
+    advice = _SPLIT
+
+
+@dataclass(frozen=True)
+class LargeSums(LayerReason):
+    """Sums of levels that float32 does not hold exactly."""
+
+    products: int
+    highest: int
+
+    template = "each output sums {products} products of up to {highest}; exact sums need fewer than 2^24 / {highest}"
+    example = "MatMul(Round(3 * Clip(x, 0, 1)) / 3, w), w of [5592406, 1]"
+    advice = _SPLIT
+
+
+# The padding.
+
+
+@dataclass(frozen=True)
+class PadValue(LayerReason):
+    """Padding with another number than 0 and the signs' own."""
+
+    value: float
+
+    template = "it is padded with {value:g} times the magnitude of the signs; only 0, -1 and 1 can be"
+    example = "Conv(Pad(Sign(x), pads, 2), w)"
+    advice = "pad with 0, or with plus or minus the magnitude of the signs"
+
+
+@dataclass(frozen=True)
+class MixedPads(LayerReason):
+    """Padding with ±1 and around it with 0."""
+
+    value: float
+
+    template = "it is padded with {value:g} by a Pad and with 0 by its own pads, which cannot be mixed"
+    example = "Conv<pads=[1, 1, 1, 1]>(Pad(Sign(x), pads, 1), w)"
+    advice = "pad in one place: in the convolution with 0, or by a Pad with one value"
+
+
+@dataclass(frozen=True)
+class PadMode(LayerReason):
+    """Padding with what the map holds, or that crops it."""
+
+    pad: str
+
+    template = "Pad '{pad}' has another mode than constant, or pads that are not constant or negative"
+    example = 'Conv(Pad<mode="reflect">(Sign(x), pads), w)'
+    advice = "pad with a constant: reflected or repeated borders have no binary form"
+
+
+@dataclass(frozen=True)
+class PadPlace(LayerReason):
+    """Padding that is not right in front of the convolution."""
+
+    pad: str
+
+    template = "Pad '{pad}' pads channels, or stands between the sign and a MaxPool or another Pad"
+    example = "Conv(MaxPool(Pad(Sign(x), pads)), w)"
+    advice = "pad right in front of the convolution, in height and width alone"
+
+
+@dataclass(frozen=True)
+class PadSigns(LayerReason):
+    """Padding in front of the sign, whose sign is not one number."""
+
+    pad: str
+    channel: int
+
+    template = "its padding, from Pad '{pad}', is 0 in channel {channel} and ±1 in others"
+    example = "Conv(Sign(Add(Pad(x, pads), c)), w), c of 0 and 1"
+    advice = "pad behind the sign, or with a sign that gives +1 at 0"
+
+
+@dataclass(frozen=True)
+class LevelsPad(LayerReason):
+    """Padding of levels with another one than 0."""
+
+    pad: str
+
+    template = "Pad '{pad}' pads with other than 0, or channels"
+    example = "Conv(Pad(Round(3 * Clip(x, 0, 1)) / 3, pads, 1), w)"
+    advice = UNKNOWN
+
+
+# The sign and the levels.
+
+
+@dataclass(frozen=True)
+class StepSign(LayerReason):
+    """A sign that is 0 over an interval."""
+
+    operator: str
+    value: str
+
+    template = (
+        "its input is a Sign that gives 0, too, and not only -1 and 1: {operator} '{value}' before it makes exact "
+        "zeros, whose sign is 0"
+    )
+    example = "Conv(Sign(Mul(Relu(x), c)), w), c of 1 and -1"
+    advice = UNKNOWN
+
+
+_LEVELS = f"train with evenly spaced levels from 0 up; {EDGES}"
+
+
+@dataclass(frozen=True)
+class FallingLevels(LayerReason):
+    """Levels that fall, or rise and fall."""
+
+    value: str
+    count: int
+
+    template = "'{value}' has {count} levels, but does not rise with its input in all channels"
+    example = "Conv(Round(3 * Clip(Mul(x, c), 0, 1)) / 3, w), c of 1 and -1"
+    advice = _LEVELS
+
+
+@dataclass(frozen=True)
+class LevelsBelowZero(LayerReason):
+    """Symmetric levels."""
+
+    count: int
+    low: float
+    high: float
+
+    template = (
+        "its input has {count} levels from {low:.4g} to {high:.4g}; only levels from 0 up can be bit planes, as of a "
+        "ReLU"
+    )
+    example = "Conv(Round(Clip(x, -2, 1)), w)"
+    advice = _LEVELS
+
+
+@dataclass(frozen=True)
+class UnevenLevels(LayerReason):
+    """Levels of different steps."""
+
+    count: int
+    low: float
+    high: float
+    levels: str
+
+    template = "its input has {count} levels from {low:.4g} to {high:.4g} that are not evenly spaced ({levels})"
+    example = "Conv(Where(x > 1, 3, Where(x > 0, 1, 0)), w)"
+    advice = _LEVELS
+
+
+# The operators around.
+
+
+@dataclass(frozen=True)
+class NoBinaryOperator(LayerReason):
+    """A layer of signs that is none of the known ones."""
+
+    operator: str
+
+    template = "{operator} has no binary operator"
+    example = "ConvTranspose(Sign(x), w)"
+    advice = "write it as a Conv, Gemm or MatMul with constant weights"
+
+
+@dataclass(frozen=True)
+class Stranger(LayerReason):
+    """An operator between sign and layer."""
+
+    operator: str
+
+    template = "{operator} stands between the sign and it, which no pass looks through"
+    example = "Conv(Concat(Sign(x), Sign(Neg(x))), w)"
+    advice = "take the sign behind that operator, right in front of the layer, which computes the same"
+
+
+@dataclass(frozen=True)
+class CancelsOut(Reason):
+    """A layer that is added and subtracted."""
+
+    template = "its output cancels out, as in (a - S) + S of the straight-through trick"
+    example = "Conv(Sign(x) - S + S, w), S = Conv(x, v): the inner one"
+    advice = "nothing: it has no effect, and is not computed"
+
+
+# Weights that are not stored as bits, in front of a layer that stays float.
+
+
+@dataclass(frozen=True)
+class ZeroFilter(Reason):
+    """A filter without a sign."""
+
+    template = "a filter is all zeros"
+    example = "Conv(x, w), w of ±1 and one filter of zeros"
+
+
+@dataclass(frozen=True)
+class SmallFilters(Reason):
+    """Filters for which bits take no less room."""
+
+    count: int
+
+    template = "each filter has {count} weights, which take a word of 32 bits and a scale"
+    example = "Conv<group=512>(x, w), w ±1 of [512, 1, 2, 2]"
+
+
+@dataclass(frozen=True)
+class WeightsReadElsewhere(Reason):
+    """Weights that something else than a layer reads; `reader` is its name and the verb, such as "Add 'y' reads"."""
+
+    reader: str
+
+    template = "{reader} its weights, too"
+    example = "Conv(x, w) + ReduceMean(w), w of ±1"
+
+
+@dataclass(frozen=True)
+class OneMagnitude(Reason):
+    """Ternary weights, which --weights does not binarise."""
+
+    template = "its weights have one magnitude per filter, but for exact zeros"
+    example = "Conv(Sign(x), w), w of -1, 0 and 1, with --weights xnor"
+
+
+# What is not fused between layers.
+
+
+@dataclass(frozen=True)
+class UsedElsewhere(Reason):
+    """A tensor that has to be made anyway; `what` is its name and the verb, such as "'x' is"."""
+
+    what: str
+
+    template = "{what} used elsewhere too"
+    example = "b = Binarize(BatchNormalization(x)), where BatchNormalization(x) is an output, too"
+
+
+@dataclass(frozen=True)
+class NotFoldable(Reason):
+    """An operator that is no monotone function per channel, or whose operands do not say."""
+
+    why: str
+
+    template = "{why}"
+    example = "Binarize(PRelu(x, c)), c < 0"
+
+
+@dataclass(frozen=True)
+class Falls(Reason):
+    """A channel whose bits would be complemented, and cannot be."""
+
+    channel: int
+    operator: str
+    value: str
+    consumer: Reason
+
+    template = "channel {channel} of {operator} '{value}' falls: {consumer}"
+    example = "BinaryMaxPool(Binarize(Mul(x, -1)))"
+
+
+@dataclass(frozen=True)
+class BitsAreOutput(Reason):
+    """Bits that a user reads."""
+
+    template = "its bits are an output of the model"
+    example = "Binarize(Mul(x, -1)), the output of the model"
+
+
+@dataclass(frozen=True)
+class BitsFeed(Reason):
+    """Bits that an operator reads which is no binary convolution."""
+
+    operator: str
+    value: str
+
+    template = "its bits feed {operator} '{value}', which cannot take them complemented"
+    example = "BinaryMaxPool(Binarize(Mul(x, -1)))"
+
+
+@dataclass(frozen=True)
+class PoolStays(Reason):
+    """A MaxPool that cannot be one of bits."""
+
+    pool: str
+
+    template = PoolForm.template
+    example = "Binarize(MaxPool<auto_pad=...>(x)), x of unknown height"
+
+
+@dataclass(frozen=True)
+class LinearBits(Reason):
+    """Bits of a linear layer that no binary layer reads."""
+
+    template = "the bits of a linear layer feed something that is no binary layer"
+    example = "Binarize(Flatten(BinaryConv(...))), the output of the model"
+
+
+@dataclass(frozen=True)
+class ThresholdPerPosition(Reason):
+    """A binarisation of a flattened map."""
+
+    template = "it flattens positions, each with a threshold of its own"
+    example = "Binarize(Flatten(BinaryConv(...)), t), t of channels x height x width"
+
+
+@dataclass(frozen=True)
+class FactorShape(Reason):
+    """A factor that is no map of one channel."""
+
+    factor: str
+
+    template = "its factor '{factor}' has not one value per pixel, or an unknown shape"
+    example = "BinaryConv(...) * GlobalAveragePool(x)"
+
+
+@dataclass(frozen=True)
+class ResidualShape(Reason):
+    """A shortcut of another shape."""
+
+    value: str
+
+    template = "its operand '{value}' is broadcast, or of unknown shape"
+    example = "Sign(BinaryConv(...) + GlobalAveragePool(x))"
+
+
+@dataclass(frozen=True)
+class NoSignReads(Reason):
+    """A sum that stays float."""
+
+    template = "no sign reads it"
+    example = "BinaryConv(...) + x, the output of the model"
+
+
+@dataclass(frozen=True)
+class FoldedAlready(Reason):
+    """A second BatchNorm in front of A of XNOR-Net."""
+
+    template = "it stands before a BatchNorm that was folded already"
+    example = "BinarizeAbsMean(BatchNormalization(BatchNormalization(x)))"
+
+
+@dataclass(frozen=True)
+class UnknownChannels(Reason):
+    """A mean over channels whose number is not known."""
+
+    template = "the number of channels is unknown"
+    example = "ReduceMean(Abs(x)) next to Binarize(x), x of unknown channels"
+
+
+@dataclass(frozen=True)
+class SumNotDivided(Reason):
+    """A sum of magnitudes that is no mean."""
+
+    channels: int
+
+    template = "the sum is not divided by the number of channels, {channels}"
+    example = "ReduceSum(Abs(x)) next to Binarize(x)"
+
+
+@dataclass(frozen=True)
+class ChannelsDropped(Reason):
+    """A mean without the dimension of the channels."""
+
+    template = "it drops the dimension of the channels, and no Unsqueeze puts it back"
+    example = "ReduceMean<keepdims=0>(Abs(x)) next to Binarize(x)"
+
+
+def reasons() -> list[type[Reason]]:
+    """All reasons, in the order of this module."""
+    return [kind for kind in (*LayerReason.__subclasses__(), *Reason.__subclasses__()) if kind is not LayerReason]
+
+
+def table() -> str:
+    """The reasons for which a layer stays float, as a table in Markdown."""
+    rows = ["| reason | for instance | what to change |", "|---|---|---|"]
+    for kind in sorted((kind for kind in reasons() if kind.advice), key=lambda kind: not kind.reads_sign):
+        template = re.sub(r"{(\w+)[^}]*}", r"*\1*", kind.template).replace("|w|", "abs(w)")
+        rows.append(f"| {template} | `{kind.example}` | {kind.advice} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

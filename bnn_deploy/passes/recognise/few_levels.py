@@ -1,0 +1,330 @@
+"""Activations of a few levels, as DoReFa-Net and HWGQ-Net have them, recognised by their values, not by their form."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.operators.contract import MAX_LEVEL_BITS
+from bnn_deploy.passes.elementwise import Array, evaluate, is_elementwise, straight_through, uniform
+from bnn_deploy.passes.graph import is_op, static_shape
+from bnn_deploy.passes.monotone import (
+    LARGEST,
+    Floats,
+    bisect_threshold,
+    float_to_ordered,
+    monotone,
+    ordered_to_float,
+)
+from bnn_deploy.passes.reasons import FallingLevels, LevelsBelowZero, Reason, UnevenLevels
+
+EVEN = 1e-6
+"""Levels may differ from multiples of the step by this times the highest, which is more than their own rounding."""
+
+MAX_LEVELS = 2**MAX_LEVEL_BITS
+
+PER_CHANNEL = ("BatchNormalization", "LeakyRelu", "PRelu")
+"""Operators with parameters per channel, which `monotone` evaluates."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A tensor whose value is `step` times the number of thresholds that another tensor reaches.
+
+    Attributes:
+        data: the other tensor, as far up in the graph as the function stays one of each element alone.
+        perm: how `data` is transposed on the way; () if it is not.
+        thresholds: [levels - 1, C] float32, ascending.
+        step: the distance of two levels.
+        before: the nearest tensor that this one is a function of, with few levels: what was quantised in the source.
+        before_perm: as perm, of `before`.
+        before_thresholds: of `before`, [levels - 1, C] float32, or [levels - 1, 1] where all channels have the same.
+    """
+
+    data: ir.Value
+    perm: tuple[int, ...]
+    thresholds: Floats
+    step: float
+    before: ir.Value
+    before_perm: tuple[int, ...]
+    before_thresholds: Floats
+
+    @property
+    def bits(self) -> int:
+        """Bits of a level."""
+        return len(self.thresholds).bit_length()
+
+
+def quantizer(value: ir.Value) -> Quantizer | Reason | None:
+    """Read a tensor as levels.
+
+    1. It is a function f of one other tensor's elements, each alone, made of Clip, Round, comparisons, Where, Cast and
+       arithmetic with constants, one number or one per channel, and of QuantizeLinear and DequantizeLinear; Transposes
+       in between count as nothing. What f is made of does not matter: f is evaluated.
+    2. f has 2 to 16 values over all float32, it does not fall, and its values are 0, d, 2 d and so on, to rounding.
+    3. Each threshold is the smallest float32 at which f has the value, found by bisection, so levels are exact by
+       construction, ties of Round included.
+    4. A function further up (BatchNormalization, Relu, ...) is taken into f where f then still rises in every channel.
+    5. The straight-through trick `x + (q - x)` counts as q.
+
+    Returns:
+        The quantiser; a reason if the tensor has a few levels, but not such; None if it is nothing of the kind.
+    """
+    shape = static_shape(value)
+    if shape is None or len(shape) < 2 or shape[1] is None or value.dtype != ir.DataType.FLOAT:
+        return None
+    channels = shape[1]
+    nearest: tuple[_Chain, NDArray[np.float64], Floats] | None = None
+    best: tuple[_Chain, Floats] | None = None  # with thresholds [levels - 1, C]
+    problem: Reason | Literal[""] | None = None  # of the nearest function with few levels
+    for chain in _chains(value, len(shape), channels):
+        if chain.leaf.dtype != ir.DataType.FLOAT:
+            continue
+        if nearest is None:
+            levels = _discover(chain.evaluate, chain.columns(channels))
+            if levels is None:
+                continue
+            reason = _unusable(levels, chain)
+        else:
+            levels, reason = nearest[1], None
+        thresholds = None if reason is not None else _thresholds(chain.evaluate, levels, chain.columns(channels))
+        if thresholds is None:
+            if nearest is not None:
+                break
+            # What is in front may leave only some levels: a Relu those from 0 up, of a sign 0 and 1.
+            falls = FallingLevels(value.name or "", len(levels))
+            problem = (falls if reason is None else reason) if problem is None else problem
+            continue
+        if nearest is None:
+            nearest = chain, levels, thresholds
+        best = chain, np.repeat(thresholds, channels // thresholds.shape[1], axis=1)
+    if nearest is None or best is None:
+        return problem or None
+    first, levels, before_thresholds = nearest
+    last, thresholds = best
+    step = float(levels[-1]) / (len(levels) - 1)
+    return Quantizer(last.leaf, last.perm, thresholds, step, first.leaf, first.perm, before_thresholds)
+
+
+def transposed(shape: Sequence[Any], perm: Sequence[int]) -> list[Any]:
+    """A shape after a Transpose; () is none."""
+    return [shape[axis] for axis in perm] if perm else list(shape)
+
+
+@dataclass
+class _Chain:
+    """The nodes between a tensor and one that it is an elementwise function of.
+
+    Attributes:
+        leaf: that one.
+        perm: how it is transposed on the way; () if it is not.
+        steps: the nodes, the last first, with what each one's inputs are: values to be computed, constants (one number
+            or one per channel) or None.
+        result: the tensor.
+    """
+
+    leaf: ir.Value
+    perm: tuple[int, ...]
+    steps: list[tuple[ir.Node, list[Any]]] = field(default_factory=list)
+    result: ir.Value | None = None
+
+    def columns(self, channels: int) -> int:
+        """Of how many channels the function is known by: 1 if it is the same in all."""
+        constants = [item for _, operands in self.steps for item in operands if isinstance(item, np.ndarray)]
+        same = all(array.ndim == 0 for array in constants) and not any(is_op(n, *PER_CHANNEL) for n, _ in self.steps)
+        return 1 if same else channels
+
+    def evaluate(self, points: Floats) -> Array:
+        """The function of points [..., C], or [..., 1] where it is the same in all channels."""
+        known: dict[ir.Value, Array] = {self.leaf: points}
+        with np.errstate(all="ignore"):
+            for node, operands in reversed(self.steps):
+                values = [known[item] if isinstance(item, ir.Value) else item for item in operands]
+                known[node.outputs[0]] = _apply(node, values, points.shape[-1])
+        assert self.result is not None
+        return np.broadcast_to(known[self.result], points.shape)
+
+
+def _chains(value: ir.Value, rank: int, channels: int) -> list[_Chain]:
+    """All tensors that `value` is an elementwise function of, the nearest first."""
+    producer = value.producer()
+    graph = None if producer is None else producer.graph
+    if graph is None:
+        return []
+    position = {node: i for i, node in enumerate(graph)}
+    open_values = [value]
+    axis, perm = 1, tuple(range(rank))  # of the channels, and of the value, in terms of the tensors reached so far
+    steps: list[tuple[ir.Node, list[Any]]] = []
+    found = []
+    while True:
+        if len(open_values) == 1 and steps:
+            identity = perm == tuple(range(rank))
+            found.append(_Chain(open_values[0], () if identity else perm, list(steps), value))
+        producers = [p for v in open_values if (p := v.producer()) is not None]
+        if not producers:
+            return found
+        last = max(producers, key=lambda p: position[p])
+        if is_op(last, "Transpose"):
+            order = last.attributes.get("perm")
+            data = last.inputs[0]
+            if len(open_values) > 1 or order is None or data is None:
+                return found
+            order_ints = order.as_ints()
+            axis, perm = order_ints[axis], tuple(order_ints[i] for i in perm)
+            operands: list[Any] | None = [data]
+        else:
+            operands = _operands(last, rank, axis, channels)
+        if operands is None:
+            return found
+        steps.append((last, operands))
+        open_values = [v for v in open_values if v.producer() is not last]
+        for item in operands:
+            if isinstance(item, ir.Value) and item not in open_values:
+                open_values.append(item)
+        if not open_values:
+            return found  # a constant
+
+
+def _operands(node: ir.Node, rank: int, axis: int, channels: int) -> list[Any] | None:
+    """The operands of an elementwise node, as in _Chain; None if it is another, or a constant does not fit."""
+    if (quantized := next(straight_through(node), None)) is not None:
+        return [quantized]
+    if len(node.outputs) != 1:
+        return None
+    if is_op(node, *PER_CHANNEL):
+        first = node.inputs[0]
+        return None if axis != 1 or first is None or isinstance(monotone(node, channels), str) else [first]
+    if not is_elementwise(node):
+        return None
+    if is_op(node, "Div") and node.outputs[0].dtype != ir.DataType.FLOAT:  # rounds, and not as numpy's
+        return None
+    operands: list[Any] = []
+    for index, value in enumerate(node.inputs):
+        array = uniform(value)
+        if value is None:
+            operands.append(None)
+        elif array is None:
+            shape = static_shape(value)
+            if shape is None or len(shape) != rank or shape[axis] != channels:
+                return None
+            operands.append(value)
+        else:
+            own_axis = is_op(node, "QuantizeLinear", "DequantizeLinear") and index > 0 and array.ndim == 1
+            if own_axis and array.size > 1:
+                attribute = node.attributes.get("axis")
+                if (1 if attribute is None else attribute.as_int()) % rank != axis or array.size != channels:
+                    return None
+                operands.append(array)
+                continue
+            if array.size == 1:
+                operands.append(array.reshape(()))
+                continue
+            aligned = array.reshape((1,) * (rank - array.ndim) + array.shape) if array.ndim <= rank else array
+            if aligned.ndim != rank or aligned.size != channels or aligned.shape[axis] != channels:
+                return None
+            operands.append(aligned.reshape(-1))
+    return operands if any(isinstance(item, ir.Value) for item in operands) else None
+
+
+def _apply(node: ir.Node, values: list[Any], channels: int) -> Array:
+    """Run one step of a chain in numpy."""
+    first: Array = values[0]
+    if is_op(node, "Transpose") or (len(values) == 1 and next(straight_through(node), None) is not None):
+        return first
+    if is_op(node, *PER_CHANNEL):
+        function = monotone(node, channels)
+        assert not isinstance(function, str)
+        return function(first)
+    return evaluate(node, values)
+
+
+def _discover(function: Callable[[Floats], Array], channels: int) -> NDArray[np.float64] | None:
+    """The values that a function of float32 takes, if it does not fall and they are 2 to 16; else None.
+
+    All are found: between two numbers with the same value a function that does not fall is constant, and between two
+    with different ones the search goes on down to neighbours.
+    """
+    ends = np.array([[-LARGEST], [LARGEST]], np.float32) * np.ones(channels, np.float32)
+    low, high = function(ends)
+    if not np.isfinite([low, high]).all():
+        return None
+    channel = int(np.argmax(high.astype(np.float64) - low))
+
+    def at(orders: NDArray[np.int64]) -> NDArray[np.float64]:
+        points = np.repeat(ordered_to_float(orders)[:, np.newaxis], channels, axis=1)
+        return function(points)[:, channel].astype(np.float64)
+
+    orders = np.array([float_to_ordered(-LARGEST), float_to_ordered(LARGEST)], np.int64)
+    values = at(orders)
+    while True:
+        if not np.isfinite(values).all() or len(np.unique(values)) > MAX_LEVELS:
+            return None
+        (gaps,) = np.nonzero((np.diff(values) != 0) & (np.diff(orders) > 1))
+        if not len(gaps):
+            break
+        middles = (orders[gaps] + orders[gaps + 1]) // 2
+        orders = np.insert(orders, gaps + 1, middles)
+        values = np.insert(values, gaps + 1, at(middles))
+    levels = np.unique(values)
+    return None if len(levels) < 2 else levels
+
+
+def _unusable(levels: NDArray[np.float64], chain: _Chain) -> Reason | Literal[""] | None:
+    """Why these are no levels from 0 up; "" for those of a sign, which other passes look at; None if they are."""
+    low, high = float(levels[0]), float(levels[-1])
+    if low == -high and len(levels) <= 3 and (len(levels) == 2 or any(is_op(node, "Sign") for node, _ in chain.steps)):
+        return ""
+    if low != 0:
+        return LevelsBelowZero(len(levels), low, high)
+    step = high / (len(levels) - 1)
+    if (np.abs(levels - step * np.arange(len(levels))) > EVEN * high).any():
+        return UnevenLevels(len(levels), low, high, ", ".join(f"{level:.4g}" for level in levels))
+    return None
+
+
+def _thresholds(
+    function: Callable[[Floats], Array], levels: NDArray[np.float64], channels: int
+) -> NDArray[np.float32] | None:
+    """Where the function, of each channel, reaches each level, [levels - 1, C]; None if it is no such function."""
+    found = []
+    for below, level in itertools.pairwise(levels):
+        half = (below + level) / 2
+
+        def reached(x: Floats, half: float = half) -> NDArray[np.bool_]:
+            result: NDArray[np.bool_] = function(x[np.newaxis])[0] >= half
+            return result
+
+        threshold, falling = bisect_threshold(reached, channels)
+        if falling.any():
+            return None
+        found.append(threshold)
+    thresholds = np.stack(found)
+    for points in _probes(thresholds):
+        values = function(points).astype(np.float64)
+        expected = levels[(points[:, np.newaxis] >= thresholds).sum(axis=1)]
+        if not (np.abs(values - expected) <= EVEN * levels[-1]).all():
+            return None
+    return thresholds
+
+
+def _probes(thresholds: Floats) -> list[Floats]:
+    """Points [P, C] to check a function at: everywhere, at each threshold and next to it, and around all of them."""
+    count = thresholds.shape[1]
+    largest = float_to_ordered(LARGEST)
+    everywhere = ordered_to_float(np.linspace(-largest, largest, 1025).astype(np.int64))
+    finite = np.where(np.isfinite(thresholds), thresholds, np.float32(0))
+    span = np.maximum(finite.max(axis=0) - finite.min(axis=0), np.float32(1e-3))
+    ramp = np.linspace(-2, 2, 257, dtype=np.float32)[:, np.newaxis]
+    return [
+        np.repeat(everywhere[:, np.newaxis], count, axis=1),
+        finite,
+        np.nextafter(finite, np.float32(-np.inf)),
+        np.nextafter(finite, np.float32(np.inf)),
+        (finite.mean(axis=0) + ramp * span).astype(np.float32),
+    ]

@@ -1,0 +1,76 @@
+"""The backends of the proof: kernels of every instruction set, bodies in onnxruntime, ReferenceEvaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import one_line
+from bnn_deploy.runtime.session import load_session
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+Arrays = dict[str, NDArray[Any]]
+
+Runner = Callable[[Arrays], NDArray[Any]]
+"""Runs a model with one output on named inputs."""
+
+
+class RunError(Exception):
+    """A backend cannot run a model on the inputs that it was given, or gives another shape than the reference."""
+
+
+BATCH = 50
+"""Samples that run at a time: bounds the memory that a large network's activations need."""
+
+
+class Backends:
+    """The backends, by name: each runs a model given as a proto."""
+
+    BODIES = "bodies, onnxruntime"
+    EVALUATOR = "bodies, ReferenceEvaluator"
+
+    def __init__(self, isas: Sequence[str], threads: int | None) -> None:
+        self.isas = isas
+        self.threads = threads
+        self.onnxruntime = [self.BODIES, *(f"kernels, {isa}" for isa in isas)]
+
+    def make(self, model: ModelProto | str, backend: str) -> Runner:
+        """A function that runs `model`, which has one output, on named inputs."""
+        if backend == self.EVALUATOR:
+            from onnx.reference import ReferenceEvaluator
+
+            evaluator = ReferenceEvaluator(model)
+
+            def evaluate(inputs: Arrays) -> NDArray[Any]:
+                try:
+                    with np.errstate(all="ignore"):
+                        (output,) = evaluator.run(None, inputs)
+                except Exception as error:  # whatever numpy or the evaluator raises for shapes that do not fit
+                    raise RunError(one_line(error)) from error
+                return np.asarray(output)
+
+            return evaluate
+        isa = None if backend == self.BODIES else backend.removeprefix("kernels, ")
+        data = model if isinstance(model, str) else model.SerializeToString()
+        session = load_session(data, self.threads, isa=isa, kernels=isa is not None)
+        return lambda inputs: np.asarray(run_session(session, None, inputs)[0])
+
+
+def run_session(session: ort.InferenceSession, names: list[str] | None, inputs: Arrays) -> list[Any]:
+    """Run a session.
+
+    Raises:
+        RunError: with what onnxruntime says.
+    """
+    try:
+        outputs: list[Any] = session.run(names, inputs)
+    except Exception as error:  # onnxruntime's exception types are not public
+        raise RunError(one_line(error)) from error
+    return outputs

@@ -1,0 +1,128 @@
+"""Cut a converted model where the float graph has the same tensor, so that each piece can be run and judged alone.
+
+A cut is a tensor that stands for one of the float graph: the node that makes it carries that tensor's name in its
+metadata. A segment is everything between the cuts that it reads and the one that it makes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from bnn_deploy.operators.bits import pack_bits, unpack_bits
+from bnn_deploy.operators.contract import DOMAIN, holds_bits
+from bnn_deploy.provenance import (
+    Levels,
+    Place,
+    properties,
+    read_before,
+    read_complemented,
+    read_levels,
+    source_place,
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor of the converted model that stands for one of the float graph.
+
+    Attributes:
+        tensor: its name in the converted model.
+        place: the tensor of the float graph, and the moves from it to this one.
+        is_bits: whether it holds bits (then `place` is that of the output of a Sign) or floats.
+        complemented: channels whose bits are stored complemented.
+        rank: its number of dimensions, if known.
+        before: for bits, the place of the pre-activation; None if the reference knows it.
+        levels: for bits that are planes of levels; then `place` is that of the quantised tensor.
+    """
+
+    tensor: str
+    place: Place
+    is_bits: bool
+    complemented: tuple[int, ...]
+    rank: int | None
+    before: Place | None = None
+    levels: Levels | None = None
+
+    @property
+    def source(self) -> str:
+        """The name of the tensor of the float graph."""
+        return self.place.tensor
+
+    def pre_activation(self, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+        """The input of the sign, less the threshold, in the layout [N, C, spatial...] `shape` of the bits."""
+        assert self.before is not None
+        return self.before.apply(values[self.before.tensor]).reshape(shape)
+
+    def encode(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The reference's value [N, C, spatial...] in the form that the converted model holds it in."""
+        if not self.is_bits:
+            return self._reshape(value.astype(np.float32), axis=len(value.shape))
+        if self.levels is not None:
+            last = np.moveaxis(self.levels.encode(value), 1, -1)
+            planes = [pack_bits(last >> plane & 1 == 1) for plane in range(self.levels.bits)]
+            return self._reshape(np.concatenate(planes, axis=-1), axis=1)
+        signs = np.moveaxis(value >= 0, 1, -1)
+        signs[..., list(self.complemented)] ^= True
+        return self._reshape(pack_bits(signs), axis=1)
+
+    def _reshape(self, array: NDArray[Any], axis: int) -> NDArray[Any]:
+        """Add the unit dimensions of a linear layer, which the float graph has not, at `axis`."""
+        missing = 0 if self.rank is None else self.rank - array.ndim
+        return array.reshape(array.shape[:axis] + (1,) * missing + array.shape[axis:])
+
+    def decode(self, bits: NDArray[np.uint32], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Bits as the reference lays them out: bool of the given shape [N, C, spatial...], True for +1."""
+        signs = unpack_bits(bits, shape[1])
+        signs[..., list(self.complemented)] ^= True
+        spatial = (shape[0], *shape[2:], shape[1])
+        return np.moveaxis(signs.reshape(spatial), -1, 1)
+
+    def decode_levels(self, planes: NDArray[np.uint32], shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Planes as the reference lays its tensor out: levels of the given shape [N, C, spatial...]."""
+        assert self.levels is not None
+        parts = np.split(planes, self.levels.bits, axis=-1)
+        found = sum(unpack_bits(part, shape[1]).astype(np.int64) << j for j, part in enumerate(parts))
+        return np.moveaxis(np.asarray(found).reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+
+
+def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
+    """All cuts, in the order of the graph.
+
+    Args:
+        model: the converted model.
+        names: tensors that the reference has: a float tensor with more than one user that is among them is a cut too,
+            so that a residual path does not tie all layers into one; and the model's float outputs always are.
+    """
+    ranks = {
+        info.name: len(info.type.tensor_type.shape.dim)
+        for info in (*model.graph.value_info, *model.graph.output)
+        if info.type.tensor_type.HasField("shape")
+    }
+    found = []
+    outputs = {info.name for info in model.graph.output}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        metadata = properties(node)
+        for i, tensor in enumerate(node.output):
+            place = source_place(metadata, i)
+            if tensor and place is not None:
+                bits, channels = holds_bits(node, i), read_complemented(metadata, i)
+                before, levels = read_before(metadata, i), read_levels(metadata, i)
+                found.append(Cut(tensor, place, bits, channels, ranks.get(tensor), before, levels))
+            elif tensor in outputs or (node.domain != DOMAIN and uses[tensor] > 1 and tensor in names):
+                found.append(Cut(tensor, Place(tensor), False, (), ranks.get(tensor)))
+    return found
+
+
+def value_info(name: str, is_bits: bool, rank: int | None) -> ValueInfoProto:
+    """The declaration of a tensor: uint32 for bits, else float32, of this rank."""
+    kind = TensorProto.UINT32 if is_bits else TensorProto.FLOAT
+    info: ValueInfoProto = helper.make_tensor_value_info(name, kind, None if rank is None else [None] * rank)
+    return info

@@ -1,0 +1,372 @@
+"""Making golden results, where onnx is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators.bits import pack_bits
+from bnn_deploy.operators.contract import Operator, holds_bits, is_layer, operator_of
+from bnn_deploy.progress import Progress
+from bnn_deploy.proof.backends import RunError, run_session
+from bnn_deploy.proof.golden.record import (
+    GOLDEN_BATCH,
+    GOLDEN_PREFIX,
+    ZEROS,
+    Golden,
+    GoldenFloats,
+    GoldenTensor,
+    checksums,
+    feed,
+)
+from bnn_deploy.proof.margins import relative_margin
+from bnn_deploy.proof.pieces import has_kernels, load_model, require_converted, split, with_outputs
+from bnn_deploy.proof.results import Tolerances
+from bnn_deploy.runtime.inputs import load_data
+from bnn_deploy.runtime.machine import cpu_name
+from bnn_deploy.runtime.session import library_info, load_session
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+
+FED = "fed/"
+"""Before the name of a tensor: what its layer makes of golden bits."""
+
+ALONE = "alone/"
+"""Before the name of a tensor: what a binary layer with a residual path makes of golden bits when it adds zeros."""
+
+
+def make_golden(
+    model: str | os.PathLike[str],
+    data: NDArray[np.float32] | str | os.PathLike[str] | None = None,
+    samples: int | None = None,
+    *,
+    tolerances: Tolerances | None = None,
+    progress: Progress = lambda step: None,
+) -> Golden:
+    """Compute golden results with the kernels of this machine's best instruction set and one thread.
+
+    Args:
+        model: the converted .onnx file.
+        data: inputs, as `bnn_deploy.verify` takes them; None for random normal ones.
+        samples: use only the first so many inputs.
+        tolerances: what counts as rounding.
+        progress: called as work proceeds.
+
+    Raises:
+        InputError: a file cannot be used.
+        SetupError: as `load_session`.
+    """
+    tolerances = tolerances or Tolerances()
+    proto = load_model(model)
+    require_converted(proto, model)
+    if not has_kernels(proto):
+        raise InputError(
+            f"{model}: it has binary weights only, and no bits between its layers that a board could get wrong: "
+            "copy the file, and run it with onnxruntime alone"
+        )
+    content = Path(model).read_bytes()
+    name: str = proto.graph.input[0].name
+    shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)[1:]
+    x = load_data(data, None, samples, name, shape).x
+    plan = _Plan(proto)
+    output: str = proto.graph.output[0].name
+    progress(f"computing golden results of {len(x)} samples")
+    try:
+        values = _run(content + plan.free_probe(), [output, *plan.tensors], lambda part: {name: x[part]}, len(x))
+        near = plan.near_bits(x, tolerances)
+        tensors = tuple(replace(tensor, bits=values[key], near=near.get(key)) for key, tensor in plan.tensors.items())
+        bits_only = Golden(
+            hashlib.sha256(content).hexdigest(),
+            name,
+            output,
+            plan.renamed.get(output, output),
+            x,
+            values[output],
+            tensors,
+            (),
+            tolerances.relative(output in plan.quantized),
+            {
+                "onnxruntime": ort.__version__,
+                "numpy": np.__version__,
+                "cpu": cpu_name(),
+                "isa": library_info().selected,
+            },
+            plan.probe(),
+        )
+        return replace(bits_only, floats=plan.floats(bits_only, content))
+    except RunError as error:
+        raise InputError(f"{model}: it does not run on these inputs: {error}") from error
+
+
+def _run(
+    model: bytes, names: list[str], feed: Callable[[slice], dict[str, NDArray[Any]]], samples: int
+) -> dict[str, NDArray[Any]]:
+    """The named outputs of a model for all samples, batch by batch.
+
+    Raises:
+        RunError: it does not run.
+    """
+    if not names:
+        return {}
+    session = load_session(model, threads=1)
+    wanted = {info.name for info in session.get_inputs()}
+    parts = []
+    for start in range(0, samples, GOLDEN_BATCH):
+        fed = feed(slice(start, min(start + GOLDEN_BATCH, samples)))
+        parts.append(run_session(session, names, {name: array for name, array in fed.items() if name in wanted}))
+    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def _near(row: Operator, values: NDArray[Any], threshold: NDArray[Any], margin: float) -> NDArray[np.uint32]:
+    """The bits that another rounding of their values may flip, packed as the bits are.
+
+    Args:
+        row: the operator that compares them.
+        values: [N, C, spatial...], or [N, spatial..., C] for the operators with channels last.
+        threshold: [C], or for QuantizeLevels one row per threshold. One that no value can cross makes its channel
+            constant, and nothing near.
+        margin: in units of the root mean square of a channel's distances from the threshold. 8-bit values are near
+            where one level more or less crosses it.
+    """
+    if row.channels_last:
+        values = np.moveaxis(values, -1, 1)
+    shape = (-1, *[1] * (values.ndim - 2))
+    if threshold.ndim == 2:
+        # Threshold i moves the bits of the planes whose power of two divides i.
+        each = [_near(row, values, one, margin) for one in threshold]
+        planes = [each[2**j - 1 :: 2**j] for j in range(len(each).bit_length())]
+        return np.concatenate([np.bitwise_or.reduce(plane) for plane in planes], axis=-1)
+    if row.inputs[0].dtype == "uint8":
+        levels = threshold.reshape(shape)
+        near = (levels > 0) & (levels < 256) & ((values == levels) | (values == levels - 1))
+    else:
+        crossed = np.isfinite(threshold)
+        near = relative_margin(values - np.where(crossed, threshold, 0).reshape(shape)) <= margin
+        near &= crossed.reshape(shape)
+    return pack_bits(np.moveaxis(near, 1, -1))
+
+
+class _Plan:
+    """What of a model is recorded, and how its layers are fed.
+
+    Attributes:
+        tensors: bit tensor -> its entry in the golden file, still without bits.
+        renamed: tensor -> its name in the probe, for those that come after bits.
+        quantized: the floats that come from a layer with 8-bit activations.
+    """
+
+    def __init__(self, proto: ModelProto) -> None:
+        self.proto = proto
+        self.tensors: dict[str, GoldenTensor] = {}
+        self.renamed: dict[str, str] = {}
+        self.quantized: set[str] = set()
+        self._nodes: list[NodeProto] = []
+        self._exact: dict[str, tuple[str, str]] = {}  # floats of golden bits alone -> their layer, its bits or ""
+        self._makers: dict[str, NodeProto] = {}
+        self._constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        names = {piece.output.tensor: piece.name for piece in split(proto)}
+        layers: dict[str, str] = {}  # float tensor -> the layer that it comes from
+        for node in proto.graph.node:
+            fed = any(name in self.renamed for name in node.input)
+            row = operator_of(node)
+            threshold = None if row is None else row.threshold
+            from_floats = threshold is not None and not threshold.of_sums
+            layer = node.name if is_layer(node) else next(filter(None, map(layers.get, node.input)), "")
+            rounded = node.op_type == "QuantizeLinear" or any(name in self.quantized for name in node.input)
+            for i, tensor in enumerate(node.output):
+                if not tensor:
+                    continue
+                if holds_bits(node, i):
+                    if from_floats:
+                        self._makers[tensor] = node
+                    binarises = threshold is not None and not is_layer(node)
+                    own = names.get(tensor) or layer if binarises else node.name
+                    self.tensors[tensor] = GoldenTensor(
+                        tensor,
+                        FED + tensor if fed else tensor,
+                        own or tensor,
+                        self._channels(node),
+                        self._planes(node),
+                        rounded and from_floats,
+                        np.empty(0, np.uint32),
+                        None,
+                    )
+                    continue
+                layers[tensor] = layer
+                if rounded:
+                    self.quantized.add(tensor)
+            if fed:
+                self._nodes.append(self._fed(node))
+            if row is not None and row.is_layer and not row.holds_bits(0):
+                if row.operand is None:
+                    self._exact[FED + node.output[0]] = node.name, ""
+                elif row.inputs[row.operand].neutral == 0:
+                    self._nodes.append(self._alone(node, row.operand))
+                    self._exact[ALONE + node.output[-1]] = node.name, node.output[-1]
+                else:
+                    self._nodes += self._times_one(node, row.operand)
+                    self._exact[ALONE + node.output[0]] = node.name, ""
+            for i, tensor in enumerate(node.output):
+                if tensor and holds_bits(node, i):
+                    self.renamed[tensor] = GOLDEN_PREFIX + tensor
+                elif tensor and fed:
+                    self.renamed[tensor] = FED + tensor
+
+    def _channels(self, node: NodeProto) -> int:
+        """The number of channels of the bits that a node makes: one per threshold, or those of its input."""
+        threshold = self._threshold(node)
+        return self.tensors[node.input[0]].channels if threshold is None else int(threshold.shape[-1])
+
+    def _planes(self, node: NodeProto) -> int:
+        """The bits of a channel."""
+        threshold = self._threshold(node)
+        return 1 if threshold is None or threshold.ndim == 1 else len(threshold).bit_length()
+
+    def _threshold(self, node: NodeProto) -> NDArray[Any] | None:
+        """The thresholds [C], or those of levels [thresholds, C], that a node compares with; None if with none."""
+        from onnx import numpy_helper
+
+        row = operator_of(node)
+        if row is None or row.threshold is None:
+            return None
+        threshold: NDArray[Any] = numpy_helper.to_array(self._constants[node.input[row.threshold.input]])
+        return threshold
+
+    def _fed(self, node: NodeProto) -> NodeProto:
+        """A copy of a node that reads golden bits."""
+        from onnx import NodeProto
+
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.name = FED + node.name
+        copy.input[:] = [self.renamed.get(name, name) for name in node.input]
+        copy.output[:] = [FED + name if name else "" for name in node.output]
+        del copy.metadata_props[:]
+        return copy
+
+    def _alone(self, node: NodeProto, operand: int) -> NodeProto:
+        """A copy of a layer that reads golden bits and adds zeros, instead of what the input `operand` holds."""
+        copy = self._fed(node)
+        copy.name = ALONE + node.name
+        copy.input[operand] = ZEROS + node.output[-1]
+        # Both outputs: onnxruntime's type inference of the function body wants them.
+        copy.output[:] = [ALONE + node.output[-1], f"{ALONE}{node.output[-1]}/bits"]
+        return copy
+
+    def _times_one(self, node: NodeProto, operand: int) -> list[NodeProto]:
+        """A copy of a layer that reads golden bits and multiplies by 1, not by `operand`, and what makes the 1.
+
+        They compare the factor with itself: so the ones have its shape, which may depend on the input's.
+        """
+        from onnx import TensorProto, helper
+
+        copy = self._fed(node)
+        copy.name = copy.output[0] = ALONE + node.output[0]
+        equal, one = f"{copy.name}/equal", f"{copy.name}/one"
+        factor, copy.input[operand] = copy.input[operand], one
+        return [
+            helper.make_node("Equal", [factor, factor], [equal], name=equal),
+            helper.make_node("Cast", [equal], [one], name=one, to=TensorProto.FLOAT),
+            copy,
+        ]
+
+    def floats(self, golden: Golden, model: bytes) -> tuple[GoldenFloats, ...]:
+        """The golden floats that belong to golden bits.
+
+        Raises:
+            RunError: the model does not run.
+        """
+        by_name = {tensor.tensor: tensor for tensor in golden.tensors}
+        made = []
+        for tensor, (layer, bits) in self._exact.items():
+            shape = (by_name[bits].channels, *by_name[bits].bits.shape[1:-1]) if bits else ()
+            made.append(GoldenFloats(tensor, layer, shape, ZEROS + bits if bits else "", np.empty(0, np.uint32)))
+        fed = replace(golden, floats=tuple(made))
+        values = _run(
+            model + golden.probe,
+            [floats.tensor for floats in made],
+            lambda part: feed(fed, part.start, part.stop),
+            len(golden.input),
+        )
+        return tuple(replace(f, shape=values[f.tensor].shape[1:], checksums=checksums(values[f.tensor])) for f in made)
+
+    def free_probe(self) -> bytes:
+        """The probe that only shows the bits."""
+        return self._serialised([], dict.fromkeys(self.tensors, True))
+
+    def probe(self) -> bytes:
+        """The probe that shows the bits, feeds every layer with golden ones, and shows what becomes of these."""
+        outputs = {name: True for tensor in self.tensors.values() for name in (tensor.tensor, tensor.fed)}
+        outputs |= dict.fromkeys(self._exact, False)
+        last = self.proto.graph.output[0].name
+        if last in self.renamed:
+            outputs[self.renamed[last]] = False
+        return self._serialised(self._nodes, outputs)
+
+    def _serialised(self, nodes: Sequence[NodeProto], outputs: dict[str, bool]) -> bytes:
+        """A ModelProto of nodes, of the golden bits that they read, and of outputs (name -> whether it holds bits)."""
+        from onnx import ModelProto, TensorProto, helper
+
+        probe = ModelProto()
+        probe.graph.node.extend(nodes)
+        read = {name: None for node in nodes for name in node.input if name.startswith((GOLDEN_PREFIX, ZEROS))}
+        probe.graph.input.extend(
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT if name.startswith(ZEROS) else TensorProto.UINT32, None
+            )
+            for name in read
+        )
+        probe.graph.output.extend(
+            helper.make_tensor_value_info(name, TensorProto.UINT32 if bits else TensorProto.FLOAT, None)
+            for name, bits in outputs.items()
+        )
+        made = {name for node in nodes for name in node.output}
+        for info in self.proto.graph.value_info:  # onnxruntime's optimiser wants to know the shapes of floats
+            if FED + info.name in made and FED + info.name not in outputs:
+                entry = probe.graph.value_info.add()
+                entry.CopyFrom(info)
+                entry.name = FED + info.name
+        content: bytes = probe.SerializeToString(deterministic=True)
+        return content
+
+    def near_bits(self, x: NDArray[np.float32], tolerances: Tolerances) -> dict[str, NDArray[np.uint32]]:
+        """Per tensor that is made from floats, the bits whose float is within the flip margin of the threshold.
+
+        Raises:
+            RunError: the model does not run.
+        """
+        from onnx import ModelProto
+
+        copy = ModelProto()
+        copy.CopyFrom(self.proto)
+        floats: dict[str, str] = {}
+        for node in copy.graph.node:
+            tensor = next((tensor for tensor in node.output if tensor in self._makers), None)
+            if tensor is None:
+                continue
+            if not is_layer(node):
+                floats[tensor] = node.input[0]
+            else:
+                node.output[0] = node.output[0] or f"{tensor}_before"  # an output that is left out has no name
+                floats[tensor] = node.output[0]
+        given = self.proto.graph.input[0].name
+        names = list(dict.fromkeys(name for name in floats.values() if name != given))
+        model = with_outputs(copy, names).SerializeToString()
+        values = {given: x, **_run(model, names, lambda part: {given: x[part]}, len(x))}
+        near = {}
+        for tensor, name in floats.items():
+            row, threshold = operator_of(self._makers[tensor]), self._threshold(self._makers[tensor])
+            assert row is not None and threshold is not None
+            near[tensor] = _near(row, values[name], threshold, tolerances.margin(self.tensors[tensor].quantized))
+        return near

@@ -1,0 +1,145 @@
+"""How far apart two tensors are: margins of signs, errors of floats, classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bnn_deploy.proof.cuts import Cut
+
+
+def settle_zeros(cut: Cut, got: NDArray[Any], low: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
+    """`got`, but where it depends on zeros, what of the interval that they span is nearest to what is expected.
+
+    A layer is linear in its input and what follows it monotone, so a 0 gives something between what -1 and +1 give.
+    """
+    if not cut.is_bits:
+        got, low = got.reshape(expected.shape), low.reshape(expected.shape)
+        return np.where(got == low, got, np.clip(expected, np.minimum(got, low), np.maximum(got, low)))
+    if cut.levels is not None:
+        return got
+    unsettled = got ^ low
+    words: NDArray[Any] = (got & ~unsettled) | (cut.encode(expected).reshape(got.shape) & unsettled)
+    return words
+
+
+def count_differing(cut: Cut, got: NDArray[Any], low: NDArray[Any]) -> int:
+    """How many floats, or bits, are not the same in two results of a piece."""
+    return int(np.unpackbits((got ^ low).view(np.uint8)).sum()) if cut.is_bits else int((got != low).sum())
+
+
+def differing_values(got: NDArray[Any], expected: NDArray[Any], tolerance: float) -> NDArray[np.bool_]:
+    """Where values are not equal, or, with a tolerance, further apart than this times the expected magnitude."""
+    differing: NDArray[np.bool_] = got != expected
+    if tolerance:
+        differing &= ~(absolute_error(got, expected) <= tolerance * np.abs(expected.astype(np.float64)))
+    return differing
+
+
+def cut_kind(cut: Cut) -> str:
+    """What LayerResult calls a cut."""
+    return "floats" if not cut.is_bits else "bits" if cut.levels is None else "levels"
+
+
+def differences(
+    cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Where bits are not the reference's signs, or levels not its levels, and how far the pre-activations are there.
+
+    Args:
+        cut: what the tensor stands for.
+        got: the tensor.
+        expected: the reference's, [N, C, spatial...].
+        before: the pre-activations, at least as many samples.
+
+    Returns:
+        bool, and the relative margin (see `relative_margin`) where that is True, both shaped as `expected`. A level
+        that differs has passed thresholds, each of which is a bit: its margin is the largest of theirs.
+    """
+    if cut.levels is None:
+        flips = cut.decode(got, expected.shape) != (expected >= 0)
+        return flips, relative_margin(before)[: len(expected)] if flips.any() else np.zeros(flips.shape)
+    found, wanted = cut.decode_levels(got, expected.shape), cut.levels.encode(expected)
+    margin = np.zeros(expected.shape)
+    if (found == wanted).all():
+        return found != wanted, margin
+    thresholds = cut.levels.columns(before.ndim)
+    for level in range(1, 2**cut.levels.bits):
+        passed = (found >= level) != (wanted >= level)
+        if not passed.any():
+            continue
+        # No rounding explains a level that the reference never has, or a threshold that nothing reaches.
+        distance = np.full(expected.shape, np.inf)
+        if level <= len(thresholds):
+            finite_thresholds = np.isfinite(thresholds[level - 1])
+            shifted = before - np.where(finite_thresholds, thresholds[level - 1], np.float32(0))
+            distance = np.where(finite_thresholds, relative_margin(shifted)[: len(expected)], np.inf)
+        margin = np.where(passed, np.maximum(margin, distance), margin)
+    return found != wanted, margin
+
+
+def relative_margin(before: NDArray[Any]) -> NDArray[np.float64]:
+    """|pre-activation| in units of its channel's root mean square; pre-activations are [N, C, ...]."""
+    magnitude = np.abs(before.astype(np.float64))
+    axes = (0, *range(2, before.ndim))
+    rms = np.sqrt((magnitude**2).mean(axis=axes, keepdims=True))
+    margin: NDArray[np.float64] = magnitude / np.maximum(rms, np.finfo(np.float64).tiny)
+    return margin
+
+
+def absolute_error(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
+    """|got - expected|, infinite where one of them is NaN."""
+    error = np.abs(got.astype(np.float64) - expected)
+    infinite: NDArray[np.float64] = np.where(np.isnan(error), np.inf, error)
+    return infinite
+
+
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
+    """The absolute error in units of the largest |expected| in the channel; tensors are [N, C, ...].
+
+    With one unit for the whole tensor, a wrong filter whose alpha is small would hide behind the others. A hundredth of
+    the tensor's largest value is the least unit: a channel may be 0 on all the data.
+    """
+    magnitude = np.abs(expected.astype(np.float64))
+    channel = magnitude.max(axis=(0, *range(2, expected.ndim)), keepdims=True)
+    unit = np.maximum(channel, 0.01 * magnitude.max())
+    relative: NDArray[np.float64] = absolute_error(got, expected) / np.maximum(unit, np.finfo(np.float64).tiny)
+    return relative
+
+
+def classes(output: NDArray[Any]) -> NDArray[np.intp]:
+    """The predicted classes [N] of outputs [N, classes], with any number of unit dimensions behind."""
+    predicted: NDArray[np.intp] = output.reshape(len(output), -1).argmax(axis=1)
+    return predicted
+
+
+def has_classes(output: NDArray[Any]) -> bool:
+    """Whether an output is [N, classes]: not a map, not a single number per sample."""
+    return output.ndim >= 2 and output.shape[1] > 1 and output[0].size == output.shape[1]
+
+
+def tie_margin(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """How far from a tie a sample's classes are that differ though no bit does, as sums of few levels can tie.
+
+    Args:
+        got: the model's outputs for the sample.
+        expected: the reference's.
+
+    Returns:
+        The largest of the gap between both classes in the reference, and of the error of an output, in units of the
+        sample's largest output.
+    """
+    got, expected = got.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
+    unit = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    gap = float(expected.max() - expected[got.argmax()])
+    return max(gap, float(absolute_error(got, expected).max())) / unit
+
+
+def other_class(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.intp]:
+    """The samples whose predicted class differs; none if the output is not [N, classes]."""
+    if not has_classes(expected):
+        return np.zeros(0, dtype=np.intp)
+    return np.flatnonzero(classes(got) != classes(expected))

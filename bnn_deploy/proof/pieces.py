@@ -1,0 +1,178 @@
+"""Pieces of a converted model as models of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators.contract import DOMAIN, VERSION, holds_bits, is_layer, operator_of
+from bnn_deploy.proof.cuts import Cut, cuts, value_info
+from bnn_deploy.provenance import SOURCE, properties
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the converted model between cuts.
+
+    Attributes:
+        name: the layer in it, as reports call it.
+        nodes: the names of its nodes, in order.
+        inputs: the tensors that it reads: cuts, or inputs of the model.
+        output: the cut that it makes.
+        quantized: whether a layer in it has 8-bit weights and activations.
+        model: the piece as a model of its own.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: Cut
+    quantized: bool
+    model: ModelProto
+
+
+def load_model(path: str | os.PathLike[str]) -> ModelProto:
+    """Read and check an ONNX file.
+
+    Raises:
+        InputError: no such file, truncated, or not ONNX.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: not a valid ONNX file, or a truncated one ({text})") from error
+    return model
+
+
+def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
+    """Check that `model` was made by `bnn-deploy convert`.
+
+    Raises:
+        InputError: it has no binary operators, another version of them, or lost the names of the float graph.
+    """
+    if not any(node.domain == DOMAIN for node in model.graph.node):
+        raise InputError(
+            f"{path}: an ONNX file, but not one that bnn-deploy converted: it has no operator of the domain {DOMAIN}"
+        )
+    versions = [opset.version for opset in model.opset_import if opset.domain == DOMAIN]
+    if versions != [VERSION]:
+        raise InputError(
+            f"{path}: uses version {versions} of the domain {DOMAIN}; this bnn-deploy knows version {VERSION}"
+        )
+    if not any(SOURCE in properties(node) for node in model.graph.node):
+        raise InputError(
+            f"{path}: its nodes do not say which float tensors they stand for ({SOURCE}); convert the model again"
+        )
+
+
+def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
+    """Cut `model` at its `cuts` into segments, in the order of the graph.
+
+    Every node that reaches an output is in at least one.
+    """
+    by_tensor = {cut.tensor: cut for cut in cuts(model, names)}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    position = {id(node): i for i, node in enumerate(model.graph.node)}
+    graph_inputs = {info.name: info for info in model.graph.input}
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    segments = []
+    for cut in by_tensor.values():
+        nodes: dict[int, NodeProto] = {}
+        inputs: dict[str, None] = {}
+        pending = [cut.tensor]
+        while pending:
+            tensor = pending.pop()
+            if tensor != cut.tensor and (tensor in by_tensor or tensor in graph_inputs):
+                inputs[tensor] = None
+            elif tensor and tensor not in initializers:
+                node = producers[tensor]
+                if position[id(node)] not in nodes:
+                    nodes[position[id(node)]] = node
+                    pending += node.input
+        ordered = [nodes[i] for i in sorted(nodes)]
+        layers = [n.name for n in ordered if is_layer(n)]
+        infos = [
+            graph_inputs[name]
+            if name in graph_inputs
+            else value_info(name, by_tensor[name].is_bits, by_tensor[name].rank)
+            for name in inputs
+        ]
+        output = value_info(cut.tensor, cut.is_bits, cut.rank)
+        segments.append(
+            Segment(
+                " + ".join(layers) or cut.source,
+                tuple(n.name for n in ordered),
+                tuple(inputs),
+                cut,
+                any(n.op_type == "QuantizeLinear" for n in ordered),
+                piece(model, ordered, infos, [output]),
+            )
+        )
+    return segments
+
+
+def operator_nodes(model: ModelProto) -> list[NodeProto]:
+    """The nodes of the domain bnn_deploy."""
+    return [node for node in model.graph.node if node.domain == DOMAIN]
+
+
+def has_kernels(model: ModelProto) -> bool:
+    """Whether `model` has an operator that the C++ library has a kernel for; one with binary weights only has not."""
+    return any(row.has_kernel for node in operator_nodes(model) if (row := operator_of(node)) is not None)
+
+
+def single_node(model: ModelProto, node: NodeProto, output: int, inputs: dict[str, NDArray[Any]]) -> ModelProto:
+    """A model of one operator node alone, with one of its outputs, for inputs of the given dtypes and ranks."""
+    infos = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+        for name, array in inputs.items()
+    ]
+    return piece(model, [node], infos, [value_info(node.output[output], holds_bits(node, output), None)])
+
+
+def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:
+    """The inputs of `node` that are not constants."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [name for name in node.input if name and name not in constants]
+
+
+def piece(
+    model: ModelProto, nodes: Sequence[NodeProto], inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+) -> ModelProto:
+    """A model of some nodes of another, with the constants that they use and the functions of the whole."""
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        list(nodes),
+        "piece",
+        list(inputs),
+        list(outputs),
+        [tensor for tensor in model.graph.initializer if tensor.name in used],
+    )
+    return helper.make_model(
+        graph, opset_imports=list(model.opset_import), functions=list(model.functions), ir_version=model.ir_version
+    )
+
+
+def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
+    """A copy of `model` that gives the named tensors instead of its own outputs."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    known = {info.name: info for info in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
+    bits = {tensor for node in model.graph.node for i, tensor in enumerate(node.output) if holds_bits(node, i)}
+    copy.graph.output.extend(known.get(tensor) or value_info(tensor, tensor in bits, None) for tensor in tensors)
+    return copy

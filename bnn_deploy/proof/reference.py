@@ -1,0 +1,164 @@
+"""What a converted model is measured against: PyTorch itself, or a float ONNX file run by plain onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.proof.pieces import with_outputs
+from bnn_deploy.provenance import ARCH_KEY, WEIGHTS_KEY, properties, read_arch_args
+from bnn_deploy.runtime.session import PROVIDERS
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+Values = dict[str, NDArray[Any]]
+
+
+class Reference(Protocol):
+    """The float network."""
+
+    description: str
+    """What runs it, for reports."""
+
+    names: set[str]
+    """The tensors that it can give."""
+
+    output: str
+    """The name of its output."""
+
+    def before_sign(self, name: str) -> str | None:
+        """The tensor that the Sign with output `name` reads; None if `name` is no Sign's output but, say, a pool's."""
+        ...
+
+    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
+        """The wanted tensors for the inputs [N, ...]."""
+        ...
+
+
+class TorchReference:
+    """PyTorch, running the graph of torch.export node by node; tensors are named like the float ONNX model's."""
+
+    def __init__(self, program: Any) -> None:
+        import torch
+
+        self.description = f"PyTorch {torch.__version__.split('+')[0]}"
+        self._module = program.module()
+        nodes = list(self._module.graph.nodes)
+        self._nodes = {node.name: node for node in nodes}
+        self.names = set(self._nodes)
+        result = next(node for node in nodes if node.op == "output").args[0]
+        while isinstance(result, tuple | list):
+            result = result[0]
+        self.output: str = result.name
+
+    def before_sign(self, name: str) -> str | None:
+        """See Reference."""
+        import torch
+
+        node = self._nodes[name]
+        return node.args[0].name if node.target in (torch.ops.aten.sign.default, torch.ops.aten.sgn.default) else None
+
+    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
+        """See Reference."""
+        import torch
+
+        keep = set(wanted)
+        values: Values = {}
+
+        class Recorder(torch.fx.Interpreter):
+            def run_node(self, n: torch.fx.Node) -> Any:
+                result = super().run_node(n)
+                if n.name in keep:
+                    # A copy: an in-place operator may overwrite the tensor later.
+                    values[n.name] = np.array(result.numpy())
+                return result
+
+        with torch.no_grad():
+            Recorder(self._module).run(torch.from_numpy(x))
+        return values
+
+
+class OnnxReference:
+    """A float ONNX model in plain onnxruntime, without graph optimisation: as it is written."""
+
+    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+        self.description = f"onnxruntime {ort.__version__} running {name}"
+        self._model = model
+        self._producers = {output: node for node in model.graph.node for output in node.output}
+        self.names = set(self._producers)
+        self.output: str = model.graph.output[0].name
+        self._input: str = model.graph.input[0].name
+        self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
+
+    def before_sign(self, name: str) -> str | None:
+        """See Reference."""
+        node = self._producers[name]
+        return str(node.input[0]) if node.op_type == "Sign" else None
+
+    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
+        """See Reference."""
+        tensors = tuple(sorted(wanted))
+        if tensors not in self._sessions:
+            options = ort.SessionOptions()
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.log_severity_level = 3
+            data = with_outputs(self._model, tensors).SerializeToString()
+            try:
+                self._sessions[tensors] = ort.InferenceSession(data, options, providers=PROVIDERS)
+            except Exception as error:  # onnxruntime's exception types are not public
+                raise InputError(f"onnxruntime cannot load the float model: {one_line(error)}") from error
+        try:
+            results = self._sessions[tensors].run(list(tensors), {self._input: x})
+        except Exception as error:  # onnxruntime's exception types are not public
+            raise InputError(f"{self.description}: it does not run on the model's inputs: {one_line(error)}") from error
+        return dict(zip(tensors, map(np.asarray, results), strict=True))
+
+
+def make_reference(
+    against: Any, arch: str | None, arch_args: Mapping[str, Any] | None, proto: ModelProto, shape: tuple[int, ...]
+) -> Reference:
+    """The reference that `against` names: PyTorch for a checkpoint or module, onnxruntime for a float .onnx file."""
+    from bnn_deploy.source import onnx_file
+
+    metadata = properties(proto)
+    if onnx_file.is_onnx(against):
+        name = Path(against).name if isinstance(against, str | os.PathLike) else "the float model"
+        model = onnx_file.read(against)
+        dims = model.graph.input[0].type.tensor_type.shape.dim
+        own = tuple(d.dim_value for d in dims)[1:]
+        if len(own) != len(shape) or any(size not in (0, other) for size, other in zip(own, shape, strict=True)):
+            raise InputError(
+                f"{against}: its input is {['N', *own]}, the converted model's {['N', *shape]}: "
+                "it is not what this model was converted from"
+            )
+        scheme: Any = metadata.get(WEIGHTS_KEY, "auto")
+        if scheme not in ("auto", "as-is"):
+            # The file may hold latent weights: they are binarised as they were in the conversion.
+            import onnx_ir
+
+            from bnn_deploy.source.latent_weights import float_model
+
+            model = onnx_ir.to_proto(float_model(against, shape, scheme)[0])
+        return OnnxReference(model, name)
+    from bnn_deploy.source.checkpoint import load_module
+    from bnn_deploy.source.latent_weights import float_module
+
+    if isinstance(against, str | os.PathLike):
+        if arch is None:
+            arch = metadata.get(ARCH_KEY)
+            arch_args = arch_args or read_arch_args(metadata)
+        if arch is None:
+            raise InputError(f"{against}: the model does not say what architecture it is; give --arch FILE.py:CLASS")
+        against = load_module(against, arch, arch_args)
+    weights: Any = metadata.get(WEIGHTS_KEY, "auto")
+    return TorchReference(float_module(against, shape, weights).program)

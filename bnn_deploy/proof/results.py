@@ -1,0 +1,240 @@
+"""The results of the proof, and the tolerances that it is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What counts as rounding between a model and its reference.
+
+    Kernels and function bodies have no tolerance, but for the one sum of floats whose order is open: A of
+    BinarizeAbsMean may differ in its last bits, see `operators.contract.relative_tolerance`.
+
+    Attributes:
+        flip_margin: a bit may differ from the reference's sign where |pre-activation| <= this times the root mean
+            square of its channel's pre-activations.
+        float_relative: a float may differ by this times the largest magnitude in its channel of the reference's tensor
+            (or by a hundredth of this times the largest in the whole tensor, where that is more).
+        quantized_flip_margin: the same as flip_margin for a layer with 8-bit weights and activations.
+        quantized_float_relative: the same as float_relative for such a layer.
+    """
+
+    flip_margin: float = 1e-4
+    float_relative: float = 1e-4
+    quantized_flip_margin: float = 0.25
+    quantized_float_relative: float = 0.05
+
+    def margin(self, quantized: bool) -> float:
+        """The flip margin of a layer."""
+        return self.quantized_flip_margin if quantized else self.flip_margin
+
+    def relative(self, quantized: bool) -> float:
+        """The relative error of a layer's floats."""
+        return self.quantized_float_relative if quantized else self.float_relative
+
+
+@dataclass(frozen=True)
+class OperatorResult:
+    """One node, run alone by every backend on the same inputs.
+
+    Attributes:
+        node: its name.
+        op_type: its operator.
+        values: number of words or floats compared (fewer for the ReferenceEvaluator).
+        differing: values that differ from the function body in onnxruntime by more than the tolerance, per backend.
+        tolerance: relative; 0 but for A of BinarizeAbsMean, see `operators.contract.relative_tolerance`.
+    """
+
+    node: str
+    op_type: str
+    values: int
+    differing: dict[str, int]
+    tolerance: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every backend agrees in every value, to within the tolerance."""
+        return not any(self.differing.values())
+
+
+@dataclass
+class LayerResult:
+    """One layer, fed with the reference's activations, over all backends.
+
+    Attributes:
+        layer: its name.
+        source: the tensor of the float graph that its output stands for.
+        kind: "bits", "levels" or "floats".
+        quantized: whether it has 8-bit weights and activations, and so the wider tolerances.
+        values: bits, levels or floats compared, per backend.
+        differing: bits that differ from the reference's sign, or levels (the largest number over the backends).
+        margin: the largest |pre-activation| of a differing bit, or distance from a threshold of a differing level, in
+            units of its channel's root mean square; 0 if none.
+        worst: where that is and what the reference has there.
+        zeros: pre-activations that are exactly 0, where PyTorch's sign is 0 and the paper's is +1.
+        behind_zeros: values that depend on such zeros of the layers before; each must lie between what -1 and what +1
+            in their place give.
+        max_error: largest absolute error of a float.
+        relative_error: largest error in units of the largest magnitude in its channel, see Tolerances.
+        error: why it could not be compared: it does not run, or its output has another shape.
+        passed: whether both are within the tolerances.
+    """
+
+    layer: str
+    source: str
+    kind: str
+    quantized: bool = False
+    values: int = 0
+    differing: int = 0
+    margin: float = 0.0
+    worst: str = ""
+    zeros: int = 0
+    behind_zeros: int = 0
+    max_error: float = 0.0
+    relative_error: float = 0.0
+    error: str = ""
+    passed: bool = True
+
+
+@dataclass
+class OutputResult:
+    """One backend running free from the input to the output.
+
+    Attributes:
+        backend: what ran.
+        samples: how many.
+        max_error: largest absolute difference from the reference's output.
+        close: samples whose outputs are all within Tolerances.float_relative of the largest magnitude in the batch.
+        same_class: samples for which the largest output is the same; None if the output is not [N, classes].
+        correct: samples classified right; None without labels.
+        reference_correct: the same for the reference.
+    """
+
+    backend: str
+    samples: int = 0
+    max_error: float = 0.0
+    close: int = 0
+    same_class: int | None = None
+    correct: int | None = None
+    reference_correct: int | None = None
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A sample whose predicted class differs from the reference's.
+
+    Attributes:
+        backend: what ran.
+        sample: its index in the data.
+        reference_class: what the reference predicts.
+        model_class: what the converted model predicts.
+        layer: the first layer, running free, with a bit that differs; "" if none has.
+        margin: the largest margin of the bits that differ there, as in LayerResult; if no layer has one, how far the
+            two classes are apart in the reference's output, in units of the largest magnitude there.
+        explained: whether that margin is within the tolerance.
+    """
+
+    backend: str
+    sample: int
+    reference_class: int
+    model_class: int
+    layer: str
+    margin: float
+    explained: bool
+
+
+@dataclass
+class Verification:
+    """The result of `verify`.
+
+    Attributes:
+        model: the converted model's file.
+        reference: what it was measured against.
+        data: where the inputs came from.
+        samples: inputs used; the ReferenceEvaluator, which is slow, ran the first `reference_samples` of them.
+        reference_samples: see `samples`.
+        isas: instruction sets whose kernels ran (as the library counted, not as asked).
+        tolerances: what counted as rounding.
+        operators: question 1; empty when onnx is not installed.
+        layers: question 2; empty when onnx is not installed.
+        outputs: question 3.
+        disagreements: samples with another class than the reference's.
+        errors: what could not be run.
+        notes: what the reader must know.
+    """
+
+    model: str
+    reference: str
+    data: str
+    samples: int
+    reference_samples: int
+    isas: list[str]
+    tolerances: Tolerances
+    operators: list[OperatorResult] = field(default_factory=list)
+    layers: list[LayerResult] = field(default_factory=list)
+    outputs: list[OutputResult] = field(default_factory=list)
+    disagreements: list[Disagreement] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for everything that failed, with the layer's name."""
+        lines = list(self.errors)
+        for op in self.operators:
+            for backend, count in op.differing.items():
+                if count:
+                    lines.append(
+                        f"{op.op_type} '{op.node}': {backend} differs from the function body in onnxruntime "
+                        f"in {count} of {op.values} values"
+                    )
+        for layer in self.layers:
+            if layer.error:
+                lines.append(f"layer '{layer.layer}': {layer.error}")
+            elif not layer.passed and layer.kind != "floats":
+                lines.append(
+                    f"layer '{layer.layer}': {layer.differing} of {layer.values} {layer.kind} differ from the "
+                    f"reference, by up to {layer.margin:.2g} (allowed {self.tolerances.margin(layer.quantized):g}); "
+                    f"{layer.worst}"
+                )
+            elif not layer.passed:
+                lines.append(
+                    f"layer '{layer.layer}': floats differ by up to {layer.relative_error:.2g} of the largest in their "
+                    f"channel (allowed {self.tolerances.relative(layer.quantized):g}); {layer.worst}"
+                )
+        unexplained = [d for d in self.disagreements if not d.explained]
+        if unexplained:
+            first = unexplained[0]
+            lines.append(
+                f"{len(unexplained)} predictions differ for no reason within the tolerances; first: sample "
+                f"{first.sample}, class {first.model_class} instead of {first.reference_class} ({first.backend})"
+            )
+        return lines
+
+    @property
+    def complete(self) -> bool:
+        """Whether operators and layers were compared, not only outputs."""
+        return bool(self.layers)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all three questions are answered with yes."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for `--json`; JSON has no infinity and no NaN, they become null."""
+        return {**finite(asdict(self)), "passed": self.passed, "failures": self.failures}
+
+
+def finite(value: Any) -> Any:
+    """`value`, of plain types, with None for floats that are not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

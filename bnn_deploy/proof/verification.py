@@ -1,0 +1,109 @@
+"""The equivalence proof: a converted model against the float network that it came from.
+
+Three questions, each answered on the same inputs:
+
+1. Operators. Do the C++ kernels (every instruction set of this machine), the function bodies in stock onnxruntime and
+   the function bodies in onnx's ReferenceEvaluator agree on every node, exactly, in every bit, integer and float (but
+   for the last bits of a mean over channels, whose order of summation is open)?
+2. Layers. Fed with the reference's own activations, does each layer give the reference's result? A bit may differ only
+   where the float pre-activation is within rounding of the threshold; a float only by rounding.
+3. Outputs. Running free from the input, does the model predict the same class? Each disagreement must be explained by a
+   first bit that flipped within that margin.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.progress import Progress
+from bnn_deploy.proof.backends import BATCH, Backends
+from bnn_deploy.proof.outputs import verify_outputs
+from bnn_deploy.proof.results import Tolerances, Verification
+from bnn_deploy.runtime.inputs import load_data, whole_batches
+from bnn_deploy.runtime.session import library_info
+
+
+def verify(
+    model: str | os.PathLike[str],
+    against: Any,
+    *,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    data: NDArray[np.float32] | str | os.PathLike[str] | None = None,
+    labels: NDArray[Any] | None = None,
+    samples: int | None = None,
+    reference_samples: int = 8,
+    isas: Sequence[str] | None = None,
+    threads: int | None = None,
+    tolerances: Tolerances | None = None,
+    progress: Progress = lambda step: None,
+) -> Verification:
+    """Prove that a converted model computes what the float network computes.
+
+    Args:
+        model: the converted .onnx file.
+        against: a checkpoint, a float ONNX model (the path of one, an onnx.ModelProto or an onnx_ir.Model), or a torch
+            module in eval mode.
+        arch: for a checkpoint: its architecture; None takes the one that the model was converted with.
+        arch_args: keyword arguments of the architecture; None takes those that the model was converted with.
+        data: inputs [N, ...] float32 as the network was trained on, a .npy or .npz file of them (see `load_data`), or
+            None for 32 random normal ones.
+        labels: classes [N], for accuracy; a .npz file may hold them.
+        samples: use only the first so many inputs.
+        reference_samples: how many of them the ReferenceEvaluator runs; 0 leaves it out.
+        isas: instruction sets to run; None means all that this machine has.
+        threads: intra-op threads.
+        tolerances: what counts as rounding.
+        progress: called as work proceeds.
+
+    Returns:
+        The result; `passed` says whether the model is equivalent.
+
+    Raises:
+        InputError: a file, shape or architecture cannot be used, or `against` is not what `model` was converted from.
+        SetupError: the library or a package is missing, or an instruction set is unknown.
+    """
+    tolerances = tolerances or Tolerances()
+    info = library_info()
+    isas = list(isas or info.isas)
+    for isa in isas:
+        library_info(isa)  # an unknown name is an error now, not after minutes
+    if not Path(model).is_file():
+        raise InputError(f"{model}: no such file")
+    sessions = Backends(isas, threads)
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnx_ir") is None:
+        result = verify_outputs(model, against, data, labels, samples, sessions, tolerances, progress)
+    else:
+        from bnn_deploy.proof.pieces import has_kernels, load_model, require_converted
+        from bnn_deploy.proof.reference import make_reference
+        from bnn_deploy.proof.verifier import Verifier
+
+        proto = load_model(model)
+        require_converted(proto, model)
+        if not has_kernels(proto):
+            isas = []  # binary weights only: the library has nothing to run
+            sessions = Backends(isas, threads)
+        shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)[1:]
+        inputs = load_data(data, labels, samples, proto.graph.input[0].name, shape)
+        batch = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+        inputs = whole_batches(inputs, batch)
+        reference = make_reference(against, arch, arch_args, proto, shape)
+        few = min(reference_samples, len(inputs.x))
+        if batch is not None:
+            few = -(-few // batch) * batch
+        verifier = Verifier(str(model), proto, reference, sessions, tolerances, few, batch or BATCH)
+        result = verifier.run(inputs, progress)
+    after = library_info().calls
+    result.isas = [isa for isa in isas if after.get(isa, 0) > info.calls.get(isa, 0)]
+    idle = [isa for isa in isas if isa not in result.isas]
+    if idle:
+        result.errors.append(f"the kernels of {', '.join(idle)} did not run, by the library's own count")
+    return result

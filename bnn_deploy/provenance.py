@@ -1,0 +1,367 @@
+"""Provenance: which tensor of the float graph a tensor of the converted model stands for, as metadata.
+
+This module alone writes, reads and applies that metadata. It needs numpy only: passes give it nodes of onnx_ir, and
+`verify` gives it those of onnx.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+ARCH_KEY = "bnn_deploy.arch"
+"""Model metadata: the architecture of the package that the model was converted from, if it was one."""
+
+ARCH_ARGS_KEY = "bnn_deploy.arch_args"
+"""Model metadata: JSON, the architecture's arguments, if there are any."""
+
+SHAPE_KEY = "bnn_deploy.input_shape"
+"""Model metadata: the input's shape without the batch, such as "3,32,32"."""
+
+WEIGHTS_KEY = "bnn_deploy.weights"
+"""Model metadata: how the source's weights were binarised, as `convert` takes it: "auto", "as-is", ..."""
+
+SOURCE = "bnn_deploy.source"
+"""Node metadata: the tensor of the float graph that the node's output stands for (for bits: the output of the Sign)."""
+
+COMPLEMENTED = "bnn_deploy.complemented"
+"""Node metadata: comma-separated channels whose bits are stored complemented."""
+
+BEFORE = "bnn_deploy.before"
+"""Metadata of bits whose source is no plain Sign: the Place of their pre-activation, as JSON.
+
+For example ["conv1_out", ["transpose", [0, 3, 1, 2]], ["subtract", 0.5]]. While the passes run, values carry their
+Place under this key, too.
+"""
+
+MOVES = "bnn_deploy.moves"
+"""Metadata of a node whose output is its SOURCE moved, or the inside of it: the moves, as JSON.
+
+For example [["crop", [0, 0, 1, 1, 0, 0, 1, 1]]].
+"""
+
+LEVELS = "bnn_deploy.levels"
+"""Metadata of planes of levels: Levels, as JSON: {"bits": 2, "step": 0.5, "thresholds": [[0.25], [0.75], [1.25]]}.
+
+The thresholds are those of the tensor that BEFORE names.
+"""
+
+ZERO = "bnn_deploy.zero"
+"""Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""
+
+REFUSED = "bnn_deploy.refused"
+"""Key, in `meta`, of a Sign that cannot become bits: the Reason."""
+
+BIT_KEYS = (SOURCE, COMPLEMENTED, BEFORE, MOVES)
+"""The metadata that belongs to a tensor of bits, and goes where it goes."""
+
+Properties = Mapping[str, str]
+"""Metadata of a node, a value or a model."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A step from a tensor of the float graph to a tensor that the converted model has in another form.
+
+    As JSON a move is [kind, argument], with the argument that the subclass names.
+    """
+
+    kind: ClassVar[str]
+
+    def to_json(self) -> list[Any]:
+        """[kind, argument], of plain types."""
+        (argument,) = fields(self)
+        return [self.kind, getattr(self, argument.name)]
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The moved tensor."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Transpose(Move):
+    """x  ==>  x with its dimensions in the order `perm`."""
+
+    kind: ClassVar[str] = "transpose"
+    perm: Sequence[int]
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The transposed tensor."""
+        return value.transpose(self.perm)
+
+
+@dataclass(frozen=True)
+class Reshape(Move):
+    """x  ==>  x in the shape `shape`, in which one dimension may be -1."""
+
+    kind: ClassVar[str] = "reshape"
+    shape: Sequence[int]
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The reshaped tensor."""
+        return value.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Crop(Move):
+    """x  ==>  x without the border that a Pad with `pads`, [begin of each axis, end of each axis], gave it."""
+
+    kind: ClassVar[str] = "crop"
+    pads: Sequence[int]
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The inside of the tensor."""
+        rank = value.ndim
+        return value[tuple(slice(self.pads[i], value.shape[i] - self.pads[i + rank]) for i in range(rank))]
+
+
+@dataclass(frozen=True)
+class Subtract(Move):
+    """x  ==>  x - threshold, which is one number or a nested list that broadcasts to x."""
+
+    kind: ClassVar[str] = "subtract"
+    threshold: Any
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The difference, in float32."""
+        return value - np.asarray(self.threshold, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class MaxPool(Move):
+    """x [N, C, spatial...]  ==>  ONNX's MaxPool of x with the attributes `window`."""
+
+    kind: ClassVar[str] = "max_pool"
+    window: Mapping[str, Any]
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The pooled tensor."""
+        rank = value.ndim - 2
+        kernel, ceil_mode = self.window["kernel_shape"], self.window.get("ceil_mode", 0)
+        strides, dilations = (self.window.get(key, [1] * rank) for key in ("strides", "dilations"))
+        pads = self.window.get("pads", [0] * (2 * rank))
+        spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+        # With ceil_mode a last window may reach beyond the padding by less than a stride; it starts inside the input.
+        ends = [pads[i + rank] + ceil_mode * (strides[i] - 1) for i in range(rank)]
+        around = [(0, 0), (0, 0), *zip(pads[:rank], ends, strict=True)]
+        padded = np.pad(value, around, constant_values=-np.inf)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(2, value.ndim)))
+        starts = [slice(0, pads[i] + value.shape[i + 2], strides[i]) for i in range(rank)]
+        taps = [slice(None, None, dilation) for dilation in dilations]
+        return np.asarray(windows[(slice(None), slice(None), *starts, *taps)].max(axis=tuple(range(-rank, 0))))
+
+
+_KINDS: dict[str, type[Any]] = {move.kind: move for move in (Transpose, Reshape, Crop, Subtract, MaxPool)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor of the float graph, and the moves that lead from it to a tensor of the converted model.
+
+    Attributes:
+        tensor: its name in the float graph.
+        moves: applied in order.
+    """
+
+    tensor: str
+    moves: tuple[Move, ...] = ()
+
+    def then(self, *moves: Move) -> Place:
+        """The place that further moves lead to."""
+        return replace(self, moves=(*self.moves, *moves))
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The value at this place, given that of `tensor`."""
+        for move in self.moves:
+            value = move.apply(value)
+        return value
+
+    def as_before(self) -> dict[str, str]:
+        """The metadata BEFORE of a tensor whose pre-activation is here."""
+        return {BEFORE: json.dumps([self.tensor, *_to_json(self.moves)])}
+
+    def as_source(self) -> dict[str, str]:
+        """The metadata SOURCE, and MOVES where there are some, of a node whose output stands for this place."""
+        return {SOURCE: self.tensor} | ({MOVES: json.dumps(_to_json(self.moves))} if self.moves else {})
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The numbers of the float graph that planes of bits stand for.
+
+    Attributes:
+        bits: of a level.
+        step: the distance of two levels in the float graph.
+        thresholds: of the pre-activation, [levels - 1, C or 1] float32.
+    """
+
+    bits: int
+    step: float
+    thresholds: NDArray[np.float32]
+
+    def encode(self, value: NDArray[Any]) -> NDArray[np.int64]:
+        """The levels of the reference's quantised tensor."""
+        return np.rint(value.astype(np.float64) / self.step).astype(np.int64)
+
+    def columns(self, rank: int) -> NDArray[np.float32]:
+        """The thresholds, each [1, C or 1, 1, ...] as a tensor [N, C, spatial...] of this rank wants them."""
+        return self.thresholds.reshape(len(self.thresholds), 1, -1, *[1] * (rank - 2))
+
+    def as_metadata(self) -> dict[str, str]:
+        """The metadata LEVELS."""
+        return {LEVELS: json.dumps({"bits": self.bits, "step": self.step, "thresholds": self.thresholds.tolist()})}
+
+
+def properties(proto: onnx.NodeProto | onnx.ModelProto) -> dict[str, str]:
+    """The metadata of a node or a model of onnx."""
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
+def output_key(key: str, output: int) -> str:
+    """The metadata key for a node's output: BIT_KEYS themselves are those of the first."""
+    return key if output == 0 else f"{key}.{output}"
+
+
+def source_place(metadata: Properties, output: int = 0) -> Place | None:
+    """The place that a node's output stands for, from SOURCE and MOVES; None if it has no SOURCE."""
+    tensor = metadata.get(output_key(SOURCE, output))
+    return (
+        None if tensor is None else Place(tensor, _from_json(json.loads(metadata.get(output_key(MOVES, output), "[]"))))
+    )
+
+
+def read_before(metadata: Properties, output: int = 0) -> Place | None:
+    """The place of the pre-activation of bits, from BEFORE; None if there is none."""
+    text = metadata.get(output_key(BEFORE, output))
+    if not text:
+        return None
+    tensor, *moves = json.loads(text)
+    return Place(tensor, _from_json(moves))
+
+
+def read_levels(metadata: Properties, output: int = 0) -> Levels | None:
+    """The levels that planes stand for, from LEVELS; None if there are none."""
+    text = metadata.get(output_key(LEVELS, output))
+    if text is None:
+        return None
+    entry = json.loads(text)
+    return Levels(int(entry["bits"]), float(entry["step"]), np.array(entry["thresholds"], np.float32))
+
+
+def read_complemented(metadata: Properties, output: int = 0) -> tuple[int, ...]:
+    """The channels whose bits are stored complemented, ascending."""
+    text = metadata.get(output_key(COMPLEMENTED, output), "")
+    return tuple(int(channel) for channel in text.split(",") if channel)
+
+
+def place(value: ir.Value) -> Place:
+    """The place of a value in the float graph: the tensor of the same name, or the one that a pass moved."""
+    return read_before(value.metadata_props) or Place(value.name or "")
+
+
+def note_place(value: ir.Value, where: Place) -> None:
+    """Note the place of a value that a pass made."""
+    value.metadata_props.update(where.as_before())
+
+
+def node_place(node: ir.Node | None, value: ir.Value) -> Place:
+    """The place that `value`, the output of `node`, stands for; a Sign that a pass made carries it itself."""
+    return (None if node is None else source_place(node.metadata_props)) or place(value)
+
+
+def place_before(sign: ir.Node) -> Place:
+    """The place of the input of a Sign; one that a pass made carries it itself."""
+    data = sign.inputs[0]
+    assert data is not None
+    return read_before(sign.metadata_props) or place(data)
+
+
+def zero_value(sign: ir.Node) -> int:
+    """The value of a Sign at 0."""
+    return int(sign.metadata_props.get(ZERO, "0"))
+
+
+def sign_metadata(source: Place, before: Place, zero: int) -> dict[str, str]:
+    """Metadata of a Sign that a pass makes.
+
+    Args:
+        source: the place that the Sign stands for.
+        before: the place of its input.
+        zero: its value at 0: -1, 0 or 1.
+    """
+    return source.as_source() | before.as_before() | ({ZERO: str(zero)} if zero else {})
+
+
+def source_metadata(value: ir.Value) -> dict[str, str]:
+    """SOURCE and MOVES of a node whose output stands for `value`."""
+    return place(value).as_source()
+
+
+def set_source(node: ir.Node, value: ir.Value) -> None:
+    """Note that the output of `node` stands for `value` from now on."""
+    for key in (SOURCE, MOVES):
+        node.metadata_props.pop(key, None)
+    node.metadata_props.update(source_metadata(value))
+
+
+def bit_metadata(node: ir.Node, output: int = 0) -> dict[str, str]:
+    """The metadata of the bits that `node` makes first, under the keys of output `output` of another node."""
+    own = node.metadata_props
+    return {output_key(key, output): own[key] for key in BIT_KEYS if key in own}
+
+
+def take_bit_metadata(node: ir.Node, other: ir.Node) -> None:
+    """Let `node` stand for the bits that `other` stands for, and `other` for none."""
+    for key in BIT_KEYS:
+        node.metadata_props.pop(key, None)
+    node.metadata_props.update(bit_metadata(other))
+    for key in BIT_KEYS:
+        other.metadata_props.pop(key, None)
+
+
+def complemented(node: ir.Node) -> set[int]:
+    """The channels whose bits `node` stores complemented."""
+    return set(read_complemented(node.metadata_props))
+
+
+def set_complemented(node: ir.Node, channels: set[int]) -> None:
+    """Record the channels whose bits `node` stores complemented."""
+    if channels:
+        node.metadata_props[COMPLEMENTED] = ",".join(map(str, sorted(channels)))
+    else:
+        node.metadata_props.pop(COMPLEMENTED, None)
+
+
+def origin_metadata(
+    shape: Sequence[int], weights: str, arch: str | None, arch_args: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Metadata of a model: its input's shape without the batch, its weights' scheme, and its architecture, if any."""
+    metadata = {SHAPE_KEY: ",".join(map(str, shape)), WEIGHTS_KEY: weights}
+    if arch is not None:
+        metadata[ARCH_KEY] = arch
+        if arch_args:
+            metadata[ARCH_ARGS_KEY] = json.dumps(dict(arch_args))
+    return metadata
+
+
+def read_arch_args(metadata: Properties) -> dict[str, Any]:
+    """The arguments of the architecture that a model was converted from."""
+    arguments: dict[str, Any] = json.loads(metadata.get(ARCH_ARGS_KEY, "{}"))
+    return arguments
+
+
+def _to_json(moves: Sequence[Move]) -> list[list[Any]]:
+    return [move.to_json() for move in moves]
+
+
+def _from_json(moves: Sequence[Sequence[Any]]) -> tuple[Move, ...]:
+    return tuple(_KINDS[kind](argument) for kind, argument in moves)

@@ -1,0 +1,351 @@
+"""The conversion report: what became of each convolution and linear layer, from what, and what a user could change.
+
+It is made of three graphs. The float graph says which layers there are; in the canonical one (see
+`passes.pipeline.canonicalize`) the signs, pads and weights have one form each, so they are read there; the converted
+one says what the layers became. What was fused into a layer is what stands in the float graph between the layer's own
+output and the tensor that the converted layer's output stands for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import onnx_ir as ir
+
+from bnn_deploy.operators.contract import BINARY, OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
+from bnn_deploy.passes.elementwise import uniform
+from bnn_deploy.passes.formula import formula
+from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, ints, is_binary_op, is_op
+from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
+from bnn_deploy.passes.outcome import Decline, display_name
+from bnn_deploy.passes.reasons import CancelsOut
+from bnn_deploy.provenance import SOURCE, output_key, read_levels
+from bnn_deploy.report.canonical import Canonical, CanonicalLayer
+from bnn_deploy.report.summary import FLOAT, REMOVED, LayerReport
+from bnn_deploy.report.weights import describe_weights, layer_filters
+from bnn_deploy.source.weight_form import WEIGHT_FORM
+
+_NAMES = {"BatchNormalization": "BatchNorm", "Relu": "ReLU", "LeakyRelu": "LeakyReLU", "PRelu": "PReLU"}
+
+_UNMENTIONED = ("Shape", "Expand", "ConstantOfShape", "Identity")
+
+
+# The report.
+
+
+def layer_reports(
+    model: ir.Model,
+    canonical: Canonical,
+    binary: ir.Model,
+    left_float: Iterable[Decline],
+    scheme: str,
+    binarized: Mapping[str, int | None],
+) -> tuple[LayerReport, ...]:
+    """Report on every layer of a float model.
+
+    Args:
+        model: the float model, folded, with the notes of `note_weights`.
+        canonical: what it looked like in the forms that LowerBinaryConv matches.
+        binary: the converted model, before 8-bit edges are made.
+        left_float: the layers that stayed float, with the reason.
+        scheme: by which latent weights were binarised.
+        binarized: the parameters or layers whose latent weights were, with the number of their zeros if that is known.
+
+    Returns:
+        One entry per layer, in the order of the float graph.
+    """
+    builder = _Builder(model, canonical, binary, {decline.node: decline for decline in left_float})
+    nodes = [node for node in model.graph if is_op(node, *LAYER_OPERATORS)]
+    found = {
+        display_name(node): builder.report(node, scheme, binarized)
+        for node in nodes
+        if display_name(node) in canonical.layers and display_name(node) in builder.binary
+    }
+    twins = _equal_values(model.graph) if len(found) < len(nodes) else {}
+    for node in nodes:
+        name = display_name(node)
+        if name in found:
+            continue
+        equal = [n for n in nodes if display_name(n) in found and twins[n.outputs[0]] == twins[node.outputs[0]]]
+        if equal:
+            found[name] = replace(found[display_name(equal[0])], name=name, same_as=display_name(equal[0]))
+        else:
+            found[name] = builder.removed(node, scheme, binarized)
+    return tuple(found[display_name(node)] for node in nodes)
+
+
+class _Builder:
+    """Reports on layers, one by one."""
+
+    def __init__(
+        self, model: ir.Model, canonical: Canonical, binary: ir.Model, left_float: Mapping[str, Decline]
+    ) -> None:
+        self.canonical = canonical
+        self.left_float = left_float
+        self.order = list(model.graph)
+        self.values = {v.name: v for v in model.graph.inputs if v.name}
+        self.values |= {v.name: v for node in self.order for v in node.outputs if v.name}
+        self.binary = {
+            display_name(node): node for node in binary.graph if is_op(node, *LAYER_OPERATORS) or is_binary_layer(node)
+        }
+
+    def report(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
+        """Report on a layer that the canonical graph has, too."""
+        name = display_name(node)
+        seen, final, decline = self.canonical.layers[name], self.binary[name], self.left_float.get(name)
+        status = _status(final)
+        is_binary = is_binary_layer(final)
+        if is_binary and status != BINARY:
+            seen = replace(seen, source=None, zero=None)  # it reads something else than a sign
+        zero = seen.zero
+        plain = self._plain(node, scheme, binarized)
+        if decline is not None and status == WEIGHTS_ONLY and not decline.has_sign_input:
+            decline = None  # all that can be stored as bits is
+        fused = self._fused(node, final)
+        if is_binary and len(node.inputs) > 2 and (bias := constant(node.inputs[2])) is not None and bias.any():
+            fused = ("bias", *fused)
+        return replace(
+            plain,
+            status=status,
+            becomes=final.op_type,
+            activation=_levels(final) or self._activation(seen),
+            sign_of_zero=zero,
+            converted_sign_of_zero=zero if zero is None or not is_binary else -1 if zero < 0 else 1,
+            scale=None if plain.scale is None else (plain.scale[0] * seen.factor, plain.scale[1] * seen.factor),
+            padding=seen.padding,
+            pads=seen.pads,
+            padded_by=self._padded_by(seen),
+            binarisation=self._binarisation(node, final),
+            fused=fused,
+            reason=None if decline is None else decline.reason,
+            advice=None if decline is None else decline.advice(self._is_last(node)),
+            binary_in_training=decline is not None and decline.has_sign_input,
+        )
+
+    def removed(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
+        """Report on a layer whose output nothing in the converted model depends on."""
+        return replace(
+            self._plain(node, scheme, binarized),
+            reason=CancelsOut().text,
+            advice=CancelsOut.advice,
+        )
+
+    def _plain(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
+        """What the float graph alone says."""
+        filters = layer_filters(node)
+        linear = is_op(node, "Gemm", "MatMul")
+        group = node.attributes.get("group")
+        groups = 1 if group is None else group.as_int()
+        kernel = () if filters is None or linear else tuple(filters.shape[2:])
+        inputs = outputs = None
+        if filters is not None:
+            transposed = is_op(node, "ConvTranspose")  # [I, O/group, kernel...]
+            inputs = filters.shape[0] if transposed else filters.shape[1] * groups
+            outputs = filters.shape[1] * groups if transposed else filters.shape[0]
+        form = node.meta.get(WEIGHT_FORM)
+        latent = next((key for key in (display_name(node), form and form.tensor) if key in binarized), None)
+        text, spread, zeros, scale = describe_weights(filters, form, scheme if latent is not None else None)
+        latent_zeros = form.zeros if form is not None and (latent is not None or form.text != "W") else None
+        if latent is not None and binarized[latent] is not None:
+            latent_zeros = binarized[latent]
+        return LayerReport(
+            name=display_name(node),
+            operator=node.op_type,
+            kind="linear" if linear else "convolution",
+            kernel=kernel,
+            inputs=inputs,
+            outputs=outputs,
+            strides=tuple(ints(node, "strides", [1] * len(kernel))),
+            dilations=tuple(ints(node, "dilations", [1] * len(kernel))),
+            group=groups,
+            status=REMOVED,
+            becomes=None,
+            same_as=None,
+            activation=None,
+            sign_of_zero=None,
+            converted_sign_of_zero=None,
+            weights=text,
+            spread=spread,
+            zeros=zeros,
+            latent_zeros=latent_zeros,
+            scale=scale,
+            padding="none",
+            pads=(),
+            padded_by=None,
+            binarisation=(),
+            fused=(),
+            reason=None,
+            advice=None,
+            binary_in_training=False,
+        )
+
+    def _activation(self, seen: CanonicalLayer) -> str | None:
+        """How the float graph writes the sign."""
+        if seen.source is None or seen.leaf is None:
+            return None
+        value, leaf = self.values.get(seen.source), self.values.get(seen.leaf)
+        if value is None or leaf is None:
+            return "Sign(x)"
+        # A learned threshold is an Add or Sub right above the sign. The bias of a linear layer, and the shift of a
+        # BatchNorm that is written as Mul and Add, only look like one.
+        producer = leaf.producer()
+        if producer is not None and is_op(producer, "Add", "Sub") and value is not leaf:
+            operands = [v for v in producer.inputs if v is not None and uniform(v) is None]
+            shift = next((c for v in producer.inputs if (c := uniform(v)) is not None), None)
+            if len(operands) == 1 and shift is not None and shift.size > 1:
+                above = operands[0].producer()
+                scaled = above is not None and any(constant(v) is not None for v in above.inputs)
+                if above is None or not (is_op(above, *LAYER_OPERATORS) or (is_op(above, "Mul") and scaled)):
+                    return f"{formula(value, {operands[0]: 'x'}, 't')}, learned threshold"
+        text = formula(value, {leaf: "x"}, "t")
+        return f"{text}, learned threshold" if re.search(r"\bt\b", text) else text
+
+    def _padded_by(self, seen: CanonicalLayer) -> str | None:
+        """What pads, as the float graph has it: in the canonical one a Pad always stands behind the sign."""
+        leaf, sign = self.values.get(seen.leaf or ""), self.values.get(seen.source or "")
+        if seen.padded_by is None or "Pad" not in seen.padded_by or leaf is None or sign is None:
+            return seen.padded_by
+        before = any(is_op(node, "Pad") for node in self._path(leaf, sign))
+        return f"{seen.padded_by} before the sign" if before else seen.padded_by
+
+    def _fused(self, node: ir.Node, final: ir.Node) -> tuple[str, ...]:
+        """What stands between the layer's float output and the last tensor that the converted layer's stands for."""
+        ends = []
+        for i, output in enumerate(final.outputs):
+            source = final.metadata_props.get(output_key(SOURCE, i))
+            follower: ir.Value | None = output
+            while source is None and follower is not None and is_binary_layer(final):
+                # Bits without a name of their own: the pool that they go through has it.
+                reader = next(iter(follower.consumers()), None)
+                follower = None if reader is None else reader.outputs[0]
+                source = None if reader is None else reader.metadata_props.get(SOURCE)
+            ends.append(output.name if source is None and not is_binary_layer(final) else source)
+        found: dict[str, None] = {}
+        for end in ends:
+            value = self.values.get(end or "")
+            if value is not None:
+                found |= dict.fromkeys(self._between(node.outputs[0], value))
+        before = final.inputs[0]
+        if (
+            not is_binary_layer(final)
+            and before is not None
+            and node.inputs[0] is not None
+            and before.name in self.values
+        ):
+            found = dict.fromkeys(self._between(self.values[before.name], node.inputs[0])) | found
+        return tuple(found)
+
+    def _binarisation(self, node: ir.Node, final: ir.Node) -> tuple[str, ...]:
+        """What was fused into the binarisation of the layer's input, if it is one of floats."""
+        current = final.inputs[0].producer() if is_binary_layer(final) and final.inputs[0] is not None else None
+        while current is not None and (is_op(current, "Unsqueeze") or is_binary_op(current, "BinaryMaxPool")):
+            current = None if current.inputs[0] is None else current.inputs[0].producer()
+        row = None if current is None else operator_of(current)
+        if current is None or row is None or row.threshold is None or row.is_layer or current.inputs[0] is None:
+            return ()
+        if row.outputs[row.threshold.output].content != "bits":
+            return ()
+        data = current.inputs[0]
+        above = data.producer()
+        if data.name not in self.values and above is not None and above.inputs[0] is not None:
+            data = above.inputs[0]  # through the Transpose to channels last
+        seen = self.canonical.layers[display_name(node)]
+        start, end = self.values.get(data.name or ""), self.values.get(seen.leaf or "")
+        return () if start is None or end is None else tuple(self._between(start, end))
+
+    def _path(self, start: ir.Value, end: ir.Value) -> list[ir.Node]:
+        """The nodes of the float graph on the ways from `start` to `end` that pass no layer."""
+        reached: set[ir.Value | None] = {start}
+        path = []
+        for node in self.order:
+            if reached.intersection(node.inputs) and not is_op(node, *LAYER_OPERATORS):
+                reached.update(node.outputs)
+                path.append(node)
+        needed: set[ir.Value | None] = {end}
+        used = []
+        for node in reversed(path):
+            if needed.intersection(node.outputs):
+                needed.update(node.inputs)
+                used.append(node)
+        return used[::-1]
+
+    def _between(self, start: ir.Value, end: ir.Value) -> list[str]:
+        """The operators on the ways from `start` to `end`; those that make up a sign as "sign"."""
+        labels: list[str] = []
+        leaves = {leaf for source, leaf in self.canonical.leaves.items() if source == end.name}
+        in_sign = False
+        for node in self._path(start, end):
+            label = (
+                "sign" if in_sign or leaves.intersection(v.name for v in node.inputs if v is not None) else _label(node)
+            )
+            in_sign = label == "sign"
+            if label and (label != "sign" or label not in labels):
+                labels.append(label)
+        return labels
+
+    def _is_last(self, node: ir.Node) -> bool:
+        """Whether no other layer depends on this one."""
+        reached: set[ir.Value | None] = set(node.outputs)
+        for other in self.order:
+            if reached.intersection(other.inputs):
+                if is_op(other, *LAYER_OPERATORS):
+                    return False
+                reached.update(other.outputs)
+        return True
+
+
+def _label(node: ir.Node) -> str:
+    if is_op(node, *_UNMENTIONED):
+        return ""
+    if is_op(node, "Add") and all(constant(value) is None for value in node.inputs):
+        return "residual Add"
+    return _NAMES.get(node.op_type, node.op_type)
+
+
+def _levels(final: ir.Node) -> str | None:
+    """The numbers that the levels in front of a layer stand for; None if it reads none."""
+    producer = None if final.inputs[0] is None else final.inputs[0].producer()
+    while producer is not None and (levels := read_levels(producer.metadata_props)) is None:
+        if not is_op(producer, *MOVING_OPERATORS) or producer.inputs[0] is None:
+            return None
+        producer = producer.inputs[0].producer()
+    if producer is None or levels is None:
+        return None
+    return f"levels 0 to {len(levels.thresholds)}, times {levels.step:.3g}"
+
+
+def _status(final: ir.Node) -> str:
+    if is_binary_layer(final):
+        status = OPERATORS[final.op_type].status or ""
+        return status.format(**{key: attribute.value for key, attribute in final.attributes.items()})
+    maker = final.inputs[1].producer() if len(final.inputs) > 1 and final.inputs[1] is not None else None
+    if maker is not None and is_op(maker, "Transpose") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    row = None if maker is None else operator_of(maker)
+    return FLOAT if row is None or row.weights_status is None else row.weights_status
+
+
+def _equal_values(graph: ir.Graph) -> dict[ir.Value, int]:
+    """Number the values of a graph such that those which are computed alike have the same number."""
+    numbers: dict[ir.Value, int] = {}
+    known: dict[Any, int] = {}
+
+    def number(value: ir.Value | None) -> int:
+        if value is None:
+            return -1
+        if value not in numbers:
+            array = constant(value)
+            key = (value.name,) if array is None else (array.dtype.str, array.shape, array.tobytes())
+            numbers[value] = known.setdefault(key, len(known))
+        return numbers[value]
+
+    for node in graph:
+        attributes = tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
+        inputs = tuple(number(value) for value in node.inputs)
+        for i, output in enumerate(node.outputs):
+            key = (node.domain, node.op_type, attributes, inputs, i)
+            numbers[output] = known.setdefault(key, len(known))
+    return numbers

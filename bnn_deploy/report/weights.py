@@ -1,0 +1,63 @@
+"""What the report says of the weights of a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.passes.graph import constant, is_op
+from bnn_deploy.passes.lower.layer import MAX_SPREAD
+from bnn_deploy.source.weight_form import WeightForm
+
+
+def layer_filters(node: ir.Node) -> NDArray[Any] | None:
+    """A layer's constant weights as [O, ...] (those of ConvTranspose as they are); None if they are not constant."""
+    weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weight is None or weight.ndim < 2:
+        return None
+    if is_op(node, "MatMul") or (
+        is_op(node, "Gemm") and not ("transB" in node.attributes and node.attributes["transB"].as_int())
+    ):
+        return np.swapaxes(weight, 0, -1)
+    return weight
+
+
+def describe_weights(
+    filters: NDArray[Any] | None, form: WeightForm | None, scheme: str | None
+) -> tuple[str, float | None, int, tuple[float, float] | None]:
+    """Text, spread, zeros and scale of a layer's weights [O, ...]."""
+    if filters is None:
+        return "not constant", None, 0, None
+    if scheme is not None:
+        origin = f"latent, binarised by {scheme}"
+    elif form is None or form.text == "W":
+        origin = "constant"
+    else:
+        origin = f"{form.text}, folded"
+    magnitudes = np.abs(filters.reshape(len(filters), -1))
+    counts = np.count_nonzero(magnitudes, axis=1)
+    zeros = magnitudes.size - int(counts.sum())
+    high = magnitudes.max(axis=1).astype(np.float64)
+    if not np.isfinite(high).all():
+        return f"{origin}, with NaN or infinity", None, zeros, None
+    low = magnitudes.min(axis=1) if zeros == 0 else np.where(magnitudes == 0, np.inf, magnitudes).min(axis=1)
+    alive = high > 0
+    spread = float(((high - low)[alive] / high[alive]).max(initial=0.0))
+    parts = [origin]
+    if spread > MAX_SPREAD:
+        parts.append("real-valued")
+    elif origin == "constant":
+        parts.append("two-valued")
+    if zeros:
+        parts[-1] += f" but for {zeros} exact {'zeros' if zeros > 1 else 'zero'}"
+    if spread > MAX_SPREAD:
+        return ", ".join(parts), spread, zeros, None
+    if spread:
+        parts.append(f"spread {spread:.0e}")
+    # As LowerBinaryConv takes it: one magnitude to the last bit, or the mean.
+    means = magnitudes.sum(axis=1, dtype=np.float64) / np.maximum(counts, 1)
+    alpha = np.where(high == low, high, means)
+    return ", ".join(parts), spread, zeros, (float(np.float32(alpha.min())), float(np.float32(alpha.max())))

@@ -1,0 +1,86 @@
+"""Any source, as float ONNX: a module, a checkpoint or an ONNX file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from torch import nn
+
+from bnn_deploy.architectures import ARCHITECTURES
+from bnn_deploy.errors import InputError
+from bnn_deploy.passes.pipeline import fold
+from bnn_deploy.passes.recognise.binarize_weights import Weights
+from bnn_deploy.source.checkpoint import input_shape as module_input_shape
+from bnn_deploy.source.checkpoint import load_module
+from bnn_deploy.source.latent_weights import float_model, float_module
+from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
+from bnn_deploy.source.weight_form import note_weights
+
+
+@dataclass(frozen=True)
+class FloatSource:
+    """What `convert` was given, as float ONNX.
+
+    Attributes:
+        model: it.
+        name: what errors call it.
+        shape: one sample's.
+        binarized: the weights that were binarised; with the number of zeros that they had, if the model does not tell.
+    """
+
+    model: ir.Model
+    name: str
+    shape: tuple[int, ...]
+    binarized: dict[str, int | None]
+
+
+def read_source(
+    source: nn.Module | OnnxSource,
+    arch: str | None,
+    arch_args: Mapping[str, Any] | None,
+    input_shape: tuple[int, ...] | None,
+    weights: Weights,
+    progress: Callable[[str], None],
+) -> FloatSource:
+    """Bring any source to float ONNX."""
+    if arch_args and arch is None:
+        raise InputError("--arch-args are the arguments of an architecture: give --arch, too")
+    if is_onnx(source):
+        assert not isinstance(source, nn.Module)
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
+        if arch is not None:
+            raise InputError(f"{name} is an ONNX model, which says itself what it is: leave out --arch {arch}")
+        progress("reading the float model")
+        model, binarized = float_model(source, input_shape, weights)
+        dims = model.graph.inputs[0].shape
+        assert dims is not None
+        return FloatSource(
+            model, name, tuple(dim for dim in dims[1:] if isinstance(dim, int)), dict.fromkeys(binarized)
+        )
+    if isinstance(source, nn.Module):
+        module = source
+    else:
+        assert isinstance(source, str | os.PathLike)
+        if arch is None:
+            known = ", ".join(ARCHITECTURES)
+            raise InputError(f"{os.fspath(source)}: say which architecture it is: {known} or FILE.py:CLASS")
+        progress("loading the checkpoint")
+        module = load_module(source, arch, arch_args)
+    shape = module_input_shape(module, input_shape)
+    progress("exporting to float ONNX")
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(module).__name__
+    export = float_module(module, shape, weights, name)
+    graph = export.model.graph
+    if len(graph.outputs) != 1 or len(graph.inputs) != 1:
+        raise InputError(
+            f"{name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
+            "convert takes networks with one of each"
+        )
+    note_weights(export.model.graph)
+    fold(export.model)
+    zeros = {name: int((module.get_parameter(name) == 0).sum()) for name in export.binarized}
+    return FloatSource(export.model, name, shape, dict(zeros))

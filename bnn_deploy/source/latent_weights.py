@@ -1,0 +1,135 @@
+"""Latent weights: a float ONNX model or exported module in which they are binarised as in training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bnn_deploy.architectures import RecipeNetwork
+from bnn_deploy.errors import InputError
+from bnn_deploy.passes.graph import constant, is_op
+from bnn_deploy.passes.outcome import display_name
+from bnn_deploy.passes.pipeline import canonicalize, fold, infer_shapes
+from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize, reads_sign
+from bnn_deploy.source import onnx_file
+from bnn_deploy.source.onnx_file import OnnxSource
+from bnn_deploy.source.torch_export import FloatExport, export_float, name_layers, strip_metadata
+from bnn_deploy.source.weight_form import note_weights
+from bnn_deploy.training import binarize_weight
+
+
+def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Weights) -> tuple[ir.Model, list[str]]:
+    """Make a float ONNX model of any exporter what the passes start from.
+
+    Args:
+        source: a file, or a model, which is not changed.
+        sample: one sample's shape, if the model does not say.
+        weights: what to do with real-valued weights of layers whose input is a sign.
+
+    Returns:
+        The model with its constants folded, and the names of the nodes whose weights were binarised.
+
+    Raises:
+        InputError: see `onnx_file.read` and `BinarizeWeights`.
+    """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
+    model = ir.from_proto(onnx_file.upgrade(onnx_file.read(source), name, sample))
+    name_layers(model)
+    strip_metadata(model)
+    model.graph.name = "float"
+    note_weights(model.graph)
+    fold(model)
+    infer_shapes(model)
+    canonical = ir.from_proto(ir.to_proto(model))
+    canonicalize(canonical)
+    step = BinarizeWeights(weights)
+    try:
+        step(canonical)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    step.apply(model)
+    return model, list(step.binarized)
+
+
+def float_module(
+    module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto", name: str | None = None
+) -> FloatExport:
+    """Export a module to float ONNX, and binarise its latent parameters in both the program and the model.
+
+    Args:
+        module: in eval mode; it is not changed.
+        shape: one sample, without the batch dimension.
+        weights: what to do with real-valued weights of layers whose input is a sign. "auto" knows the recipe's own
+            architectures, and takes a module that calls torch.sign itself for one of the recipe.
+        name: what errors call it; None for its class.
+
+    Raises:
+        InputError: see `export_float` and `BinarizeWeights`; or real-valued weights are no parameter, but computed.
+    """
+    export = export_float(module, shape)
+    if weights == "as-is":
+        return export
+    model = ir.from_proto(ir.to_proto(export.model))
+    fold(model)
+    infer_shapes(model)
+    canonical = ir.from_proto(ir.to_proto(model))
+    canonicalize(canonical)
+    layers = {display_name(node): node for node in model.graph}
+    recipe = {name for name, node in layers.items() if isinstance(module, RecipeNetwork) or reads_sign(node)}
+    step = BinarizeWeights(weights, recipe, _as_in_training)
+    exported = {node.outputs[0].name: node for node in export.model.graph}
+    state = export.program.state_dict
+    names = []
+    try:
+        step(canonical)
+        for layer in map(layers.__getitem__, step.binarized):
+            weight = constant(layer.inputs[1])
+            parameter = _parameter(exported.get(layer.outputs[0].name))
+            latent = state.get(parameter or "")
+            if parameter in names:
+                continue
+            if (
+                parameter is None
+                or latent is None
+                or weight is None
+                or not _is_transposed_or_equal(latent.detach().numpy(), weight)
+            ):
+                raise InputError(
+                    f"{layer.op_type} '{display_name(layer)}': its input is a sign, but its weights, which forward() "
+                    "computes, are real-valued: make them ±alpha in forward(), or leave them real with --weights as-is"
+                )
+            binary = step.binary(layer, weight)
+            binary = np.ascontiguousarray(binary if latent.shape == binary.shape else binary.T)
+            state[parameter].data.copy_(torch.from_numpy(binary))
+            export.model.graph.initializers[parameter].const_value = ir.tensor(binary, name=parameter)
+            names.append(parameter)
+    except InputError as error:
+        raise InputError(f"{name or type(module).__name__}: {error}") from error
+    return replace(export, binarized=tuple(names))
+
+
+def _as_in_training(filters: NDArray[np.float32], scheme: Weights) -> NDArray[np.float32]:
+    """`binarize`, but the recipe in PyTorch's float32: its rounding decides where a weight is near its mean."""
+    if scheme != "xnor-centred" or filters.shape[1] == 1:
+        return binarize(filters, scheme)
+    binary: NDArray[np.float32] = binarize_weight(torch.from_numpy(np.array(filters))).numpy()
+    return binary
+
+
+def _parameter(layer: ir.Node | None) -> str | None:
+    """The name of the parameter that an exported layer reads as its weight, directly or transposed."""
+    value = None if layer is None else layer.inputs[1]
+    while value is not None and (producer := value.producer()) is not None:
+        value = producer.inputs[0] if is_op(producer, "Identity", "Transpose") else None
+    return None if value is None else value.name
+
+
+def _is_transposed_or_equal(latent: NDArray[Any], weight: NDArray[Any]) -> bool:
+    return np.array_equal(latent, weight) or (weight.ndim == 2 and np.array_equal(latent.T, weight))

@@ -1,0 +1,141 @@
+"""A float ONNX model of any exporter, made ready for the passes, and for onnxruntime as the reference of `verify`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto, inliner, version_converter
+
+from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.operators.contract import DOMAIN, OPSET
+from bnn_deploy.source.qonnx import QONNX, expand_bipolar_quant, expand_quant
+from bnn_deploy.source.soundness import (
+    require_inference,
+    require_known_operators,
+    require_sound_parameters,
+    require_tensors,
+)
+
+MIN_IR_VERSION = 8
+
+OnnxSource = str | os.PathLike[str] | ModelProto | ir.Model
+
+
+def is_onnx(source: object) -> bool:
+    """Whether `source` is an ONNX model, or the path of one, and not a module or a checkpoint."""
+    if isinstance(source, str | os.PathLike):
+        return Path(source).suffix == ".onnx"
+    return isinstance(source, ModelProto | ir.Model)
+
+
+def read(source: OnnxSource) -> ModelProto:
+    """Read a float model, with standard operators and one input only; its own tensors keep their names.
+
+    Functions that the file brings are inlined, QONNX's BipolarQuant is written as Less, Where and Mul and its Quant as
+    rounding and clipping, and initializers that are also listed as inputs (as before IR version 4) are constants.
+
+    Args:
+        source: a file, or a model, which is not changed.
+
+    Raises:
+        InputError: no such file, not ONNX, not a float model, exported in training mode, an unknown operator, or not
+            one float32 input and one output.
+    """
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        model = _load(Path(source))
+    else:
+        name = "the model"
+        model = ModelProto()
+        model.CopyFrom(source if isinstance(source, ModelProto) else ir.to_proto(source))
+    if any(node.domain == DOMAIN for node in model.graph.node):
+        raise InputError(f"{name}: has operators of the domain {DOMAIN}: it is converted already")
+    require_tensors(model, name)
+    model = inliner.inline_local_functions(model) if model.functions else model
+    expand_bipolar_quant(model)
+    expand_quant(model, QONNX, name)
+    require_known_operators(model, name)
+    require_inference(model, name)
+    require_sound_parameters(model, name)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        names = ", ".join(value.name for value in (*inputs, *model.graph.output))
+        raise InputError(
+            f"{name}: it has {len(inputs)} inputs and {len(model.graph.output)} outputs ({names}); "
+            "convert takes networks with one of each, and weights as initializers"
+        )
+    tensor = inputs[0].type.tensor_type
+    if tensor.elem_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(tensor.elem_type)
+        raise InputError(f"{name}: its input '{inputs[0].name}' is {kind}; convert takes float32")
+    return model
+
+
+def upgrade(model: ModelProto, name: str, sample: tuple[int, ...] | None = None) -> ModelProto:
+    """Convert a model to the opset of the passes where it is older, set its input's shape, and infer all others.
+
+    Args:
+        model: as `read` gives it.
+        name: of it, for errors.
+        sample: one sample's shape, for an input with dimensions that are not numbers; None if there are none.
+
+    Raises:
+        InputError: onnx cannot convert it, the shape of its input is not known or not as given.
+    """
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+    if opset < OPSET:
+        try:
+            model = version_converter.convert_version(model, OPSET)
+        except Exception as error:  # whatever the C++ converter raises
+            raise InputError(
+                f"{name}: its opset is {opset}, and onnx cannot convert it to {OPSET} ({one_line(error, 120)}); "
+                f"export it with opset {OPSET}"
+            ) from error
+    graph_input = model.graph.input[0]
+    shape = graph_input.type.tensor_type.shape
+    own = [dim.dim_value if dim.HasField("dim_value") else None for dim in shape.dim]
+    if len(own) < 2:
+        raise InputError(f"{name}: its input '{graph_input.name}' has {len(own)} dimensions; a batch has 2 or more")
+    if sample is not None and (
+        len(sample) != len(own) - 1 or any(a not in (None, b) for a, b in zip(own[1:], sample, strict=True))
+    ):
+        raise InputError(f"{name}: its input is {['N', *own[1:]]}, which --input-shape {list(sample)} does not fit")
+    for dim, size in zip(shape.dim[1:], sample or (), strict=False):
+        dim.dim_value = size
+    if None in own[1:] and sample is None:
+        raise InputError(
+            f"{name}: its input '{graph_input.name}' has dimensions besides the batch that are not numbers "
+            f"({', '.join(dim.dim_param or '?' for dim in shape.dim)}); give --input-shape"
+        )
+    if own[0] is None:
+        shape.dim[0].dim_param = "batch"
+        del model.graph.value_info[:]  # they may call it otherwise
+    try:
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:  # onnx's own exception types
+        raise InputError(f"{name}: the shapes of its tensors do not fit: {one_line(error)}") from error
+
+
+def _load(path: Path) -> ModelProto:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        model = onnx.load(path)
+    except onnx.checker.ValidationError as error:  # of the files that the tensors are in
+        raise InputError(
+            f"{path}: its external data cannot be read ({one_line(error, 160)}); keep them beside it, or save the "
+            "model as one file"
+        ) from error
+    except (DecodeError, ValueError, OSError) as error:
+        raise InputError(f"{path}: not a valid ONNX file, or a truncated one ({one_line(error, 160)})") from error
+    if not model.graph.node:
+        raise InputError(f"{path}: not a valid ONNX file, or a truncated one (it has no nodes)")
+    return model

@@ -1,0 +1,63 @@
+"""How a float graph computes a layer's weights, noted before folding leaves nothing but values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.passes.formula import formula
+from bnn_deploy.passes.graph import constant, is_op
+from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
+
+WEIGHT_FORM = "bnn_deploy.weight_form"
+"""Key of `Node.meta`, which is not written to files: the `WeightForm` of a layer before its constants were folded."""
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """How the float graph computes a layer's weights.
+
+    Attributes:
+        text: a formula of W; "W" if they are a constant.
+        tensor: the name of W.
+        zeros: exact zeros in W.
+    """
+
+    text: str
+    tensor: str
+    zeros: int
+
+
+# The float graph, before its constants are folded.
+
+
+def note_weights(graph: ir.Graph) -> None:
+    """Note on each layer how its weights are computed (in memory only), before folding leaves nothing but values."""
+    for node in graph:
+        if is_op(node, *LAYER_OPERATORS) and WEIGHT_FORM not in node.meta and (form := _weight_form(node)):
+            node.meta[WEIGHT_FORM] = form
+
+
+def _weight_form(node: ir.Node) -> WeightForm | None:
+    value = node.inputs[1]
+    leaves: dict[ir.Value, NDArray[Any]] = {}
+    pending, seen = [value], {value}
+    while pending:
+        current = pending.pop()
+        if current is None:
+            continue
+        array, producer = constant(current), current.producer()
+        if array is not None:
+            leaves[current] = array
+        elif producer is None:
+            return None  # not constant
+        else:
+            pending += [v for v in producer.inputs if v not in seen]
+            seen.update(producer.inputs)
+    if value is None or not leaves:
+        return None
+    latent = max(leaves, key=lambda leaf: leaves[leaf].size)
+    return WeightForm(formula(value, {latent: "W"}, "c"), latent.name or "", int((leaves[latent] == 0).sum()))

@@ -1,0 +1,99 @@
+// Vectors of NEON, 4 lanes, for generic/*.inl. A unit includes this into its anonymous namespace.
+
+constexpr int kLanes = 4;
+using Floats = float32x4_t;
+using Words = uint32x4_t;
+using Lanes = int64_t;  // how many, from the first on; there are no masks
+constexpr bool kMasks = false;
+
+Lanes FirstLanes(int64_t count) { return count; }
+
+Floats Splat(float value) { return vdupq_n_f32(value); }
+Floats Load(const float* values) { return vld1q_f32(values); }
+Floats LoadLanes(const float* values, Lanes lanes) {
+  if (lanes >= 4) return vld1q_f32(values);
+  float32x4_t row = vld1q_dup_f32(values);
+  if (lanes > 1) row = vld1q_lane_f32(values + 1, row, 1);
+  if (lanes > 2) row = vld1q_lane_f32(values + 2, row, 2);
+  return row;
+}
+Floats LoadInts(const int32_t* values) { return vcvtq_f32_s32(vld1q_s32(values)); }
+void Store(float* out, Floats values) { vst1q_f32(out, values); }
+void StoreLanes(float* out, Floats values, Lanes lanes) {
+  if (lanes >= 4) return vst1q_f32(out, values);
+  vst1q_lane_f32(out, values, 0);
+  if (lanes > 1) vst1q_lane_f32(out + 1, values, 1);
+  if (lanes > 2) vst1q_lane_f32(out + 2, values, 2);
+}
+
+Floats Add(Floats a, Floats b) { return vaddq_f32(a, b); }
+Floats Multiply(Floats a, Floats b) { return vmulq_f32(a, b); }
+Floats Divide(Floats a, Floats b) { return vdivq_f32(a, b); }
+Floats Absolute(Floats a) { return vabsq_f32(a); }
+Floats SubtractTwice(Floats a, Floats b) { return vfmsq_f32(a, b, vdupq_n_f32(2.0f)); }
+float Total(Floats a) { return vaddvq_f32(a); }
+
+Words SplatWord(uint32_t word) { return vdupq_n_u32(word); }
+Words NextBit(Words bit) { return vshlq_n_u32(bit, 1); }
+
+Words OrWhereAtLeast(Words words, Floats x, Floats threshold, Words bit) {
+  return vorrq_u32(words, vandq_u32(vcgeq_f32(x, threshold), bit));
+}
+
+void StoreColumn(Words words, int64_t count, uint32_t* out, int64_t stride) {
+  if (stride == 1 && count >= kLanes) return vst1q_u32(out, words);
+  uint32_t column[kLanes];
+  vst1q_u32(column, words);
+  for (int64_t i = 0; i < kLanes && i < count; ++i) out[i * stride] = column[i];
+}
+
+// The bits of 32 bytes that are all 0 or all 1: each keeps the bit of its place in a group of
+// eight, and three pairwise additions collect the groups.
+uint32_t CollectBits(uint8x16_t low, uint8x16_t high) {
+  static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const uint8x16_t places = vld1q_u8(kPlaces);
+  uint8x16_t sums = vpaddq_u8(vandq_u8(low, places), vandq_u8(high, places));
+  sums = vpaddq_u8(sums, sums);
+  sums = vpaddq_u8(sums, sums);
+  return vgetq_lane_u32(vreinterpretq_u32_u8(sums), 0);
+}
+
+// Bytes of all 1 where one of 16 values is at least its threshold.
+uint8x16_t AtLeast16(const float* x, const float* threshold) {
+  uint16x8_t halves[2];
+  UNROLL for (int i = 0; i < 2; ++i, x += 8, threshold += 8) {
+    const uint32x4_t low = vcgeq_f32(vld1q_f32(x), vld1q_f32(threshold));
+    const uint32x4_t high = vcgeq_f32(vld1q_f32(x + 4), vld1q_f32(threshold + 4));
+    halves[i] = vmovn_high_u32(vmovn_u32(low), high);
+  }
+  return vmovn_high_u16(vmovn_u16(halves[0]), halves[1]);
+}
+
+uint32_t AtLeast32(const float* x, const float* threshold) {
+  return CollectBits(AtLeast16(x, threshold), AtLeast16(x + 16, threshold + 16));
+}
+
+uint32_t AtLeastFirst(const float* x, const float* threshold, int64_t count) {
+  static const uint32_t kPlaces[4] = {1, 2, 4, 8};
+  uint32_t bits = 0;
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    const uint32x4_t reached = vcgeq_f32(vld1q_f32(x + i), vld1q_f32(threshold + i));
+    bits |= vaddvq_u32(vandq_u32(reached, vld1q_u32(kPlaces))) << i;
+  }
+  for (; i < count; ++i) bits |= static_cast<uint32_t>(x[i] >= threshold[i]) << i;
+  return bits;
+}
+
+constexpr int kByteLanes = 32;
+
+uint64_t AtLeastBytes(const uint8_t* x, const uint8_t* level) {
+  return CollectBits(vcgeq_u8(vld1q_u8(x), vld1q_u8(level)),
+                     vcgeq_u8(vld1q_u8(x + 16), vld1q_u8(level + 16)));
+}
+
+uint64_t AtLeastFirstBytes(const uint8_t* x, const uint8_t* level, int64_t count) {
+  uint8_t copy[kByteLanes] = {};
+  for (int64_t i = 0; i < count; ++i) copy[i] = x[i];
+  return AtLeastBytes(copy, level);
+}

@@ -1,0 +1,103 @@
+"""Which wheels go into a bundle."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import bnn_deploy
+from bnn_deploy.board.wheels import collect_wheels, missing_wheels
+from bnn_deploy.errors import InputError
+from support.bundles import VERSION, WHEEL, fake_wheel
+
+
+def collect(folder: Path, target: str = "x86_64") -> tuple[str, str, dict[str, bytes]]:
+    return collect_wheels(folder, target)
+
+
+def test_which_wheels_go_in(tmp_path: Path) -> None:
+    fitting = [
+        "numpy-2.0.0-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        "onnxruntime-1.27.0-cp313-cp313-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+        "click-8.1.8-py3-none-any.whl",
+        "rich-14.0.0-1-py3-none-any.whl",
+        "local-1.0-py3-none-linux_x86_64.whl",
+    ]
+    others = [
+        "numpy-2.0.0-cp311-cp311-manylinux_2_17_aarch64.manylinux2014_aarch64.whl",
+        "numpy-2.0.0-cp311-cp311-musllinux_1_2_x86_64.whl",
+        "numpy-2.0.0-cp311-cp311-macosx_14_0_x86_64.whl",
+        "numpy-2.0.0-cp311-cp311-win_amd64.whl",
+        "not-a-wheel.whl",
+        "bnn_deploy-0.0.1-py3-none-any.whl",
+    ]
+    for name in (*fitting, *others):
+        fake_wheel(tmp_path / name)
+    fake_wheel(tmp_path / WHEEL, 62)
+    fake_wheel(tmp_path / WHEEL.replace("x86_64", "aarch64"), 183)
+    version, wheel, contents = collect(tmp_path)
+    assert (version, wheel) == (VERSION, WHEEL)
+    assert sorted(contents) == sorted([WHEEL, *fitting])
+    assert contents[WHEEL] == (tmp_path / WHEEL).read_bytes()
+    assert collect(tmp_path, "aarch64")[1] == WHEEL.replace("x86_64", "aarch64")
+
+
+def test_no_wheel(tmp_path: Path) -> None:
+    def message(target: str = "x86_64") -> str:
+        with pytest.raises(InputError) as caught:
+            collect(tmp_path / "dist", target)
+        return str(caught.value)
+
+    assert "no such folder; it must hold the wheel of bnn-deploy for x86_64: build one in the source" in message()
+    (tmp_path / "dist").mkdir()
+    assert re.search(
+        r"holds no bnn_deploy-.*-py3-none-manylinux_\*_x86_64.whl: build one in the source tree: ", message()
+    )
+    assert message().endswith(f": pip wheel --no-deps -w {tmp_path / 'dist'} .")
+    if os.uname().machine == "x86_64":
+        assert message("aarch64").endswith(f": BNN_DEPLOY_TARGET=aarch64 pip wheel --no-deps -w {tmp_path / 'dist'} .")
+    fake_wheel(tmp_path / "dist" / WHEEL.replace("x86_64", "aarch64"), 183)
+    assert "holds no bnn_deploy" in message()
+    wheel = fake_wheel(tmp_path / "dist" / WHEEL, 183)
+    assert "its bnn_deploy/_lib/libbnn_deploy_ops.so is not one for x86_64" in message()
+    fake_wheel(wheel)
+    assert "not a wheel of bnn-deploy" in message()
+    wheel.write_bytes(b"hello")
+    assert "not a wheel of bnn-deploy" in message()
+    fake_wheel(wheel, 62)
+    fake_wheel(tmp_path / "dist" / WHEEL.replace("2_28", "2_17"), 62)
+    assert "which wheel of bnn-deploy shall go in?" in message()
+
+
+def test_a_wheel_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_wheel(tmp_path / WHEEL, 62)
+    monkeypatch.setattr(bnn_deploy, "__version__", VERSION)
+    assert collect(tmp_path)[0] == VERSION
+    monkeypatch.setattr(bnn_deploy, "__version__", "9.9")
+    with pytest.raises(InputError, match=r"holds no bnn_deploy-9\.9-py3-none-manylinux_\*_x86_64\.whl \(it has bnn_"):
+        collect(tmp_path)
+
+
+def test_offline_means_every_package(tmp_path: Path) -> None:
+    requires = {
+        WHEEL: ("click>=8.1", "numpy>=1.26", "onnxruntime>=1.19", "rich>=13", "torch>=2.8; extra == 'convert'"),
+        "click-8.1.8-py3-none-any.whl": ("colorama; platform_system == 'Windows'",),
+        "numpy-2.0.0-cp311-cp311-manylinux_2_17_x86_64.whl": (),
+        "onnxruntime-1.27.0-cp311-cp311-manylinux_2_28_x86_64.whl": ("flatbuffers", "numpy>=1.21.6"),
+        "rich-14.0.0-py3-none-any.whl": ("markdown-it-py>=2.2.0", "pygments<3.0.0,>=2.13.0"),
+        "markdown_it_py-4.0.0-py3-none-any.whl": ("mdurl~=0.1",),
+        "mdurl-0.1.2-py3-none-any.whl": (),
+        "pygments-2.19.0-py3-none-any.whl": (),
+        "flatbuffers-25.1-py2.py3-none-any.whl": (),
+    }
+    for name, needed in requires.items():
+        fake_wheel(tmp_path / name, 62 if name == WHEEL else None, needed)
+    contents = collect(tmp_path)[2]
+    assert missing_wheels(contents) == []
+    for name in requires.keys() - {WHEEL}:
+        fewer = {key: content for key, content in contents.items() if key != name}
+        assert missing_wheels(fewer) == [name.partition("-")[0].replace("_", "-")]
+    assert missing_wheels({WHEEL: contents[WHEEL]}) == ["click", "numpy", "onnxruntime", "rich"]

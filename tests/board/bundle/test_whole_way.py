@@ -1,0 +1,119 @@
+"""From the model to the board's report, with the real wheel and no network."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bnn_deploy.board.archive import check_bundle
+from bnn_deploy.board.bundle import write_bundle
+from bnn_deploy.board.manifest import FOLDER, MODEL, RUN
+from support.bundles import change
+from support.converted import Converted
+
+ROOT = Path(__file__).parents[3]
+
+
+def repack(name: str, folder: Path) -> list[str]:
+    """Make a wheel of an installed package again; returns the packages that it needs."""
+    distribution = importlib.metadata.distribution(name)
+    metadata = distribution.read_text("WHEEL")
+    assert metadata is not None and distribution.files is not None
+    tags = [line.split()[1].split("-") for line in metadata.splitlines() if line.startswith("Tag:")]
+    python, abi, platform = (".".join(sorted({tag[i] for tag in tags})) for i in range(3))
+    stem = f"{re.sub('[-_.]+', '_', name)}-{distribution.version}"
+    with zipfile.ZipFile(
+        folder / f"{stem}-{python}-{abi}-{platform}.whl", "w", zipfile.ZIP_DEFLATED, compresslevel=1
+    ) as wheel:
+        records = []
+        for file in distribution.files:
+            path = Path(str(distribution.locate_file(file)))
+            if ".." in file.parts or file.suffix == ".pyc" or file.name in ("RECORD", "INSTALLER", "REQUESTED"):
+                continue
+            wheel.write(path, str(file))
+            records.append([str(file), "", ""])
+        info = next(file.parent for file in distribution.files if file.name == "METADATA")
+        buffer = io.StringIO()
+        csv.writer(buffer).writerows([*records, [f"{info}/RECORD", "", ""]])
+        wheel.writestr(f"{info}/RECORD", buffer.getvalue())
+    lines = [line for line in distribution.requires or [] if ";" not in line]
+    return [match[0] for line in lines if (match := re.match(r"[A-Za-z0-9._-]+", line))]
+
+
+@pytest.fixture(scope="session")
+def all_wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """bnn-deploy's wheel, built from the sources, and those of all packages that it needs."""
+    folder = tmp_path_factory.mktemp("all_wheels")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
+        check=True,
+    )
+    needed, done = ["click", "numpy", "onnxruntime", "rich"], set()
+    while needed:
+        name = needed.pop()
+        if name.lower() not in done:
+            done.add(name.lower())
+            needed += repack(name, folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_from_the_model_to_the_report(lenet5: Converted, all_wheels: Path, tmp_path: Path) -> None:
+    target = os.uname().machine
+    output = tmp_path / "b.tar.gz"
+    manifest = write_bundle(lenet5.model, output, target=target, samples=4, wheels=all_wheels)
+    assert manifest.offline
+    assert manifest == check_bundle(output)
+    subprocess.run(["tar", "-xzf", str(output)], cwd=tmp_path, check=True)
+    folder = tmp_path / FOLDER
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PIP_"))}
+    environment |= {"PYTHON": sys.executable, "PIP_INDEX_URL": "http://127.0.0.1:9", "PYTHONPATH": "/nowhere"}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", str(folder / RUN), "--runs", "3"], capture_output=True, text=True, env=environment, cwd="/"
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "[4/5] installing bnn-deploy from the bundle" in done.stderr.splitlines()
+    assert "PASSED" in done.stdout.splitlines()
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["passed"], report["target"], report["model"]) == (True, target, "lenet5.onnx")
+    assert report["versions"]["bnn_deploy"] == manifest.bnn_deploy
+    assert report["manifest_sha256"] == manifest.sha256
+    assert report["profile"]["runs"] == 3
+    assert all(result["identical"] == result["samples"] for result in report["golden"]["outputs"])
+    # There is no torch and no onnx in the environment that it ran in.
+    code = (
+        "import importlib.util as u; print([n for n in ('torch', 'onnx', 'onnx_ir', 'bnn_deploy') if u.find_spec(n)])"
+    )
+    found = subprocess.run([str(folder / "venv/bin/python"), "-I", "-c", code], capture_output=True, text=True)
+    assert found.stdout == "['bnn_deploy']\n"
+    (folder / "report.json").unlink()
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "[3/5] the virtual environment is there" in done.stderr
+    assert (folder / "report.json").exists()
+    change(folder / MODEL)
+    done = run()
+    assert done.returncode == 2
+    assert "the bundle is damaged, nothing was run" in done.stderr
+
+
+def test_the_wheel_has_run_sh(all_wheels: Path) -> None:
+    (wheel,) = all_wheels.glob("bnn_deploy-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read(f"bnn_deploy/board/scripts/{RUN}") == (ROOT / "bnn_deploy/board/scripts" / RUN).read_bytes()

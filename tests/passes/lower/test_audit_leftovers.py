@@ -1,0 +1,116 @@
+"""AuditLeftovers: no layer stays float without a reason, and those that look binary are marked."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
+from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
+from bnn_deploy.passes.outcome import Decline
+from bnn_deploy.passes.pipeline import to_binary
+from support.graphs import copy, eighths, op_types, parse, weights
+
+W = weights(8, 4, 3, 3)
+CHANNELS = np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1)
+
+
+def audit(model: ir.Model) -> list[Decline]:
+    """Lower on a copy, then list what is left."""
+    after = copy(model)
+    lowered = LowerBinaryConv()(after)
+    before = ir.to_proto(after).SerializeToString()
+    result = AuditLeftovers(lowered.declined)(after)
+    assert result.count == 0
+    assert ir.to_proto(after).SerializeToString() == before, "the audit changes nothing"
+    return result.declined
+
+
+def test_lists_a_first_layer() -> None:
+    (decline,) = audit(parse("a = Conv(x, u)\ns = Sign(a)\ny = Conv(s, w)", ("N", 3, 9, 9), w=W, u=eighths(4, 3, 3, 3)))
+    assert (decline.node, decline.op_type, decline.has_sign_input) == ("a", "Conv", False)
+    assert decline.reason == "its input is the model's real-valued input, not the output of a sign"
+
+
+def test_lists_a_layer_behind_something_real_valued() -> None:
+    (decline,) = audit(parse("r = Relu(x)\nf = Flatten(r)\ny = Gemm(f, u)", u=eighths(144, 5)))
+    assert (decline.op_type, decline.has_sign_input) == ("Gemm", False)
+    assert decline.reason == "its input is real-valued: the output of Relu, not of a sign"
+
+
+def test_does_not_list_what_is_binary() -> None:
+    assert audit(parse("s = Sign(x)\ny = Conv(s, w)", w=W)) == []
+
+
+def test_marks_a_layer_of_signs_that_was_declined() -> None:
+    (decline,) = audit(parse("s = Sign(x)\ny = Conv(s, w)", w=eighths(8, 4, 3, 3)))
+    assert decline.has_sign_input
+    assert "filter 0 has" in decline.reason or "real-valued" in decline.reason
+
+
+@pytest.mark.parametrize(
+    ("between", "stranger"),
+    [
+        ("c = Concat <axis=1> (s)\na = Pad(c, pads)", "Pad"),
+        ("a = Transpose <perm=[0,1,3,2]> (s)", "Transpose"),
+        ("t = Transpose <perm=[0,1,3,2]> (s)\na = Reshape(t, shape)", "Reshape"),
+        ("p = Mul(per_channel, s)\na = Pad(p, pads)", "Pad"),
+        ("a = Concat <axis=1> (s)", "Concat"),
+    ],
+)
+def test_marks_a_layer_of_signs_behind_an_operator_that_no_pass_knows(between: str, stranger: str) -> None:
+    """It looks as if it was meant to be binary, so `--strict` must not let it pass."""
+    known = {"pads": PADS, "shape": SHAPE, "per_channel": CHANNELS}
+    constants = {name: value for name, value in known.items() if name in between}
+    (decline,) = audit(parse(f"s = Sign(x)\n{between}\ny = Conv(a, w)", w=W, **constants))
+    assert decline.has_sign_input
+    assert decline.reason == f"{stranger} stands between the sign and it, which no pass looks through"
+
+
+def test_does_not_mark_an_average_of_signs() -> None:
+    (decline,) = audit(parse("s = Sign(x)\na = AveragePool <kernel_shape=[2,2]> (s)\ny = Conv(a, w)", w=W))
+    assert not decline.has_sign_input
+    assert decline.reason == "its input is real-valued: the output of AveragePool, not of a sign"
+
+
+def test_weights_shared_by_a_binary_and_a_float_layer() -> None:
+    (decline,) = audit(parse("s = Sign(x)\ny = Conv(s, w)\nz = Conv(x, w)", outputs=("y", "z"), w=W))
+    assert (decline.node, decline.has_sign_input) == ("z", False)
+
+
+def test_a_sign_that_feeds_two_layers_one_of_which_stays() -> None:
+    model = parse("s = Sign(x)\ny = Conv(s, w)\nz = Conv(s, u)", outputs=("y", "z"), w=W, u=eighths(8, 4, 3, 3))
+    (decline,) = audit(model)
+    assert (decline.node, decline.has_sign_input) == ("z", True)
+    _, leftovers, _ = to_binary(model)
+    assert leftovers == [decline]
+
+
+def test_layers_of_the_same_name_keep_their_own_reasons() -> None:
+    """Names need not be unique in ONNX."""
+    model = parse("s = Sign(x)\ny = Conv(s, u)\nz = Conv(x, u)", outputs=("y", "z"), u=eighths(8, 4, 3, 3))
+    for node in model.graph:
+        node.name = "layer" if node.op_type == "Conv" else node.name
+    _, leftovers, _ = to_binary(model)
+    assert [(d.has_sign_input, "model's real-valued input" in d.reason) for d in leftovers] == [
+        (True, False),
+        (False, True),
+    ]
+    assert len({d.node for d in leftovers}) == 2
+
+
+@pytest.mark.parametrize("op_type", ["ConvTranspose", "MatMul"])
+def test_lists_every_kind_of_layer(op_type: str) -> None:
+    text, u = (
+        ("y = ConvTranspose(x, u)", eighths(4, 8, 3, 3))
+        if op_type == "ConvTranspose"
+        else ("y = MatMul(x, u)", eighths(6, 5))
+    )
+    (decline,) = audit(parse(text, u=u))
+    assert decline.op_type == op_type
+    assert op_types(parse(text, u=u)) == [op_type]
+
+
+PADS = ir.tensor([0, 0, 1, 1, 0, 0, 1, 1]).numpy()
+SHAPE = ir.tensor([0, 4, 6, 6]).numpy()

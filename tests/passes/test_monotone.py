@@ -1,0 +1,60 @@
+"""Thresholds by bisection over the order of floats."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.passes.monotone import batch_norm_line, bisect_threshold, float_to_ordered, ordered_to_float
+from support.graphs import HALVES
+
+
+def test_order_of_floats() -> None:
+    order = np.array([float_to_ordered(x) for x in HALVES])
+    assert (np.diff(order[HALVES != 0]) > 0).all()
+    np.testing.assert_array_equal(ordered_to_float(order).view(np.uint32), HALVES.view(np.uint32))
+    for x in (np.float32(1), np.float32(-3e-45), np.float32(0)):
+        assert ordered_to_float(np.array([float_to_ordered(x) + 1]))[0] == np.nextafter(x, np.float32(np.inf))
+    assert (float_to_ordered(-0.0), float_to_ordered(0.0)) == (-1, 0)
+    assert ordered_to_float(np.array([float_to_ordered(np.inf), float_to_ordered(-np.inf)])).tolist() == [
+        np.inf,
+        -np.inf,
+    ]
+
+
+def test_bisection_finds_every_half() -> None:
+    threshold, falling = bisect_threshold(lambda x: x >= HALVES, len(HALVES))
+    np.testing.assert_array_equal(threshold, HALVES)
+    assert not falling.any()
+    threshold, falling = bisect_threshold(lambda x: x <= HALVES, len(HALVES))
+    np.testing.assert_array_equal(threshold, np.nextafter(HALVES, np.float32(np.inf)))
+    assert falling.all()
+    # The check would see a threshold that is one float off.
+    off, _ = bisect_threshold(lambda x: x > HALVES, len(HALVES))
+    assert (off != HALVES).all()
+
+
+def test_bisection_of_constants_and_extremes() -> None:
+    largest = np.finfo(np.float32).max
+    limits = np.float32([-np.inf, -largest, 0, largest, np.inf, np.nan])
+    threshold, falling = bisect_threshold(lambda x: x >= limits, len(limits))
+    # Every finite float is >= -largest, so that channel is as good as constant; NaN is never reached.
+    assert threshold.tolist() == [-np.inf, -np.inf, 0, largest, np.inf, np.inf]
+    assert not falling.any()
+    smallest = np.float32([1e-45, -1e-45])
+    assert bisect_threshold(lambda x: x >= smallest, 2)[0].tolist() == smallest.tolist()
+
+
+def test_an_epsilon_is_a_float32() -> None:
+    """As the file holds it, though an exporter's graph in memory may have more digits."""
+    values = [ir.Value(name="x"), *(add_constant(name, 3e-6) for name in "gbmv")]
+    norm = ir.Node("", "BatchNormalization", values, [ir.AttrFloat32("epsilon", 1e-5)])
+    line = batch_norm_line(norm, np.float64)
+    assert not isinstance(line, str)
+    v = np.float64(np.float32(3e-6))
+    assert line[0][0] == v / np.sqrt(v + np.float64(np.float32(1e-5)))
+    assert line[0][0] != v / np.sqrt(v + 1e-5)
+
+
+def add_constant(name: str, number: float) -> ir.Value:
+    return ir.Value(name=name, const_value=ir.tensor(np.array([number], np.float32), name=name))

@@ -1,0 +1,115 @@
+"""What rounding and exact zeros excuse, and what they do not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bnn_deploy.conversion import convert
+from bnn_deploy.proof.margins import relative_margin
+from bnn_deploy.proof.results import Tolerances
+from bnn_deploy.proof.verification import verify
+from support.converted import Converted, check
+from support.golden_files import BEST
+
+
+class Tiny(nn.Module):
+    """y = conv(sign(x * 1 + shift)), bits of 4 channels."""
+
+    input_shape = (4, 3, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bn = nn.BatchNorm2d(4, eps=0)
+        self.conv = nn.Conv2d(4, 6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.conv(torch.sign(self.bn(x))).flatten(1)
+        return result
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[nn.Module, Path]:
+    module = Tiny().eval()
+    return module, convert(module, tmp_path / "tiny.onnx").output
+
+
+def test_a_flip_within_the_margin_passes_and_is_listed(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
+    """The pre-activation is 1e-6 in the reference; the converted model sees -1e-6, as rounding might have it."""
+    module, model = tiny
+    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
+    x[2, 1, 0, 2] = 1e-6
+    moved = copy.deepcopy(module)
+    with torch.no_grad():
+        moved.bn.bias[1] = -2e-6  # type: ignore[index,union-attr]
+    result = verify(model, moved, data=x)
+    assert result.passed, result.failures
+    bits = result.layers[0]
+    assert (bits.kind, bits.differing, bits.zeros) == ("bits", 1, 0)
+    assert bits.margin == pytest.approx(1e-6, rel=0.1)
+    assert bits.worst.startswith("worst at sample 2, channel 1, position [0, 2]: pre-activation -1e-06 (")
+    # Sample 2 has another output, and if that changes its class, the flip explains it.
+    assert all(d.sample == 2 and d.explained and d.layer == bits.layer for d in result.disagreements)
+    assert not verify(model, moved, data=x, tolerances=Tolerances(flip_margin=1e-7)).passed
+
+
+def test_a_flip_outside_the_margin_fails(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
+    module, model = tiny
+    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
+    x[2, 1, 0, 2] = 1e-3
+    moved = copy.deepcopy(module)
+    with torch.no_grad():
+        moved.bn.bias[1] = -2e-3  # type: ignore[index,union-attr]
+    result = verify(model, moved, data=x)
+    assert not result.passed
+    assert [
+        f"layer '{result.layers[0].layer}': 1 of 180 bits differ from the reference, by up to 0.001" in f
+        for f in result.failures[:1]
+    ] == [True]
+    assert verify(model, moved, data=x, tolerances=Tolerances(flip_margin=1e-2)).passed
+
+
+def test_exact_zeros_are_counted(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
+    module, model = tiny
+    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
+    result = verify(model, module, data=x)
+    assert (result.layers[0].zeros, result.notes) == (0, [])
+    x[1, 2] = 0
+    result = verify(model, module, data=x)
+    assert result.layers[0].zeros == 9
+    assert ["9 pre-activations are exactly 0: PyTorch's sign gives 0 there" in note for note in result.notes] == [True]
+    # What reads them lies between what -1 and +1 give; so does the output, whose class is not rounding's fault.
+    assert result.passed, result.failures
+    assert sum(layer.behind_zeros for layer in result.layers[1:]) > 0
+    assert all(d.sample == 1 and d.explained for d in result.disagreements)
+
+
+def test_exact_zeros_excuse_nothing_else(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
+    module, model = tiny
+    x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
+    x[:, 2] = 0  # in every sample
+    assert verify(model, module, data=x).passed
+    wrong = copy.deepcopy(module)
+    with torch.no_grad():
+        wrong.conv.weight[0, 1] *= -1  # type: ignore[index,union-attr,operator]
+    result = verify(model, wrong, data=x)
+    assert [layer.passed for layer in result.layers][:2] == [True, False]
+
+
+def test_float_tolerance(lenet5: Converted) -> None:
+    assert check(lenet5, lenet5.float_model, 4, isas=BEST, tolerances=Tolerances(float_relative=1e-5)).passed
+    result = check(lenet5, lenet5.float_model, 4, isas=BEST, tolerances=Tolerances(float_relative=0))
+    assert [f.split(":")[0] for f in result.failures] == ["layer 'bin_ip1.linear'", "layer 'ip2'"]
+
+
+def test_relative_margin() -> None:
+    before = np.array([[1.0, 10], [-1, -20], [1, 10], [-1, 20]])
+    np.testing.assert_allclose(relative_margin(before)[:, 0], 1)
+    np.testing.assert_allclose(relative_margin(before)[:2, 1], [10 / np.sqrt(250), 20 / np.sqrt(250)])
+    assert (relative_margin(np.zeros((2, 3))) == 0).all()

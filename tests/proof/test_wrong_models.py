@@ -1,0 +1,162 @@
+"""Wrong models that the equivalence proof must not let pass, and right ones that it must not fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
+
+from bnn_deploy.conversion import convert
+from bnn_deploy.errors import InputError
+from bnn_deploy.proof import verification
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.session import library_info
+from bnn_deploy.training import sign_ste
+from support.converted import Converted
+
+BEST = [library_info().isas[0]]
+
+
+class Stack(nn.Module):
+    """BatchNorm -> sign -> the given layers, on 4x8x8."""
+
+    input_shape = (4, 8, 8)
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bn = nn.BatchNorm2d(4)
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = sign_ste(self.bn(x))
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def inputs(count: int = 16) -> Any:
+    return np.random.default_rng(3).standard_normal((count, 4, 8, 8)).astype(np.float32)
+
+
+def change(model: Path, name: str, edit: Any) -> Path:
+    """A copy of a model with one constant changed."""
+    proto = onnx.load(model)
+    tensor = next(t for t in proto.graph.initializer if t.name.endswith(name))
+    array = numpy_helper.to_array(tensor).copy()
+    tensor.CopyFrom(numpy_helper.from_array(edit(array), tensor.name))
+    path = model.with_name("changed.onnx")
+    onnx.save(proto, path)
+    return path
+
+
+def prove(model: Path, module: nn.Module) -> Verification:
+    return verify(model, module, data=inputs(), isas=BEST, reference_samples=1)
+
+
+def test_a_wrong_filter_with_a_small_alpha(tmp_path: Path) -> None:
+    conv = nn.Conv2d(4, 8, 3, bias=False)
+    with torch.no_grad():  # two-valued already, alphas over four decades
+        alphas = torch.logspace(-4, 0, 8).reshape(8, 1, 1, 1)
+        conv.weight.copy_(torch.where(torch.rand(8, 4, 3, 3) < 0.5, -1.0, 1.0) * alphas)
+    net = Stack(conv, nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    model = convert(net, tmp_path / "model.onnx").output
+    assert prove(model, net).passed
+
+    def flip(bits: Any) -> Any:
+        bits[0] ^= np.uint32(1)
+        return bits
+
+    result = prove(change(model, "conv2d_weight_bits", flip), net)
+    assert not result.passed
+    assert "layer 'layers.0'" in result.failures[0]
+
+
+def test_a_pool_of_signs_with_moved_padding_fails(tmp_path: Path) -> None:
+    """There is no pre-activation behind a pool of signs, so no margin excuses a bit."""
+    net = Stack(nn.MaxPool2d(3, 2, padding=1), nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(32, 5)).eval()
+    model = convert(net, tmp_path / "model.onnx").output
+    assert prove(model, net).passed
+    proto = onnx.load(model)
+    pool = next(node for node in proto.graph.node if node.op_type == "BinaryMaxPool")
+    next(a for a in pool.attribute if a.name == "pads").ints[:] = [0, 0, 2, 2]
+    onnx.save(proto, tmp_path / "moved.onnx")
+    result = prove(tmp_path / "moved.onnx", net)
+    assert not result.passed
+
+
+def test_padding_same_does_not_confuse_the_names(tmp_path: Path) -> None:
+    net = Stack(nn.Conv2d(4, 8, 3, padding="same"), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(512, 5)).eval()
+    model = convert(net, tmp_path / "model.onnx").output
+    assert prove(model, net).passed
+
+
+def test_weights_as_is_are_verified_as_they_are(tmp_path: Path) -> None:
+    net = Stack(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), Sign(), nn.Conv2d(4, 8, 3), nn.Flatten()).eval()
+    with pytest.raises(InputError, match="one input channel per filter"):
+        convert(net, tmp_path / "model.onnx")
+    with torch.no_grad():
+        net.layers[3].weight.copy_(net.layers[3].weight.sign() * 0.25)
+    result = convert(net, tmp_path / "model.onnx", weights="as-is")
+    assert result.binary_layers == ("layers.3",)
+    assert prove(result.output, net).passed
+
+
+class Sign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sign(x)
+
+
+def test_two_outputs_are_refused(tmp_path: Path) -> None:
+    class Two(Stack):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return y, y.mean()
+
+    with pytest.raises(InputError, match="has 1 inputs and 2 outputs; convert takes networks with one of each"):
+        convert(Two(nn.Conv2d(4, 8, 3)).eval(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_a_map_has_no_classes(tmp_path: Path) -> None:
+    net = Stack(nn.Conv2d(4, 8, 3)).eval()
+    result = prove(convert(net, tmp_path / "model.onnx").output, net)
+    assert result.passed
+    assert [output.same_class for output in result.outputs] == [None] * 3
+
+
+def test_outputs_alone_see_a_wrong_model(lenet5: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without onnx, a model whose classes still agree but whose outputs do not is not the same model."""
+    proto: ModelProto = onnx.load(lenet5.model)
+    tensor = next(t for t in proto.graph.initializer if t.name == "linear_weight_bits")
+    bits = numpy_helper.to_array(tensor).copy()
+    bits[:200, 0, 0, 0] ^= 1
+    tensor.CopyFrom(numpy_helper.from_array(bits, tensor.name))
+    onnx.save(proto, tmp_path / "flipped.onnx")
+    real = verification.importlib.util.find_spec
+    monkeypatch.setattr(verification.importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
+    assert verify(lenet5.model, lenet5.float_model, data=lenet5.images).passed
+    result = verify(tmp_path / "flipped.onnx", lenet5.float_model, data=lenet5.images)
+    assert result.disagreements == []
+    assert "samples have outputs within" in result.failures[0]
+
+
+def test_inputs_that_are_not_numbers_are_refused(lenet5: Converted) -> None:
+    images = lenet5.images[:2].copy()
+    images[0, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="the inputs hold NaN or infinity"):
+        verify(lenet5.model, lenet5.float_model, data=images)
+
+
+def test_an_output_does_not_overwrite_the_checkpoint(lenet5: Converted, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "net.pth"
+    checkpoint.write_bytes(lenet5.checkpoint.read_bytes())
+    with pytest.raises(InputError, match="is the checkpoint itself"):
+        convert(checkpoint, checkpoint, arch="lenet5")

@@ -1,0 +1,1 @@
+"""What several test files share. `pythonpath` of pyproject.toml makes it importable; no test file imports another."""

@@ -1,0 +1,75 @@
+"""Wheels and archives of bundles as the tests want them, also such as `write_bundle` would not write."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+import bnn_deploy
+from bnn_deploy.board.manifest import FOLDER
+from bnn_deploy.cli import main
+
+VERSION = "0.1.0" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
+WHEEL = f"bnn_deploy-{VERSION}-py3-none-manylinux_2_28_x86_64.whl"
+
+
+def fake_wheel(path: Path, machine: int | None = None, requires: tuple[str, ...] = ()) -> Path:
+    """A wheel with metadata only, or with a library of nothing but an ELF header for the machine."""
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        if machine is not None:
+            header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", 3, machine)
+            archive.writestr("bnn_deploy/_lib/libbnn_deploy_ops.so", header)
+        name, version, *_ = path.name.split("-")
+        lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {r}" for r in requires)]
+        archive.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(lines) + "\n\ntext\n")
+    return path
+
+
+def unpack(bundle: Path, folder: Path) -> Path:
+    with tarfile.open(bundle) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / FOLDER
+
+
+def pack(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+    """Write an archive as `write_bundle` does, of whatever members."""
+    raw = io.BytesIO()
+    for info, content in members:
+        raw.write(info.tobuf(form, "utf-8", "strict"))
+        raw.write(content + bytes(-len(content) % 512))
+    raw.write(bytes(1024))
+    path.write_bytes(compress(raw.getvalue()))
+    return path
+
+
+def compress(raw: bytes, more: bytes = b"") -> bytes:
+    """A .gz file as `write_bundle` makes it, with its own checksum right, and `more` behind its end."""
+    rest = gzip.compress(raw, 9, mtime=0)[10:] + more
+    return b"\x1f\x8b\x08\x04\0\0\0\0\x02\xff\x24\0BD\x20\0" + hashlib.sha256(rest).digest() + rest
+
+
+def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def change(path: Path, place: int = 1000) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,122 @@
+"""What run.sh may do on a board, where a bundle is there, and the command `deploy`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from bnn_deploy import cli
+from bnn_deploy.board.archive import check_bundle
+from support.ssh_server import HOST, SshServer
+
+MACHINE = os.uname().machine
+OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[MACHINE]
+
+REPORT = {
+    "format": 1,
+    "passed": True,
+    "model": "small net.onnx",
+    "target": MACHINE,
+    "manifest_sha256": "MANIFEST",
+    "golden": {"failures": []},
+    "profile": {
+        "model": {
+            "timing": {"median_ms": 12.5, "p10_ms": 12.25, "p90_ms": 13.0, "samples_per_second": 80.0},
+            "memory": {"peak_bytes": 98_000_000},
+        },
+        "isa": "neon",
+        "threads": 1,
+        "runs": 2,
+        "machine": {"cpu": "Cortex-A72", "cpus": 4, "onnxruntime": "1.27.0"},
+        "board": {
+            "model": "Raspberry Pi 4 Model B",
+            "before": {"temperature_c": 41.2},
+            "after": {"temperature_c": 63.4},
+        },
+        "throttled": [],
+    },
+}
+"""What a board could report."""
+
+
+def write_report(report: object = REPORT) -> str:
+    """Lines of sh that leave a report as run.sh does; MANIFEST in it becomes the checksum of the manifest."""
+    checksum = "$(sha256sum manifest.json | cut -c 1-64)"
+    return f'printf %s {shlex.quote(json.dumps(report))} | sed "s/MANIFEST/{checksum}/" >report.json\n'
+
+
+WORKS = f'echo "[1/2] installing" >&2\necho "[2/2] options: $*"\n{write_report()}'
+"""A run.sh that works."""
+
+# As the real one, it makes `venv` in place and removes it when it is interrupted; a sign tells the test that it began.
+WAITS = f"""
+trap 'rm -rf venv' EXIT
+trap 'exit 143' HUP INT TERM PIPE
+mkdir -p venv/bin
+echo started
+while [ ! -e "$HOME/../go" ]; do sleep 0.05; done
+{write_report()}
+trap - EXIT
+"""
+
+
+MakeBundle = Callable[..., Path]
+
+
+def folder_of(bundle: Path, directory: str = "bnn-deploy") -> str:
+    """Where a bundle is on the board."""
+    return f"{directory}/small_net-{check_bundle(bundle).sha256[:12]}"
+
+
+def installed(bundle: Path, *more: str, directory: str = "bnn-deploy") -> list[str]:
+    """`SshServer.tree` with this bundle complete, and `more` in its folder."""
+    folder = folder_of(bundle, directory)
+    above = ["/".join(folder.split("/")[:i]) for i in range(1, folder.count("/") + 2)]
+    manifest = check_bundle(bundle)
+    names = ["SHA256SUMS", "manifest.json", "wheels", *manifest.files, *more]
+    return sorted([*above, *(f"{folder}/{name}" for name in names)])
+
+
+def run(*arguments: str | Path) -> Result:
+    """The command line."""
+    return CliRunner().invoke(cli.main, ["deploy", *map(str, arguments)], prog_name="bnn-deploy")
+
+
+def refused(bundle: Path, *options: str, code: int = 3) -> str:
+    """The one line that the command ends with; it must leave no report."""
+    result = run(HOST, bundle, *options)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert not report_of(bundle).exists()
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "internal error" not in last
+    return last
+
+
+def report_of(bundle: Path) -> Path:
+    return bundle.with_name(bundle.name.replace(".tar.gz", ".report.json"))
+
+
+def reported(bundle: Path, report: dict[str, Any] = REPORT) -> dict[str, Any]:
+    """What the board reports after `write_report` ran on it."""
+    return {**report, "manifest_sha256": check_bundle(bundle).sha256}
+
+
+# --- a lost connection ----------------------------------------------------------------------------
+
+
+def cut_at(board: SshServer, text: str) -> Callable[[str], None]:
+    """An `output` that breaks the connection at a line."""
+
+    def output(line: str) -> None:
+        if text in line:
+            board.cut()
+
+    return output

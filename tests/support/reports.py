@@ -1,0 +1,53 @@
+"""The report on a small float model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import onnx_ir as ir
+
+from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
+from bnn_deploy.passes.pipeline import fold, to_binary
+from bnn_deploy.passes.reasons import UNKNOWN
+from bnn_deploy.report.canonical import Canonical
+from bnn_deploy.report.layers import layer_reports
+from bnn_deploy.report.summary import LayerReport
+from bnn_deploy.source.weight_form import note_weights
+from support.graphs import Array, parse, weights
+
+W = weights(8, 4, 3, 3)
+
+
+def report_on(model: ir.Model) -> tuple[LayerReport, ...]:
+    """The layers of a float model, each of which is reported on once."""
+    note_weights(model.graph)
+    fold(model)
+    seen = Canonical()
+    binary, left, _ = to_binary(model, look=seen.look)
+    layers = layer_reports(model, seen, binary, left, "as-is", {})
+    names = [node.name for node in model.graph if node.op_type in LAYER_OPERATORS]
+    assert [layer.name for layer in layers] == names
+    for layer in layers:
+        assert (layer.reason is None) == (layer.status not in ("float", "removed"))
+        assert (layer.reason is None) == (layer.advice is None)
+        assert layer.advice != UNKNOWN
+    json.dumps([asdict(layer) for layer in layers], allow_nan=False)
+    return layers
+
+
+def only_layer(nodes: str, x: Any = ("N", 4, 6, 6), **constants: Array) -> LayerReport:
+    """The report on a model with one layer."""
+    (layer,) = report_on(parse(nodes, x, **constants))
+    return layer
+
+
+SIGN_CONV = "s = Sign(x)\ny = Conv<pads=[1,1,1,1]>(s, w)"
+
+
+def with_weight(value: float, index: tuple[int, ...] = (2, 1, 0, 0), source: Array = W) -> Array:
+    """The weights with one of them changed."""
+    changed = source.copy()
+    changed[index] = value
+    return changed
