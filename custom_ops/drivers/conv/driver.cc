@@ -50,17 +50,6 @@ void ForEachTile(const AccumulateArgs& args, const Body& body) {
   }
 }
 
-// The patterns of `count` pixels of an image from pixel `first` on.
-void CopyPatterns(const ConvPlan& plan, int64_t first, int64_t count, uint8_t* to) {
-  int64_t x = first % plan.out_width;
-  for (int64_t y = first / plan.out_width; count > 0; ++y, x = 0) {
-    const int64_t length = std::min(count, plan.out_width - x);
-    const int64_t row = plan.row_pattern[static_cast<size_t>(y)];
-    to = std::copy_n(plan.patterns.data() + row * plan.out_width + x, length, to);
-    count -= length;
-  }
-}
-
 }  // namespace
 
 ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights)
@@ -333,7 +322,7 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const ConvPlan& plan,
       const int64_t image = i / image_tiles;
       const int64_t first = i % image_tiles * kTilePixels;
       args.finish.pixels = std::min(kTilePixels, image_pixels - first);
-      CopyPatterns(plan, first, args.finish.pixels, patterns);
+      plan.CopyPatterns(first, args.finish.pixels, patterns);
       if (output.factor != nullptr) {
         args.finish.factor = output.factor + image * image_pixels + first;
       }

@@ -112,6 +112,16 @@ void AddPlanes(const ConvLayer& layer, const Patterns& rows, const Patterns& col
 
 }  // namespace
 
+void ConvPlan::CopyPatterns(int64_t first, int64_t count, uint8_t* to) const {
+  int64_t x = first % out_width;
+  for (int64_t y = first / out_width; count > 0; ++y, x = 0) {
+    const int64_t length = std::min(count, out_width - x);
+    const int64_t row = row_pattern[static_cast<size_t>(y)];
+    to = std::copy_n(patterns.data() + row * out_width + x, length, to);
+    count -= length;
+  }
+}
+
 std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
                                              const std::vector<int32_t>& thresholds, int64_t height,
                                              int64_t width) {

@@ -48,6 +48,8 @@ struct ConvPlan {
   int64_t PlaneRow(int64_t y, int64_t stride) const {
     return (y % stride * (plane_height / stride) + y / stride) * out_width;
   }
+  // The patterns of `count` pixels of an image from pixel `first` on.
+  void CopyPatterns(int64_t first, int64_t count, uint8_t* to) const;
 };
 
 // thresholds: [out_channels], or empty for float output. Throws std::invalid_argument when the

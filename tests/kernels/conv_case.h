@@ -1,0 +1,71 @@
+// A small binary convolution with random numbers, run by the driver or computed tap by tap.
+
+#ifndef BNN_DEPLOY_TESTS_KERNELS_CONV_CASE_H_
+#define BNN_DEPLOY_TESTS_KERNELS_CONV_CASE_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/tasks.h"
+#include "drivers/conv/driver.h"
+
+namespace bnn_deploy::tests {
+
+class OneThread : public TaskRunner {
+ public:
+  void Run(size_t count, void (*task)(void*, size_t), void* data) const override {
+    for (size_t i = 0; i < count; ++i) task(data, i);
+  }
+};
+
+// Rows of this many random bits, in words; the unused bits of each row's last word are 0.
+std::vector<uint32_t> RandomBits(int64_t rows, int64_t bits);
+// In [low, high].
+std::vector<float> RandomFloats(int64_t count, float low, float high);
+
+// What the driver writes: y alone, y times a factor, y + residual beside bits, or bits alone.
+enum class Epilogue { kFloat, kFactor, kResidual, kBits };
+constexpr Epilogue kEpilogues[] = {Epilogue::kFloat, Epilogue::kFactor, Epilogue::kResidual,
+                                   Epilogue::kBits};
+
+struct ConvResult {
+  std::vector<float> floats;
+  std::vector<uint32_t> bits;
+};
+// Bit by bit.
+bool Same(const ConvResult& a, const ConvResult& b);
+
+struct ConvCase {
+  // Fills all that follows with random numbers, from a fixed seed.
+  ConvCase(ConvSpec spec, int64_t batch, int64_t height, int64_t width);
+
+  std::string Text(Epilogue epilogue) const;
+  ConvDriver MakeDriver(const Isa& isa, Epilogue epilogue) const;
+  ConvResult Run(const Isa& isa, Epilogue epilogue) const;
+  ConvResult Run(const ConvDriver& driver, Epilogue epilogue) const;
+  // By the formulas of ops/binary_conv.h.
+  ConvResult Reference(Epilogue epilogue) const;
+
+  ConvSpec spec;
+  int64_t batch;
+  int64_t height;
+  int64_t width;
+  int64_t out_height;
+  int64_t out_width;
+  std::vector<uint32_t> weights;
+  std::vector<uint32_t> input;
+  std::vector<float> scale;
+  std::vector<float> bias;
+  std::vector<float> float_threshold;
+  std::vector<int32_t> threshold;
+  std::vector<float> residual;
+  std::vector<float> factor;
+};
+
+constexpr Axis kPoint = {1, 1, 1, 0, 0};
+constexpr Axis kPadded3 = {3, 1, 1, 1, 1};
+
+}  // namespace bnn_deploy::tests
+
+#endif  // BNN_DEPLOY_TESTS_KERNELS_CONV_CASE_H_

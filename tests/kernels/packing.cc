@@ -1,0 +1,124 @@
+#include <algorithm>
+#include <set>
+
+#include "check.h"
+#include "conv_case.h"
+#include "kernels/dispatch.h"
+
+namespace bnn_deploy::tests {
+namespace {
+
+// The scalar unit but for the layout of its weights.
+Isa WithLayout(int64_t channel_block, int64_t granule, bool gathers, bool blocks_together) {
+  Isa isa = *AvailableIsas().back();
+  isa.channel_block = channel_block;
+  isa.granule = granule;
+  isa.gathers = gathers;
+  isa.blocks_together = blocks_together;
+  return isa;
+}
+
+ConvSpec RowOfThree(int64_t out_channels) {
+  return {32, 1, out_channels, kPoint, {3, 1, 1, 0, 0}, {}};
+}
+
+std::vector<uint32_t> Words(const Buffer<uint32_t>& packed, const ConvLayer& layer) {
+  return {packed.data(), packed.data() + layer.weights_size};
+}
+
+// Weight 10 * o + k is word k of output channel o.
+const uint32_t kThreeChannels[] = {10, 11, 12, 20, 21, 22, 30, 31, 32};
+
+TEST(GranulesOfABlockAlternate) {
+  // A run of 12 bytes is a granule of 8 and half a one; the second block lacks a channel.
+  const Isa isa = WithLayout(2, 8, false, false);
+  const ConvLayer layer(isa, RowOfThree(3));
+  CHECK(Words(PackWeights(layer, kThreeChannels), layer) ==
+        std::vector<uint32_t>({10, 11, 20, 21, 12, 22, 30, 31, 0, 0, 32, 0}));
+}
+
+TEST(BlocksTogetherAlternateToo) {
+  const Isa isa = WithLayout(2, 8, false, true);
+  const ConvLayer layer(isa, RowOfThree(3));
+  CHECK(Words(PackWeights(layer, kThreeChannels), layer) ==
+        std::vector<uint32_t>({10, 11, 20, 21, 30, 31, 0, 0, 12, 22, 32, 0}));
+}
+
+TEST(GatheredWindowsAreWholeGranules) {
+  const Isa isa = WithLayout(2, 8, true, false);
+  const ConvLayer layer(isa, RowOfThree(2));
+  CHECK(layer.window_words == 4);
+  CHECK(Words(PackWeights(layer, kThreeChannels), layer) ==
+        std::vector<uint32_t>({10, 11, 20, 21, 12, 0, 22, 0}));
+}
+
+TEST(PlaneWeightsAreSixChannelsTogether) {
+  const Isa isa = WithLayout(2, 4, false, false);
+  const ConvLayer layer(isa, {32, 1, 8, kPoint, {2, 1, 1, 0, 0}, {}});
+  const uint32_t weights[] = {10, 11, 20, 21, 30, 31, 40, 41, 50, 51, 60, 61, 70, 71, 80, 81};
+  CHECK(PackPlaneWeights(layer, weights) ==
+        std::vector<uint32_t>({10, 20, 30, 40, 50, 60, 11, 21, 31, 41, 51, 61, 70, 80, 71, 81}));
+}
+
+TEST(TilesOfGroupsBeginAtWords) {
+  const ConvLayer layer(*AvailableIsas().back(), {4, 2, 6, kPoint, kPoint, {}});
+  CHECK(layer.tiles.size() == 2);
+  CHECK(layer.table_width == 64);
+  const float values[] = {1, 2, 3, 4, 5, 6};
+  const Buffer<float> packed = PackPerChannel(layer, values, -1.0f);
+  for (int64_t o = 0; o < layer.table_width; ++o) {
+    const int64_t lane = o % 32;
+    const float expected = lane < 3 ? values[o / 32 * 3 + lane] : -1.0f;
+    CHECK_IN(packed.data()[o] == expected, std::to_string(o));
+  }
+}
+
+// Every unit: no two weights share a bit, and none is lost.
+TEST(EachWeightHasItsOwnBit) {
+  for (const Isa* isa : AvailableIsas()) {
+    for (const ConvSpec& spec :
+         {ConvSpec{40, 1, 19, kPoint, {3, 1, 1, 0, 0}, {}}, ConvSpec{96, 1, 5, kPoint, kPoint, {}},
+          ConvSpec{256, 2, 6, kPadded3, kPadded3, {}}}) {
+      const ConvLayer layer(*isa, spec);
+      const ConvCase data(spec, 1, 3, 3);
+      std::vector<uint32_t> weights = data.weights;
+      const std::vector<uint32_t> before = Words(PackWeights(layer, weights.data()), layer);
+      std::set<std::pair<size_t, uint32_t>> seen;
+      for (size_t i = 0; i < weights.size(); i += 7) {
+        const uint32_t bit = 1u << (i % 8);
+        weights[i] ^= bit;
+        const std::vector<uint32_t> after = Words(PackWeights(layer, weights.data()), layer);
+        weights[i] ^= bit;
+        int changed = 0;
+        for (size_t k = 0; k < after.size(); ++k) {
+          changed += __builtin_popcount(after[k] ^ before[k]);
+          if (after[k] != before[k]) seen.insert({k, after[k] ^ before[k]});
+        }
+        // An encoding may spread a bit.
+        CHECK_IN(layer.encodes ? changed > 0 : changed == 1, isa->name);
+      }
+      CHECK_IN(layer.encodes || seen.size() == (weights.size() + 6) / 7, isa->name);
+    }
+  }
+}
+
+TEST(TapBitsCountsRectangles) {
+  const ConvSpec spec{72, 1, 3, kPadded3, {4, 1, 1, 0, 0}, {}};
+  const ConvLayer layer(*AvailableIsas().back(), spec);
+  const std::vector<uint32_t> weights = RandomBits(3 * 3 * 4, 72);
+  const TapBits tap_bits(layer, weights.data());
+  for (int64_t o = 0; o < 3; ++o)
+    for (int64_t top = 0; top <= 3; ++top)
+      for (int64_t bottom = top; bottom <= 3; ++bottom)
+        for (int64_t left = 0; left <= 4; ++left)
+          for (int64_t right = left; right <= 4; ++right) {
+            int32_t count = 0;
+            for (int64_t y = top; y < bottom; ++y)
+              for (int64_t word = left * 3; word < right * 3; ++word)
+                count += __builtin_popcount(weights[static_cast<size_t>((o * 3 + y) * 12 + word)]);
+            CHECK(tap_bits.Inside(o, {top, bottom}, {left, right}) == count);
+          }
+}
+
+}  // namespace
+}  // namespace bnn_deploy::tests
