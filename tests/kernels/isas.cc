@@ -81,6 +81,20 @@ TEST(ConvolutionsOfAllKinds) {
   for (const ConvCase& one : Levels()) CompareWithScalar(one, Epilogue::kFloat);
 }
 
+// Random floats never meet: here all numbers are small integers.
+TEST(ValuesThatEqualTheirThresholds) {
+  for (ConvCase one : ManyKinds()) {
+    for (float& value : one.scale) value = 1.0f;
+    for (float& value : one.bias) value = 0.0f;
+    for (float& value : one.residual) value = std::floor(2.0f * value);
+    for (float& value : one.float_threshold) value = std::floor(8.0f * value);
+    const ConvResult expected = one.Reference(Epilogue::kResidual);
+    for (const Isa* isa : AvailableIsas()) {
+      CHECK_IN(Same(one.Run(*isa, Epilogue::kResidual), expected), isa->name);
+    }
+  }
+}
+
 TEST(EveryTailOfInputChannels) {
   for (int64_t channels = 1; channels <= 2 * kVectorBits + 1; ++channels) {
     const ConvCase one({channels, 1, 3, kPoint, kPoint, {}}, 1, 1, 2);
@@ -127,7 +141,7 @@ TEST(AFlippedWeightShows) {
   }
 }
 
-// Of 2 * acc = threshold cases there are few: the corruption is a threshold that is never reached.
+// The corruption is a threshold that is never reached.
 TEST(AMovedThresholdShows) {
   for (const ConvCase& one : ManyKinds()) {
     const ConvResult expected = one.Run(Scalar(), Epilogue::kBits);

@@ -35,11 +35,12 @@ TEST(AlternatingSizesMakeTwoPlans) {
 TEST(HeightAndWidthAreNotMixedUp) {
   const ConvCase wide(kSpec, 1, 4, 9);
   const ConvCase tall = OfSize(wide, 9, 4);
+  const ConvCase taller = OfSize(wide, 6, 9);
   const ConvDriver driver = wide.MakeDriver(*AvailableIsas().front(), Epilogue::kFloat);
-  for (const ConvCase* one : {&wide, &tall, &wide}) {
+  for (const ConvCase* one : {&wide, &tall, &taller, &wide}) {
     CHECK(Same(one->Run(driver, Epilogue::kFloat), one->Reference(Epilogue::kFloat)));
   }
-  CHECK(driver.plans_made() == 2);
+  CHECK(driver.plans_made() == 3);
 }
 
 TEST(TheLeastRecentlyUsedPlanGoes) {
