@@ -144,6 +144,17 @@ def _binary_conv_levels(body: Body) -> tuple[ir.Value, ...]:
     return (body.scaled_sum(body.accumulate_levels()),)
 
 
+@_defines("BinaryLinear")
+def _binary_linear(body: Body) -> tuple[ir.Value, ...]:
+    channels = body.op("Reshape", body.attribute("channels"), body.const([1]))
+    x, w = (body.unpack_signs(body.inputs[name], channels) for name in ("X", "W"))
+    acc = body.op("MatMul", x, body.op("Transpose", w, perm=[1, 0]))
+    # The Reshape keeps onnxruntime's optimiser from folding scale into the weights: that rounds otherwise.
+    rows = body.op("Reshape", acc, body.concat(body.const([-1]), body.op("Shape", acc, start=-1)))
+    line = body.op("Add", body.op("Mul", rows, body.inputs["scale"]), body.inputs["bias"])
+    return (body.op("Reshape", line, body.op("Shape", acc)),)
+
+
 def functions() -> list[ir.Function]:
     """The functions in the order of the table, made anew: an ir.Function belongs to one model."""
     made = []

@@ -27,6 +27,8 @@ from bnn_deploy.operators.shapes import (
     conv_macs,
     convolved,
     convolved_to_bits,
+    linear,
+    linear_macs,
     no_macs,
     pooled,
     unpacked,
@@ -87,12 +89,14 @@ class Output:
         content: what it holds.
         layout: its dimensions.
         tolerance: relative, between two implementations, by the number of channels of the first input; None for 0.
+        channels_last: whether the output channels are the last dimension of floats, and not the second one.
     """
 
     name: str
     content: Content
     layout: str
     tolerance: Callable[[int], float] | None = None
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,9 +159,10 @@ class Operator:
 
     @property
     def is_affine(self) -> bool:
-        """Whether it is a layer whose floats are scale * sum + bias, into which a BatchNorm can go."""
+        """Whether it is a layer whose floats [N, O, ...] are scale * sum + bias, into which a BatchNorm can go."""
         names = {given.name for given in self.inputs}
-        return self.is_layer and {"scale", "bias"} <= names and self.threshold is None
+        has_line = self.is_layer and {"scale", "bias"} <= names
+        return has_line and self.threshold is None and not self.outputs[0].channels_last
 
     @property
     def operand(self) -> int | None:
@@ -347,6 +352,23 @@ _ROWS = (
         attributes=_CONV | {"bits": "INT"},
         status="binary, {bits}-bit activations",
         macs=conv_macs,
+    ),
+    Operator(
+        name="BinaryLinear",
+        inputs=(
+            Input("X", "uint32", "[N, ..., ceil(C/32)]"),
+            Input("W", "uint32", "[O, ceil(C/32)]"),
+            _SCALE,
+            _BIAS,
+        ),
+        outputs=(Output("Y", "floats", "[N, ..., O]", channels_last=True),),
+        formula="scale[o] * acc + bias[o], over the last dimension",
+        note="a linear layer on tokens or time steps, [N, T, C] to [N, T, O]",
+        contract="acc is the exact integer sum of the products of ±1; a float32 product and then a float32 sum.",
+        shapes=linear,
+        attributes={"channels": "INT"},
+        status=BINARY,
+        macs=linear_macs,
     ),
 )
 

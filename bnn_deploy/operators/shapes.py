@@ -88,6 +88,12 @@ def convolved_to_bits(call: Call) -> tuple[Made, ...] | None:
     return None if made is None else made[1:]
 
 
+def linear(call: Call) -> tuple[Made, ...] | None:
+    """Bits [N, ..., words] and W [O, words] -> floats [N, ..., O]."""
+    *lead, _ = call.inputs[0] or ()
+    return (Made((*lead, (call.inputs[1] or (None,))[0])),)
+
+
 def unpacked(call: Call) -> tuple[Made, ...] | None:
     """Words [O, ceil(n/32)] -> floats [O, *shape]."""
     outputs, *_ = call.inputs[0] or ()
@@ -131,6 +137,11 @@ def conv_macs(call: Call, made: Made) -> int | None:
     outputs = made.shape[1:] if made.channels is None else (made.channels, *made.shape[1:-1])
     (planes,) = call.attributes.get("bits", (1,))
     return product((*outputs, math.prod(call.attributes["kernel_shape"]) * channels // max(group, 1), planes))
+
+
+def linear_macs(call: Call, made: Made) -> int | None:
+    """Channels times output elements."""
+    return product((*made.shape[1:], *call.attributes["channels"]))
 
 
 def product(dims: Sequence[Dim]) -> int | None:

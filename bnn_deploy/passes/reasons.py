@@ -236,12 +236,12 @@ class PoolForm(LayerReason):
 
 @dataclass(frozen=True)
 class InputDimensions(LayerReason):
-    """A linear layer over the last of several dimensions."""
+    """A linear layer over the last of several dimensions, behind pools."""
 
     dimensions: int
 
     template = "its input has {dimensions} dimensions; a linear layer's has 2"
-    example = "MatMul(Sign(x), w), x of [N, T, C]"
+    example = "MatMul(MaxPool(Sign(x)), w), x of [N, C, T]"
     advice = "flatten its input to [N, features] in front of the layer"
 
 

@@ -4,6 +4,7 @@
 
 #include "ops/binarize.h"
 #include "ops/binary_conv.h"
+#include "ops/binary_linear.h"
 #include "ops/binary_max_pool.h"
 #include "ops/library_info.h"
 #include "ort/api.h"
@@ -28,6 +29,7 @@ OrtCustomOpDomain* CreateDomain() {
       DefineOp<BinaryConvLevels>(),
       DefineOp<BinaryConvThreshold>(),
       DefineOp<BinaryConvResidual>(),
+      DefineOp<BinaryLinear>(),
       DefineOp<BinaryMaxPool>(),
       DefineOp<LibraryInfo>(),
   };

@@ -146,7 +146,9 @@ CASES: dict[type[Reason], Case] = {
     reasons.PoolForm: case(
         's = Sign(x)\np = MaxPool<kernel_shape=[2,2],auto_pad="SAME_UPPER">(s)\ny = Conv(p, w)', ("N", 4, "H", "V"), w=W
     ),
-    reasons.InputDimensions: case("s = Sign(x)\ny = MatMul(s, w)", ("N", 3, 4), w=weights(4, 5)),
+    reasons.InputDimensions: case(
+        "s = Sign(x)\np = MaxPool <kernel_shape=[2]> (s)\ny = MatMul(p, w)", ("N", 3, 5), w=weights(4, 5)
+    ),
     reasons.FlattenedDimensions: case(
         "s = Sign(x)\nf = Flatten(s)\ny = MatMul(f, w)", ("N", 4, 2, 2, 2), w=weights(32, 5)
     ),

@@ -113,6 +113,9 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
     return None
 
 
+SMALLEST = np.nextafter(np.float32(0), np.float32(1))
+"""The smallest float32 above 0: x >= this is x > 0."""
+
 MAX_SPREAD = 1e-3
 """Largest relative spread of |w| within a filter that still counts as one magnitude.
 
@@ -245,6 +248,15 @@ def sign_input(node: ir.Node) -> SignInput | Reason | None:
             return None
         value = data
     return None
+
+
+def is_on_rows(source: SignInput | Reason) -> bool:
+    """Whether a linear layer reads a sign of 3 or more dimensions with static channels last, and nothing between."""
+    if not isinstance(source, SignInput):
+        return False
+    shape = static_shape(source.sign.outputs[0])
+    plain = not source.pools and source.flattened is None and source.pads is None
+    return plain and shape is not None and len(shape) > 2 and shape[-1] is not None
 
 
 def read_layer(node: ir.Node) -> FloatLayer | Reason:

@@ -11,11 +11,13 @@ from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
 from bnn_deploy.passes.lower.layer import (
+    SMALLEST,
     FloatLayer,
     NotTwoValuedError,
     SignInput,
     fit_weight,
     insert_max_pool,
+    is_on_rows,
     is_plain_pool,
     read_layer,
     replace_layer,
@@ -25,9 +27,6 @@ from bnn_deploy.passes.lower.layer import (
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import InputShape, MixedPads, PadValue, PoolForm, Reason
 from bnn_deploy.provenance import SOURCE, bit_metadata, zero_value
-
-SMALLEST = np.nextafter(np.float32(0), np.float32(1))
-"""The smallest float32 above 0: x >= this is x > 0."""
 
 
 class LowerBinaryConv(Pass):
@@ -44,7 +43,7 @@ class LowerBinaryConv(Pass):
     Declines, with the reason: real-valued weights, weights with exact zeros, weights or bias that are not constant,
     unknown shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output, a Pad of channels, of
     other values or before a MaxPool, zeros and ±1 in one padding. A layer whose input is no Sign is not looked at; the
-    audit names it.
+    audit names it. Nor is a MatMul over the last of three and more dimensions: LowerLinear does that.
 
     Raises InputError for a filter that is all zeros.
     """
@@ -59,7 +58,7 @@ class LowerBinaryConv(Pass):
             if not is_op(node, "Conv", "Gemm", "MatMul"):
                 continue
             source = sign_input(node)
-            if source is None:
+            if source is None or (is_op(node, "MatMul") and is_on_rows(source)):
                 continue
             if isinstance(source, Reason):
                 result.decline(node, source)

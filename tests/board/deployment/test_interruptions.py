@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bnn_deploy.board import deployment
+from bnn_deploy.board import connection, deployment
 from bnn_deploy.board.deployment import deploy
 from bnn_deploy.errors import SetupError
 from support.deployment import WAITS, WORKS, MakeBundle, cut_at, folder_of, installed, refused, report_of, write_report
@@ -158,7 +158,8 @@ def test_an_old_report_is_not_taken_for_the_new_one(board: SshServer, make: Make
 
 
 def test_two_at_once(board: SshServer, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "LOCK_SECONDS", 1)
+    for module in (connection, deployment):
+        monkeypatch.setattr(module, "LOCK_SECONDS", 1)
     bundle, other = make(WAITS), make(name="other.tar.gz")
     started = threading.Event()
     with ThreadPoolExecutor() as pool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bnn_deploy.board import deployment
+from bnn_deploy.board import connection
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.deployment import deploy, look
 from bnn_deploy.board.manifest import Manifest
@@ -112,7 +112,7 @@ def test_a_bundle_that_is_changed_after_its_check(
         path.write_bytes(change(path.read_bytes()))
         return manifest
 
-    monkeypatch.setattr(deployment, "check_bundle", check)
+    monkeypatch.setattr(connection, "check_bundle", check)
     with pytest.raises(InputError if "while" in message else SetupError, match=message):
         deploy(HOST, bundle)
     assert not report_of(bundle).exists()
@@ -131,7 +131,7 @@ def test_a_bundle_that_grows_after_its_check(
         path.write_bytes(path.read_bytes() + bytes(20))
         return manifest
 
-    monkeypatch.setattr(deployment, "check_bundle", check)
+    monkeypatch.setattr(connection, "check_bundle", check)
     with pytest.raises(InputError, match=re.escape(str(bundle))):
         deploy(HOST, bundle)
     assert json.loads(report_of(bundle).read_text())["passed"] is True

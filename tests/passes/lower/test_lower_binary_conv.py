@@ -338,8 +338,11 @@ def test_does_not_lower_what_is_no_linear_layer(text: str, weight: Any, reason: 
 
 
 def test_does_not_lower_a_product_over_the_last_of_three_dimensions() -> None:
-    """With as many channels as positions the numbers fit, but MatMul sums over positions."""
-    declines(parse("s = Sign(x)\ny = MatMul(s, w)", ("N", 8, 8), w=weights(8, 5)), "3 dimensions")
+    """With as many channels as positions the numbers fit, but MatMul sums over positions; LowerLinear takes it."""
+    after, declined, count = lower(parse("s = Sign(x)\ny = MatMul(s, w)", ("N", 8, 8), w=weights(8, 5)))
+    assert (op_types(after), declined, count) == (["Sign", "MatMul"], [], 0)
+    text = "s = Sign(x)\np = MaxPool <kernel_shape=[1]> (s)\ny = MatMul(p, w)"
+    declines(parse(text, ("N", 8, 8), w=weights(8, 5)), "3 dimensions")
 
 
 def test_does_not_lower_three_spatial_dimensions() -> None:

@@ -1,0 +1,123 @@
+"""LowerLinear: linear layers of ±1 over the last of three and more dimensions become BinaryLinear."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.operators.bits import pack_bits, words
+from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
+from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, replace_value, static_shape
+from bnn_deploy.passes.lower.layer import (
+    SMALLEST,
+    FloatLayer,
+    NotTwoValuedError,
+    SignInput,
+    is_on_rows,
+    read_layer,
+    sign_input,
+    two_valued,
+)
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name
+from bnn_deploy.passes.reasons import Channels, ManyProducts, Reason
+from bnn_deploy.provenance import SOURCE, Transpose, node_place, place_before, zero_value
+
+
+class LowerLinear(Pass):
+    """Sign(x) -> MatMul  ==>  BinarizeChannelsLast(x, t) -> BinaryLinear, for x [N, ..., C] of 3 and more dimensions.
+
+    1. The input comes from a Sign, possibly times a positive number; the weight [C, O] is constant and two-valued,
+       ±alpha per output; alpha (times the input's number) becomes `scale`.
+    2. One BinarizeChannelsLast per Sign, with t as in LowerBinaryConv; a Sign that also feeds something float stays for
+       that.
+
+    Declines, with the reason: real-valued weights, weights with exact zeros or of other dimensions, 2^24 or more
+    products per output. It does not look at layers behind pools, or of an input with two dimensions: LowerBinaryConv
+    does.
+
+    Raises InputError for an output whose weights are all zeros.
+    """
+
+    needs = (constants_folded, shapes_known, signs_canonical)
+
+    def call(self, model: ir.Model) -> Outcome:
+        """Rewrite every layer that qualifies."""
+        result = Outcome(model)
+        self._bits: dict[ir.Value, ir.Value] = {}
+        for node in list(model.graph):
+            source = sign_input(node) if is_op(node, "MatMul") else None
+            if not isinstance(source, SignInput) or not is_on_rows(source):
+                continue
+            layer = read_layer(node)
+            try:
+                reason = self._lower(node, source, layer) if isinstance(layer, FloatLayer) else layer
+            except NotTwoValuedError as error:
+                reason = error.reason
+            except InputError as error:
+                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
+            if reason is None:
+                result.rewrote(node, "Sign")
+            else:
+                result.decline(node, reason)
+        return result
+
+    def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> Reason | None:
+        """Insert the binary form of `node`; return the reason if it cannot be."""
+        output, graph = node.outputs[0], node.graph
+        shape = static_shape(source.sign.outputs[0])
+        channels, weight = None if shape is None else shape[-1], layer.weight
+        assert channels is not None and isinstance(graph, ir.Graph)
+        if channels != weight.shape[1]:
+            return Channels(channels, weight.shape[1])
+        if channels >= MAX_TERMS:
+            return ManyProducts(channels)
+        signs, alpha = two_valued(weight)
+        name = output.name or ""
+        constants = {
+            "weight_bits": pack_bits(signs),
+            "scale": (alpha.astype(np.float64) * source.factor).astype(np.float32),
+            "bias": np.zeros(len(weight), np.float32),
+        }
+        new = insert_node(
+            node,
+            "BinaryLinear",
+            [self._binarized(source), *(add_initializer(graph, f"{name}_{key}", a) for key, a in constants.items())],
+            {"channels": channels},
+            f"{name}_new",
+            dtype=ir.DataType.FLOAT,
+            shape=output.shape,
+            domain=DOMAIN,
+            name=display_name(node),
+            metadata={SOURCE: name},
+        )
+        replace_value(output, new)
+        new.name = name
+        return None
+
+    def _binarized(self, source: SignInput) -> ir.Value:
+        """The bits of the Sign, made once for each."""
+        sign = source.sign
+        value, data = sign.outputs[0], sign.inputs[0]
+        assert data is not None and value.shape is not None and sign.graph is not None
+        if value not in self._bits:
+            *lead, channels = value.shape
+            assert isinstance(channels, int)
+            # The float graph's tensor with its channels second, as those of other bits are: [N, T, C] -> [N, C, T].
+            rank = len(value.shape)
+            channels_second = Transpose([0, rank - 1, *range(1, rank - 1)])
+            threshold = np.full(channels, SMALLEST if zero_value(sign) < 0 else 0, dtype=np.float32)
+            self._bits[value] = insert_node(
+                sign,
+                "BinarizeChannelsLast",
+                [data, add_initializer(sign.graph, f"{value.name}_last_threshold", threshold)],
+                {},
+                f"{value.name}_last_bits",
+                dtype=ir.DataType.UINT32,
+                shape=[*lead, words(channels)],
+                domain=DOMAIN,
+                metadata=node_place(sign, value).then(channels_second).as_source()
+                | place_before(sign).then(channels_second).as_before(),
+            )
+        return self._bits[value]
