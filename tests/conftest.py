@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -22,6 +25,27 @@ def seeded_torch() -> None:
     import torch
 
     torch.manual_seed(20161016)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_exports() -> Iterator[None]:
+    """Let the session export each network once."""
+    if "bnn_deploy.source.latent_weights" not in sys.modules:  # no test that was collected exports any
+        yield
+        return
+    from support.exports import SharedExports
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bnn_deploy.source.latent_weights.export_float", SharedExports())
+        yield
+
+
+@pytest.fixture
+def own_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export anew whatever is exported."""
+    from bnn_deploy.source.torch_export import export_float
+
+    monkeypatch.setattr("bnn_deploy.source.latent_weights.export_float", export_float)
 
 
 @pytest.fixture(scope="session")

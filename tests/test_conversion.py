@@ -95,6 +95,7 @@ def test_no_local_path_in_the_files(lenet5: Converted, which: str) -> None:
         assert text.encode() not in data, text
 
 
+@pytest.mark.usefixtures("own_exports")
 def test_files_are_reproducible(lenet5: Converted, tmp_path: Path) -> None:
     again = convert(lenet5.checkpoint, tmp_path / "again.onnx", arch="lenet5", float_output=tmp_path / "float.onnx")
     assert again.output.read_bytes() == lenet5.model.read_bytes()

@@ -22,6 +22,8 @@ from bnn_deploy.source.torch_export import FloatExport
 from bnn_deploy.training import WeightBinarizer, binarize_weight, sign_ste
 from support.converted import Converted
 
+pytestmark = pytest.mark.usefixtures("own_exports")
+
 
 class Small(nn.Module):
     """conv (float) -> BatchNorm -> sign -> layer, all of which a test may replace."""
