@@ -6,6 +6,7 @@ This module alone writes, reads and applies that metadata. It needs numpy only: 
 
 from __future__ import annotations
 
+import abc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -69,7 +70,7 @@ Properties = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Move:
+class Move(abc.ABC):
     """A step from a tensor of the float graph to a tensor that the converted model has in another form.
 
     As JSON a move is [kind, argument], with the argument that the subclass names.
@@ -82,9 +83,9 @@ class Move:
         (argument,) = fields(self)
         return [self.kind, getattr(self, argument.name)]
 
+    @abc.abstractmethod
     def apply(self, value: NDArray[Any]) -> NDArray[Any]:
         """The moved tensor."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ def test_an_old_report_is_not_taken_for_the_new_one(board: SshServer, make: Make
 
 
 def test_two_at_once(board: SshServer, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "LOCK_SECONDS", 1)
+    for module in (connection, deployment):
+        monkeypatch.setattr(module, "LOCK_SECONDS", 1)
     bundle, other = make(WAITS), make(name="other.tar.gz")
     started = threading.Event()
     with ThreadPoolExecutor() as pool:
@@ -177,27 +178,14 @@ def test_two_at_once(board: SshServer, make: MakeBundle, monkeypatch: pytest.Mon
     assert deploy(HOST, other).copied
 
 
-UNTIL_GO = 'while [ ! -e "$HOME/../go" ]; do sleep 0.05; done; '
-
-
-def go_when_waiting(board: SshServer, lines: list[str]) -> Callable[[str], None]:
-    """An `output` that keeps the lines, and lets the first deploy go on once the second says that it waits for it."""
-
-    def output(line: str) -> None:
-        lines.append(line)
-        if line.startswith("another deploy is at work in"):
-            (board.folder / "go").touch()
-
-    return output
-
-
 def test_one_that_was_interrupted_may_clean_up(board: SshServer, make: MakeBundle) -> None:
     """The user's next try waits for the end of the last one, which goes on for a moment."""
-    bundle = make(WAITS.replace("'rm -rf venv'", f"'{UNTIL_GO}rm -rf venv'"))
+    bundle = make(WAITS.replace("'rm -rf venv'", "'sleep 3; rm -rf venv'"))
     with pytest.raises(SetupError, match="the connection was lost"):
         deploy(HOST, bundle, output=cut_at(board, "started"))
+    (board.folder / "go").touch()
     lines: list[str] = []
-    assert deploy(HOST, bundle, output=go_when_waiting(board, lines)).passed
+    assert deploy(HOST, bundle, output=lines.append).passed
     assert any(line.startswith("another deploy is at work in") for line in lines)
 
 
@@ -205,12 +193,12 @@ def test_a_second_try_while_the_first_removes_its_directory(
     board: SshServer, make: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deployment, "COPY_NOTE_SECONDS", 0)
-    board.tool("rm", f'{UNTIL_GO}exec /bin/rm "$@"')
+    board.tool("rm", 'sleep 3; exec /bin/rm "$@"')
     bundle = make(ballast=4_000_000)
     with pytest.raises(SetupError, match="the connection was lost"):
         deploy(HOST, bundle, output=cut_at(board, "copied 2.0 MB"))
     lines: list[str] = []
-    assert deploy(HOST, bundle, output=go_when_waiting(board, lines)).copied
+    assert deploy(HOST, bundle, output=lines.append).copied
     assert any(line.startswith("another deploy is at work in") for line in lines)
     assert board.tree() == installed(bundle, "report.json")
 
