@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, which is not imported yet; the other core has a worker, too
 pytest.register_assert_rewrite("support")
 
 from support.converted import Converted, convert_network  # noqa: E402
