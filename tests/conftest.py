@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, which is not imported yet; the other core has a worker, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when imported; the other core has a worker, too
 pytest.register_assert_rewrite("support")
 
 from support.converted import Converted, convert_network  # noqa: E402
