@@ -9,7 +9,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS
+
+LAYER_OPERATORS = (*FLOAT_LAYERS, "ConvInteger", "QLinearConv")
+"""The convolutions and linear layers of standard ONNX."""
 
 MOVING_OPERATORS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -101,6 +104,32 @@ def insert_node(
     assert before.graph is not None
     before.graph.insert_before(before, node)
     return value
+
+
+def maker(value: ir.Value) -> ir.Node:
+    """The node that makes `value`, which is neither an input nor a constant."""
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def between(start: ir.Value, end: ir.Node) -> list[ir.Node]:
+    """The nodes on the ways from `start` to `end`, the latter included, in the order of the graph."""
+    above, pending = {end}, [end]
+    while pending:
+        for value in pending.pop().inputs:
+            producer = None if value is None or value is start else value.producer()
+            if producer is not None and producer not in above:
+                above.add(producer)
+                pending.append(producer)
+    reached: set[ir.Value | None] = {start}
+    found = []
+    assert end.graph is not None
+    for node in end.graph:
+        if node in above and reached.intersection(node.inputs):
+            reached.update(node.outputs)
+            found.append(node)
+    return found
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:

@@ -10,7 +10,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.elementwise import Array, evaluate
+from bnn_deploy.passes.fusion_reasons import (
+    ClipAttributes,
+    ClipBounds,
+    DataBroadcast,
+    DividedByZero,
+    DividesByData,
+    NegativeSlope,
+    NormParameters,
+    NormTrains,
+    OperandDimensions,
+    OperandShape,
+    OperandUnknown,
+)
 from bnn_deploy.passes.graph import constant, is_op, static_shape
+from bnn_deploy.passes.reasons import Reason
 
 Floats = NDArray[np.float32]
 
@@ -59,8 +73,8 @@ def bisect_threshold(reached: Callable[[Floats], NDArray[np.bool_]], channels: i
     return threshold, falling
 
 
-def monotone(node: ir.Node, channels: int) -> Monotone | str:
-    """The function per channel that `node` computes, or why it is not one; "" if it is none of the known operators."""
+def monotone(node: ir.Node, channels: int) -> Monotone | Reason | None:
+    """The function per channel that `node` computes, or why it is not one; None if its operator is not known."""
     if is_op(node, "Relu", "Identity", "Neg", "Sign"):
         return lambda x: evaluate(node, [x])
     if is_op(node, "LeakyRelu"):
@@ -69,37 +83,36 @@ def monotone(node: ir.Node, channels: int) -> Monotone | str:
         return _leaky(node, np.full(channels, slope))
     if is_op(node, "PRelu"):
         slopes = operand_per_channel(node, 1, channels)
-        return slopes if isinstance(slopes, str) else _leaky(node, slopes)
+        return slopes if isinstance(slopes, Reason) else _leaky(node, slopes)
     if is_op(node, "Clip"):
         if node.attributes:
-            return "the bounds of Clip are attributes, as before opset 11: convert the model to a newer opset"
+            return ClipAttributes()
         bounds = [constant(v) if v is not None else None for v in list(node.inputs[1:3])]
         if any(v is not None and b is None for v, b in zip(node.inputs[1:3], bounds, strict=False)):
-            return "the bounds of Clip are not constant"
+            return ClipBounds()
         return lambda x: evaluate(node, [x, *bounds])
     if is_op(node, "BatchNormalization"):
         line = batch_norm_line(node)
-        return line if isinstance(line, str) else lambda x: x * line[0] + line[1]
+        return line if isinstance(line, Reason) else lambda x: x * line[0] + line[1]
     if is_op(node, "Add", "Sub", "Mul", "Div"):
         return _arithmetic(node, channels)
-    return ""
+    return None
 
 
-def _leaky(node: ir.Node, slopes: Floats) -> Monotone | str:
+def _leaky(node: ir.Node, slopes: Floats) -> Monotone | Reason:
     if (slopes < 0).any():
-        channel, name = int(np.flatnonzero(slopes < 0)[0]), node.outputs[0].name
-        return f"channel {channel} of {node.op_type} '{name}' has a negative slope, so it is not monotone"
+        return NegativeSlope(int(np.flatnonzero(slopes < 0)[0]), node.op_type, node.outputs[0].name or "")
     return lambda x: np.where(x < 0, x * slopes, x)
 
 
-def batch_norm_line(node: ir.Node, dtype: type[np.floating[Any]] = np.float32) -> tuple[Array, Array] | str:
+def batch_norm_line(node: ir.Node, dtype: type[np.floating[Any]] = np.float32) -> tuple[Array, Array] | Reason:
     """The a and b [C] of the a * x + b that a BatchNormalization computes, in `dtype`; or a reason against it."""
     parameters = [constant(v) for v in node.inputs[1:5]]
     if any(p is None for p in parameters):
-        return "the parameters of BatchNormalization are not constant"
+        return NormParameters()
     training = node.attributes.get("training_mode")
     if training is not None and training.as_int():
-        return "BatchNormalization is in training mode: export the model in eval mode"
+        return NormTrains()
     gamma, beta, mean, var = (np.asarray(p, dtype=dtype) for p in parameters)
     epsilon = node.attributes.get("epsilon")
     # An attribute is a float32 in the file, whatever the exporter has in memory.
@@ -108,38 +121,36 @@ def batch_norm_line(node: ir.Node, dtype: type[np.floating[Any]] = np.float32) -
     return a, beta - mean * a
 
 
-def _arithmetic(node: ir.Node, channels: int) -> Monotone | str:
+def _arithmetic(node: ir.Node, channels: int) -> Monotone | Reason | None:
     left, right = constant(node.inputs[0]), constant(node.inputs[1])
     if left is None and right is None:
-        return ""  # a residual: both sides are data
+        return None  # a residual: both sides are data
     c = operand_per_channel(node, 0 if left is not None else 1, channels)
-    if isinstance(c, str):
+    if isinstance(c, Reason):
         return c
     if is_op(node, "Div") and left is not None:
-        return "it divides by data, which is not monotone"
+        return DividesByData()
     if is_op(node, "Div") and (c == 0).any():
-        return f"channel {int(np.flatnonzero(c == 0)[0])} is divided by 0"
+        return DividedByZero(int(np.flatnonzero(c == 0)[0]))
     return lambda x: evaluate(node, [x, c] if left is None else [c, x])
 
 
-def operand_per_channel(node: ir.Node, index: int, channels: int) -> Floats | str:
+def operand_per_channel(node: ir.Node, index: int, channels: int) -> Floats | Reason:
     """Input `index` of an elementwise node as [C] float32, if it is constant and broadcasts along axis 1."""
     array = constant(node.inputs[index])
     other = node.inputs[1 - index]
     shape = None if other is None else static_shape(other)
-    name = node.outputs[0].name
+    name = node.outputs[0].name or ""
     if array is None or shape is None:
-        return f"the operand of {node.op_type} '{name}' is not constant, or its shape is unknown"
+        return OperandUnknown(node.op_type, name)
     if array.ndim > len(shape):
-        return f"the operand of {node.op_type} '{name}' has more dimensions than the data"
+        return OperandDimensions(node.op_type, name)
     if shape[1] != channels:
-        return f"{node.op_type} '{name}' broadcasts its data to more channels, or their number is unknown"
+        return DataBroadcast(node.op_type, name)
     aligned = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     per_channel = [1] * len(shape)
     per_channel[1] = aligned.shape[1]
     if list(aligned.shape) != per_channel or aligned.shape[1] not in (1, channels):
-        return (
-            f"the operand of {node.op_type} '{name}' has shape {list(array.shape)}, which is not one value per channel"
-        )
+        return OperandShape(node.op_type, name, str(list(array.shape)))
     values: Any = np.broadcast_to(aligned.reshape(-1), (channels,))
     return np.array(values, dtype=np.float32)

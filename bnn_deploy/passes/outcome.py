@@ -11,6 +11,9 @@ import onnx_ir as ir
 
 from bnn_deploy.passes.reasons import ExactZeros, ModelInput, RealInput, Reason
 
+PARTS = "bnn_deploy.parts"
+"""Key, in `meta`, of a node: the names of the nodes of the float graph that passes made it of."""
+
 
 @dataclass(frozen=True)
 class Decline:
@@ -67,7 +70,7 @@ class Rewrite:
 
     Attributes:
         node: the name of the node that was rewritten, or that took others in: of a layer, the layer's.
-        absorbed: the operators that became part of it, such as "BatchNormalization" or "Sign".
+        absorbed: the names of the nodes of the float graph that became part of it.
     """
 
     node: str
@@ -92,9 +95,10 @@ class Outcome(ir.passes.PassResult):
         """Number of rewrites."""
         return len(self.rewrites)
 
-    def rewrote(self, node: ir.Node, *absorbed: str) -> None:
-        """Record that `node` was rewritten, and which operators it took in."""
-        self.rewrites.append(Rewrite(display_name(node), absorbed))
+    def rewrote(self, node: ir.Node, *absorbed: ir.Node) -> None:
+        """Record that `node` was rewritten, or made, and that others became part of it."""
+        take_in(node, *absorbed)
+        self.rewrites.append(Rewrite(display_name(node), tuple(part for other in absorbed for part in parts(other))))
         self.modified = True
 
     def decline(self, node: ir.Node, why: Reason) -> None:
@@ -135,6 +139,16 @@ class Pass(ir.passes.InPlacePass):
         for condition in self.needs:
             if broken := condition(model):
                 raise ir.passes.PreconditionError(f"{type(self).__name__} needs {condition.__name__}: {broken}")
+
+
+def parts(node: ir.Node) -> tuple[str, ...]:
+    """The names of the nodes of the float graph that `node` was made of: its own, if it is one that nothing changed."""
+    return tuple(node.meta.get(PARTS, ()))
+
+
+def take_in(node: ir.Node, *others: ir.Node) -> None:
+    """Make the parts of other nodes parts of `node`."""
+    node.meta[PARTS] = tuple(dict.fromkeys(part for other in (node, *others) for part in parts(other)))
 
 
 def display_name(node: ir.Node) -> str:

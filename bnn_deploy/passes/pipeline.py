@@ -31,7 +31,7 @@ from bnn_deploy.passes.normalise.simplify_broadcast import SimplifyBroadcast
 from bnn_deploy.passes.normalise.simplify_prelu import SimplifyPRelu
 from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
-from bnn_deploy.passes.outcome import Decline, Pass, display_name
+from bnn_deploy.passes.outcome import PARTS, Decline, Pass, display_name
 from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
 from bnn_deploy.passes.recognise.hoist_pad import HoistPad
 from bnn_deploy.passes.recognise.lift_sign import LiftSign
@@ -150,12 +150,14 @@ def finish(model: ir.Model) -> None:
 
 
 def fold(model: ir.Model) -> None:
-    """Fold all constants, and give each node a name of its own."""
+    """Fold all constants, and give each node a name of its own, by which reports and the records of passes go."""
     FoldConstants()(model)
     SimplifyReshape()(model)
-    for node in model.graph:  # reports go by name
+    for node in model.graph:
         node.name = display_name(node)
     common.NameFixPass()(model)
+    for node in model.graph:
+        node.meta[PARTS] = (display_name(node),)
 
 
 def infer_shapes(model: ir.Model) -> None:

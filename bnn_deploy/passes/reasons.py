@@ -1,4 +1,6 @@
-"""Why passes decline: one class per reason, with its text, what a user can change, and an example.
+"""Why a layer stays float: one class per reason, with its text, what a user can change, and an example.
+
+Why something is not fused is in `passes.fusion_reasons`.
 
 python -m bnn_deploy.passes.reasons        # prints the table of docs/converting.md
 """
@@ -10,8 +12,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 EDGES = "--edges int8 --calibration FILE stores it in 8 bits"
-
-UNKNOWN = "if it was binary in training, report it with the model: the converter should know this form"
 
 
 class Reason:
@@ -376,7 +376,7 @@ class LevelsPad(LayerReason):
 
     template = "Pad '{pad}' pads with other than 0, or channels"
     example = "Conv(Pad(Round(3 * Clip(x, 0, 1)) / 3, pads, 1), w)"
-    advice = UNKNOWN
+    advice = "pad with 0, the lowest level, in height and width alone"
 
 
 # The sign and the levels.
@@ -394,7 +394,10 @@ class StepSign(LayerReason):
         "zeros, whose sign is 0"
     )
     example = "Conv(Sign(Mul(Relu(x), c)), w), c of 1 and -1"
-    advice = UNKNOWN
+    advice = (
+        "train with a sign that gives +1 at 0, such as Where(x >= 0, 1, -1); if 0 and 1 are meant, take the sign right "
+        "behind the ReLU"
+    )
 
 
 _LEVELS = f"train with evenly spaced levels from 0 up; {EDGES}"
@@ -515,158 +518,11 @@ class OneMagnitude(Reason):
     example = "Conv(Sign(x), w), w of -1, 0 and 1, with --weights xnor"
 
 
-# What is not fused between layers.
-
-
-@dataclass(frozen=True)
-class UsedElsewhere(Reason):
-    """A tensor that has to be made anyway; `what` is its name and the verb, such as "'x' is"."""
-
-    what: str
-
-    template = "{what} used elsewhere too"
-    example = "b = Binarize(BatchNormalization(x)), where BatchNormalization(x) is an output, too"
-
-
-@dataclass(frozen=True)
-class NotFoldable(Reason):
-    """An operator that is no monotone function per channel, or whose operands do not say."""
-
-    why: str
-
-    template = "{why}"
-    example = "Binarize(PRelu(x, c)), c < 0"
-
-
-@dataclass(frozen=True)
-class Falls(Reason):
-    """A channel whose bits would be complemented, and cannot be."""
-
-    channel: int
-    operator: str
-    value: str
-    consumer: Reason
-
-    template = "channel {channel} of {operator} '{value}' falls: {consumer}"
-    example = "BinaryMaxPool(Binarize(Mul(x, -1)))"
-
-
-@dataclass(frozen=True)
-class BitsAreOutput(Reason):
-    """Bits that a user reads."""
-
-    template = "its bits are an output of the model"
-    example = "Binarize(Mul(x, -1)), the output of the model"
-
-
-@dataclass(frozen=True)
-class BitsFeed(Reason):
-    """Bits that an operator reads which is no binary convolution."""
-
-    operator: str
-    value: str
-
-    template = "its bits feed {operator} '{value}', which cannot take them complemented"
-    example = "BinaryMaxPool(Binarize(Mul(x, -1)))"
-
-
-@dataclass(frozen=True)
-class PoolStays(Reason):
-    """A MaxPool that cannot be one of bits."""
-
-    pool: str
-
-    template = PoolForm.template
-    example = "Binarize(MaxPool<auto_pad=...>(x)), x of unknown height"
-
-
-@dataclass(frozen=True)
-class LinearBits(Reason):
-    """Bits of a linear layer that no binary layer reads."""
-
-    template = "the bits of a linear layer feed something that is no binary layer"
-    example = "Binarize(Flatten(BinaryConv(...))), the output of the model"
-
-
-@dataclass(frozen=True)
-class ThresholdPerPosition(Reason):
-    """A binarisation of a flattened map."""
-
-    template = "it flattens positions, each with a threshold of its own"
-    example = "Binarize(Flatten(BinaryConv(...)), t), t of channels x height x width"
-
-
-@dataclass(frozen=True)
-class FactorShape(Reason):
-    """A factor that is no map of one channel."""
-
-    factor: str
-
-    template = "its factor '{factor}' has not one value per pixel, or an unknown shape"
-    example = "BinaryConv(...) * GlobalAveragePool(x)"
-
-
-@dataclass(frozen=True)
-class ResidualShape(Reason):
-    """A shortcut of another shape."""
-
-    value: str
-
-    template = "its operand '{value}' is broadcast, or of unknown shape"
-    example = "Sign(BinaryConv(...) + GlobalAveragePool(x))"
-
-
-@dataclass(frozen=True)
-class NoSignReads(Reason):
-    """A sum that stays float."""
-
-    template = "no sign reads it"
-    example = "BinaryConv(...) + x, the output of the model"
-
-
-@dataclass(frozen=True)
-class FoldedAlready(Reason):
-    """A second BatchNorm in front of A of XNOR-Net."""
-
-    template = "it stands before a BatchNorm that was folded already"
-    example = "BinarizeAbsMean(BatchNormalization(BatchNormalization(x)))"
-
-
-@dataclass(frozen=True)
-class UnknownChannels(Reason):
-    """A mean over channels whose number is not known."""
-
-    template = "the number of channels is unknown"
-    example = "ReduceMean(Abs(x)) next to Binarize(x), x of unknown channels"
-
-
-@dataclass(frozen=True)
-class SumNotDivided(Reason):
-    """A sum of magnitudes that is no mean."""
-
-    channels: int
-
-    template = "the sum is not divided by the number of channels, {channels}"
-    example = "ReduceSum(Abs(x)) next to Binarize(x)"
-
-
-@dataclass(frozen=True)
-class ChannelsDropped(Reason):
-    """A mean without the dimension of the channels."""
-
-    template = "it drops the dimension of the channels, and no Unsqueeze puts it back"
-    example = "ReduceMean<keepdims=0>(Abs(x)) next to Binarize(x)"
-
-
-def reasons() -> list[type[Reason]]:
-    """All reasons, in the order of this module."""
-    return [kind for kind in (*LayerReason.__subclasses__(), *Reason.__subclasses__()) if kind is not LayerReason]
-
-
 def table() -> str:
     """The reasons for which a layer stays float, as a table in Markdown."""
     rows = ["| reason | for instance | what to change |", "|---|---|---|"]
-    for kind in sorted((kind for kind in reasons() if kind.advice), key=lambda kind: not kind.reads_sign):
+    kinds = [*LayerReason.__subclasses__(), *(kind for kind in Reason.__subclasses__() if kind.advice)]
+    for kind in kinds:
         template = re.sub(r"{(\w+)[^}]*}", r"*\1*", kind.template).replace("|w|", "abs(w)")
         rows.append(f"| {template} | `{kind.example}` | {kind.advice} |")
     return "\n".join(rows)

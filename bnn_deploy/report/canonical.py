@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import auto_pad, ints, is_op, read_pad, static_shape
-from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS, nearest_sign
+from bnn_deploy.passes.graph import LAYER_OPERATORS, auto_pad, ints, is_op, read_pad, static_shape
+from bnn_deploy.passes.lower.audit_leftovers import nearest_sign
 from bnn_deploy.passes.lower.layer import SignInput, sign_input
-from bnn_deploy.passes.outcome import display_name
+from bnn_deploy.passes.outcome import display_name, parts
 from bnn_deploy.provenance import SOURCE, place_before, zero_value
 
 # The canonical graph.
@@ -22,6 +22,7 @@ class CanonicalLayer:
     Attributes:
         source: the tensor of the float graph that the sign's output stands for; None if the layer reads no sign.
         leaf: the tensor of the float graph that its sign is taken of; None likewise.
+        sign: the names of the nodes of the float graph that make up the sign.
         zero: what the sign gives at 0.
         factor: what the ±1 are multiplied by.
         padding: see LayerReport.
@@ -31,6 +32,7 @@ class CanonicalLayer:
 
     source: str | None
     leaf: str | None
+    sign: tuple[str, ...]
     zero: int | None
     factor: float
     padding: str
@@ -43,17 +45,17 @@ class Canonical:
 
     Attributes:
         layers: by name.
-        leaves: for each sign, the tensor of the float graph that it stands for -> the one that it is taken of.
+        signs: the names of the nodes of the float graph that make up a sign.
     """
 
     def __init__(self) -> None:
         self.layers: dict[str, CanonicalLayer] = {}
-        self.leaves: dict[str, str] = {}
+        self.signs: frozenset[str] = frozenset()
 
     def look(self, model: ir.Model) -> None:
         """Read a canonical model, before its layers are lowered."""
         self.layers = {display_name(node): _seen(node) for node in model.graph if is_op(node, *LAYER_OPERATORS)}
-        self.leaves = dict(_sign_place(node) for node in model.graph if is_op(node, "Sign"))
+        self.signs = frozenset(part for node in model.graph if is_op(node, "Sign") for part in parts(node))
 
 
 def _sign_place(sign: ir.Node) -> tuple[str, str]:
@@ -69,6 +71,7 @@ def _seen(node: ir.Node) -> CanonicalLayer:
     return CanonicalLayer(
         None if place is None else place[0],
         None if place is None else place[1],
+        () if sign is None else parts(sign),
         None if sign is None else zero_value(sign),
         source.factor if isinstance(source, SignInput) else 1.0,
         padding,

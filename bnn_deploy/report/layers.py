@@ -1,9 +1,8 @@
 """The conversion report: what became of each convolution and linear layer, from what, and what a user could change.
 
-It is made of three graphs. The float graph says which layers there are; in the canonical one (see
-`passes.pipeline.canonicalize`) the signs, pads and weights have one form each, so they are read there; the converted
-one says what the layers became. What was fused into a layer is what stands in the float graph between the layer's own
-output and the tensor that the converted layer's output stands for.
+The float graph says which layers there are. Their signs, pads and weights are read in the canonical graph (see
+`passes.pipeline.canonicalize`), where each has one form. The passes say what they declined, and recorded on each node
+of the converted graph which nodes of the float graph became part of it (`passes.outcome.parts`).
 """
 
 from __future__ import annotations
@@ -18,20 +17,16 @@ import onnx_ir as ir
 from bnn_deploy.operators.contract import BINARY, OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
-from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, ints, is_binary_op, is_op
-from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
-from bnn_deploy.passes.outcome import Decline, display_name
+from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, ints, is_binary_op, is_op
+from bnn_deploy.passes.outcome import Decline, display_name, parts
 from bnn_deploy.passes.reasons import CancelsOut
-from bnn_deploy.provenance import SOURCE, output_key, read_levels
+from bnn_deploy.provenance import read_levels
 from bnn_deploy.report.canonical import Canonical, CanonicalLayer
 from bnn_deploy.report.summary import FLOAT, REMOVED, LayerReport
 from bnn_deploy.report.weights import describe_weights, layer_filters
 from bnn_deploy.source.weight_form import WEIGHT_FORM
 
 _NAMES = {"BatchNormalization": "BatchNorm", "Relu": "ReLU", "LeakyRelu": "LeakyReLU", "PRelu": "PReLU"}
-
-_UNMENTIONED = ("Shape", "Expand", "ConstantOfShape", "Identity")
-
 
 # The report.
 
@@ -104,7 +99,7 @@ class _Builder:
         plain = self._plain(node, scheme, binarized)
         if decline is not None and status == WEIGHTS_ONLY and not decline.has_sign_input:
             decline = None  # all that can be stored as bits is
-        fused = self._fused(node, final)
+        fused = self._parts(final)
         if is_binary and len(node.inputs) > 2 and (bias := constant(node.inputs[2])) is not None and bias.any():
             fused = ("bias", *fused)
         return replace(
@@ -118,8 +113,8 @@ class _Builder:
             padding=seen.padding,
             pads=seen.pads,
             padded_by=self._padded_by(seen),
-            binarisation=self._binarisation(node, final),
-            fused=fused,
+            binarisation=self._binarisation(final, seen),
+            fused=tuple(dict.fromkeys(fused)),
             reason=None if decline is None else decline.reason,
             advice=None if decline is None else decline.advice(self._is_last(node)),
             binary_in_training=decline is not None and decline.has_sign_input,
@@ -204,87 +199,38 @@ class _Builder:
         return f"{text}, learned threshold" if re.search(r"\bt\b", text) else text
 
     def _padded_by(self, seen: CanonicalLayer) -> str | None:
-        """What pads, as the float graph has it: in the canonical one a Pad always stands behind the sign."""
-        leaf, sign = self.values.get(seen.leaf or ""), self.values.get(seen.source or "")
-        if seen.padded_by is None or "Pad" not in seen.padded_by or leaf is None or sign is None:
-            return seen.padded_by
-        before = any(is_op(node, "Pad") for node in self._path(leaf, sign))
-        return f"{seen.padded_by} before the sign" if before else seen.padded_by
+        """Which node pads, as the float graph has it: in the canonical one a Pad always stands behind the sign."""
+        before = any(is_op(node, "Pad") and display_name(node) in seen.sign for node in self.order)
+        return f"{seen.padded_by} before the sign" if before and "Pad" in (seen.padded_by or "") else seen.padded_by
 
-    def _fused(self, node: ir.Node, final: ir.Node) -> tuple[str, ...]:
-        """What stands between the layer's float output and the last tensor that the converted layer's stands for."""
-        ends = []
-        for i, output in enumerate(final.outputs):
-            source = final.metadata_props.get(output_key(SOURCE, i))
-            follower: ir.Value | None = output
-            while source is None and follower is not None and is_binary_layer(final):
-                # Bits without a name of their own: the pool that they go through has it.
-                reader = next(iter(follower.consumers()), None)
-                follower = None if reader is None else reader.outputs[0]
-                source = None if reader is None else reader.metadata_props.get(SOURCE)
-            ends.append(output.name if source is None and not is_binary_layer(final) else source)
-        found: dict[str, None] = {}
-        for end in ends:
-            value = self.values.get(end or "")
-            if value is not None:
-                found |= dict.fromkeys(self._between(node.outputs[0], value))
-        before = final.inputs[0]
-        if (
-            not is_binary_layer(final)
-            and before is not None
-            and node.inputs[0] is not None
-            and before.name in self.values
-        ):
-            found = dict.fromkeys(self._between(self.values[before.name], node.inputs[0])) | found
-        return tuple(found)
+    def _parts(self, final: ir.Node, without: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """The operators of the float graph that passes made part of a node, in order; all of a sign's are "sign".
 
-    def _binarisation(self, node: ir.Node, final: ir.Node) -> tuple[str, ...]:
-        """What was fused into the binarisation of the layer's input, if it is one of floats."""
+        Args:
+            final: a node of the converted graph.
+            without: names of nodes of the float graph to leave out.
+        """
+        names = set(parts(final)).difference(without)
+        labels: list[str] = []
+        for node in self.order:
+            name = display_name(node)
+            if name not in names or is_op(node, *LAYER_OPERATORS):
+                continue
+            if name not in self.canonical.signs:
+                labels.append(_label(node))
+            elif "sign" not in labels:
+                labels.append("sign")
+        return tuple(labels)
+
+    def _binarisation(self, final: ir.Node, seen: CanonicalLayer) -> tuple[str, ...]:
+        """The operators, but for the layer's sign, that became part of the binarisation of its input from floats."""
         current = final.inputs[0].producer() if is_binary_layer(final) and final.inputs[0] is not None else None
         while current is not None and (is_op(current, "Unsqueeze") or is_binary_op(current, "BinaryMaxPool")):
             current = None if current.inputs[0] is None else current.inputs[0].producer()
         row = None if current is None else operator_of(current)
-        if current is None or row is None or row.threshold is None or row.is_layer or current.inputs[0] is None:
+        if current is None or row is None or row.threshold is None or row.is_layer:
             return ()
-        if row.outputs[row.threshold.output].content != "bits":
-            return ()
-        data = current.inputs[0]
-        above = data.producer()
-        if data.name not in self.values and above is not None and above.inputs[0] is not None:
-            data = above.inputs[0]  # through the Transpose to channels last
-        seen = self.canonical.layers[display_name(node)]
-        start, end = self.values.get(data.name or ""), self.values.get(seen.leaf or "")
-        return () if start is None or end is None else tuple(self._between(start, end))
-
-    def _path(self, start: ir.Value, end: ir.Value) -> list[ir.Node]:
-        """The nodes of the float graph on the ways from `start` to `end` that pass no layer."""
-        reached: set[ir.Value | None] = {start}
-        path = []
-        for node in self.order:
-            if reached.intersection(node.inputs) and not is_op(node, *LAYER_OPERATORS):
-                reached.update(node.outputs)
-                path.append(node)
-        needed: set[ir.Value | None] = {end}
-        used = []
-        for node in reversed(path):
-            if needed.intersection(node.outputs):
-                needed.update(node.inputs)
-                used.append(node)
-        return used[::-1]
-
-    def _between(self, start: ir.Value, end: ir.Value) -> list[str]:
-        """The operators on the ways from `start` to `end`; those that make up a sign as "sign"."""
-        labels: list[str] = []
-        leaves = {leaf for source, leaf in self.canonical.leaves.items() if source == end.name}
-        in_sign = False
-        for node in self._path(start, end):
-            label = (
-                "sign" if in_sign or leaves.intersection(v.name for v in node.inputs if v is not None) else _label(node)
-            )
-            in_sign = label == "sign"
-            if label and (label != "sign" or label not in labels):
-                labels.append(label)
-        return labels
+        return self._parts(current, seen.sign)
 
     def _is_last(self, node: ir.Node) -> bool:
         """Whether no other layer depends on this one."""
@@ -298,8 +244,6 @@ class _Builder:
 
 
 def _label(node: ir.Node) -> str:
-    if is_op(node, *_UNMENTIONED):
-        return ""
     if is_op(node, "Add") and all(constant(value) is None for value in node.inputs):
         return "residual Add"
     return _NAMES.get(node.op_type, node.op_type)

@@ -9,8 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.formula import formula
-from bnn_deploy.passes.graph import constant, is_op
-from bnn_deploy.passes.lower.audit_leftovers import LAYER_OPERATORS
+from bnn_deploy.passes.graph import LAYER_OPERATORS, constant, is_op
 
 WEIGHT_FORM = "bnn_deploy.weight_form"
 """Key of `Node.meta`, which is not written to files: the `WeightForm` of a layer before its constants were folded."""

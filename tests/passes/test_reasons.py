@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from bnn_deploy.passes import reasons
+from bnn_deploy.passes import fusion_reasons, reasons
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
 from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold
@@ -21,7 +21,7 @@ from bnn_deploy.passes.lower.layer import FloatLayer, fit_weight
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.outcome import Decline, Pass
 from bnn_deploy.passes.pipeline import to_binary
-from bnn_deploy.passes.reasons import Reason, table
+from bnn_deploy.passes.reasons import LayerReason, Reason, table
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights
 from support.graphs import batch_norm, eighths, parse, weights
 from support.reports import report_on
@@ -68,6 +68,18 @@ MAP: Shape = ("N", 4, 6, 6)
 MEAN = "s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\na = Abs(x)\nh = ReduceMean<keepdims=1>(a, axes)\ny = Mul(d, h)"
 BITS = "s = Sign(x)\nd = Conv(s, w)"
 BEHIND = {"w": W, "u": weights(3, 8, 1, 1)}
+
+
+def behind(nodes: str, x: Shape = MAP, **constants: Any) -> Case:
+    """What is declined where `nodes` make p of d, between a binary layer and a sign."""
+    return case(f"{BITS}\n{nodes}\nt = Sign(p)\ny = Conv(t, u)", x, **BEHIND | constants)
+
+
+def old_clip(model: ir.Model) -> None:
+    """Write the bounds of a Clip as opset 6 does."""
+    for node in model.graph:
+        if is_op(node, "Clip"):
+            node.attributes["max"] = ir.AttrFloat32("max", 1.0)
 
 
 def fitted(weight: tuple[int, ...], shape: list[int | None], linear: bool) -> Case:
@@ -180,10 +192,30 @@ CASES: dict[type[Reason], Case] = {
     reasons.WeightsReadElsewhere: case(
         "c = Conv(x, w)\nm = Mul(x, w)\ny = Add(c, m)", (1, 64, 1, 1), w=weights(64, 64, 1, 1)
     ),
-    reasons.UsedElsewhere: case(f"{BITS}\nt = Sign(d)\ne = Conv(t, u)\nr = ReduceMean(d)\ny = Add(e, r)", **BEHIND),
-    reasons.NotFoldable: case(
-        f"{BITS}\np = PRelu(d, k)\nt = Sign(p)\ny = Conv(t, u)", **BEHIND, k=-np.ones((8, 1, 1), np.float32)
+    fusion_reasons.UsedElsewhere: case(
+        f"{BITS}\nt = Sign(d)\ne = Conv(t, u)\nr = ReduceMean(d)\ny = Add(e, r)", **BEHIND
     ),
+    fusion_reasons.ClipAttributes: lowered(
+        "c = Clip(x, zero)\ns = Sign(c)\ny = Conv(s, w)", old_clip, FoldThreshold(), MAP, w=W, zero=np.float32(0)
+    ),
+    fusion_reasons.ClipBounds: behind("h = ReduceMax<keepdims=0>(x)\np = Clip(d, , h)"),
+    fusion_reasons.NegativeSlope: behind("p = PRelu(d, k)", k=-np.ones((8, 1, 1), np.float32)),
+    fusion_reasons.NormParameters: behind(
+        "h = ReduceMean<keepdims=0>(d, axes)\np = BatchNormalization(d, h, b, m, v)",
+        axes=np.array([0, 2, 3]),
+        **{key: value for key, value in batch_norm(8).items() if key != "g"},
+    ),
+    fusion_reasons.NormTrains: behind("p, e, f = BatchNormalization<training_mode=1>(d, g, b, m, v)", **batch_norm(8)),
+    fusion_reasons.DividesByData: behind("p = Div(k, d)", k=np.ones((8, 1, 1), np.float32)),
+    fusion_reasons.DividedByZero: behind("p = Div(d, k)", k=np.arange(8, dtype=np.float32).reshape(8, 1, 1)),
+    fusion_reasons.OperandUnknown: behind(
+        "h = ReduceMean<keepdims=1>(d, axes)\np = PRelu(d, h)", axes=np.array([0, 2, 3])
+    ),
+    fusion_reasons.OperandDimensions: behind(
+        "p = Add(d, k)", (1, 4, 6), w=weights(8, 4, 3), u=weights(3, 1, 1, 1), k=eighths(1, 1, 8, 1)
+    ),
+    fusion_reasons.DataBroadcast: behind("p = Add(d, k)", w=weights(1, 4, 3, 3), k=eighths(8, 1, 1)),
+    fusion_reasons.OperandShape: behind("p = Add(d, k)", k=eighths(1, 8, 4, 4)),
     reasons.NotFloat32: case(
         "d = Cast<to=11>(x)\ns = Sign(d)\nc = Conv(s, w)\ny = Cast<to=1>(c)", w=W.astype(np.float64)
     ),
@@ -192,9 +224,11 @@ CASES: dict[type[Reason], Case] = {
     reasons.ManyProducts: fitted((1, 2**24), [None, 2**24], True),
     reasons.LargeSums: case(f"{LEVELS}\ny = MatMul(a, w)", ("N", 5592406), w=np.ones((5592406, 1), np.float32)),
     reasons.CancelsOut: cancelled,
-    reasons.BitsFeed: case("n = Neg(x)\ns = Sign(n)\np = MaxPool<kernel_shape=[2,2]>(s)\ny = Conv(p, w)", w=W),
-    reasons.BitsAreOutput: lowered("n = Neg(x)\ns = Sign(n)\ny = Conv(s, w)", expose_bits, FoldThreshold(), MAP, w=W),
-    reasons.LinearBits: lowered(
+    fusion_reasons.BitsFeed: case("n = Neg(x)\ns = Sign(n)\np = MaxPool<kernel_shape=[2,2]>(s)\ny = Conv(p, w)", w=W),
+    fusion_reasons.BitsAreOutput: lowered(
+        "n = Neg(x)\ns = Sign(n)\ny = Conv(s, w)", expose_bits, FoldThreshold(), MAP, w=W
+    ),
+    fusion_reasons.LinearBits: lowered(
         "s = Sign(x)\nd = MatMul(s, w)\nt = Sign(d)\ny = MatMul(t, u)",
         misread_bits,
         FuseConvThreshold(),
@@ -202,45 +236,47 @@ CASES: dict[type[Reason], Case] = {
         w=weights(4, 5),
         u=weights(5, 3),
     ),
-    reasons.UnknownChannels: lowered(MEAN, forget_channels, FuseAbsMean(), MAP, w=W, axes=np.array([1])),
-    reasons.FoldedAlready: case(
+    fusion_reasons.UnknownChannels: lowered(MEAN, forget_channels, FuseAbsMean(), MAP, w=W, axes=np.array([1])),
+    fusion_reasons.FoldedAlready: case(
         "n = BatchNormalization(x, g, b, m, v)\nq = BatchNormalization(n, g, b, m, v)\n" + MEAN.replace("(x)", "(q)"),
         w=W,
         axes=np.array([1]),
         **{key: np.ones(4, np.float32) for key in ("g", "v")},
         **{key: np.zeros(4, np.float32) for key in ("b", "m")},
     ),
-    reasons.NoSignReads: case("s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\ny = Add(d, x)", w=weights(4, 4, 3, 3)),
-    reasons.ResidualShape: case(
+    fusion_reasons.NoSignReads: case(
+        "s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\ny = Add(d, x)", w=weights(4, 4, 3, 3)
+    ),
+    fusion_reasons.ResidualShape: case(
         "s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\ng = GlobalAveragePool(x)\na = Add(d, g)\nt = Sign(a)\n"
         "y = Conv(t, w)",
         w=weights(4, 4, 3, 3),
     ),
-    reasons.FactorShape: case(
+    fusion_reasons.FactorShape: case(
         "s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\ng = GlobalAveragePool(x)\ny = Mul(d, g)", w=weights(4, 4, 3, 3)
     ),
-    reasons.PoolStays: case(
+    fusion_reasons.PoolStays: case(
         f'{BITS}\np = MaxPool<kernel_shape=[2,2],auto_pad="SAME_UPPER">(d)\nt = Sign(p)\ny = Conv(t, u)',
         ("N", 4, "H", "V"),
         **BEHIND,
     ),
-    reasons.Falls: case(
+    fusion_reasons.Falls: case(
         "n = BatchNormalization(x, g, b, m, v)\ns = Sign(n)\np = MaxPool<kernel_shape=[2,2]>(s)\ny = Conv(p, w)",
         w=W,
         **batch_norm(4, gamma=[1, -1, 1, -1]),
     ),
-    reasons.SumNotDivided: case(
+    fusion_reasons.SumNotDivided: case(
         "s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\na = Abs(x)\nm = ReduceSum<keepdims=1>(a, axes)\ny = Mul(d, m)",
         w=W,
         axes=np.array([1]),
     ),
-    reasons.ChannelsDropped: case(
+    fusion_reasons.ChannelsDropped: case(
         "s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\na = Abs(x)\nm = ReduceMean<keepdims=0>(a, axes)\n"
         "q = ReduceMean<keepdims=1>(m, axes)\ny = Add(d, q)",
         w=W,
         axes=np.array([1]),
     ),
-    reasons.ThresholdPerPosition: case(
+    fusion_reasons.ThresholdPerPosition: case(
         f"{BITS}\nf = Flatten(d)\nn = BatchNormalization(f, g, b, m, v)\nt = Sign(n)\ny = MatMul(t, u)",
         w=W,
         u=weights(128, 5),
@@ -259,9 +295,9 @@ def test_the_reason_is_given(kind: type[Reason]) -> None:
 
 
 def test_every_reason_has_a_case_and_an_example() -> None:
-    kinds = reasons.reasons()
-    assert set(kinds) == CASES.keys()
-    assert set(kinds) != CASES.keys() - {reasons.BitsFeed}, "a class without a case is seen"
+    kinds = {*LayerReason.__subclasses__(), *Reason.__subclasses__()} - {LayerReason}
+    assert kinds == CASES.keys()
+    assert kinds != CASES.keys() - {fusion_reasons.BitsFeed}, "a class without a case is seen"
     assert all(kind.example and kind.template for kind in kinds)
     assert [kind for kind in kinds if kind.reads_sign and not kind.advice] == []
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from bnn_deploy.passes.fusion_reasons import PoolStays, UsedElsewhere
 from bnn_deploy.passes.graph import is_binary_op, is_op, remove_if_dead
 from bnn_deploy.passes.lower.layer import insert_max_pool, is_plain_pool
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.reasons import PoolStays, UsedElsewhere
 from bnn_deploy.provenance import take_bit_metadata
 
 
@@ -55,7 +55,7 @@ class CommuteMaxPool(Pass):
             new_node.replace_input_with(0, bits)
             new.name = name
             remove_if_dead(pool)
-            result.rewrote(node, "MaxPool")
+            result.rewrote(node, pool)
         return result
 
 

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from bnn_deploy.operators.bits import pack_bits, unpack_bits
 from bnn_deploy.operators.contract import BINARY, operator_of
+from bnn_deploy.passes.fusion_reasons import BitsAreOutput, BitsFeed
 from bnn_deploy.passes.graph import constant, is_op
-from bnn_deploy.passes.reasons import BitsAreOutput, BitsFeed, Reason
+from bnn_deploy.passes.reasons import Reason
 from bnn_deploy.provenance import complemented, set_complemented
 
 

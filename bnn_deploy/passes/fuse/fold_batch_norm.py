@@ -22,6 +22,7 @@ from bnn_deploy.passes.graph import (
 from bnn_deploy.passes.lower.binary_filters import BinaryFilters, binary_filters
 from bnn_deploy.passes.monotone import batch_norm_line, operand_per_channel
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
+from bnn_deploy.passes.reasons import Reason
 from bnn_deploy.provenance import set_source
 
 
@@ -69,7 +70,7 @@ class FoldBatchNorm(Pass):
                 layer = after
             else:
                 continue
-            result.rewrote(layer, node.op_type)
+            result.rewrote(layer, node)
         return result
 
 
@@ -82,7 +83,7 @@ LEAST_LEVEL_SCALE = 2.0**-125
 def _affine(node: ir.Node) -> tuple[Doubles, Doubles] | None:
     """The a and b [C] of the a * x + b that a BatchNormalization computes, in float64."""
     line = batch_norm_line(node, np.float64)
-    return None if isinstance(line, str) else line
+    return None if isinstance(line, Reason) else line
 
 
 def _arithmetic(node: ir.Node) -> tuple[Doubles, Doubles] | None:
@@ -95,7 +96,7 @@ def _arithmetic(node: ir.Node) -> tuple[Doubles, Doubles] | None:
     if constant(node.inputs[index]) is None or channels is None:
         return None
     operand = operand_per_channel(node, index, channels)
-    if isinstance(operand, str) or (is_op(node, "Div") and (index == 0 or not operand.all())):
+    if isinstance(operand, Reason) or (is_op(node, "Div") and (index == 0 or not operand.all())):
         return None
     c = operand.astype(np.float64)
     one, zero = np.ones(channels), np.zeros(channels)

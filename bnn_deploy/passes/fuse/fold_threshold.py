@@ -8,10 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.fuse.complement import complement_channels, complementable
+from bnn_deploy.passes.fusion_reasons import Falls, UsedElsewhere
 from bnn_deploy.passes.graph import constant, is_binary_op, remove_if_dead
 from bnn_deploy.passes.monotone import bisect_threshold, monotone
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.reasons import Falls, NotFoldable, Reason, UsedElsewhere
+from bnn_deploy.passes.reasons import Reason
 
 
 class FoldThreshold(Pass):
@@ -52,8 +53,10 @@ class FoldThreshold(Pass):
         threshold = constant(binarize.inputs[1])
         assert threshold is not None
         function = monotone(producer, len(threshold))
-        if isinstance(function, str):
-            return NotFoldable(function) if function else ""
+        if function is None:
+            return ""
+        if isinstance(function, Reason):
+            return function
         if len(list(value.uses())) > 1 or value.is_graph_output():
             return UsedElsewhere(f"'{value.name}' ({producer.op_type}) is")
         with np.errstate(over="ignore"):  # the bisection starts at the largest floats
@@ -73,5 +76,5 @@ class FoldThreshold(Pass):
         assert old is not None and name is not None
         old.const_value = ir.tensor(new, name=name)
         remove_if_dead(producer)
-        result.rewrote(binarize, producer.op_type)
+        result.rewrote(binarize, producer)
         return None

@@ -10,6 +10,14 @@ from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.fuse.complement import complement_channels, complementable
+from bnn_deploy.passes.fusion_reasons import (
+    ChannelsDropped,
+    Falls,
+    FoldedAlready,
+    SumNotDivided,
+    UnknownChannels,
+    UsedElsewhere,
+)
 from bnn_deploy.passes.graph import (
     add_initializer,
     constant,
@@ -22,16 +30,7 @@ from bnn_deploy.passes.graph import (
 )
 from bnn_deploy.passes.monotone import batch_norm_line, bisect_threshold
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.reasons import (
-    ChannelsDropped,
-    Falls,
-    FoldedAlready,
-    NotFoldable,
-    Reason,
-    SumNotDivided,
-    UnknownChannels,
-    UsedElsewhere,
-)
+from bnn_deploy.passes.reasons import Reason
 from bnn_deploy.provenance import bit_metadata, output_key, source_metadata
 
 
@@ -65,18 +64,18 @@ class FuseAbsMean(Pass):
             if isinstance(mean, Reason):
                 result.decline(node, mean)
             else:
-                self._fuse(model.graph, binarize, mean)
-                result.rewrote(binarize, node.op_type)
+                result.rewrote(self._fuse(model.graph, binarize, mean), binarize)
         for node in list(model.graph):
             if is_binary_op(node, "BinarizeAbsMean"):
-                reason = self._fold(model.graph, node)
-                if reason is None:
-                    result.rewrote(node, "BatchNormalization")
+                norm = None if node.inputs[0] is None else node.inputs[0].producer()
+                reason = self._fold(model.graph, node, norm)
+                if norm is not None and reason is None:
+                    result.rewrote(node, norm)
                 elif reason:
                     result.decline(node, reason)
         return result
 
-    def _fuse(self, graph: ir.Graph, binarize: ir.Node, old_mean: ir.Value) -> None:
+    def _fuse(self, graph: ir.Graph, binarize: ir.Node, old_mean: ir.Value) -> ir.Node:
         x, threshold = binarize.inputs
         old_bits = binarize.outputs[0]
         bits_name, mean_name = old_bits.name or "", old_mean.name or ""
@@ -101,11 +100,11 @@ class FuseAbsMean(Pass):
         replace_value(old_bits, bits)
         replace_value(old_mean, mean)
         bits.name, mean.name = bits_name, mean_name
+        return new
 
-    def _fold(self, graph: ir.Graph, node: ir.Node) -> Reason | Literal[""] | None:
-        """Fold a BatchNorm into `node`: None if done, a reason if declined, "" if there is none."""
+    def _fold(self, graph: ir.Graph, node: ir.Node, norm: ir.Node | None) -> Reason | Literal[""] | None:
+        """Fold `norm`, which makes what `node` reads: None if done, a reason if declined, "" if it is no BatchNorm."""
         value = node.inputs[0]
-        norm = None if value is None else value.producer()
         threshold, scale, shift = (constant(v) for v in node.inputs[1:4])
         assert threshold is not None and scale is not None and shift is not None
         if value is None or norm is None or not is_op(norm, "BatchNormalization"):
@@ -115,8 +114,8 @@ class FuseAbsMean(Pass):
         if sole_consumer(value) is not node:
             return UsedElsewhere(f"'{value.name}' (BatchNormalization) is")
         line = batch_norm_line(norm)
-        if isinstance(line, str):
-            return NotFoldable(line)
+        if isinstance(line, Reason):
+            return line
         a, b = line
         with np.errstate(over="ignore"):  # the bisection starts at the largest floats
             new, falling = bisect_threshold(lambda x: x * a + b >= threshold, len(threshold))

@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 
 from bnn_deploy.operators.bits import words
 from bnn_deploy.operators.contract import ALWAYS, DOMAIN, NEVER
+from bnn_deploy.passes.fusion_reasons import LinearBits, ThresholdPerPosition, UsedElsewhere
 from bnn_deploy.passes.graph import (
     add_initializer,
     constant,
     insert_node,
     is_binary_op,
     is_op,
+    maker,
     remove_if_dead,
     replace_value,
     sole_consumer,
 )
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.reasons import LinearBits, ThresholdPerPosition, UsedElsewhere
 from bnn_deploy.provenance import SOURCE, bit_metadata
 
 
@@ -93,11 +94,11 @@ class FuseConvThreshold(Pass):
             if len(thresholds) != len(scales):
                 result.decline(node, ThresholdPerPosition())
                 continue
-            self._fuse(model.graph, conv, node, [c for c in consumers if flatten is not None])
-            result.rewrote(conv, "Binarize")
+            new = self._fuse(model.graph, conv, node, [c for c in consumers if flatten is not None])
+            result.rewrote(new, conv, node)
         return result
 
-    def _fuse(self, graph: ir.Graph, conv: ir.Node, binarize: ir.Node, unsqueezes: list[ir.Node]) -> None:
+    def _fuse(self, graph: ir.Graph, conv: ir.Node, binarize: ir.Node, unsqueezes: list[ir.Node]) -> ir.Node:
         weight_shape = conv.inputs[1].shape if conv.inputs[1] is not None else None
         scale, bias, threshold = (constant(v) for v in (conv.inputs[2], conv.inputs[3], binarize.inputs[1]))
         assert weight_shape is not None and scale is not None and bias is not None and threshold is not None
@@ -129,3 +130,4 @@ class FuseConvThreshold(Pass):
             replace_value(old, new)
             remove_if_dead(binarize)
         new.name = name
+        return maker(new)

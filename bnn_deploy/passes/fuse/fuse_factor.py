@@ -7,17 +7,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.fusion_reasons import FactorShape, UsedElsewhere
 from bnn_deploy.passes.graph import (
     add_initializer,
     constant,
     insert_node,
     is_binary_op,
     is_op,
+    maker,
     replace_value,
     sole_consumer,
 )
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.reasons import FactorShape, UsedElsewhere
 from bnn_deploy.provenance import source_metadata
 
 
@@ -59,12 +60,11 @@ class FuseFactor(Pass):
                 if not _is_per_pixel(factor, conv_value):
                     result.decline(node, FactorShape(factor.name or ""))
                     continue
-                self._fuse(conv, node, factor)
-                result.rewrote(conv, "Mul")
+                result.rewrote(self._fuse(conv, node, factor), conv, node)
                 break
         return result
 
-    def _fuse(self, conv: ir.Node, mul: ir.Node, factor: ir.Value) -> None:
+    def _fuse(self, conv: ir.Node, mul: ir.Node, factor: ir.Value) -> ir.Node:
         old = mul.outputs[0]
         name = old.name or ""
         new = insert_node(
@@ -81,6 +81,7 @@ class FuseFactor(Pass):
         )
         replace_value(old, new)
         new.name = name
+        return maker(new)
 
 
 def _is_per_pixel(factor: ir.Value, conv: ir.Value) -> bool:

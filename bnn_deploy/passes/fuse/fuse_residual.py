@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.conditions import batch_norms_folded, thresholds_folded
+from bnn_deploy.passes.fusion_reasons import NoSignReads, ResidualShape, UsedElsewhere
 from bnn_deploy.passes.graph import is_binary_op, is_op, replace_value, sole_consumer
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.reasons import NoSignReads, ResidualShape, UsedElsewhere
 from bnn_deploy.provenance import bit_metadata, source_metadata
 
 
@@ -42,12 +42,11 @@ class FuseResidual(Pass):
                 elif (binarize := _binarize(node.outputs[0])) is None:
                     result.decline(node, NoSignReads())
                 else:
-                    self._fuse(model.graph, conv, node, residual, binarize)
-                    result.rewrote(conv, "Add", "Binarize")
+                    result.rewrote(self._fuse(model.graph, conv, node, residual, binarize), conv, node, binarize)
                     break
         return result
 
-    def _fuse(self, graph: ir.Graph, conv: ir.Node, add: ir.Node, residual: ir.Value, binarize: ir.Node) -> None:
+    def _fuse(self, graph: ir.Graph, conv: ir.Node, add: ir.Node, residual: ir.Value, binarize: ir.Node) -> ir.Node:
         old, old_bits = add.outputs[0], binarize.outputs[0]
         name, bits_name = old.name or "", old_bits.name
         new = ir.Node(
@@ -67,6 +66,7 @@ class FuseResidual(Pass):
         replace_value(old_bits, bits)
         replace_value(old, y)
         y.name, bits.name = name, bits_name
+        return new
 
 
 def _binarize(value: ir.Value) -> ir.Node | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnn_deploy.operators.contract import DOMAIN
-from bnn_deploy.passes.graph import insert_node, replace_value
+from bnn_deploy.passes.graph import insert_node, maker, replace_value
 
 
 def replace_channels_last(
     binarize: ir.Node, data: ir.Value, op_type: str, threshold: ir.Value, dtype: ir.DataType
-) -> None:
-    """Replace a Binarize by Transpose(data, channels last) and a binarisation of that form.
+) -> ir.Node:
+    """Replace a Binarize by Transpose(data, channels last) and a binarisation of that form, and return this.
 
     Args:
         binarize: the node; the shape of its bits is known.
@@ -45,3 +45,4 @@ def replace_channels_last(
     )
     replace_value(bits, new)
     new.name = name
+    return maker(new)

@@ -40,6 +40,6 @@ class LowerQuantized(Pass):
             levels = (np.arange(256) - int(zero.reshape(()))).astype(np.float32) * np.float32(scale.reshape(()))
             reached = (levels[:, None] < threshold[None, :]).sum(axis=0).astype(np.int32)
             levels_reached = add_initializer(model.graph, f"{bits.name}_quantized_threshold", reached)
-            replace_channels_last(node, data, "BinarizeQuantized", levels_reached, ir.DataType.UINT8)
-            result.rewrote(node, "DequantizeLinear")
+            new = replace_channels_last(node, data, "BinarizeQuantized", levels_reached, ir.DataType.UINT8)
+            result.rewrote(new, node, producer)
         return result

@@ -37,6 +37,6 @@ class PreferChannelsLast(Pass):
             channels = threshold.shape[0]
             if not isinstance(channels, int) or channels % 32:
                 continue
-            replace_channels_last(node, value, "BinarizeChannelsLast", threshold, ir.DataType.FLOAT)
-            result.rewrote(node)
+            new = replace_channels_last(node, value, "BinarizeChannelsLast", threshold, ir.DataType.FLOAT)
+            result.rewrote(new, node)
         return result

@@ -6,13 +6,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from bnn_deploy.operators.contract import FLOAT_LAYERS
-from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, is_op, reads_abs_mean
+from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, is_op, reads_abs_mean
 from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, NoBinaryOperator, RealInput, Reason, Stranger
-
-LAYER_OPERATORS = (*FLOAT_LAYERS, "ConvInteger", "QLinearConv")
-"""The convolutions and linear layers of standard ONNX."""
 
 _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose output is ±1 (or the padding's 0) if their first input is."""

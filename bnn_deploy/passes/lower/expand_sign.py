@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import add_initializer, insert_node, is_op
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, maker
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import BEFORE, MOVES, SOURCE, zero_value
 
@@ -47,5 +47,5 @@ class ExpandSign(Pass):
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             graph.remove(node, safe=True)
             new.name = name
-            result.rewrote(node)
+            result.rewrote(maker(new), node)
         return result

@@ -19,6 +19,7 @@ from bnn_deploy.passes.graph import (
     insert_node,
     ints,
     is_op,
+    maker,
     read_pad,
     replace_value,
     static_shape,
@@ -339,7 +340,7 @@ def replace_layer(
     layer: FloatLayer,
     pads: list[int],
     attributes: dict[str, Any],
-) -> None:
+) -> ir.Node:
     """Replace a layer by a binary convolution, with what makes a linear layer's [N, C] a map and the map [N, O].
 
     Args:
@@ -350,6 +351,9 @@ def replace_layer(
         layer: what `read_layer` read.
         pads: of all padding together.
         attributes: its other attributes, kernel_shape among them.
+
+    Returns:
+        The binary convolution.
     """
     output = node.outputs[0]
     name, graph, outputs = output.name or "", node.graph, len(layer.weight)
@@ -374,7 +378,7 @@ def replace_layer(
     inputs = [bits, *(add_initializer(graph, f"{name}_{key}", array) for key, array in constants.items())]
     batch: Any = None if bits.shape is None else bits.shape[0]
     shape: Any = [batch, outputs, *([1] * rank)] if layer.linear else output.shape
-    new = insert_node(
+    new = conv = insert_node(
         node,
         op_type,
         inputs,
@@ -392,6 +396,7 @@ def replace_layer(
         )
     replace_value(output, new)
     new.name = name
+    return maker(conv)
 
 
 def is_plain_pool(pool: ir.Node) -> bool:

@@ -9,7 +9,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
-from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, maker, static_shape
 from bnn_deploy.passes.lower.layer import (
     SMALLEST,
     FloatLayer,
@@ -24,7 +24,7 @@ from bnn_deploy.passes.lower.layer import (
     sign_input,
     two_valued,
 )
-from bnn_deploy.passes.outcome import Outcome, Pass, display_name
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name, take_in
 from bnn_deploy.passes.reasons import InputShape, MixedPads, PadValue, PoolForm, Reason
 from bnn_deploy.provenance import SOURCE, bit_metadata, zero_value
 
@@ -68,19 +68,19 @@ class LowerBinaryConv(Pass):
                 if isinstance(layer, Reason):
                     result.decline(node, layer)
                     continue
-                reason = self._lower(node, source, layer)
+                new = self._lower(node, source, layer)
             except NotTwoValuedError as error:
-                reason = error.reason
+                new = error.reason
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-            if reason is None:
-                result.rewrote(node, "Sign")
+            if isinstance(new, Reason):
+                result.decline(node, new)
             else:
-                result.decline(node, reason)
+                result.rewrote(new, node)
         return result
 
-    def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> Reason | None:
-        """Insert the binary form of `node`; return the reason if it cannot be."""
+    def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> ir.Node | Reason:
+        """Insert the binary form of `node`; return it, or the reason if it cannot be."""
         sign_shape = static_shape(source.sign.outputs[0])
         if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
             return InputShape()
@@ -104,8 +104,7 @@ class LowerBinaryConv(Pass):
             "pad_value": np.array([source.pad_value], np.float32),
         }
         attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])}
-        replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
-        return None
+        return replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
 
     def _pads(self, layer: FloatLayer, source: SignInput) -> list[int] | Reason:
         """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
@@ -139,6 +138,7 @@ class LowerBinaryConv(Pass):
                 domain=DOMAIN,
                 metadata={SOURCE: value.name or ""} | bit_metadata(sign),
             )
+            take_in(maker(self._bits[value]), sign)
         bits = self._bits[value]
         for pool in source.pools:
             value = pool.outputs[0]

@@ -59,19 +59,19 @@ class LowerLevels(Pass):
             if source is None:
                 continue
             try:
-                reason = source if isinstance(source, Reason) else self._lower(node, source)
+                new = source if isinstance(source, Reason) else self._lower(node, source)
             except NotTwoValuedError as error:
-                reason = error.reason
+                new = error.reason
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-            if reason is None:
-                result.rewrote(node, "levels")
+            if isinstance(new, Reason):
+                result.decline(node, new)
             else:
-                result.decline(node, reason)
+                result.rewrote(new, node)
         return result
 
-    def _lower(self, node: ir.Node, source: LevelsInput) -> Reason | None:
-        """Insert the form of `node` on levels; return the reason if it cannot be."""
+    def _lower(self, node: ir.Node, source: LevelsInput) -> ir.Node | Reason:
+        """Insert the form of `node` on levels; return it, or the reason if it cannot be."""
         layer = read_layer(node)
         if isinstance(layer, Reason):
             return layer
@@ -96,8 +96,7 @@ class LowerLevels(Pass):
             "bias": np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias,
         }
         attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:]), "bits": quantizer.bits}
-        replace_layer(node, "BinaryConvLevels", self._quantized(source), constants, layer, pads, attributes)
-        return None
+        return replace_layer(node, "BinaryConvLevels", self._quantized(source), constants, layer, pads, attributes)
 
     def _quantized(self, source: LevelsInput) -> ir.Value:
         """The planes of a tensor, made once for each."""

@@ -9,7 +9,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
-from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, replace_value, static_shape
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, maker, replace_value, static_shape
 from bnn_deploy.passes.lower.layer import (
     SMALLEST,
     FloatLayer,
@@ -20,7 +20,7 @@ from bnn_deploy.passes.lower.layer import (
     sign_input,
     two_valued,
 )
-from bnn_deploy.passes.outcome import Outcome, Pass, display_name
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name, take_in
 from bnn_deploy.passes.reasons import Channels, ManyProducts, Reason
 from bnn_deploy.provenance import SOURCE, Transpose, node_place, place_before, zero_value
 
@@ -52,19 +52,19 @@ class LowerLinear(Pass):
                 continue
             layer = read_layer(node)
             try:
-                reason = self._lower(node, source, layer) if isinstance(layer, FloatLayer) else layer
+                new = self._lower(node, source, layer) if isinstance(layer, FloatLayer) else layer
             except NotTwoValuedError as error:
-                reason = error.reason
+                new = error.reason
             except InputError as error:
                 raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-            if reason is None:
-                result.rewrote(node, "Sign")
+            if isinstance(new, Reason):
+                result.decline(node, new)
             else:
-                result.decline(node, reason)
+                result.rewrote(new, node)
         return result
 
-    def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> Reason | None:
-        """Insert the binary form of `node`; return the reason if it cannot be."""
+    def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> ir.Node | Reason:
+        """Insert the binary form of `node`; return it, or the reason if it cannot be."""
         output, graph = node.outputs[0], node.graph
         shape = static_shape(source.sign.outputs[0])
         channels, weight = None if shape is None else shape[-1], layer.weight
@@ -94,7 +94,7 @@ class LowerLinear(Pass):
         )
         replace_value(output, new)
         new.name = name
-        return None
+        return maker(new)
 
     def _binarized(self, source: SignInput) -> ir.Value:
         """The bits of the Sign, made once for each."""
@@ -120,4 +120,5 @@ class LowerLinear(Pass):
                 metadata=node_place(sign, value).then(channels_second).as_source()
                 | place_before(sign).then(channels_second).as_before(),
             )
+            take_in(maker(self._bits[value]), sign)
         return self._bits[value]

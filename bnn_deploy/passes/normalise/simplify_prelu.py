@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.elementwise import same_shape
-from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
+from bnn_deploy.passes.graph import add_initializer, between, constant, insert_node, is_op, maker, remove_if_dead
 from bnn_deploy.passes.outcome import Outcome, Pass
 
 
@@ -40,12 +40,13 @@ class SimplifyPRelu(Pass):
                     continue
                 if x.shape is None or slope.ndim > len(x.shape):
                     continue
-                self._rewrite(model.graph, node, x, -slope if is_op(node, "Sub") else slope)
-                result.rewrote(node)
+                parts = between(x, node)
+                new = self._rewrite(model.graph, node, x, -slope if is_op(node, "Sub") else slope)
+                result.rewrote(new, *parts)
                 break
         return result
 
-    def _rewrite(self, graph: ir.Graph, node: ir.Node, x: ir.Value, slope: NDArray[Any]) -> None:
+    def _rewrite(self, graph: ir.Graph, node: ir.Node, x: ir.Value, slope: NDArray[Any]) -> ir.Node:
         old = node.outputs[0]
         name = old.name or ""
         new = insert_node(
@@ -61,6 +62,7 @@ class SimplifyPRelu(Pass):
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         remove_if_dead(node)
         new.name = name
+        return maker(new)
 
 
 def _negative_part(value: ir.Value | None, x: ir.Value) -> NDArray[np.float32] | None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.elementwise import Array, evaluate, is_elementwise
-from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
+from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, maker, remove_if_dead
 from bnn_deploy.passes.monotone import LARGEST, Floats, bisect_threshold
 from bnn_deploy.passes.outcome import Outcome, Pass
 
@@ -38,18 +38,18 @@ class SimplifyRound(Pass):
             chain = _chain(node) if is_op(node, "Round") and _is_scaled(node.outputs[0]) else None
             if chain is None:
                 continue
-            x, function = chain
+            x, function, nodes = chain
             ends = np.rint([function(np.full(1, end, np.float32))[0] for end in (-LARGEST, LARGEST)])
             if not np.isfinite(ends).all() or abs(ends[1] - ends[0]) != 1:
                 continue
             low, high = sorted(ends)
             threshold, falling = bisect_threshold(lambda v, f=function, k=high: np.rint(f(v)) >= k, 1)  # type: ignore[misc]
             above, below = (low, high) if falling[0] else (high, low)
-            self._rewrite(model.graph, node, x, [float(threshold[0]), float(above), float(below)])
-            result.rewrote(node)
+            new = self._rewrite(model.graph, node, x, [float(threshold[0]), float(above), float(below)])
+            result.rewrote(new, *nodes, node)
         return result
 
-    def _rewrite(self, graph: ir.Graph, node: ir.Node, x: ir.Value, numbers: list[float]) -> None:
+    def _rewrite(self, graph: ir.Graph, node: ir.Node, x: ir.Value, numbers: list[float]) -> ir.Node:
         old = node.outputs[0]
         name = old.name or ""
         threshold, above, below = (
@@ -65,6 +65,7 @@ class SimplifyRound(Pass):
         ir.convenience.replace_all_uses_with(old, new)
         remove_if_dead(node)
         new.name = name
+        return maker(new)
 
 
 def _is_scaled(value: ir.Value) -> bool:
@@ -78,9 +79,10 @@ def _is_scaled(value: ir.Value) -> bool:
     )
 
 
-def _chain(node: ir.Node) -> tuple[ir.Value, Function] | None:
-    """The tensor at the top of the functions above a Round, and these as one; None if there are none."""
+def _chain(node: ir.Node) -> tuple[ir.Value, Function, list[ir.Node]] | None:
+    """The tensor at the top of the functions above a Round, these as one, and their nodes; None if there are none."""
     steps: list[Function] = []
+    nodes: list[ir.Node] = []
     value = node.inputs[0]
     while value is not None and (producer := value.producer()) is not None:
         found = _step(producer)
@@ -88,6 +90,7 @@ def _chain(node: ir.Node) -> tuple[ir.Value, Function] | None:
             break
         value, step = found
         steps.insert(0, step)
+        nodes.append(producer)
 
     def function(x: Floats) -> Floats:
         with np.errstate(over="ignore"):
@@ -95,7 +98,7 @@ def _chain(node: ir.Node) -> tuple[ir.Value, Function] | None:
                 x = step(x)
         return x
 
-    return None if value is None or not steps else (value, function)
+    return None if value is None or not steps else (value, function, nodes)
 
 
 def _step(node: ir.Node) -> tuple[ir.Value, Function] | None:

@@ -18,7 +18,7 @@ from bnn_deploy.passes.elementwise import (
     straight_through,
     uniform,
 )
-from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, remove_if_dead
+from bnn_deploy.passes.graph import add_initializer, between, constant, insert_node, is_op, maker, remove_if_dead
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import Subtract, place, sign_metadata
 
@@ -92,8 +92,8 @@ class CanonicalizeSign(Pass):
                 and all(any(output in found for output in user.outputs) for user in value.consumers())
             ):
                 continue
-            self._rewrite(model.graph, node, leaf, step)
-            result.rewrote(node)
+            parts = between(leaf, node)
+            result.rewrote(self._rewrite(model.graph, node, leaf, step), *parts)
         return result
 
     def _steps(self, graph: ir.Graph) -> list[tuple[ir.Value, tuple[ir.Value, _Step]]]:
@@ -116,7 +116,7 @@ class CanonicalizeSign(Pass):
                     found.append((value, (leaf, step)))
         return found
 
-    def _rewrite(self, graph: ir.Graph, node: ir.Node, leaf: ir.Value, step: _Step) -> None:
+    def _rewrite(self, graph: ir.Graph, node: ir.Node, leaf: ir.Value, step: _Step) -> ir.Node:
         old = node.outputs[0]
         name = old.name or ""
         data = leaf
@@ -132,7 +132,7 @@ class CanonicalizeSign(Pass):
                 node, "Sub", [data, operand], {}, f"{name}_shifted", dtype=ir.DataType.FLOAT, shape=shape
             )
         metadata = sign_metadata(place(old), before, step.zero)
-        new = insert_node(
+        new = sign = insert_node(
             node, "Sign", [data], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )
         if step.scale != 1:
@@ -142,6 +142,7 @@ class CanonicalizeSign(Pass):
         old.name = f"{name}_before_canonicalization"
         new.name = name
         remove_if_dead(node)
+        return maker(sign)
 
 
 def _is_canonical(node: ir.Node, leaf: ir.Value) -> bool:

@@ -198,8 +198,8 @@ def _operands(node: ir.Node, rank: int, axis: int, channels: int) -> list[Any] |
     if len(node.outputs) != 1:
         return None
     if is_op(node, *PER_CHANNEL):
-        first = node.inputs[0]
-        return None if axis != 1 or first is None or isinstance(monotone(node, channels), str) else [first]
+        first, function = node.inputs[0], monotone(node, channels)
+        return None if axis != 1 or first is None or function is None or isinstance(function, Reason) else [first]
     if not is_elementwise(node):
         return None
     if is_op(node, "Div") and node.outputs[0].dtype != ir.DataType.FLOAT:  # rounds, and not as numpy's
@@ -239,7 +239,7 @@ def _apply(node: ir.Node, values: list[Any], channels: int) -> Array:
         return first
     if is_op(node, *PER_CHANNEL):
         function = monotone(node, channels)
-        assert not isinstance(function, str)
+        assert function is not None and not isinstance(function, Reason)
         return function(first)
     return evaluate(node, values)
 

@@ -14,13 +14,14 @@ from bnn_deploy.passes.graph import (
     constant,
     insert_node,
     is_op,
+    maker,
     read_pad,
     remove_if_dead,
     static_shape,
 )
 from bnn_deploy.passes.monotone import Monotone, monotone
-from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.reasons import PadSigns
+from bnn_deploy.passes.outcome import Outcome, Pass, take_in
+from bnn_deploy.passes.reasons import PadSigns, Reason
 from bnn_deploy.provenance import REFUSED, Crop, node_place, note_place, place, sign_metadata, zero_value
 
 
@@ -57,8 +58,8 @@ class HoistPad(Pass):
             signs = evaluate(node, [values])
             if (signs == signs[0]).all():
                 if signs[0] == 0 or any(is_op(user, "Conv") for user in node.outputs[0].consumers()):
-                    self._hoist(model.graph, node, pad, functions, pads, float(signs[0]))
-                    result.rewrote(node)
+                    new = self._hoist(model.graph, node, pad, functions, pads, float(signs[0]))
+                    result.rewrote(new, node, *(() if functions else (pad,)))
             elif (signs == 0).any():
                 channel = int(np.flatnonzero(signs == 0)[0])
                 node.meta[REFUSED] = PadSigns(pad.outputs[0].name or "", channel)
@@ -66,7 +67,7 @@ class HoistPad(Pass):
 
     def _hoist(
         self, graph: ir.Graph, node: ir.Node, pad: ir.Node, functions: list[ir.Node], pads: list[int], value: float
-    ) -> None:
+    ) -> ir.Node:
         data, old = pad.inputs[0], node.outputs[0]
         assert data is not None
         shape = None if data.shape is None else list(data.shape)
@@ -85,6 +86,7 @@ class HoistPad(Pass):
                 shape=shape,
             )
             note_place(data, place(padded).then(Crop(pads)))
+            take_in(maker(data), *((pad, function) if function is functions[0] else (function,)))
         name = old.name or ""
         metadata = sign_metadata(node_place(node, old).then(Crop(pads)), place(data), zero_value(node))
         inside = insert_node(
@@ -101,6 +103,7 @@ class HoistPad(Pass):
         old.name = f"{name}_before_hoisting"
         new.name = name
         remove_if_dead(node)
+        return maker(inside)
 
 
 def _chain(sign: ir.Node) -> tuple[ir.Node, list[ir.Node], Monotone] | None:
@@ -117,7 +120,7 @@ def _chain(sign: ir.Node) -> tuple[ir.Node, list[ir.Node], Monotone] | None:
         if is_op(node, "Pad"):
             return node, [step for step, _ in functions[::-1]], _composed([step for _, step in functions[::-1]])
         function = np.tanh if is_op(node, "Tanh") else monotone(node, shape[1])
-        if isinstance(function, str):
+        if function is None or isinstance(function, Reason):
             return None
         functions.append((node, function))
         value = node.inputs[_data_index(node)]

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from bnn_deploy.operators.bits import WORD
 from bnn_deploy.passes.conditions import shapes_known
-from bnn_deploy.passes.graph import insert_node, is_flatten, is_op, remove_if_dead, static_shape
+from bnn_deploy.passes.graph import insert_node, is_flatten, is_op, maker, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import Reshape, node_place, place, sign_metadata, zero_value
 
@@ -41,11 +41,11 @@ class LiftSign(Pass):
                 continue
             if (shape[1] or 0) < WORD:
                 continue
-            self._lift(node, flatten, x, [size for size in shape[1:] if size is not None])
-            result.rewrote(node)
+            new = self._lift(node, flatten, x, [size for size in shape[1:] if size is not None])
+            result.rewrote(new, flatten, node)
         return result
 
-    def _lift(self, node: ir.Node, flatten: ir.Node, x: ir.Value, sizes: list[int]) -> None:
+    def _lift(self, node: ir.Node, flatten: ir.Node, x: ir.Value, sizes: list[int]) -> ir.Node:
         old = node.outputs[0]
         name = old.name or ""
         source = node_place(node, old).then(Reshape([-1, *sizes]))
@@ -66,3 +66,4 @@ class LiftSign(Pass):
         ir.convenience.replace_all_uses_with(old, new)
         remove_if_dead(node)
         new.name = name
+        return maker(sign)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.conditions import signs_canonical
+from bnn_deploy.passes.elementwise import evaluate
 from bnn_deploy.passes.graph import constant, is_op, static_shape
 from bnn_deploy.passes.monotone import monotone
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.passes.reasons import StepSign
+from bnn_deploy.passes.reasons import Reason, StepSign
 from bnn_deploy.provenance import REFUSED, zero_value
 
 _KEEPS_ZEROS = (
@@ -128,17 +128,17 @@ class RefuseStep(Pass):
                     _Flat(np.where(_fit(flat.level, channels) == 0, np.float32(0), np.float32(np.nan)), flat.node)
                 )
             return [flat for flat in found if not np.isnan(flat.level).all()]
-        if len(data) == 2 and node.op_type in _TOGETHER and node.domain == "":
+        if len(data) == 2 and is_op(node, *_TOGETHER):
             for one, other in itertools.product(self._flats(data[0]), self._flats(data[1])):
                 if _root(one.node) is _root(other.node):
                     continue  # Relu(x) and Relu(-x) are 0 on different sides
-                level = _TOGETHER[node.op_type](_fit(one.level, channels), _fit(other.level, channels))
+                level = evaluate(node, [_fit(one.level, channels), _fit(other.level, channels)])
                 found.append(_Flat(level, one.node))
             if is_op(node, "Mul"):
                 found += [_zero(flat, channels) for flat in (*self._flats(data[0]), *self._flats(data[1]))]
             return [flat for flat in found if not np.isnan(flat.level).all()]
         step = monotone(node, channels)
-        if isinstance(step, str) or len(data) != 1:
+        if step is None or isinstance(step, Reason) or len(data) != 1:
             return found
         low, high = step(-np.ones(channels, np.float32)), step(np.ones(channels, np.float32))
         if (low == high).any():
@@ -148,13 +148,8 @@ class RefuseStep(Pass):
         return found + [_Flat(step(_fit(flat.level, channels)), flat.node) for flat in self._flats(data[0])]
 
 
-_TOGETHER: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]] = {
-    "Add": np.add,
-    "Max": np.maximum,
-    "Min": np.minimum,
-    "Mul": np.multiply,
-    "Sub": np.subtract,
-}
+_TOGETHER = ("Add", "Max", "Min", "Mul", "Sub")
+"""Operators of two tensors that are constant where both are."""
 
 
 def _channels(value: ir.Value) -> int:

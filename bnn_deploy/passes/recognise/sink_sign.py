@@ -11,6 +11,7 @@ from bnn_deploy.passes.graph import (
     insert_node,
     is_flatten,
     is_op,
+    maker,
     remove_if_dead,
     static_shape,
 )
@@ -50,11 +51,10 @@ class SinkSign(Pass):
             move = _move(node)
             if sign is None or move is None:
                 continue
-            self._sink(node, sign, factor, move)
-            result.rewrote(node)
+            result.rewrote(self._sink(node, sign, factor, move), sign, node)
         return result
 
-    def _sink(self, node: ir.Node, sign: ir.Node, factor: ir.Value | None, move: Transpose | Reshape) -> None:
+    def _sink(self, node: ir.Node, sign: ir.Node, factor: ir.Value | None, move: Transpose | Reshape) -> ir.Node:
         data, old = sign.inputs[0], node.outputs[0]
         assert data is not None
         name, shape = old.name or "", None if old.shape is None else list(old.shape)
@@ -73,7 +73,7 @@ class SinkSign(Pass):
             )
             note_place(moved, before)
         metadata = sign_metadata(place(old), before, zero_value(sign))
-        new = insert_node(
+        new = sunk = insert_node(
             node, "Sign", [moved], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )
         if factor is not None:
@@ -82,6 +82,7 @@ class SinkSign(Pass):
         old.name = f"{name}_before_sinking"
         new.name = name
         remove_if_dead(node)
+        return maker(sunk)
 
 
 def _undone(data: ir.Value, move: Transpose | Reshape) -> ir.Value | None:
