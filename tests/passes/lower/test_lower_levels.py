@@ -125,6 +125,7 @@ FORMS: dict[str, tuple[str, int]] = {
     ),
     "clip after rounding": ("m = Div(x, step)\nr = Round(m)\nc = Clip(r, zero, three)\nq = Mul(c, step)", 4),
     "three levels": ("r = Round(x)\nq = Clip(r, zero, two)", 3),
+    "HardSigmoid": ("h = HardSigmoid <alpha=0.5> (x)\nm = Mul(h, three)\nr = Round(m)\nq = Mul(r, third)", 4),
     "Floor": ("s = Add(x, half)\nf = Floor(s)\nq = Clip(f, zero, three)", 4),
     "Ceil": ("s = Sub(x, half)\nf = Ceil(s)\nq = Clip(f, zero, three)", 4),
     "HWGQ as a sum of steps": (

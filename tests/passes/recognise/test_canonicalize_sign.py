@@ -60,6 +60,41 @@ def test_a_threshold_is_subtracted_and_a_falling_step_negated() -> None:
         assert_same(model, to_binary(model)[0], with_zeros(model, 0.5, *thresholds.ravel()))
 
 
+ROUNDED = "a = Sign(x)\nb = Mul(a, half)\nc = {}(b)\nd = Mul(c, two)\ns = {}(d, one)"
+
+FORMS: dict[str, tuple[str, int]] = {
+    "Ceil": (ROUNDED.format("Ceil", "Sub"), -1),
+    "Floor": (ROUNDED.format("Floor", "Add"), 1),
+    "Round": ("a = Sign(x)\nb = Mul(a, most)\ns = Round(b)", 0),
+    "Max and Min of one number per channel": ("a = Sign(x)\nb = Mul(a, two)\nc = Max(b, low)\ns = Min(high, c)", 0),
+    "Max, over 0": ("a = Greater(x, zero)\nb = Where(a, two, minus)\nc = Max(b, minus)\ns = Min(c, one)", -1),
+    "HardSigmoid": ("a = Sign(x)\nb = Mul(a, nine)\nc = HardSigmoid(b)\nd = Mul(c, two)\ns = Sub(d, one)", 0),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_any_elementwise_operator_of_a_sign(name: str) -> None:
+    text, zero = FORMS[name]
+    ones = np.ones((4, 1, 1), np.float32)
+    model = graph(text + CONV, w=weights(8, 4, 3, 3), most=np.float32(0.75), nine=np.float32(9), low=-ones, high=ones)
+    after, _ = canonical(model)
+    assert op_types(after) == ["Sign", "Conv"]
+    sign = only(after, "Sign")
+    assert int(sign.metadata_props.get(ZERO, "0")) == zero
+    x = with_zeros(model)
+    for value in (-1, 0, 1):  # what the sign gives at 0 can be seen
+        sign.metadata_props[ZERO] = str(value)
+        if value == 0:
+            del sign.metadata_props[ZERO]
+        expanded = copy(after)
+        ExpandSign()(expanded)
+        assert equal(run_float(expanded, x), run_float(model, x)) == (value == zero)
+    if zero:
+        assert_same(model, to_binary(model)[0], x)
+    else:  # a bit has +1 at 0
+        assert_same(model, to_binary(model)[0])
+
+
 def test_a_factor_stays_behind_the_sign() -> None:
     model = graph(
         "a = Sign(x)\nb = Greater(a, minus)\nc = Where(b, half, q)\ns = Mul(c, two)" + CONV,
