@@ -69,6 +69,8 @@ def _padding(size: int) -> int:
 
 def make_archive(files: dict[str, bytes]) -> bytes:
     """The archive: the manifest first, so that a reader knows what must follow, then the rest by name."""
+    # Not by tarfile.open, whose bytes are others: it fills the archive up to 10,240 bytes, and has no place for the
+    # checksum in the .gz header. As a reader it is no use either: it accepts what `check_bundle` must refuse.
     raw = io.BytesIO()
     for name in (MANIFEST, *sorted(files.keys() - {MANIFEST})):
         content = files[name]

@@ -5,7 +5,7 @@ wheels. The same inputs give the same bytes: no clock, user, host or path is in 
 each byte around the files, and `check_bundle` refuses any other: links, paths that leave the folder, files too many,
 too few or changed, and archives that unpack to more than they say.
 
-Reading needs only the standard library; writing also needs onnx, for the golden results.
+Writing needs onnx, for the golden results; reading does not.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def write_bundle(
         raise InputError(f"{float_model}: no such file")
     progress("reading the wheels")
     version, wheel, wheel_files = collect_wheels(Path(wheels), target)
+    offline = not missing_wheels(wheel_files)
     results = _golden(Path(model), data, samples, progress)
     files = {
         MODEL: Path(model).read_bytes(),
@@ -86,7 +87,7 @@ def write_bundle(
             bnn_deploy=version,
             target=target,
             model=Path(model).name,
-            offline=not missing_wheels(wheel_files),
+            offline=offline,
             samples=results.samples,
             wheel=f"{WHEELS}/{wheel}",
             made_with=results.made_with,

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
-from bnn_deploy.board.manifest import MODEL, Manifest
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+from bnn_deploy.board.manifest import MODEL, WHEELS, Manifest
+from bnn_deploy.errors import InputError, one_line
 
 MINIMUM_PYTHON = (3, 11)
 
@@ -71,12 +76,18 @@ class BoardFacts:
 
 
 def problems(board: BoardFacts, manifest: Manifest, needed_bytes: int) -> tuple[str, ...]:
-    """What a bundle misses on a board, each with what to do.
+    """Find what a bundle misses on a board.
 
     Args:
         board: the facts.
         manifest: of the bundle.
         needed_bytes: free disk that it takes.
+
+    Returns:
+        One sentence per problem, with what to do; none if the bundle can be deployed.
+
+    Raises:
+        InputError: the bundle lists a .whl file whose name is not that of a wheel.
     """
     result = []
     if (board.system, board.machine) != ("Linux", manifest.target):
@@ -141,22 +152,24 @@ def _needed_glibc(manifest: Manifest) -> tuple[int, int]:
 def _unfit_packages(manifest: Manifest, python: Sequence[int]) -> list[str]:
     """The packages that the board must take from the bundle and that are there for other versions of Python only."""
     fits: dict[str, bool] = {}
-    for name in manifest.files:
-        if manifest.offline and name.endswith(".whl"):
-            package, _, tags, abi, _ = re.sub(r"^wheels/|\.whl$", "", name).rsplit("-", 4)
-            fits[package] = fits.get(package, False) or _fits_python(tags, abi, python)
+    for path in manifest.files:
+        if manifest.offline and path.endswith(".whl"):
+            try:
+                package, _, _, tags = parse_wheel_filename(path.removeprefix(f"{WHEELS}/"))
+            except InvalidWheelFilename as error:
+                raise InputError(f"the bundle's {path} is not named as a wheel: {one_line(error)}") from error
+            fits[package] = fits.get(package, False) or _fits_python(tags, python)
     return [package for package, fit in fits.items() if not fit]
 
 
-def _fits_python(tags: str, abi: str, python: Sequence[int]) -> bool:
-    """Whether a wheel with these tags ("cp311", "py2.py3", "cp38") and this ABI ("none", "cp311", "abi3") fits."""
-    for tag in tags.split("."):
-        found = re.fullmatch(r"(py|cp)(\d)(\d*)", tag)
-        if found and int(found[2]) == python[0]:
-            minor = int(found[3] or 0)
-            if minor == python[1] or (minor < python[1] and (found[1] == "py" or abi == "abi3")):
-                return True
-    return False
+def _fits_python(tags: frozenset[Tag], python: Sequence[int]) -> bool:
+    """Whether a wheel is for this CPython, on whatever platforms it is for: cp311-cp311, cp38-abi3, py3-none."""
+    version = python[:2]
+    interpreter = f"cp{version[0]}{version[1]}"
+    platforms = {tag.platform for tag in tags}
+    # The ABI is given, because packaging would take it from the Python that runs here.
+    good = chain(cpython_tags(version, [interpreter], platforms), compatible_tags(version, interpreter, platforms))
+    return not tags.isdisjoint(good)
 
 
 def _version(parts: Sequence[int] | None) -> str | None:

@@ -8,8 +8,14 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterable
 from email.parser import Parser
 from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.tags import Tag
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 
 import bnn_deploy
 from bnn_deploy.board.manifest import MACHINES
@@ -18,47 +24,61 @@ from bnn_deploy.errors import InputError, one_line
 LIBRARY = "bnn_deploy/_lib/libbnn_deploy_ops.so"
 """The operator library in the wheel."""
 
-REQUIRED = ("click", "numpy", "onnxruntime", "rich")
-"""The packages that bnn-deploy needs on a board."""
-
-_WHEEL = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)(-\d[^-]*)?-(?P<python>[^-]+)-[^-]+-(?P<platform>[^-]+)\.whl")
-
 
 def collect_wheels(folder: Path, target: str) -> tuple[str, str, dict[str, bytes]]:
-    """The version of bnn-deploy, the file name of its wheel, and all wheels that fit the target, by file name."""
+    """Read the wheels in a folder that fit a target.
+
+    Args:
+        folder: with bnn-deploy's wheel, and the wheels of other packages; other files are passed over.
+        target: the board's architecture, one of TARGETS.
+
+    Returns:
+        The version of bnn-deploy, the file name of its wheel, and file name -> content of all wheels that fit.
+
+    Raises:
+        InputError: no folder, or bnn-deploy's wheel is missing, there more than once, or not one for the target.
+    """
     cross = "BNN_DEPLOY_TARGET=aarch64 " if target == "aarch64" != platform.machine() else ""
     build = f"build one in the source tree: {cross}pip wheel --no-deps -w {folder} ."
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; it must hold the wheel of bnn-deploy for {target}: {build}")
-    names = sorted(path.name for path in folder.glob("*.whl"))
-    found = {name: match for name in names if (match := _WHEEL.fullmatch(name)) and _fits(match["platform"], target)}
-    own = [name for name in found if _package(name) == "bnn-deploy"]
+    fitting, own = [], {}
+    for name in sorted(path.name for path in folder.glob("*.whl")):
+        try:
+            package, version, _, tags = parse_wheel_filename(name)
+        except InvalidWheelFilename:
+            continue
+        if _fits(tags, target):
+            fitting.append(name)
+            if package == "bnn-deploy":
+                own[name] = version, tags
     # A source tree that is not installed has no version of its own to compare with.
-    version = None if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
-    wheels = [name for name in own if found[name]["platform"] != "any" and version in (None, found[name]["version"])]
+    wanted = None if bnn_deploy.__version__ == "0+unknown" else Version(bnn_deploy.__version__)
+    wheels = [
+        name
+        for name, (version, tags) in own.items()
+        if wanted in (None, version) and all(tag.platform != "any" for tag in tags)
+    ]
     if not wheels:
         others = f" (it has {', '.join(own)})" if own else ""
-        wanted = f"bnn_deploy-{version or '*'}-py3-none-manylinux_*_{target}.whl"
-        raise InputError(f"{folder}: holds no {wanted}{others}: {build}")
+        raise InputError(
+            f"{folder}: holds no bnn_deploy-{wanted or '*'}-py3-none-manylinux_*_{target}.whl{others}: {build}"
+        )
     if len(wheels) > 1:
         raise InputError(f"{folder}: which wheel of bnn-deploy shall go in? It has {', '.join(wheels)}; keep one")
     wheel = wheels[0]
-    contents = {name: (folder / name).read_bytes() for name in found if name == wheel or name not in own}
+    contents = {name: (folder / name).read_bytes() for name in fitting if name == wheel or name not in own}
     _check_library(folder / wheel, contents[wheel], target)
-    return found[wheel]["version"], wheel, contents
+    return str(own[wheel][0]), wheel, contents
 
 
-def _fits(platform: str, target: str) -> bool:
-    """Whether a wheel's platform tags say that glibc systems of the architecture can use it."""
+def _fits(tags: Iterable[Tag], target: str) -> bool:
+    """Whether a wheel's tags say that glibc systems of the architecture can use it, with one Python or another."""
     return any(
-        tag == "any" or (tag.startswith(("manylinux", "linux_")) and tag.endswith(f"_{target}"))
-        for tag in platform.split(".")
+        tag.platform == "any"
+        or (tag.platform.startswith(("manylinux", "linux_")) and tag.platform.endswith(f"_{target}"))
+        for tag in tags
     )
-
-
-def _package(wheel: str) -> str:
-    """The normalised name of the package in a wheel."""
-    return re.sub(r"[-_.]+", "-", wheel.partition("-")[0]).lower()
 
 
 def _check_library(path: Path, content: bytes, target: str) -> None:
@@ -73,25 +93,34 @@ def _check_library(path: Path, content: bytes, target: str) -> None:
 
 
 def missing_wheels(wheels: dict[str, bytes]) -> list[str]:
-    """The packages that a board without a network would lack: of bnn-deploy's, and of those that these in turn need.
+    """Find the packages that a board without a network would lack, because a wheel requires them.
 
     Requirements under a condition (an extra, an old Python, another system) are not counted.
+
+    Args:
+        wheels: file name -> content, of bnn-deploy's wheel and of others.
+
+    Returns:
+        Normalised names of packages, such as "markdown-it-py", in order.
+
+    Raises:
+        InputError: the metadata of a wheel cannot be read.
     """
-    packages = {_package(name): content for name, content in wheels.items()}
-    needed = set(REQUIRED)
-    for content in packages.values():
-        needed |= _requirements(content)
-    return sorted(needed - set(packages))
+    needed: set[str] = set()
+    for name, content in wheels.items():
+        needed |= _requirements(name, content)
+    return sorted(needed - {parse_wheel_filename(name)[0] for name in wheels})
 
 
-def _requirements(wheel: bytes) -> set[str]:
+def _requirements(name: str, wheel: bytes) -> set[str]:
     """The normalised names of the packages that a wheel needs under every condition."""
     try:
         with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-            name = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
-            metadata = Parser().parsestr(archive.read(name).decode())
-    except (zipfile.BadZipFile, StopIteration, UnicodeDecodeError, zlib.error):
-        return set()
-    lines = [line for line in metadata.get_all("Requires-Dist", []) if ";" not in line]
-    found = (re.match(r"[A-Za-z0-9._-]+", line) for line in lines)
-    return {re.sub(r"[-_.]+", "-", match[0]).lower() for match in found if match}
+            path = next(path for path in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", path))
+            metadata = Parser().parsestr(archive.read(path).decode())
+        requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    except StopIteration:
+        raise InputError(f"{name}: not a wheel: it has no .dist-info/METADATA") from None
+    except (zipfile.BadZipFile, UnicodeDecodeError, zlib.error, InvalidRequirement) as error:
+        raise InputError(f"{name}: its metadata cannot be read: {one_line(error)}") from error
+    return {canonicalize_name(found.name) for found in requirements if found.marker is None}

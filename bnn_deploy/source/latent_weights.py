@@ -47,7 +47,7 @@ def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Wei
     note_weights(model.graph)
     fold(model)
     infer_shapes(model)
-    canonical = ir.from_proto(ir.to_proto(model))
+    canonical = model.clone()
     canonicalize(canonical)
     step = BinarizeWeights(weights)
     try:
@@ -76,10 +76,10 @@ def float_module(
     export = export_float(module, shape)
     if weights == "as-is":
         return export
-    model = ir.from_proto(ir.to_proto(export.model))
+    model = export.model.clone()
     fold(model)
     infer_shapes(model)
-    canonical = ir.from_proto(ir.to_proto(model))
+    canonical = model.clone()
     canonicalize(canonical)
     layers = {display_name(node): node for node in model.graph}
     recipe = {name for name, node in layers.items() if isinstance(module, RecipeNetwork) or reads_sign(node)}

@@ -7,7 +7,9 @@ import hashlib
 import io
 import struct
 import tarfile
+import tomllib
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,13 @@ from bnn_deploy.cli import main
 VERSION = "0.1.0" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
 WHEEL = f"bnn_deploy-{VERSION}-py3-none-manylinux_2_28_x86_64.whl"
 
+DEPENDENCIES: list[str] = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+    "dependencies"
+]
+"""What bnn-deploy's wheel requires."""
 
-def fake_wheel(path: Path, machine: int | None = None, requires: tuple[str, ...] = ()) -> Path:
+
+def fake_wheel(path: Path, machine: int | None = None, requires: Iterable[str] = ()) -> Path:
     """A wheel with metadata only, or with a library of nothing but an ELF header for the machine."""
     path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:

@@ -74,6 +74,6 @@ def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Mode
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
-            return ir.from_proto(ir.to_proto(ir.load(target)))
+            return ir.load(target)
     finally:
         logger.setLevel(level)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from bnn_deploy.board.bundle import write_bundle
-from support.bundles import WHEEL, fake_wheel
+from support.bundles import DEPENDENCIES, WHEEL, fake_wheel
 from support.converted import Converted
 
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
-    fake_wheel(folder / WHEEL, 62)
+    fake_wheel(folder / WHEEL, 62, DEPENDENCIES)
     return folder
 
 

@@ -11,7 +11,7 @@ import pytest
 import bnn_deploy
 from bnn_deploy.board.wheels import collect_wheels, missing_wheels
 from bnn_deploy.errors import InputError
-from support.bundles import VERSION, WHEEL, fake_wheel
+from support.bundles import DEPENDENCIES, VERSION, WHEEL, fake_wheel
 
 
 def collect(folder: Path, target: str = "x86_64") -> tuple[str, str, dict[str, bytes]]:
@@ -32,6 +32,7 @@ def test_which_wheels_go_in(tmp_path: Path) -> None:
         "numpy-2.0.0-cp311-cp311-macosx_14_0_x86_64.whl",
         "numpy-2.0.0-cp311-cp311-win_amd64.whl",
         "not-a-wheel.whl",
+        "numpy-two-cp311-cp311-manylinux_2_17_x86_64.whl",
         "bnn_deploy-0.0.1-py3-none-any.whl",
     ]
     for name in (*fitting, *others):
@@ -83,15 +84,16 @@ def test_a_wheel_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_offline_means_every_package(tmp_path: Path) -> None:
     requires = {
-        WHEEL: ("click>=8.1", "numpy>=1.26", "onnxruntime>=1.19", "rich>=13", "torch>=2.8; extra == 'convert'"),
+        WHEEL: (*DEPENDENCIES, "torch>=2.8; extra == 'convert'"),
         "click-8.1.8-py3-none-any.whl": ("colorama; platform_system == 'Windows'",),
         "numpy-2.0.0-cp311-cp311-manylinux_2_17_x86_64.whl": (),
-        "onnxruntime-1.27.0-cp311-cp311-manylinux_2_28_x86_64.whl": ("flatbuffers", "numpy>=1.21.6"),
+        "onnxruntime-1.27.0-cp311-cp311-manylinux_2_28_x86_64.whl": ("flatbuffers", "numpy>=1.21.6", "packaging"),
         "rich-14.0.0-py3-none-any.whl": ("markdown-it-py>=2.2.0", "pygments<3.0.0,>=2.13.0"),
         "markdown_it_py-4.0.0-py3-none-any.whl": ("mdurl~=0.1",),
         "mdurl-0.1.2-py3-none-any.whl": (),
         "pygments-2.19.0-py3-none-any.whl": (),
         "flatbuffers-25.1-py2.py3-none-any.whl": (),
+        "packaging-26.4-py3-none-any.whl": (),
     }
     for name, needed in requires.items():
         fake_wheel(tmp_path / name, 62 if name == WHEEL else None, needed)
@@ -100,4 +102,30 @@ def test_offline_means_every_package(tmp_path: Path) -> None:
     for name in requires.keys() - {WHEEL}:
         fewer = {key: content for key, content in contents.items() if key != name}
         assert missing_wheels(fewer) == [name.partition("-")[0].replace("_", "-")]
-    assert missing_wheels({WHEEL: contents[WHEEL]}) == ["click", "numpy", "onnxruntime", "rich"]
+    assert missing_wheels({WHEEL: contents[WHEEL]}) == ["click", "numpy", "onnxruntime", "packaging", "rich"]
+
+
+def test_requirements_in_every_form(tmp_path: Path) -> None:
+    lines = (
+        "A_b.C",
+        "d[x]>=1,<2",
+        "e (>=1)",
+        "f @ https://example.org/f.whl",
+        "g; extra == 'g'",
+        "h;python_version<'3'",
+    )
+    wheel = fake_wheel(tmp_path / "z-1-1-py3-none-any.whl", requires=(*lines, "Z"))
+    assert missing_wheels({wheel.name: wheel.read_bytes()}) == ["a-b-c", "d", "e", "f"]
+
+
+def test_metadata_that_cannot_be_read(tmp_path: Path) -> None:
+    path = fake_wheel(tmp_path / "z-1-py3-none-any.whl", requires=("good>=1",))
+    content = path.read_bytes()
+    assert missing_wheels({path.name: content}) == ["good"]
+    fake_wheel(path, requires=("good>=1", "bad>>1"))
+    with pytest.raises(InputError, match=r"^z-1-py3-none-any.whl: its metadata cannot be read: .* bad>>1 "):
+        missing_wheels({path.name: path.read_bytes()})
+    with pytest.raises(InputError, match=r"^z-1-py3-none-any.whl: its metadata cannot be read: File is not a zip file"):
+        missing_wheels({path.name: content[:-30]})
+    with pytest.raises(InputError, match=r"^z-1-py3-none-any.whl: not a wheel: it has no .dist-info/METADATA"):
+        missing_wheels({path.name: content.replace(b"METADATA", b"METADATE")})

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, MODEL, RUN
-from support.bundles import change
+from support.bundles import DEPENDENCIES, change
 from support.converted import Converted
 
 ROOT = Path(__file__).parents[3]
@@ -48,8 +49,7 @@ def repack(name: str, folder: Path) -> list[str]:
         buffer = io.StringIO()
         csv.writer(buffer).writerows([*records, [f"{info}/RECORD", "", ""]])
         wheel.writestr(f"{info}/RECORD", buffer.getvalue())
-    lines = [line for line in distribution.requires or [] if ";" not in line]
-    return [match[0] for line in lines if (match := re.match(r"[A-Za-z0-9._-]+", line))]
+    return [found.name for found in map(Requirement, distribution.requires or []) if found.marker is None]
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def all_wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
         check=True,
     )
-    needed, done = ["click", "numpy", "onnxruntime", "rich"], set()
+    needed, done = [Requirement(line).name for line in DEPENDENCIES], set()
     while needed:
         name = needed.pop()
         if name.lower() not in done:

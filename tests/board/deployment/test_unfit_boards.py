@@ -11,6 +11,7 @@ import pytest
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.deployment import deploy
 from bnn_deploy.board.probe import BoardFacts, problems
+from bnn_deploy.errors import InputError
 from support.deployment import MACHINE, OTHER, MakeBundle, refused
 from support.ssh_server import HOST, SshServer
 
@@ -145,6 +146,11 @@ def test_problems(make: MakeBundle, changes: dict[str, Any], message: str | None
         (["protobuf-7-cp310-abi3-manylinux2014_aarch64", "rich-15-py3-none-any"], (3, 13, 5), []),
         (["flatbuffers-25-py2.py3-none-any", "old-1-py2-none-any"], (3, 13, 5), ["old"]),
         (["new-1-py312-none-any"], (3, 11, 2), ["new"]),
+        (["numpy-2.0-1-cp311-cp311-manylinux_2_17_aarch64"], (3, 11, 2), []),
+        (["numpy-2.0-1-cp311-cp311-manylinux_2_17_aarch64"], (3, 13, 5), ["numpy"]),
+        (["numpy-2.0-1-cp311-cp311-linux_aarch64", "numpy-2.0-cp313-cp313-linux_aarch64"], (3, 13, 5), []),
+        (["numpy-2-cp313-cp313t-manylinux_2_28_aarch64"], (3, 13, 5), ["numpy"]),  # for a Python without the GIL
+        (["Markdown_it-1-py2-none-any"], (3, 11, 2), ["markdown-it"]),
     ],
 )
 def test_offline_wheels_must_fit_the_boards_python(
@@ -158,3 +164,13 @@ def test_offline_wheels_must_fit_the_boards_python(
     wanted = f"the bundle has no wheel of {', '.join(unfit)} for its Python {python[0]}.{python[1]}: "
     assert [text.startswith(wanted) for text in found] == [True] * bool(unfit)
     assert problems(board, replace(manifest, offline=False), 0) == ()  # pip fetches them
+
+
+@pytest.mark.parametrize("name", ["x", "numpy-2-cp311", "numpy-two-cp311-cp311-linux_aarch64"])
+def test_a_wheel_whose_name_is_none(make: MakeBundle, name: str) -> None:
+    manifest = check_bundle(make(target="aarch64"))
+    entry = manifest.files["run.sh"]
+    manifest = replace(manifest, files={**manifest.files, f"wheels/{name}.whl": entry})
+    with pytest.raises(InputError, match=f"^the bundle's wheels/{name}.whl is not named as a wheel: "):
+        problems(GOOD_BOARD, manifest, 0)
+    assert problems(GOOD_BOARD, replace(manifest, offline=False), 0) == ()  # pip alone reads it

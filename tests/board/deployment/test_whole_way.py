@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 import bnn_deploy
 from bnn_deploy.board import bundle as bundles
 from bnn_deploy.board.deployment import deploy
-from bnn_deploy.board.wheels import REQUIRED
 from bnn_deploy.errors import SetupError
+from support.bundles import DEPENDENCIES
 from support.converted import Converted
 from support.deployment import MACHINE, cut_at, run
 from support.ssh_server import HOST, SshServer, wait_for
@@ -33,7 +33,7 @@ def write_wheel(folder: Path, name: str, files: dict[str, bytes | Path]) -> None
 
 def needed_packages() -> list[metadata.Distribution]:
     """What bnn-deploy needs on a board, and what that needs, as it is installed here."""
-    names, found = list(REQUIRED), []
+    names, found = [Requirement(line).name for line in DEPENDENCIES], []
     for name in names:
         distribution = metadata.distribution(name)
         found.append(distribution)
@@ -62,7 +62,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_wheel(folder, f"{name}-{distribution.version}-{tag}.whl", files)
     version = "1" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
     info = f"bnn_deploy-{version}.dist-info"
-    required = "".join(f"Requires-Dist: {name}\n" for name in REQUIRED)
+    required = "".join(f"Requires-Dist: {line}\n" for line in DEPENDENCIES)
     package = Path(bnn_deploy.__file__).parent
     own: dict[str, bytes | Path] = {
         f"bnn_deploy/{path.relative_to(package)}": path
