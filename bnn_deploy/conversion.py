@@ -1,4 +1,4 @@
-"""checkpoint -> module -> float ONNX -> passes -> binary ONNX; float ONNX of any exporter enters at the third."""
+"""checkpoint -> module -> float ONNX -> passes -> binary ONNX; a float ONNX model of any exporter skips two steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` did.
+    """The result of `convert`.
 
     Attributes:
         output: the converted model's file.
@@ -50,12 +50,13 @@ class Conversion:
         binary_layers: names of the layers that became binary, in order.
         binary_weights: names of the layers whose input is real-valued (or that have no binary form) and whose binary
             weights are stored in one bit each, in order.
-        left_float: every other convolution and linear layer that stayed float, with the reason; and those of
-            `binary_weights` that have a sign as their input.
-        not_fused: what the passes declined to fuse between binary layers, with the reason.
+        left_float: every other convolution and linear layer that stayed float, with the reason; and the layers of
+            `binary_weights` whose input is a sign.
+        not_fused: the nodes that the passes declined to fuse between binary layers, with the reason.
         binarized: the parameters (of an ONNX model, the layers) whose latent weights were binarised.
-        constant_channels: for each binarisation with channels whose bit never changes: which, how many, of how many.
-        report: what became of each layer, for users: see `layers`.
+        constant_channels: each binarisation with channels whose bit never changes, as (name, number of these channels,
+            number of channels).
+        report: the outcome of each layer, for users: see `layers`.
     """
 
     output: Path
@@ -74,7 +75,7 @@ class Conversion:
         return self.report.layers
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps: all that `--report` writes, and more."""
+        """Plain types, for json.dumps: the content of `--report`, and the attributes."""
         own = asdict(self)
         del own["report"]
         return (
@@ -106,22 +107,22 @@ def convert(
     Args:
         source: a torch module, the path of a checkpoint, or a float ONNX model: the path of one (.onnx), an
             onnx.ModelProto or an onnx_ir.Model.
-        output: the .onnx file to write; replaced only when all went well.
+        output: the .onnx file to write; replaced only if the conversion succeeds.
         arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:CLASS.
         arch_args: keyword arguments of that class, of plain types; None or empty for none.
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
-        weights: what to do with real-valued weights of layers whose input is a sign, see `Weights`. "auto" binarises
-            those of the XNOR-Net-PyTorch recipe's architectures, and of modules that call torch.sign, by that recipe,
-            and refuses all others.
-        calibration: real inputs [N, ...] float32; quantise the layers that stay float to 8 bits, with their ranges.
+        weights: how to binarise real-valued weights of layers whose input is a sign, see `Weights`. "auto" applies the
+            XNOR-Net-PyTorch recipe to the recipe's architectures and to modules that call torch.sign, and refuses all
+            others.
+        calibration: real inputs [N, ...] float32, to quantise the layers that stay float to 8 bits.
         strict: fail if a layer whose input is a sign or has few levels stays float.
-        report: also write what became of each layer here, as JSON (see `report.summary.Report`). It is written whenever
-            the passes ran, also if `strict` fails or no layer is binary: one wants it most then.
+        report: also write the outcome of each layer here, as JSON (see `report.summary.Report`), even if `strict` fails
+            or no layer is binary, when it is needed most.
         progress: called with a line of text before each step.
 
     Returns:
-        What became binary, what stayed float, and why.
+        The binary layers, and the layers that stayed float with the reasons.
 
     Raises:
         InputError: the checkpoint, model, architecture or shape cannot be used, or no layer is binary.

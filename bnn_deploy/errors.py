@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """What an exception from elsewhere says, on one line of at most `limit` characters; its type if it says nothing."""
+    """The message of an exception on one line of at most `limit` characters; its type if the message is empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
@@ -15,12 +15,12 @@ class BnnDeployError(Exception):
 
 
 class InputError(BnnDeployError):
-    """What the user gave cannot be used: a file, a name, a shape, a value. Exit code 2."""
+    """The user's input cannot be used: a file, a name, a shape, a value. Exit code 2."""
 
     exit_code = 2
 
 
 class SetupError(BnnDeployError):
-    """This machine cannot do it: a package or the library is missing or too old, an unknown ISA. Exit code 3."""
+    """This machine cannot do the job: a package or the library is missing or too old, an unknown ISA. Exit code 3."""
 
     exit_code = 3

@@ -1,4 +1,4 @@
-"""Writing files so that no half-written one is ever left; sizes of model files."""
+"""Writing files without leaving half-written ones; sizes of model files."""
 
 from __future__ import annotations
 

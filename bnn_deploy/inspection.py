@@ -39,23 +39,23 @@ class Layer:
     """One node of the model's main graph (Constant nodes are counted with the nodes that read them).
 
     Attributes:
-        name: the node's name, or that of its first output if it has none.
+        name: the node's name, or its first output's name if it has none.
         op_type: the operator.
         domain: the operator's domain; "" is standard ONNX.
-        output: the first output. The shape is that of the stored tensor: for bits uint32 [N, spatial..., ceil(C/32)].
-        output_bits: if the output is a bit tensor, the number of channels C that it holds as bits; else None. Levels of
-            k bits have k planes of them.
+        output: the first output, with its stored shape: for bits uint32 [N, spatial..., ceil(C/32)].
+        output_bits: the number of channels C of a bit tensor; None for any other output. Levels of k bits have k planes
+            of C bits.
         kernel_shape: attribute of a convolution or pooling; None if the node does not set it.
         strides: likewise.
         pads: likewise; begins, then ends.
         dilations: likewise.
         group: likewise.
-        binary_macs: products of bits per sample: k of them for a level of k bits times ±1. None if a shape that they
+        binary_macs: products of bits per sample: k products for a level of k bits times ±1. None if a shape that they
             depend on is unknown.
         float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul; None as above.
         constant_bytes: bytes of the constant inputs: weights, thresholds, scales, shapes.
-        quantized: whether its constants are stored in 8 bits; constant_bytes counts them so, with their scales.
-        binary_weights: whether its weights are stored in one bit each (UnpackWeights); constant_bytes counts them so.
+        quantized: whether its constants are stored in 8 bits; constant_bytes then counts the 8-bit values and scales.
+        binary_weights: whether its weights are stored in one bit each (UnpackWeights), as constant_bytes counts them.
         source: the tensor of the float graph that the output stands for, as the converter noted it.
     """
 
@@ -90,9 +90,9 @@ class ModelReport:
         path: the file, as it was given.
         file_bytes: size of the .onnx file and of the external data files that it names.
         constant_bytes: bytes of all constants of the main graph, each counted once.
-        binary_constant_bytes: of them, those that the binary layers read.
+        binary_constant_bytes: bytes of the constants that the binary layers read.
         function_bytes: bytes of the ONNX functions that the file carries.
-        functions: their names, "domain::name".
+        functions: the names of these functions, "domain::name".
         ir_version: version of the file format.
         opsets: domain -> version; "" is standard ONNX.
         producer: name and version of the program that wrote the file.
@@ -144,7 +144,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
         path: the file.
 
     Returns:
-        What is in it. Nodes inside the branches of If, Loop and Scan are not looked at.
+        The content of the file, without the nodes inside the branches of If, Loop and Scan.
 
     Raises:
         InputError: it is missing, truncated, or not a valid ONNX model.
@@ -251,9 +251,9 @@ def _dtype_name(data_type: int) -> str:
 def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, str], dict[str, int]]:
     """Shapes and data types of all tensors of the main graph, and the channels that each bit tensor holds.
 
-    ONNX's inference looks into the bodies of our functions and gives up on their shape arithmetic. So it runs without
-    them, our operators' shapes are worked out here, and both repeat, because each needs what the other found, until
-    nothing new turns up.
+    ONNX's shape inference gives up on the shape arithmetic in the bodies of our functions. So it runs without them,
+    and this function computes our operators' shapes. The two alternate, because each needs the other's results, until
+    there is no new shape.
     """
     work = onnx.ModelProto()
     work.CopyFrom(model)
@@ -359,7 +359,7 @@ def _int(node: NodeProto, name: str) -> int | None:
 
 
 def _required(path: Path, node: NodeProto, name: str) -> tuple[int, ...]:
-    """An attribute that our operators must have; INT gives one value."""
+    """A required attribute of our operators; an INT becomes a tuple of one value."""
     for attribute in node.attribute:
         if attribute.name == name:
             return (attribute.i,) if attribute.type == onnx.AttributeProto.INT else tuple(attribute.ints)

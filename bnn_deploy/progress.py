@@ -1,8 +1,8 @@
-"""How long steps say what they are doing."""
+"""The callback by which long-running functions report their progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str], None]
-"""Called with what is being done."""
+"""Called with one line of text that names the current step."""

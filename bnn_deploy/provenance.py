@@ -1,7 +1,7 @@
-"""Provenance: which tensor of the float graph a tensor of the converted model stands for, as metadata.
+"""Provenance: metadata that links a tensor of the converted model to the float graph's tensor that it stands for.
 
 This module alone writes, reads and applies that metadata. It needs numpy only: passes give it nodes of onnx_ir, and
-`verify` gives it those of onnx.
+`verify` gives it nodes of onnx.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 ARCH_KEY = "bnn_deploy.arch"
-"""Model metadata: the architecture of the package that the model was converted from, if it was one."""
+"""Model metadata: the name in ARCHITECTURES that the model was converted from, if it was one of them."""
 
 ARCH_ARGS_KEY = "bnn_deploy.arch_args"
-"""Model metadata: JSON, the architecture's arguments, if there are any."""
+"""Model metadata: the architecture's keyword arguments, if there are any, as JSON: {"width": 64}."""
 
 SHAPE_KEY = "bnn_deploy.input_shape"
 """Model metadata: the input's shape without the batch, such as "3,32,32"."""
@@ -35,7 +35,7 @@ SOURCE = "bnn_deploy.source"
 """Node metadata: the tensor of the float graph that the node's output stands for (for bits: the output of the Sign)."""
 
 COMPLEMENTED = "bnn_deploy.complemented"
-"""Node metadata: comma-separated channels whose bits are stored complemented."""
+"""Node metadata: comma-separated channels whose bits are stored complemented: "3,17"."""
 
 BEFORE = "bnn_deploy.before"
 """Metadata of bits whose source is no plain Sign: the Place of their pre-activation, as JSON.
@@ -45,7 +45,7 @@ Place under this key, too.
 """
 
 MOVES = "bnn_deploy.moves"
-"""Metadata of a node whose output is its SOURCE moved, or the inside of it: the moves, as JSON.
+"""Metadata of a node whose output is a transposed, reshaped or cropped SOURCE: the moves, as JSON.
 
 For example [["crop", [0, 0, 1, 1, 0, 0, 1, 1]]].
 """
@@ -53,7 +53,7 @@ For example [["crop", [0, 0, 1, 1, 0, 0, 1, 1]]].
 LEVELS = "bnn_deploy.levels"
 """Metadata of planes of levels: Levels, as JSON: {"bits": 2, "step": 0.5, "thresholds": [[0.25], [0.75], [1.25]]}.
 
-The thresholds are those of the tensor that BEFORE names.
+The thresholds apply to the tensor that BEFORE names.
 """
 
 ZERO = "bnn_deploy.zero"
@@ -63,7 +63,7 @@ REFUSED = "bnn_deploy.refused"
 """Key, in `meta`, of a Sign that cannot become bits: the Reason."""
 
 BIT_KEYS = (SOURCE, COMPLEMENTED, BEFORE, MOVES)
-"""The metadata that belongs to a tensor of bits, and goes where it goes."""
+"""The metadata keys of a bit tensor; they follow it if a pass lets another node make it."""
 
 Properties = Mapping[str, str]
 """Metadata of a node, a value or a model."""
@@ -71,9 +71,9 @@ Properties = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Move(abc.ABC):
-    """A step from a tensor of the float graph to a tensor that the converted model has in another form.
+    """A step that turns a tensor of the float graph into its form in the converted model.
 
-    As JSON a move is [kind, argument], with the argument that the subclass names.
+    As JSON a move is [kind, argument], such as ["transpose", [0, 2, 3, 1]].
     """
 
     kind: ClassVar[str]
@@ -114,7 +114,7 @@ class Reshape(Move):
 
 @dataclass(frozen=True)
 class Crop(Move):
-    """x  ==>  x without the border that a Pad with `pads`, [begin of each axis, end of each axis], gave it."""
+    """x  ==>  x without the border that a Pad with `pads`, [begin of each axis, end of each axis], added."""
 
     kind: ClassVar[str] = "crop"
     pads: Sequence[int]
@@ -127,7 +127,7 @@ class Crop(Move):
 
 @dataclass(frozen=True)
 class Subtract(Move):
-    """x  ==>  x - threshold, which is one number or a nested list that broadcasts to x."""
+    """x  ==>  x - threshold; the threshold is one number or a nested list that broadcasts to x."""
 
     kind: ClassVar[str] = "subtract"
     threshold: Any
@@ -177,32 +177,32 @@ class Place:
     moves: tuple[Move, ...] = ()
 
     def then(self, *moves: Move) -> Place:
-        """The place that further moves lead to."""
+        """This place with further moves appended."""
         return replace(self, moves=(*self.moves, *moves))
 
     def apply(self, value: NDArray[Any]) -> NDArray[Any]:
-        """The value at this place, given that of `tensor`."""
+        """The value at this place, for the value of `tensor`."""
         for move in self.moves:
             value = move.apply(value)
         return value
 
     def as_before(self) -> dict[str, str]:
-        """The metadata BEFORE of a tensor whose pre-activation is here."""
+        """The metadata BEFORE of bits whose pre-activation is at this place."""
         return {BEFORE: json.dumps([self.tensor, *_to_json(self.moves)])}
 
     def as_source(self) -> dict[str, str]:
-        """The metadata SOURCE, and MOVES where there are some, of a node whose output stands for this place."""
+        """The metadata SOURCE, and MOVES if there are any, of a node whose output stands for this place."""
         return {SOURCE: self.tensor} | ({MOVES: json.dumps(_to_json(self.moves))} if self.moves else {})
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The numbers of the float graph that planes of bits stand for.
+    """The encoding of a quantised tensor in bit planes: level i stands for i * step in the float graph.
 
     Attributes:
-        bits: of a level.
-        step: the distance of two levels in the float graph.
-        thresholds: of the pre-activation, [levels - 1, C or 1] float32.
+        bits: number of bits of a level.
+        step: the distance between two neighbouring levels in the float graph.
+        thresholds: the pre-activation's thresholds, [levels - 1, C or 1] float32.
     """
 
     bits: int
@@ -214,7 +214,7 @@ class Levels:
         return np.rint(value.astype(np.float64) / self.step).astype(np.int64)
 
     def columns(self, rank: int) -> NDArray[np.float32]:
-        """The thresholds, each [1, C or 1, 1, ...] as a tensor [N, C, spatial...] of this rank wants them."""
+        """The thresholds as [levels - 1, 1, C or 1, 1, ...]; each broadcasts to [N, C, spatial...] of this rank."""
         return self.thresholds.reshape(len(self.thresholds), 1, -1, *[1] * (rank - 2))
 
     def as_metadata(self) -> dict[str, str]:
@@ -228,7 +228,7 @@ def properties(proto: onnx.NodeProto | onnx.ModelProto) -> dict[str, str]:
 
 
 def output_key(key: str, output: int) -> str:
-    """The metadata key for a node's output: BIT_KEYS themselves are those of the first."""
+    """The metadata key for a node's output: `key` itself for output 0, "bnn_deploy.source.1" for output 1."""
     return key if output == 0 else f"{key}.{output}"
 
 
@@ -250,7 +250,7 @@ def read_before(metadata: Properties, output: int = 0) -> Place | None:
 
 
 def read_levels(metadata: Properties, output: int = 0) -> Levels | None:
-    """The levels that planes stand for, from LEVELS; None if there are none."""
+    """The encoding of bit planes, from LEVELS; None if there is none."""
     text = metadata.get(output_key(LEVELS, output))
     if text is None:
         return None
@@ -265,7 +265,7 @@ def read_complemented(metadata: Properties, output: int = 0) -> tuple[int, ...]:
 
 
 def place(value: ir.Value) -> Place:
-    """The place of a value in the float graph: the tensor of the same name, or the one that a pass moved."""
+    """The place of a value in the float graph: the place that a pass noted, or else the tensor of the same name."""
     return read_before(value.metadata_props) or Place(value.name or "")
 
 
@@ -275,12 +275,12 @@ def note_place(value: ir.Value, where: Place) -> None:
 
 
 def node_place(node: ir.Node | None, value: ir.Value) -> Place:
-    """The place that `value`, the output of `node`, stands for; a Sign that a pass made carries it itself."""
+    """The place that `value`, the output of `node`, stands for: from the node's SOURCE, or else `place(value)`."""
     return (None if node is None else source_place(node.metadata_props)) or place(value)
 
 
 def place_before(sign: ir.Node) -> Place:
-    """The place of the input of a Sign; one that a pass made carries it itself."""
+    """The place of the input of a Sign: from the Sign's BEFORE, if a pass made it, or else `place` of the input."""
     data = sign.inputs[0]
     assert data is not None
     return read_before(sign.metadata_props) or place(data)
@@ -315,13 +315,13 @@ def set_source(node: ir.Node, value: ir.Value) -> None:
 
 
 def bit_metadata(node: ir.Node, output: int = 0) -> dict[str, str]:
-    """The metadata of the bits that `node` makes first, under the keys of output `output` of another node."""
+    """The bit metadata of the first output of `node`, under the keys of output `output` of another node."""
     own = node.metadata_props
     return {output_key(key, output): own[key] for key in BIT_KEYS if key in own}
 
 
 def take_bit_metadata(node: ir.Node, other: ir.Node) -> None:
-    """Let `node` stand for the bits that `other` stands for, and `other` for none."""
+    """Move the bit metadata of `other` to `node`, in place of the metadata that `node` has."""
     for key in BIT_KEYS:
         node.metadata_props.pop(key, None)
     node.metadata_props.update(bit_metadata(other))
@@ -355,7 +355,7 @@ def origin_metadata(
 
 
 def read_arch_args(metadata: Properties) -> dict[str, Any]:
-    """The arguments of the architecture that a model was converted from."""
+    """The keyword arguments of the architecture that a model was converted from; empty if none are noted."""
     arguments: dict[str, Any] = json.loads(metadata.get(ARCH_ARGS_KEY, "{}"))
     return arguments
 

@@ -72,7 +72,7 @@ def filter_alpha(weight: Tensor) -> Tensor:
 def binarize_weight(weight: Tensor) -> Tensor:
     """Steps 1 to 3 of the recipe: alpha * sign of the centred, clamped weight; sign(0) is 0.
 
-    This is what the recipe computes once before evaluating, too: its checkpoints hold latent weights.
+    The recipe also applies this once before evaluation, because its checkpoints hold latent weights.
     """
     latent = center_and_clamp(weight)
     return filter_alpha(latent) * latent.sign()
@@ -90,7 +90,7 @@ def weight_gradient(latent: Tensor, grad: Tensor, rule: GradientRule = "recipe")
     Args:
         latent: the latent weight that was binarised (centred and clamped), [O, I, kh, kw] or [O, I].
         grad: dC/dW~, same shape.
-        rule: which of the two.
+        rule: the formula to use.
 
     Returns:
         dC/dW, same shape.
@@ -137,7 +137,7 @@ class WeightBinarizer:
         """Centre and clamp every weight in place, save it, and replace it by alpha * sign(W).
 
         Raises:
-            RuntimeError: the weights are already binarised; a second time would lose the latent ones.
+            RuntimeError: the weights are already binarised; to do it again would lose the latent weights.
         """
         if self._latent is not None:
             raise RuntimeError("the weights are already binarised: call restore(), or leave the with block, first")
@@ -163,7 +163,7 @@ class WeightBinarizer:
         """Replace each weight's gradient, taken at W~, by the gradient with respect to the latent weight.
 
         Raises:
-            RuntimeError: the weights are still binarised, so the latent ones that the gradient needs are not there.
+            RuntimeError: the weights are still binarised, but the gradient needs the latent weights.
         """
         if self._latent is not None:
             raise RuntimeError("the weights are still binarised: call correct_gradients() after the with block")

@@ -43,7 +43,7 @@ class AlexNet(RecipeNetwork):
 
     @classmethod
     def for_state_dict(cls, state_dict: dict[str, Any]) -> Self:
-        """Both places of classifier.0's BatchNorm are in use; its size tells which one this is."""
+        """Checkpoints have classifier.0's BatchNorm in either place; the size of its gamma tells which."""
         gamma = state_dict.get("classifier.0.bn.weight")
         return cls(channels=256 if gamma is not None and tuple(gamma.shape) == (256,) else None)
 

@@ -68,11 +68,11 @@ class Network(nn.Module):
 
     @classmethod
     def for_state_dict(cls, state_dict: dict[str, Any]) -> Self:
-        """Build the variant that `state_dict` was saved from; most architectures have one."""
+        """Build the variant that `state_dict` was saved from; most architectures have a single variant."""
         return cls()
 
     def binary_weights(self) -> list[nn.Parameter]:
-        """The latent weights that `training.WeightBinarizer` binarises; none where forward() does it itself."""
+        """The latent weights that `training.WeightBinarizer` binarises; empty if forward() binarises them itself."""
         return []
 
 
@@ -88,7 +88,7 @@ class RecipeNetwork(Network):
         self.register_load_state_dict_post_hook(lambda module, _: clamp_gamma(module))  # type: ignore[no-untyped-call]
 
     def binary_weights(self) -> list[nn.Parameter]:
-        """The latent weights that the recipe binarises: those of every block, in order."""
+        """The latent weights that the recipe binarises: the weights of all blocks, in order."""
         weights: list[nn.Parameter] = []
         for module in self.modules():
             if isinstance(module, BinConv2d | BinLinear):
@@ -102,7 +102,7 @@ class RecipeNetwork(Network):
         return super().train(mode)
 
     def body(self, x: Tensor) -> Tensor:
-        """The network itself: [N, *input_shape] float32 -> [N, classes] float32."""
+        """The forward pass without the clamping of gamma: [N, *input_shape] float32 -> [N, classes] float32."""
         raise TypeError(f"{type(self).__name__} does not define body()")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class QuantizeSTE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, bits: int) -> Tensor:
-        """Any shape -> the same."""
+        """Any shape -> the same shape."""
         highest = 2**bits - 1
         quantized: Tensor = torch.round(x * highest) / highest
         return quantized
@@ -33,7 +33,7 @@ class ScaledSignSTE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor) -> Tensor:
-        """[O, I, ...] -> the same."""
+        """[O, I, ...] -> the same shape."""
         return torch.where(weight >= 0, 1.0, -1.0) * weight.abs().mean()
 
     @staticmethod

@@ -57,8 +57,8 @@ class RPReLU(nn.Module):
 class ReActBlock(nn.Module):
     """A 3x3 and a 1x1 binary convolution, each with RSign before it, a shortcut around it and RPReLU behind it.
 
-    At stride 2 the first shortcut is an average pool. Twice as many channels are made by two 1x1 convolutions of the
-    same input, whose results are concatenated (figure 4).
+    At stride 2 the first shortcut is an average pool. Two 1x1 convolutions of the same input, concatenated, double the
+    channels (figure 4).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

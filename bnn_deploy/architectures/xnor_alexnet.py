@@ -12,8 +12,8 @@ from bnn_deploy.training import filter_alpha, sign_ste
 class XnorConv2d(nn.Module):
     """BatchNorm -> binary convolution with alpha and K (XNOR-Net, section 3.2): (sign(x) * sign(W)) K alpha.
 
-    A is the mean of |x| over the channels; K (equation 11) is A filtered with a box of 1 / (k * k), which is an average
-    pool whose padding counts. The weights are alpha * sign(W), alpha = mean |W| per filter, binarised in the forward
+    A is the mean of |x| over the channels; K (equation 11) is A filtered with a box of 1 / (k * k): an average
+    pool that counts the padding. The weights are alpha * sign(W), alpha = mean |W| per filter, binarised in the forward
     pass; the gradient goes straight through to the latent weight where |W| <= 1.
     """
 
@@ -35,7 +35,7 @@ class XnorConv2d(nn.Module):
 
 
 class XnorAlexNet(Network):
-    """First and last layer float; the fully connected layers are convolutions, so they have a K, too."""
+    """First and last layer float; the fully connected layers are convolutions, so they have a K."""
 
     input_shape = (3, 227, 227)
 

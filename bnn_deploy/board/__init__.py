@@ -1,1 +1,1 @@
-"""Models on boards: bundles, what a board must have, and how a bundle gets there and runs."""
+"""Models on boards: bundles, the requirements on a board, and the deployment of a bundle."""

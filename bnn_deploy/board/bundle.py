@@ -1,9 +1,9 @@
 """A bundle: one file with all that a board needs to install, verify and profile one model.
 
 A .tar.gz with plain files under one folder: the manifest, checksums, the model, golden inputs and results, run.sh and
-wheels. The same inputs give the same bytes: no clock, user, host or path is in it. So there is one right way to write
-each byte around the files, and `check_bundle` refuses any other: links, paths that leave the folder, files too many,
-too few or changed, and archives that unpack to more than they say.
+wheels. The same inputs give the same bytes: the archive holds no time, user, host or path. So each byte around the
+files has one valid value, and `check_bundle` refuses an archive with links, with paths that leave the folder, with
+additional, missing or changed files, or that unpacks to more than it declares.
 
 Writing needs onnx, for the golden results; reading does not.
 """
@@ -55,15 +55,15 @@ def write_bundle(
         model: the converted .onnx file.
         output: the .tar.gz file to write.
         target: the board's architecture, one of TARGETS.
-        data: inputs for the golden results, as `bnn_deploy.verify` takes them; None for random normal ones.
-        samples: use only the first so many of them.
-        float_model: the float .onnx file that the board is to measure beside the model; None for none.
-        wheels: folder with bnn-deploy's wheel for the target and, for boards without a network, of what it needs.
+        data: inputs for the golden results, as `bnn_deploy.verify` takes them; None for random normal inputs.
+        samples: number of inputs to use, from the first.
+        float_model: the float .onnx file that the board measures beside the model; None for none.
+        wheels: folder with bnn-deploy's wheel for the target and, for offline boards, its dependencies' wheels.
         progress: called with the name of each step as it begins.
 
     Raises:
         InputError: a file cannot be used, or the wheel is missing.
-        BnnDeployError: the model does not give the golden results on this machine itself.
+        BnnDeployError: this machine does not reproduce its own golden results.
     """
     if target not in TARGETS:
         raise InputError(f"target {target}: choose {' or '.join(TARGETS)}")
@@ -112,7 +112,7 @@ class _Results:
 
 
 def _golden(model: Path, data: str | os.PathLike[str] | None, samples: int, progress: Progress) -> _Results:
-    """Compute the golden results, and check at once that this machine gives them again by all its kernels."""
+    """Compute the golden results, and check at once that all kernels of this machine reproduce them."""
     from bnn_deploy.proof.golden.check import check_golden
     from bnn_deploy.proof.golden.make import make_golden
     from bnn_deploy.proof.golden.record import write_golden

@@ -1,4 +1,4 @@
-"""The connection to a board: the user's own ssh, one process, with what the board sends back."""
+"""The connection to a board: one process of the user's own ssh, and the messages of deploy.sh over it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SSH_DEFAULTS = (
     *("-o", "ConnectTimeout=15"),
     # A connection that went silent is given up after 45 s.
     *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3"),
-    # A user's master connection is used if there is one; none is started, because it would outlive us.
+    # A user's master connection is used if there is one; none is started, because it would outlive this process.
     *("-o", "ControlMaster=no"),
     *("-o", "ClearAllForwardings=yes"),
 )
-"""Stand after the user's own options: of each option, ssh takes the first value."""
+"""They follow the user's own options, because ssh takes the first value of each option."""
 
 SSH_FAILED = 255
-"""ssh's own exit code where there is no connection, or no longer one."""
+"""ssh's own exit code if the connection fails or is lost."""
 
 LOCK_SECONDS = 20
-"""How long to wait for another deploy into the same directory: one that was interrupted first cleans up."""
+"""Time to wait for another deploy into the same directory: an interrupted one needs time to clean up."""
 
 CHUNK = 1 << 16
 
@@ -42,16 +42,16 @@ LineSink = Callable[[str], None]
 
 
 class Step:
-    """What is to be done, checked before there is a connection.
+    """The parameters of one deployment, checked before connecting.
 
     Attributes:
         host: [user@]name.
         bundle: the archive.
-        manifest: what is in it.
-        bytes: its size.
+        manifest: the bundle's manifest.
+        bytes: size of the archive.
         command: the ssh command.
         script: deploy.sh with its parameters.
-        token: begins the lines that deploy.sh prints itself.
+        token: random first word of the lines that deploy.sh prints itself: "@0123456789abcdef".
         name: the bundle's folder in the board's directory.
     """
 
@@ -69,11 +69,11 @@ class Step:
                 raise InputError(f"{option!r} is not an option of ssh: give it as KEY=VALUE, like Port=2222")
         self.host = host
         self.bundle = bundle
-        # First the checksum of what will be sent, then the check: the board refuses a file that is changed after it.
+        # Take the checksum before the check: the board then refuses a file that changes after the check.
         self.bytes, content = _fingerprint(bundle)
         self.manifest = check_bundle(bundle)
         self.token = f"@{secrets.token_hex(8)}"
-        # A name that is safe in any shell, for the archive may come from anywhere.
+        # Make the name safe in any shell, because the archive may come from anywhere.
         stem = re.sub(r"[^A-Za-z0-9._]", "_", Path(self.manifest.model).stem).lstrip(".")[:64]
         self.name = f"{stem or 'model'}-{self.manifest.sha256[:12]}"
         parameters = {
@@ -89,7 +89,7 @@ class Step:
         text = (resources.files("bnn_deploy") / "board" / "scripts" / "deploy.sh").read_text()
         assignments = [f"{name}={shlex.quote(value)}\n" for name, value in parameters.items()]
         self.script = ("".join(assignments) + text).encode()
-        # Whatever the login shell is, it sees only this. dd reads single bytes, so what follows is left in the pipe.
+        # The login shell, whichever it is, sees only this line. dd reads single bytes and leaves the rest in the pipe.
         remote = f"""exec sh -c 'eval "$(dd bs=1 count={len(self.script)} 2>/dev/null)"'"""
         options = [part for option in ssh_options for part in ("-o", option)]
         self.command = ["ssh", "-T", *options, *SSH_DEFAULTS, "--", host, remote]
@@ -122,7 +122,7 @@ class Connection:
         assert self._ssh.stdout is not None
         try:
             self._ssh.stdin.close()
-            # A board that still prints must not block, and need not be read any more.
+            # A board that still prints must not block ssh: nobody reads its output any more.
             self._ssh.stdout.close()
             self._ssh.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -136,14 +136,14 @@ class Connection:
                 self._ssh.wait()
 
     def step(self, text: str) -> None:
-        """Note what is being done, for the message if the connection is lost."""
+        """Note the name of the current step, for the message if the connection is lost."""
         self._step = text
 
     def send(self, data: bytes) -> None:
         """Write to the script.
 
         Raises:
-            BrokenPipeError: it has ended, and `receive` tells why.
+            BrokenPipeError: the script has ended; `receive` raises the reason.
         """
         assert self._ssh.stdin is not None
         view = memoryview(data)
@@ -154,15 +154,15 @@ class Connection:
         """The next line that deploy.sh itself prints: its first word and the rest.
 
         Args:
-            output: called with each line before it, which is from run.sh or (None) from the login shell.
+            output: called with each line of run.sh before it; None drops the lines, which are then the login shell's.
 
         Raises:
-            SetupError: the script reports an error, or ended, or the connection did.
+            SetupError: the script reports an error, or the script or the connection has ended.
         """
         assert self._ssh.stdout is not None
         mark = self._task.token + " "
         while line := self._ssh.stdout.readline(CHUNK).decode(errors="replace"):
-            # Where a program did not end its last line, ours stands behind it.
+            # deploy.sh's line follows a program's last line directly if that lacks its newline.
             line, found, ours = line.rstrip("\r\n").partition(mark)
             if line.strip():
                 self._last_line = line.strip()
@@ -176,14 +176,14 @@ class Connection:
         raise self._ended()
 
     def expect(self, *kinds: str, output: LineSink | None = None) -> tuple[str, str]:
-        """`receive`, and it must be one of these."""
+        """Like `receive`, but the first word must be one of `kinds`."""
         kind, rest = self.receive(output)
         if kind not in kinds:
             raise SetupError(f"{self._task.host}: the board said {kind!r} when {' or '.join(kinds)} was expected")
         return kind, rest
 
     def read(self, count: int) -> bytes:
-        """Exactly so many bytes that the script prints."""
+        """Read exactly `count` bytes of the script's output."""
         assert self._ssh.stdout is not None
         data = self._ssh.stdout.read(count)
         if len(data) < count:
@@ -196,7 +196,7 @@ class Connection:
         return self._last_line
 
     def _ended(self) -> SetupError:
-        """What to say when the script's output ended too early."""
+        """The error for a script whose output ended too early."""
         code = self._ssh.wait()
         self._reader.join(timeout=2)  # a process that ssh started may hold the pipe open
         host = self._task.host
@@ -220,9 +220,9 @@ class Connection:
 
 
 def _advice(errors: str, host: str) -> str:
-    """What to do about what ssh says when it cannot connect."""
+    """Advice on ssh's messages when it cannot connect."""
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in errors:
-        known = re.search(r'-R "?([^\s"]+)', errors)  # Debian's ssh says under which name it has the old one
+        known = re.search(r'-R "?([^\s"]+)', errors)  # Debian's ssh prints the host name of the old key
         name = known[1] if known else host.rpartition("@")[2]
         return (
             "the host key is not the one that this machine knows: if the board was installed anew, remove the old key "

@@ -1,10 +1,10 @@
 """Deploy a bundle to a board through the user's own `ssh`: look at the board, copy, run, fetch the report.
 
 Everything goes through one connection, that is, one `ssh` process: it asks for passwords, passphrases and host keys
-itself, with the user's keys and configuration, once. It runs deploy.sh on the board, which tells us in lines with
-a random token how far it is; all other lines are what run.sh prints. The board needs a POSIX shell for that,
-and what `problems` checks before anything is copied. When the connection breaks, the script on the board notices and
-removes what is not complete.
+itself, with the user's keys and configuration, once. It runs deploy.sh on the board, which reports its progress in
+lines that begin with a random token, such as "@0123456789abcdef copied"; all other lines are the output of run.sh. The
+board needs a POSIX shell, and `problems` checks the other requirements before anything is copied. When the connection
+breaks, the script on the board notices and removes incomplete files.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from bnn_deploy.runtime.profiling import profile
 MAX_REPORT_BYTES = 16 << 20
 
 COPY_NOTE_SECONDS = 10
-"""How often a slow copy says how far it is."""
+"""Time between two progress lines of a slow copy."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What `look` found: a board, and what a bundle misses on it.
+    """The result of `look`: a board, and a bundle's unmet requirements on it.
 
     Attributes:
         host: as it was given.
         bundle: the file.
-        manifest: what is in it.
-        board: the facts.
+        manifest: the bundle's manifest.
+        board: the facts about the board.
         folder: absolute path of the bundle's folder on the board.
         bytes: size of the archive.
-        needed_bytes: disk that is needed on the board.
-        problems: what is missing, each with what to do; empty if the bundle can be deployed.
+        needed_bytes: disk space that is needed on the board.
+        problems: the unmet requirements, each with its remedy; empty if the bundle can be deployed.
     """
 
     host: str
@@ -79,10 +79,10 @@ class Deployment:
     """The result of `deploy`.
 
     Attributes:
-        look: what was found before.
+        look: the state of the board before.
         copied: False if the complete bundle was on the board already.
         report: report.json of the board, as its version of bnn-deploy wrote it.
-        report_file: where it was saved.
+        report_file: the path of the saved report.
         laptop: this machine's profile of the same model with the same threads and runs; None if the board's check
             failed.
     """
@@ -95,7 +95,7 @@ class Deployment:
 
     @property
     def passed(self) -> bool:
-        """Whether the board computes what the machine that made the bundle computed."""
+        """Whether the board reproduces the bundle's golden results."""
         return bool(self.report["passed"])
 
     def to_json(self) -> dict[str, Any]:
@@ -113,16 +113,16 @@ class Deployment:
 def look(
     host: str, bundle: str | os.PathLike[str], *, directory: str = "bnn-deploy", ssh_options: Sequence[str] = ()
 ) -> Look:
-    """Look at a board and at what a bundle misses there, and change nothing.
+    """Look at a board and at a bundle's unmet requirements there, and change nothing.
 
     Args:
         host: [user@]name, as ssh takes it.
         bundle: the .tar.gz file.
-        directory: folder on the board that bundles go to, relative to the home directory there; ~/ stands for that.
+        directory: folder for bundles on the board, absolute or relative to the home directory; ~/x is the same as x.
         ssh_options: KEY=VALUE, as ssh takes them after -o.
 
     Raises:
-        InputError: the bundle was changed or is none; a name cannot be used.
+        InputError: the file was changed or is not a bundle; a name cannot be used.
         SetupError: there is no connection.
     """
     task = Step(host, Path(bundle), directory, ssh_options, "")
@@ -143,21 +143,21 @@ def deploy(
 ) -> Deployment:
     """Copy a bundle to a board, run it there, fetch its report, and measure the model on this machine as well.
 
-    It can be interrupted and repeated at any time: a bundle gets its name on the board when it is complete, and one
-    that is there is not copied again.
+    It can be interrupted and repeated at any time: a bundle gets its name on the board when it is complete, and a
+    complete bundle is not copied again.
 
     Args:
         host: [user@]name, as ssh takes it.
         bundle: the .tar.gz file.
-        directory: folder on the board that bundles go to, relative to the home directory there; ~/ stands for that.
+        directory: folder for bundles on the board, absolute or relative to the home directory; ~/x is the same as x.
         threads: intra-op threads of the measurement; None leaves the default of run.sh.
-        runs: timed runs of it; None likewise.
+        runs: timed runs of the measurement; None leaves the default of run.sh.
         ssh_options: KEY=VALUE, as ssh takes them after -o.
-        report: file for the board's report; None for one next to the bundle, see `report_path`.
+        report: file for the board's report; None for a file next to the bundle, see `report_path`.
         output: called with each line that run.sh prints, and with each step.
 
     Raises:
-        InputError: the bundle was changed or is none; a name cannot be used.
+        InputError: the file was changed or is not a bundle; a name cannot be used.
         SetupError: no connection, or it was lost; the board lacks something; run.sh failed there. No report is written.
     """
     bundle = Path(bundle)
@@ -187,7 +187,7 @@ def deploy(
 
 
 def report_path(bundle: Path) -> Path:
-    """Where the report of a bundle is saved: x.tar.gz -> x.report.json."""
+    """The default path of a bundle's report: x.tar.gz -> x.report.json."""
     return bundle.with_name(re.sub(r"\.(tar\.gz|tgz)$", "", bundle.name) + ".report.json")
 
 
@@ -204,7 +204,7 @@ def _look(task: Step, connection: Connection) -> Look:
         board = parse_board(facts)
     except (KeyError, ValueError) as error:
         raise SetupError(f"{task.host}: what it says about itself cannot be read: {error!r}") from None
-    # The archive and what is unpacked from it are there at the same time.
+    # The archive and its unpacked files take space at the same time.
     needed = {
         "no": task.bytes + task.manifest.unpacked_bytes + VENV_BYTES,
         "copied": VENV_BYTES,
@@ -223,7 +223,7 @@ def _look(task: Step, connection: Connection) -> Look:
 
 
 def _copy(task: Step, connection: Connection, found: Look, output: LineSink) -> bool:
-    """Send the archive if the board asks for it; whether it did."""
+    """Send the archive if the board asks for it; return whether it did."""
     connection.step("preparing the copy")
     with suppress(BrokenPipeError):  # then `expect` tells why
         connection.send(b"go\n")
@@ -252,7 +252,7 @@ def _copy(task: Step, connection: Connection, found: Look, output: LineSink) -> 
 
 
 def _run(task: Step, connection: Connection, output: LineSink) -> tuple[bytes, int]:
-    """Let run.sh run, and return the report that it leaves and its exit status, 0 or 1."""
+    """Wait for run.sh, and return its report and its exit status, 0 or 1."""
     connection.step("preparing the run")
     connection.expect("run")
     connection.step("run.sh ran")
@@ -271,7 +271,7 @@ def _run(task: Step, connection: Connection, output: LineSink) -> tuple[bytes, i
 
 
 def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
-    """Parse a report and check that it is one of this bundle and says what run.sh's exit status says."""
+    """Parse a report and check that it belongs to this bundle and agrees with run.sh's exit status."""
     host = task.host
     try:
         result = json.loads(content)
@@ -291,7 +291,7 @@ def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
 
 
 def _profile_here(bundle: Path, manifest: Manifest, threads: int, runs: int) -> ProfileReport:
-    """Measure the bundle's model, and the float one if there is one, on this machine."""
+    """Measure the bundle's model, and its float model if it has one, on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         models = [Path(folder) / name for name in (MODEL, FLOAT_MODEL) if name in manifest.files]
         for model in models:

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: which files it holds, their hashes, and for what board it was made."""
+"""The manifest of a bundle: its files with their hashes, and the architecture of its board."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUNDLE_FORMAT = 1
 """Version of the layout and of manifest.json."""
 
 FOLDER = "bnn-deploy-bundle"
-"""The folder that everything in the archive is in."""
+"""The one top folder of the archive."""
 
 MANIFEST = "manifest.json"
 
@@ -23,7 +23,7 @@ CHECKSUMS = "SHA256SUMS"
 MODEL = "model.onnx"
 
 FLOAT_MODEL = "float.onnx"
-"""The float model to measure beside it, if there is one."""
+"""The float model to measure beside MODEL, if there is one."""
 
 GOLDEN = "golden.npz"
 
@@ -32,7 +32,7 @@ RUN = "run.sh"
 WHEELS = "wheels"
 
 REPORT = "report.json"
-"""The results that run.sh leaves beside them on the board."""
+"""The results of run.sh, in the same folder on the board."""
 
 RUN_REPORT_FORMAT = 1
 """Version of report.json."""
@@ -46,7 +46,7 @@ TARGETS = tuple(MACHINES)
 MAX_MANIFEST_BYTES = 1_000_000
 
 MAX_FILE_BYTES = 2**31
-"""Of a file in a bundle: what onnxruntime reads as one model, and less than a plain tar header can hold."""
+"""Largest file in a bundle: onnxruntime's limit for a model file, and below the limit of a plain tar header."""
 
 _NAME = re.compile(rf"{MODEL}|{FLOAT_MODEL}|{GOLDEN}|{RUN}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 
@@ -61,18 +61,18 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """The content of manifest.json.
 
     Attributes:
         bnn_deploy: version of the wheel.
-        target: the architecture that it is for, one of TARGETS.
+        target: the board's architecture, one of TARGETS.
         model: file name of the model as it was given; in the bundle it is called MODEL.
         offline: whether the wheels of all packages are in the bundle, so that the board needs no package index.
         samples: number of golden inputs.
         wheel: path in the bundle of bnn-deploy's wheel.
-        made_with: what computed the golden results: "onnxruntime", "numpy", "cpu", "isa".
+        made_with: versions and machine that computed the golden results: "onnxruntime", "numpy", "cpu", "isa".
         files: path in the bundle -> size and checksum, for all files but MANIFEST and CHECKSUMS.
-        sha256: checksum of manifest.json itself. As the manifest has those of all other files, it identifies a bundle.
+        sha256: checksum of manifest.json, which identifies a bundle: manifest.json holds the files' checksums.
     """
 
     bnn_deploy: str
@@ -87,11 +87,11 @@ class Manifest:
 
     @property
     def unpacked_bytes(self) -> int:
-        """What the files need on the board's disk, before the virtual environment is made."""
+        """Disk space of the unpacked files in bytes, without the virtual environment."""
         return sum(entry.bytes for entry in self.files.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps: what manifest.json holds, and its own checksum."""
+        """Plain types, for json.dumps: the content of manifest.json, and its checksum."""
         return {**_manifest_json(self), "manifest_sha256": self.sha256}
 
 
@@ -132,7 +132,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
         where: the file, for messages.
 
     Raises:
-        InputError: it is not one of this format.
+        InputError: it is not a manifest of this format, or an entry is invalid.
     """
     try:
         values: dict[str, Any] = json.loads(content)

@@ -4,11 +4,11 @@ A command lives in its own module and is imported only when it is called or its 
 is fast, and a board without torch and onnx runs the commands that need neither. The frame also turns every exception
 into one line on stderr and an exit code, so that no command handles errors itself:
 
-    0  done, and what was checked holds
+    0  done, and the check passed if there was one
     1  the command did its work and its check failed
-    2  the command line or a file that was given cannot be used
-    3  this machine cannot do it, or a bug in bnn-deploy
-    130 / 141  interrupted; whoever read the output went away
+    2  the command line or an input file cannot be used
+    3  this machine cannot do the job, or a bug in bnn-deploy
+    130 / 141  interrupted; the reader of the output closed the pipe
 
 A command module defines `command`, a click.Command. Its callback returns None, or CHECK_FAILED.
 """
@@ -49,18 +49,18 @@ CONVERT_PACKAGES = {"onnx", "onnx_ir", "onnxscript", "torch"}
 _DEBUG = "bnn_deploy.debug"
 
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the Python traceback of an error.")
-"""Stands before the command or after it. The frame reads it itself, before the command's module is even imported."""
+"""Accepted before the command or after it. The frame reads it before it imports the command's module."""
 
 
 class LazyGroup(click.Group):
-    """A click.Group whose commands are the modules in COMMANDS, imported on use, and that handles their errors."""
+    """A click.Group that imports its commands, the modules in COMMANDS, on use, and handles their errors."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands, in the order of the main job."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command's module, and give the command the `--debug` that the group has too."""
+        """Import a command's module, and add the group's option `--debug` to the command."""
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
@@ -81,13 +81,13 @@ class LazyGroup(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> None:
-        """Run the command, and end the process with the exit code of what became of it."""
+        """Run the command, and end the process with the exit code of its result or its error."""
         try:
             code = super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
-            # Python flushes stdout once more when it ends, and would complain then.
+            # Python flushes stdout again at exit, and would then fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = BROKEN_PIPE
         except (Exception, KeyboardInterrupt) as error:
@@ -107,7 +107,7 @@ def _report(error: BaseException, debug: bool) -> int:
 
 
 def _describe(error: BaseException, debug: bool) -> tuple[str, int]:
-    """The line that tells the user what is wrong, and the exit code."""
+    """The message of an error for the user, and its exit code."""
     match error:
         case BnnDeployError():
             return str(error), error.exit_code

@@ -64,7 +64,7 @@ def command(
 
 
 def print_manifest(path: Path, manifest: Manifest) -> None:
-    """Print what a bundle holds and how to use it."""
+    """Print the content of a bundle and the command that runs it."""
     made = manifest.made_with
     network = "none needed: all wheels are in it"
     if not manifest.offline:

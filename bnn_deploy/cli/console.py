@@ -1,4 +1,4 @@
-"""What the commands print with: results on stdout, everything else on stderr.
+"""The output of the commands: results on stdout, everything else on stderr.
 
 Text is printed as it is (no markup, no emoji, no highlighting): names in it come from users' files. Written to a file
 or a pipe, the output has no colour, and its lines are as long as they need to be.
@@ -17,13 +17,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-"""Between the sizes of a shape, and after a factor."""
+"""The sign between the sizes of a shape, and after a factor such as 2.00."""
 
 _UNLIMITED = 10_000
 
 
 class _PlainConsole(Console):
-    """A rich console that does not cut its lines at 80 columns where there is no terminal to fit them to."""
+    """A rich console that does not wrap its lines at 80 columns when it writes to a file or a pipe."""
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -35,7 +35,7 @@ class _PlainConsole(Console):
         self._width, self._height = new_size
 
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # the frame ends the process, instead of rich with exit code 1
+        raise BrokenPipeError  # LazyGroup exits with BROKEN_PIPE; rich would exit with 1
 
 
 out = _PlainConsole(markup=False, emoji=False, highlight=False)
@@ -46,7 +46,7 @@ err = _PlainConsole(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def show(renderable: RenderableType) -> None:
-    """Print a table or a line of text on stdout, without the spaces that rich fills its lines up with."""
+    """Print a table or a line of text on stdout, without rich's trailing spaces."""
     with out.capture() as capture:
         out.print(renderable)
     click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), color=out.is_terminal)
@@ -90,7 +90,7 @@ def _scaled(count: int, units: Sequence[str]) -> str:
 
 
 def shape_text(shape: Sequence[int | str | None] | None) -> str:
-    """The sizes of a shape with TIMES between them; '?' for what is unknown, 'scalar' for no dimension."""
+    """The sizes of a shape with TIMES between them; '?' for an unknown size or shape, 'scalar' for no dimension."""
     if shape is None:
         return "?"
     return TIMES.join("?" if size is None else str(size) for size in shape) or "scalar"
@@ -137,12 +137,12 @@ def table(
 
 @contextmanager
 def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show what a long command is doing, in a line on stderr that goes away at the end.
+    """Show the current step of a long command, in a line on stderr that goes away at the end.
 
     Nothing is shown where stderr is not a terminal.
 
     Args:
-        measuring: the line is still, because a thread that moves it would disturb what is being timed.
+        measuring: show a line without animation, because an animating thread would disturb the timed runs.
 
     Yields:
         A function to call with the name of each step as it begins.

@@ -155,7 +155,7 @@ def command(
 def quantization_cost(
     float_model: Path, model: Path, inputs: Inputs, step: Callable[[str], None]
 ) -> dict[str, float | int | None]:
-    """What 8-bit edges cost: predictions of the float and the converted model on the calibration inputs."""
+    """The cost of 8-bit edges: predictions of the float and the converted model on the calibration inputs."""
     sessions = [load_session(float_model, kernels=False), load_session(model)]
     classes = []
     for session in sessions:
@@ -175,7 +175,7 @@ def quantization_cost(
 def print_conversion(
     source: Path, weights: Weights, result: Conversion, before: ModelReport, after: ModelReport
 ) -> None:
-    """Print what a conversion did: totals, operators, layers, and what stayed float."""
+    """Print the result of a conversion: totals, operators, layers, and the layers that stayed float."""
     packed = f"{len(result.binary_weights)} with binary weights only, " if result.binary_weights else ""
     binary = plural(len(result.binary_layers), "layer")
     show(f"{source}: {binary} binary, {packed}{len(result.left_float)} left float")

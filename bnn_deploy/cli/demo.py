@@ -17,20 +17,20 @@ from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_verification
 
 MEAN, STD = np.float32(0.1307), np.float32(0.3081)
-"""How the embedded network's training normalised its inputs."""
+"""The normalisation of images x in [0, 1] in the embedded network's training: (x - MEAN) / STD."""
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
 
 @dataclass(frozen=True)
 class _Network:
-    """What the job is done on.
+    """The network to convert, verify and profile.
 
     Attributes:
         source: a checkpoint, or a float .onnx file.
-        arch: of a checkpoint.
-        data: inputs, and perhaps labels; None: random inputs.
-        embedded: what is said of `source` and `data` if they were copied out of the package.
+        arch: the architecture of a checkpoint.
+        data: file of inputs, and perhaps labels; None for random inputs.
+        embedded: path and description of each file that was copied out of the package.
     """
 
     source: Path
@@ -40,7 +40,7 @@ class _Network:
 
     @property
     def own_arch(self) -> str | None:
-        """What `verify` has to be told: a converted model says it itself if it is one of our names."""
+        """The architecture to pass to `verify`: FILE.py:CLASS; None for a name, which the converted model records."""
         return self.arch if self.arch is not None and ":" in self.arch else None
 
 

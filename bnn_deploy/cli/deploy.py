@@ -15,7 +15,7 @@ from bnn_deploy.cli.console import TIMES, err, facts, human_bytes, plural, print
 from bnn_deploy.errors import SetupError
 
 _NONE = "-"
-"""A cell for what a report does not say: the board may have another version."""
+"""The cell of a value that a report lacks: the board may have another version of bnn-deploy."""
 
 
 @click.command(name="deploy", short_help="Copy a bundle to a board, run it there, fetch the report.")
@@ -129,7 +129,7 @@ def _print_deployment(result: Deployment) -> None:
 
 
 def _side_by_side(report: Mapping[str, Any], laptop: Mapping[str, Any]) -> Table:
-    """One column per machine. The board's report is read with tolerance: its version may be another one."""
+    """One column per machine. The board's report may lack entries: it may be of another version."""
     board = _get(report, "profile")
     columns = (laptop, board)
     result = table(None, ["", "laptop", "board"])
@@ -165,7 +165,7 @@ def _temperature(profile: Any) -> str:
 
 
 def _throttled(reasons: Any) -> str:
-    """A list of reasons; an empty one where nothing speaks for it."""
+    """The cell for a list of signs of throttling, which may be empty."""
     if not isinstance(reasons, list):
         return _NONE
     return "YES: " + "; ".join(map(str, reasons)) if reasons else "no sign of it"

@@ -1,4 +1,4 @@
-"""`bnn-deploy inspect`: what is in a model file."""
+"""`bnn-deploy inspect`: the layers, shapes and sizes in a model file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def command(model: Path, as_json: bool) -> None:
 
 
 def print_report(report: ModelReport) -> None:
-    """Print what is in a model, as tables on stdout."""
+    """Print the content of a model as tables on stdout."""
     rows = [
         ("file", f"{report.path}, {exact_bytes(report.file_bytes)}"),
         ("format", f"ONNX IR {report.ir_version}, opsets {_opsets(report.opsets)}"),
@@ -86,7 +86,7 @@ def _batch(report: ModelReport) -> str | None:
 
 
 def _output(layer: Layer, batch: str | None) -> str:
-    """The stored shape; for bits with the number of channels in place of the words that hold them."""
+    """The stored shape; for bits with channels instead of words as the last size: 40 channels, not 2 words."""
     shape = layer.output.shape
     if shape is not None:
         shape = tuple("N" if size == batch and batch is not None else size for size in shape)
@@ -97,7 +97,7 @@ def _output(layer: Layer, batch: str | None) -> str:
 
 
 def _window(layer: Layer) -> str:
-    """Kernel, and whatever differs from stride 1, no padding, no dilation, one group."""
+    """The kernel's shape, and the strides, pads, dilations and groups that are not 1, 0, 1 and 1: "s2 p1"."""
     parts = [shape_text(layer.kernel_shape)] if layer.kernel_shape else []
     for letter, values, default in (("s", layer.strides, 1), ("p", layer.pads, 0), ("d", layer.dilations, 1)):
         if values and any(value != default for value in values):

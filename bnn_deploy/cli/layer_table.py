@@ -1,4 +1,4 @@
-"""The conversion report as `convert` prints it: what became of each layer, from what, and what stayed float and why."""
+"""The conversion report as `convert` prints it: the outcome of each layer, its parts, and why layers stayed float."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBERS = ("MACs", "before", "after", "smaller")
 
 
 def print_layers(report: Report, before: ModelReport, after: ModelReport) -> None:
-    """Print the report: sizes, what the binary layers are made of, and why the others are float."""
+    """Print the report: sizes, the parts of the binary layers, and the reasons why the others are float."""
     _print_sizes(report.layers, before, after)
     found = [layer for layer in report.layers if layer.activation is not None or layer.status not in _NOT_BINARY]
     if found:
@@ -43,7 +43,7 @@ def print_layers(report: Report, before: ModelReport, after: ModelReport) -> Non
 
 
 def _print_sizes(layers: Sequence[LayerReport], before: ModelReport, after: ModelReport) -> None:
-    """What each layer became, and how large it is."""
+    """Print the outcome of each layer, and its size before and after."""
     sizes = table("Layers", ["layer", "shape", "becomes", *_NUMBERS], _NUMBERS, {"shape"})
     floats, binaries = ({layer.name: layer for layer in report.layers} for report in (before, after))
     for layer in layers:
@@ -72,12 +72,12 @@ def _size_cells(old: Layer | None, new: Layer | None) -> tuple[str, str, str, st
 
 
 def ratio(before: int, after: int) -> str:
-    """How much smaller something got: a factor, or '='."""
+    """The factor by which a size shrank, or '=' if it is below 1.05."""
     return f"{before / after:.1f}{TIMES}" if after and before >= 1.05 * after else "="
 
 
 def _print_found(layers: Sequence[LayerReport]) -> None:
-    """What such layers were found to be made of; what is the same for all is said once, below the table."""
+    """Print the parts of these layers; a value that is the same for all is printed once, below the table."""
     columns: dict[str, Callable[[LayerReport], str]] = {
         "activation": lambda layer: layer.activation or "",
         "sign(0)": _zero,
@@ -129,7 +129,7 @@ def _scale(layer: LayerReport) -> str:
 
 
 def _print_float(layers: Sequence[LayerReport]) -> None:
-    """Each reason once, with the layers that it holds for and the advice."""
+    """Print each reason once, with its layers and its advice."""
     left = table("Not binary", ["layer", "reason, and what could be changed"])
     groups: dict[tuple[str, str], list[str]] = {}
     for layer in layers:

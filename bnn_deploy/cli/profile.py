@@ -131,7 +131,7 @@ def _summary(report: ProfileReport) -> Table:
 
 
 def _board_facts(board: Board, cpu: str) -> list[tuple[str, str]]:
-    """What there is to say of the machine and of its state around the timed runs, as rows of the first table."""
+    """The known facts about the machine and its state around the timed runs, as rows of the first table."""
     rows = []
     cores = ", ".join(f"{kind.cpus} {TIMES} {kind.name}" for kind in board.cores)
     if board.model is not None:

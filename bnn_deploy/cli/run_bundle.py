@@ -1,4 +1,4 @@
-"""`bnn-deploy run-bundle`: what a bundle's run.sh does on the board when everything is installed."""
+"""`bnn-deploy run-bundle`: the last step of a bundle's run.sh, check and profile after the installation."""
 
 from __future__ import annotations
 

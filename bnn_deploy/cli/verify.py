@@ -81,7 +81,7 @@ def command(
 
 
 def _refuse_with_golden(ctx: click.Context) -> None:
-    """A golden file has its own inputs, and needs no reference."""
+    """Refuse the options for inputs and reference: a golden file has its own inputs, and needs no reference."""
     for name in ("against", "arch", "arch_args", "data", "samples", "reference_samples"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} and --golden exclude each other")

@@ -1,4 +1,4 @@
-"""The backends of the proof: kernels of every instruction set, bodies in onnxruntime, ReferenceEvaluator."""
+"""The backends of the proof: kernels of every ISA, function bodies in onnxruntime and in the ReferenceEvaluator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Runner = Callable[[Arrays], NDArray[Any]]
 
 
 class RunError(Exception):
-    """A backend cannot run a model on the inputs that it was given, or gives another shape than the reference."""
+    """A backend cannot run a model on its inputs, or its output has another shape than the reference's."""
 
 
 BATCH = 50
@@ -31,7 +31,7 @@ BATCH = 50
 
 
 class Backends:
-    """The backends, by name: each runs a model given as a proto."""
+    """The backends by name; `make` gives the function that runs a model on one of them."""
 
     BODIES = "bodies, onnxruntime"
     EVALUATOR = "bodies, ReferenceEvaluator"
@@ -52,7 +52,7 @@ class Backends:
                 try:
                     with np.errstate(all="ignore"):
                         (output,) = evaluator.run(None, inputs)
-                except Exception as error:  # whatever numpy or the evaluator raises for shapes that do not fit
+                except Exception as error:  # numpy and the evaluator raise many types for shapes that do not fit
                     raise RunError(one_line(error)) from error
                 return np.asarray(output)
 
@@ -67,7 +67,7 @@ def run_session(session: ort.InferenceSession, names: list[str] | None, inputs: 
     """Run a session.
 
     Raises:
-        RunError: with what onnxruntime says.
+        RunError: onnxruntime fails; the text is its message.
     """
     try:
         outputs: list[Any] = session.run(names, inputs)

@@ -1,7 +1,7 @@
-"""Cut a converted model where the float graph has the same tensor, so that each piece can be run and judged alone.
+"""Cut a converted model at tensors that the float graph has too, so that each segment can be run and compared alone.
 
-A cut is a tensor that stands for one of the float graph: the node that makes it carries that tensor's name in its
-metadata. A segment is everything between the cuts that it reads and the one that it makes.
+A cut is a tensor that stands for a tensor of the float graph: the metadata of its producer names the float tensor, or
+both have the same name, or both are the output. A segment is the subgraph between its input cuts and its output cut.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from bnn_deploy.provenance import (
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor of the converted model that stands for one of the float graph.
+    """A tensor of the converted model that stands for a tensor of the float graph.
 
     Attributes:
         tensor: its name in the converted model.
-        place: the tensor of the float graph, and the moves from it to this one.
-        is_bits: whether it holds bits (then `place` is that of the output of a Sign) or floats.
+        place: the tensor of the float graph, and the moves that turn it into this tensor.
+        is_bits: True for bits (`place` is then the place of the output of a Sign), False for floats.
         complemented: channels whose bits are stored complemented.
-        rank: its number of dimensions, if known.
-        before: for bits, the place of the pre-activation; None if the reference knows it.
-        levels: for bits that are planes of levels; then `place` is that of the quantised tensor.
+        rank: its number of dimensions; None if unknown.
+        before: for bits, the place of the pre-activation; None if `Reference.before_sign` finds it.
+        levels: for bit planes of levels, their encoding; `place` is then the place of the quantised tensor.
     """
 
     tensor: str
@@ -56,12 +56,15 @@ class Cut:
         return self.place.tensor
 
     def pre_activation(self, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The input of the sign, less the threshold, in the layout [N, C, spatial...] `shape` of the bits."""
+        """The input of the Sign minus the threshold, reshaped to `shape`, [N, C, spatial...]."""
         assert self.before is not None
         return self.before.apply(values[self.before.tensor]).reshape(shape)
 
     def encode(self, value: NDArray[Any]) -> NDArray[Any]:
-        """The reference's value [N, C, spatial...] in the form that the converted model holds it in."""
+        """The reference's value [N, C, spatial...] as the converted model stores it.
+
+        Bits of [N, 40, 7, 7] become uint32 [N, 7, 7, 2], levels of k bits k times as many words; floats stay float32.
+        """
         if not self.is_bits:
             return self._reshape(value.astype(np.float32), axis=len(value.shape))
         if self.levels is not None:
@@ -73,19 +76,19 @@ class Cut:
         return self._reshape(pack_bits(signs), axis=1)
 
     def _reshape(self, array: NDArray[Any], axis: int) -> NDArray[Any]:
-        """Add the unit dimensions of a linear layer, which the float graph has not, at `axis`."""
+        """Insert at `axis` the unit dimensions that only the converted model has: [N, C] -> [N, C, 1, 1]."""
         missing = 0 if self.rank is None else self.rank - array.ndim
         return array.reshape(array.shape[:axis] + (1,) * missing + array.shape[axis:])
 
     def decode(self, bits: NDArray[np.uint32], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """Bits as the reference lays them out: bool of the given shape [N, C, spatial...], True for +1."""
+        """Unpack bits into the reference's layout: bool of the given shape [N, C, spatial...], True for +1."""
         signs = unpack_bits(bits, shape[1])
         signs[..., list(self.complemented)] ^= True
         spatial = (shape[0], *shape[2:], shape[1])
         return np.moveaxis(signs.reshape(spatial), -1, 1)
 
     def decode_levels(self, planes: NDArray[np.uint32], shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Planes as the reference lays its tensor out: levels of the given shape [N, C, spatial...]."""
+        """Unpack bit planes into the reference's layout: levels of the given shape [N, C, spatial...]."""
         assert self.levels is not None
         parts = np.split(planes, self.levels.bits, axis=-1)
         found = sum(unpack_bits(part, shape[1]).astype(np.int64) << j for j, part in enumerate(parts))
@@ -97,8 +100,8 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
 
     Args:
         model: the converted model.
-        names: tensors that the reference has: a float tensor with more than one user that is among them is a cut too,
-            so that a residual path does not tie all layers into one; and the model's float outputs always are.
+        names: the reference's tensors. A float tensor among them that is used more than once is a cut, too, so that a
+            residual path does not tie all layers into one segment. The model's float outputs are always cuts.
     """
     ranks = {
         info.name: len(info.type.tensor_type.shape.dim)

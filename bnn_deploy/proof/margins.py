@@ -1,4 +1,4 @@
-"""How far apart two tensors are: margins of signs, errors of floats, classes."""
+"""Distances between two tensors: margins of signs, errors of floats, differing classes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def settle_zeros(cut: Cut, got: NDArray[Any], low: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
-    """`got`, but where it depends on zeros, what of the interval that they span is nearest to what is expected.
+    """Replace the values of `got` that depend on a sign(0) by the admissible value nearest to `expected`.
 
-    A layer is linear in its input and what follows it monotone, so a 0 gives something between what -1 and +1 give.
+    `got` was computed with +1 for each 0, `low` with -1. A layer is linear in its input and its epilogue is monotone,
+    so the result for 0 lies between them: with got 5 and low 1, expected 3 gives 3, and expected 7 gives 5.
     """
     if not cut.is_bits:
         got, low = got.reshape(expected.shape), low.reshape(expected.shape)
@@ -27,12 +28,12 @@ def settle_zeros(cut: Cut, got: NDArray[Any], low: NDArray[Any], expected: NDArr
 
 
 def count_differing(cut: Cut, got: NDArray[Any], low: NDArray[Any]) -> int:
-    """How many floats, or bits, are not the same in two results of a piece."""
+    """The number of floats, or of bits, that differ between two results of a segment."""
     return int(np.unpackbits((got ^ low).view(np.uint8)).sum()) if cut.is_bits else int((got != low).sum())
 
 
 def differing_values(got: NDArray[Any], expected: NDArray[Any], tolerance: float) -> NDArray[np.bool_]:
-    """Where values are not equal, or, with a tolerance, further apart than this times the expected magnitude."""
+    """Mask of the values that differ; with a tolerance, by more than this times the expected magnitude."""
     differing: NDArray[np.bool_] = got != expected
     if tolerance:
         differing &= ~(absolute_error(got, expected) <= tolerance * np.abs(expected.astype(np.float64)))
@@ -40,24 +41,24 @@ def differing_values(got: NDArray[Any], expected: NDArray[Any], tolerance: float
 
 
 def cut_kind(cut: Cut) -> str:
-    """What LayerResult calls a cut."""
+    """The `kind` of a cut in LayerResult."""
     return "floats" if not cut.is_bits else "bits" if cut.levels is None else "levels"
 
 
 def differences(
     cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Where bits are not the reference's signs, or levels not its levels, and how far the pre-activations are there.
+    """Mask of the bits, or levels, that differ from the reference's, and their margins.
 
     Args:
-        cut: what the tensor stands for.
-        got: the tensor.
-        expected: the reference's, [N, C, spatial...].
-        before: the pre-activations, at least as many samples.
+        cut: the cut that both tensors belong to.
+        got: the converted model's tensor, packed bits.
+        expected: the reference's tensor, [N, C, spatial...].
+        before: the pre-activations of at least N samples, [N or more, C, spatial...].
 
     Returns:
-        bool, and the relative margin (see `relative_margin`) where that is True, both shaped as `expected`. A level
-        that differs has passed thresholds, each of which is a bit: its margin is the largest of theirs.
+        The mask, bool, and the relative margin (see `relative_margin`) where it is True, both shaped as `expected`.
+        The margin of a level is the largest margin of the thresholds between it and the reference's level.
     """
     if cut.levels is None:
         flips = cut.decode(got, expected.shape) != (expected >= 0)
@@ -71,7 +72,7 @@ def differences(
         passed = (found >= level) != (wanted >= level)
         if not passed.any():
             continue
-        # No rounding explains a level that the reference never has, or a threshold that nothing reaches.
+        # Rounding explains neither a level without a threshold nor the crossing of an infinite threshold.
         distance = np.full(expected.shape, np.inf)
         if level <= len(thresholds):
             finite_thresholds = np.isfinite(thresholds[level - 1])
@@ -122,15 +123,15 @@ def has_classes(output: NDArray[Any]) -> bool:
 
 
 def tie_margin(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """How far from a tie a sample's classes are that differ though no bit does, as sums of few levels can tie.
+    """The distance from a tie of a sample whose class differs although no bit does: sums of few levels can tie.
 
     Args:
         got: the model's outputs for the sample.
         expected: the reference's.
 
     Returns:
-        The largest of the gap between both classes in the reference, and of the error of an output, in units of the
-        sample's largest output.
+        The larger of the reference's gap between the two classes and the largest error of an output, in units of the
+        reference's largest |output|.
     """
     got, expected = got.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
     unit = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
@@ -139,7 +140,7 @@ def tie_margin(got: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def other_class(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.intp]:
-    """The samples whose predicted class differs; none if the output is not [N, classes]."""
+    """Indices of the samples whose predicted class differs; none if the output is not [N, classes]."""
     if not has_classes(expected):
         return np.zeros(0, dtype=np.intp)
     return np.flatnonzero(classes(got) != classes(expected))

@@ -54,8 +54,8 @@ def verify_outputs(
 ) -> Verification:
     """The part of `verify` that a board without onnx can do: the outputs, against a float .onnx file.
 
-    Kernels and function bodies must give the same outputs but for rounding. Against the float model a sign that flips
-    within rounding changes a sample's outputs, but only few samples have one: most must be close.
+    Kernels and function bodies must give the same outputs but for rounding. Against the float model, a sign
+    that flips within rounding changes a sample's outputs, but few samples have such a flip: most must be close.
     """
     if not str(against).endswith(".onnx"):
         raise SetupError(

@@ -21,15 +21,15 @@ from bnn_deploy.provenance import SOURCE, properties
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of the converted model between cuts.
+    """The subgraph of the converted model between cuts.
 
     Attributes:
-        name: the layer in it, as reports call it.
+        name: the names of its layers, or else the source of its output, for reports.
         nodes: the names of its nodes, in order.
         inputs: the tensors that it reads: cuts, or inputs of the model.
-        output: the cut that it makes.
+        output: the cut that it computes.
         quantized: whether a layer in it has 8-bit weights and activations.
-        model: the piece as a model of its own.
+        model: the segment as a model of its own.
     """
 
     name: str
@@ -82,7 +82,7 @@ def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
 def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
     """Cut `model` at its `cuts` into segments, in the order of the graph.
 
-    Every node that reaches an output is in at least one.
+    Every node that reaches an output is in at least one segment.
     """
     by_tensor = {cut.tensor: cut for cut in cuts(model, names)}
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -131,7 +131,7 @@ def operator_nodes(model: ModelProto) -> list[NodeProto]:
 
 
 def has_kernels(model: ModelProto) -> bool:
-    """Whether `model` has an operator that the C++ library has a kernel for; one with binary weights only has not."""
+    """Whether the C++ library has a kernel for an operator of `model`; False for a model with binary weights only."""
     return any(row.has_kernel for node in operator_nodes(model) if (row := operator_of(node)) is not None)
 
 
@@ -153,7 +153,7 @@ def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:
 def piece(
     model: ModelProto, nodes: Sequence[NodeProto], inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
 ) -> ModelProto:
-    """A model of some nodes of another, with the constants that they use and the functions of the whole."""
+    """A model of some nodes of `model`, with the constants that they use and all of its functions."""
     used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         list(nodes),
@@ -168,7 +168,7 @@ def piece(
 
 
 def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
-    """A copy of `model` that gives the named tensors instead of its own outputs."""
+    """A copy of `model` whose outputs are the named tensors."""
     copy = ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]

@@ -1,4 +1,4 @@
-"""What a converted model is measured against: PyTorch itself, or a float ONNX file run by plain onnxruntime."""
+"""The reference of the proof: the float network in PyTorch, or a float ONNX file in plain onnxruntime."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Reference(Protocol):
     """The float network."""
 
     description: str
-    """What runs it, for reports."""
+    """The software that runs it, for reports."""
 
     names: set[str]
-    """The tensors that it can give."""
+    """The names of the tensors that `run` can return."""
 
     output: str
     """The name of its output."""
 
     def before_sign(self, name: str) -> str | None:
-        """The tensor that the Sign with output `name` reads; None if `name` is no Sign's output but, say, a pool's."""
+        """The input of the Sign with output `name`; None if another operator, say a pool, makes `name`."""
         ...
 
     def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
@@ -89,7 +89,7 @@ class TorchReference:
 
 
 class OnnxReference:
-    """A float ONNX model in plain onnxruntime, without graph optimisation: as it is written."""
+    """A float ONNX model in plain onnxruntime, without graph optimisation."""
 
     def __init__(self, model: onnx.ModelProto, name: str) -> None:
         self.description = f"onnxruntime {ort.__version__} running {name}"

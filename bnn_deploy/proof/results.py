@@ -1,4 +1,4 @@
-"""The results of the proof, and the tolerances that it is judged by."""
+"""The results of the proof, and its tolerances."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tolerances:
-    """What counts as rounding between a model and its reference.
+    """The largest differences between a model and its reference that count as rounding.
 
-    Kernels and function bodies have no tolerance, but for the one sum of floats whose order is open: A of
+    Kernels and function bodies must agree exactly, except in a sum of floats whose order is unspecified: output A of
     BinarizeAbsMean may differ in its last bits, see `operators.contract.relative_tolerance`.
 
     Attributes:
@@ -21,7 +21,7 @@ class Tolerances:
         float_relative: a float may differ by this times the largest magnitude in its channel of the reference's tensor
             (or by a hundredth of this times the largest in the whole tensor, where that is more).
         quantized_flip_margin: the same as flip_margin for a layer with 8-bit weights and activations.
-        quantized_float_relative: the same as float_relative for such a layer.
+        quantized_float_relative: the same as float_relative for a layer with 8-bit weights and activations.
     """
 
     flip_margin: float = 1e-4
@@ -47,7 +47,7 @@ class OperatorResult:
         op_type: its operator.
         values: number of words or floats compared (fewer for the ReferenceEvaluator).
         differing: values that differ from the function body in onnxruntime by more than the tolerance, per backend.
-        tolerance: relative; 0 but for A of BinarizeAbsMean, see `operators.contract.relative_tolerance`.
+        tolerance: relative; 0 except for output A of BinarizeAbsMean, see `operators.contract.relative_tolerance`.
     """
 
     node: str
@@ -72,17 +72,17 @@ class LayerResult:
         kind: "bits", "levels" or "floats".
         quantized: whether it has 8-bit weights and activations, and so the wider tolerances.
         values: bits, levels or floats compared, per backend.
-        differing: bits that differ from the reference's sign, or levels (the largest number over the backends).
+        differing: bits or levels that differ from the reference's (the largest number over the backends).
         margin: the largest |pre-activation| of a differing bit, or distance from a threshold of a differing level, in
             units of its channel's root mean square; 0 if none.
-        worst: where that is and what the reference has there.
+        worst: the position of the largest margin or error, with the values there.
         zeros: pre-activations that are exactly 0, where PyTorch's sign is 0 and the paper's is +1.
-        behind_zeros: values that depend on such zeros of the layers before; each must lie between what -1 and what +1
-            in their place give.
+        behind_zeros: values that depend on such zeros in the layer's inputs; each must lie between the results for -1
+            and for +1 in place of the zeros.
         max_error: largest absolute error of a float.
         relative_error: largest error in units of the largest magnitude in its channel, see Tolerances.
-        error: why it could not be compared: it does not run, or its output has another shape.
-        passed: whether both are within the tolerances.
+        error: why the layer could not be compared: it does not run, or its output has another shape; else "".
+        passed: whether margin and relative error are within the tolerances, and `error` is "".
     """
 
     layer: str
@@ -106,12 +106,12 @@ class OutputResult:
     """One backend running free from the input to the output.
 
     Attributes:
-        backend: what ran.
-        samples: how many.
+        backend: its name.
+        samples: number of samples that it ran.
         max_error: largest absolute difference from the reference's output.
         close: samples whose outputs are all within Tolerances.float_relative of the largest magnitude in the batch.
         same_class: samples for which the largest output is the same; None if the output is not [N, classes].
-        correct: samples classified right; None without labels.
+        correct: samples classified correctly; None without labels.
         reference_correct: the same for the reference.
     """
 
@@ -129,13 +129,13 @@ class Disagreement:
     """A sample whose predicted class differs from the reference's.
 
     Attributes:
-        backend: what ran.
+        backend: the name of the backend.
         sample: its index in the data.
-        reference_class: what the reference predicts.
-        model_class: what the converted model predicts.
-        layer: the first layer, running free, with a bit that differs; "" if none has.
-        margin: the largest margin of the bits that differ there, as in LayerResult; if no layer has one, how far the
-            two classes are apart in the reference's output, in units of the largest magnitude there.
+        reference_class: the class that the reference predicts.
+        model_class: the class that the converted model predicts.
+        layer: the first layer, running free, with a bit that differs; "" if no bit differs.
+        margin: the largest margin of the bits that differ there, as in LayerResult; if no bit differs, the sample's
+            `margins.tie_margin`.
         explained: whether that margin is within the tolerance.
     """
 
@@ -154,18 +154,18 @@ class Verification:
 
     Attributes:
         model: the converted model's file.
-        reference: what it was measured against.
-        data: where the inputs came from.
+        reference: description of the reference.
+        data: origin of the inputs.
         samples: inputs used; the ReferenceEvaluator, which is slow, ran the first `reference_samples` of them.
         reference_samples: see `samples`.
         isas: instruction sets whose kernels ran (as the library counted, not as asked).
-        tolerances: what counted as rounding.
-        operators: question 1; empty when onnx is not installed.
-        layers: question 2; empty when onnx is not installed.
-        outputs: question 3.
-        disagreements: samples with another class than the reference's.
-        errors: what could not be run.
-        notes: what the reader must know.
+        tolerances: the largest differences that counted as rounding.
+        operators: results of question 1 (see `verification`); empty when onnx is not installed.
+        layers: results of question 2; empty when onnx is not installed.
+        outputs: results of question 3.
+        disagreements: samples whose class differs from the reference's.
+        errors: one line for each failure that the other attributes do not show, such as a backend that does not run.
+        notes: remarks for the reader, such as that only outputs were compared.
     """
 
     model: str
@@ -227,12 +227,12 @@ class Verification:
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for `--json`; JSON has no infinity and no NaN, they become null."""
+        """The whole result, for `--json`; infinity and NaN, which JSON lacks, become null."""
         return {**finite(asdict(self)), "passed": self.passed, "failures": self.failures}
 
 
 def finite(value: Any) -> Any:
-    """`value`, of plain types, with None for floats that are not finite."""
+    """`value`, of plain types, with None in place of floats that are not finite."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -4,7 +4,7 @@ Three questions, each answered on the same inputs:
 
 1. Operators. Do the C++ kernels (every instruction set of this machine), the function bodies in stock onnxruntime and
    the function bodies in onnx's ReferenceEvaluator agree on every node, exactly, in every bit, integer and float (but
-   for the last bits of a mean over channels, whose order of summation is open)?
+   for the last bits of a mean over channels, whose order of summation is unspecified)?
 2. Layers. Fed with the reference's own activations, does each layer give the reference's result? A bit may differ only
    where the float pre-activation is within rounding of the threshold; a float only by rounding.
 3. Outputs. Running free from the input, does the model predict the same class? Each disagreement must be explained by a
@@ -52,23 +52,23 @@ def verify(
         model: the converted .onnx file.
         against: a checkpoint, a float ONNX model (the path of one, an onnx.ModelProto or an onnx_ir.Model), or a torch
             module in eval mode.
-        arch: for a checkpoint: its architecture; None takes the one that the model was converted with.
-        arch_args: keyword arguments of the architecture; None takes those that the model was converted with.
-        data: inputs [N, ...] float32 as the network was trained on, a .npy or .npz file of them (see `load_data`), or
-            None for 32 random normal ones.
+        arch: for a checkpoint: its architecture; None takes the architecture that the model's metadata records.
+        arch_args: keyword arguments of the architecture; None takes the arguments that the metadata records.
+        data: inputs [N, ...] float32, normalised as in training; a .npy or .npz file (see `load_data`); None for
+            32 random normal inputs.
         labels: classes [N], for accuracy; a .npz file may hold them.
-        samples: use only the first so many inputs.
-        reference_samples: how many of them the ReferenceEvaluator runs; 0 leaves it out.
-        isas: instruction sets to run; None means all that this machine has.
+        samples: number of inputs to use, from the first; None for all.
+        reference_samples: number of inputs that the ReferenceEvaluator runs; 0 leaves it out.
+        isas: instruction sets to run; None runs all of this machine's.
         threads: intra-op threads.
-        tolerances: what counts as rounding.
-        progress: called as work proceeds.
+        tolerances: the largest differences that count as rounding; None for the defaults.
+        progress: called with a line of text before each step.
 
     Returns:
         The result; `passed` says whether the model is equivalent.
 
     Raises:
-        InputError: a file, shape or architecture cannot be used, or `against` is not what `model` was converted from.
+        InputError: a file, shape or architecture cannot be used, or `model` was not converted from `against`.
         SetupError: the library or a package is missing, or an instruction set is unknown.
     """
     tolerances = tolerances or Tolerances()

@@ -64,7 +64,7 @@ class Verifier:
         for piece in self.pieces:
             cut = piece.output
             if not cut.is_bits and cut.source in {info.name for info in proto.graph.output}:
-                continue  # the reference's only output may be called otherwise
+                continue  # the reference's only output may have another name
             if cut.source not in reference.names:
                 raise InputError(
                     f"{name}: layer '{piece.name}' stands for the tensor '{cut.source}', which the reference "
@@ -86,7 +86,7 @@ class Verifier:
         try:
             feeds = self._operator_inputs(nodes, x[: self.batch])
         except RunError as error:
-            # The layers, each alone, will show which one it is.
+            # The comparison layer by layer shows which layer does not run.
             result.errors.append(f"the function bodies do not run as a whole: {error}")
             nodes, feeds = [], {}
         starts = range(0, len(x), self.batch)
@@ -124,7 +124,7 @@ class Verifier:
         return result
 
     def _source(self, cut: Cut) -> str:
-        """The reference's name for a cut: the model's output is the reference's output, whatever it is called."""
+        """The reference's tensor for a cut; for the model's output, the reference's output, whatever its name."""
         return cut.source if cut.source in self.reference.names else self.reference.output
 
     def _value(self, cut: Cut, values: Arrays) -> NDArray[Any]:
@@ -132,11 +132,11 @@ class Verifier:
         return cut.place.apply(values[self._source(cut)])
 
     def _before_name(self, cut: Cut) -> str | None:
-        """The reference's tensor of which a bit cut is a sign; None behind a pool of signs."""
+        """The reference's tensor whose sign a bit cut holds; None behind a pool of signs."""
         return cut.before.tensor if cut.before is not None else self.reference.before_sign(cut.source)
 
     def _before(self, cut: Cut, values: Arrays) -> NDArray[Any]:
-        """The pre-activations of a bit cut. Behind a pool of signs there are none: no rounding explains a bit there."""
+        """The pre-activations of a bit cut; behind a pool of signs the signs themselves, which no rounding flips."""
         value = self._value(cut, values)
         if cut.before is not None:
             return cut.pre_activation(values, value.shape)
@@ -147,11 +147,11 @@ class Verifier:
         return {backend: self.sessions.make(model, backend) for backend in self.backends}
 
     def _share(self, backend: str, start: int, count: int) -> int:
-        """How many samples of a batch a backend runs: the ReferenceEvaluator is slow and runs only the first few."""
+        """The number of samples of a batch that a backend runs: the slow ReferenceEvaluator runs only the first few."""
         return count if backend != self.sessions.EVALUATOR else max(0, min(self.few - start, count))
 
     def _operator_inputs(self, nodes: list[NodeProto], x: NDArray[np.float32]) -> Arrays:
-        """What flows into each operator when the function bodies run the whole model."""
+        """The data inputs of all operators, by tensor name, when the function bodies run the whole model."""
         names = sorted({name for node in nodes for name in data_inputs(self.proto, node)} - {self.input})
         if not names:
             return {self.input: x}
@@ -172,7 +172,7 @@ class Verifier:
             count = self._share(backend, 0, len(everything))
             expected = everything[:count]
             try:
-                # Unpacked weights have no inputs, and so no samples: all of them come.
+                # Slice the output, too: UnpackWeights has no data input, so it returns all its weights.
                 got = self.sessions.make(model, backend)({name: array[:count] for name, array in inputs.items()})[
                     :count
                 ]
@@ -229,7 +229,7 @@ class Verifier:
         self.layers[cut.tensor] = worst
 
     def _with_zeros_negative(self, piece: Segment, feed: Arrays, values: Arrays) -> Arrays:
-        """What feeds a piece, with -1 instead of +1 where the reference's sign is 0; empty if it is so nowhere."""
+        """The inputs of a piece with -1 instead of +1 where the reference's sign is 0; empty if no sign is 0."""
         changed = dict(feed)
         found = False
         for name in piece.inputs:
@@ -245,7 +245,7 @@ class Verifier:
     def _compare_bits(
         self, cut: Cut, quantized: bool, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], start: int
     ) -> LayerResult:
-        """Bits against the reference's signs, or levels; `before` are the pre-activations of the whole batch."""
+        """Compare bits or levels with the reference's; `before` holds the pre-activations of the whole batch."""
         result = LayerResult("", cut.source, "bits")
         flips, margin = differences(cut, got, expected, before)
         result.differing = int(flips.sum())
@@ -261,7 +261,7 @@ class Verifier:
         return result
 
     def _compare_floats(self, quantized: bool, got: NDArray[Any], expected: NDArray[Any], start: int) -> LayerResult:
-        """Floats against the reference's."""
+        """Compare floats with the reference's."""
         result = LayerResult("", "", "floats")
         got = got.reshape(expected.shape)
         relative = relative_error(got, expected)
@@ -325,7 +325,7 @@ class Verifier:
             for cut in self.bit_cuts:
                 signs = self._value(cut, values)[: len(x)]
                 if cut.levels is None and (signs[i] == 0).any():
-                    # Not rounding, but a sign(0): from here on the two go different ways.
+                    # A sign(0), not rounding: from here on the model and the reference differ.
                     layer = self.layers[cut.tensor].layer
                     break
                 try:
@@ -345,7 +345,7 @@ class Verifier:
             )
 
     def _is_rounded(self, tensor: str) -> bool:
-        """Whether 8-bit layers stand, running free, between the bits before a cut and it."""
+        """Whether, running free, an 8-bit layer lies between a cut and the bit cuts before it."""
         piece = next(piece for piece in self.pieces if piece.output.tensor == tensor)
         floats = [name for name in piece.inputs if name in self.cuts and not self.cuts[name].is_bits]
         return piece.quantized or any(map(self._is_rounded, floats))

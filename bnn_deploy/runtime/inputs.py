@@ -42,7 +42,7 @@ def session_inputs(
 
 
 def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file by name, or the one of an .npy file under the name ''.
+    """The arrays of an .npz file by name; the array of an .npy file has the name ''.
 
     Raises:
         InputError: no such file, or not a file of plain arrays.
@@ -86,7 +86,7 @@ def _sample(
 
 
 def feed_of(path: str, session: ort.InferenceSession, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The inputs under the names that this model has for them: two exports of one network may name them differently."""
+    """The arrays by this model's input names: two exports of one network may name their inputs differently."""
     infos = session.get_inputs()
     if len(infos) != len(arrays):
         raise InputError(f"{path}: has {len(infos)} inputs, the other model {len(arrays)}")
@@ -111,12 +111,12 @@ def _shape(shape: Sequence[int | str | None]) -> str:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the network is run on.
+    """The inputs that a network is run on.
 
     Attributes:
         x: [N, ...] float32.
         labels: classes [N], or None.
-        origin: where they came from, for reports.
+        origin: their file or kind, for reports.
     """
 
     x: NDArray[np.float32]
@@ -135,12 +135,12 @@ def load_data(
 
     Args:
         data: an array, a .npy file, a .npz file, or None for 32 random normal inputs. In a .npz file the inputs are the
-            array called like the model's input, or 'images', 'x', 'data', or the only one; the labels are 'labels' or
+            array named like the model's input, or 'images', 'x', 'data', or the only array; the labels are 'labels' or
             'y'.
-        labels: classes [N]; these win over the file's.
-        samples: keep only the first so many.
-        name: the model's input.
-        shape: one sample's shape; None checks it later.
+        labels: classes [N]; they take precedence over the file's.
+        samples: number of samples to keep, from the first; None for all.
+        name: the name of the model's input.
+        shape: one sample's shape; None skips its check.
 
     Raises:
         InputError: no such file, no such array, or not float32 [N, *shape].
@@ -188,10 +188,10 @@ def _inputs_and_labels(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any
 
 
 def whole_batches(inputs: Inputs, batch: int | None) -> Inputs:
-    """As many of the inputs as a model runs that takes exactly `batch` at a time.
+    """The inputs without an incomplete last batch; `batch` is the model's fixed batch size, None if it has none.
 
     Raises:
-        InputError: there are fewer.
+        InputError: there are fewer than `batch`.
     """
     if batch is None or len(inputs.x) % batch == 0:
         return inputs

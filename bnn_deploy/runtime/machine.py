@@ -1,7 +1,7 @@
-"""What a board is, and whether it ran at full speed: model, cores, clocks, temperature, throttling, under-voltage.
+"""A board's description and signs of throttling: model, cores, clocks, temperature, throttling, under-voltage.
 
-Everything is read from Linux's /proc and /sys, and on a Raspberry Pi from its firmware through `vcgencmd`. Whatever a
-machine does not offer (a container, a virtual machine, an x86 laptop) is None or empty, and never an error.
+Everything is read from Linux's /proc and /sys, and on a Raspberry Pi from its firmware through `vcgencmd`. A value that
+a machine (a container, a virtual machine, an x86 laptop) does not offer is None or empty, never an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FLAGS = ("under-voltage", "CPU frequency capped", "CPU throttled", "soft temperature limit")
-"""What bits 0 to 3 of the Raspberry Pi firmware's `get_throttled` say of now, and bits 16 to 19 of the past."""
+"""Bits 0 to 3 (now) and 16 to 19 (the past) of the Raspberry Pi firmware's `get_throttled`, lowest first."""
 
 FULL_SPEED_GOVERNORS = frozenset({"performance", "ondemand", "schedutil"})
 """Governors that give a busy CPU its highest frequency: under them, a lower one is a sign of throttling."""
@@ -26,7 +26,7 @@ SLOW_BELOW = 0.9
 """The share of the full frequency below which a run counts as throttled."""
 
 VCGENCMD_TIMEOUT_S = 1.0
-"""How long `vcgencmd` may take; it answers within some 10 ms, or hangs when the firmware does."""
+"""Time limit of `vcgencmd`: it answers within about 10 ms, or hangs with the firmware."""
 
 _ROOT = Path("/")
 
@@ -70,8 +70,8 @@ class CoreType:
     """The CPUs of one kind.
 
     Attributes:
-        name: "Cortex-A72", an x86 model name, or the numbers of an ARM core that is not known here.
-        cpus: how many of them Linux has online (with hyper-threading, two per core).
+        name: "Cortex-A72", an x86 model name, or implementer and part number of an unlisted ARM core.
+        cpus: number of them that Linux has online (with hyper-threading, two per core).
     """
 
     name: str
@@ -85,11 +85,11 @@ class Clock:
     Attributes:
         policy: its name in /sys/devices/system/cpu/cpufreq, "policy0".
         cpus: numbers of its CPUs.
-        governor: what sets the frequency: "ondemand", "performance", ...
-        mhz: frequency now, as Linux knows it. A Raspberry Pi's Linux knows what it asked for, not what it got.
+        governor: the algorithm that sets the frequency: "ondemand", "performance", ...
+        mhz: current frequency according to Linux; on a Raspberry Pi the requested frequency, not the actual one.
         max_mhz: the highest frequency of the hardware.
         limit_mhz: the highest frequency that is allowed now, by the user or by the kernel's thermal control.
-        base_mhz: the frequency that the hardware sustains on all cores, where it has a higher one for bursts.
+        base_mhz: the frequency that the hardware sustains on all cores, if it has a higher turbo frequency.
     """
 
     policy: str
@@ -103,17 +103,17 @@ class Clock:
 
 @dataclass(frozen=True)
 class State:
-    """What changes while a machine works, read at one moment.
+    """The clocks, temperature and flags of a machine at one moment.
 
     Attributes:
         cpu: number of the CPU that the reading thread was on.
         clocks: the cpufreq policies.
         firmware_mhz: the CPU's frequency as a Raspberry Pi's firmware measures it: the true one.
         temperature_c: the CPU's temperature in degrees Celsius.
-        sensor: the thermal zone that it is from; the hottest one if none is named after the CPU.
-        flags: those of `FLAGS` that hold now, or did within the last two seconds; None if the board has none.
-        past_flags: those of `FLAGS` that have held since the board was started; None if it does not tell.
-        throttle_count: x86: how often heat has throttled cores and packages since the start, summed over the CPUs.
+        sensor: the thermal zone of that temperature; the hottest zone if none is named after the CPU.
+        flags: the FLAGS that are set now, or were within the last two seconds; None if the board does not report them.
+        past_flags: the FLAGS that were set since the board was started; None if the board does not report them.
+        throttle_count: x86: number of thermal throttlings of cores and packages since the start, summed over the CPUs.
     """
 
     cpu: int | None
@@ -127,7 +127,7 @@ class State:
 
     @property
     def clock(self) -> Clock | None:
-        """The policy of the CPU that the reading thread was on; None if there are several and it is unknown."""
+        """The policy of the CPU that the reading thread was on; None if there are several and the CPU is unknown."""
         if len(self.clocks) == 1:
             return self.clocks[0]
         return next((clock for clock in self.clocks if self.cpu in clock.cpus), None)
@@ -155,9 +155,9 @@ class Board:
 
     @property
     def throttled(self) -> tuple[str, ...]:
-        """Why the timed runs are not the machine's full speed, one sentence each; empty if nothing speaks for it."""
+        """Signs that the timed runs were throttled, one sentence each; empty if there are none."""
         before, after = self.before, self.after
-        # A flag of the past that had not been set before the runs was set during them.
+        # A past flag that is set after the runs and was not before was raised during them.
         new = set() if before.past_flags is None else set(after.past_flags or ()) - set(before.past_flags)
         moments = {"before": before.flags or (), "during": new, "after": after.flags or ()}
         reasons = []
@@ -173,7 +173,7 @@ class Board:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What else to know of the machine's speed, one sentence each."""
+        """Further remarks on the machine's speed, one sentence each."""
         notes = []
         if self.before.past_flags:
             notes.append(f"since the start of the board, before these runs: {', '.join(self.before.past_flags)}")
@@ -191,7 +191,7 @@ class Board:
 
 
 def read_board(before: State, after: State, root: Path = _ROOT) -> Board:
-    """Say what the machine is.
+    """Describe the machine.
 
     Args:
         before: its state before the timed runs, from `read_state`.
@@ -212,7 +212,7 @@ def read_board(before: State, after: State, root: Path = _ROOT) -> Board:
 
 
 def read_state(root: Path = _ROOT) -> State:
-    """Read clocks, temperature and flags; what falls off quickest after a run is read first.
+    """Read clocks, temperature and flags; clocks first, because they fall fastest after a run.
 
     Args:
         root: folder that holds proc and sys; another one than / in tests.
@@ -241,16 +241,16 @@ def read_state(root: Path = _ROOT) -> State:
 
 
 def _slow_clock(state: State) -> str | None:
-    """The reason why the CPU's frequency right after the runs means that it was throttled, if it does."""
+    """A sentence if the CPU's frequency right after the runs shows throttling, else None."""
     clock = state.clock
     if clock is None or clock.governor not in FULL_SPEED_GOVERNORS or clock.mhz is None:
         return None
     mhz = clock.mhz
     if clock.governor == "performance" and state.firmware_mhz is not None:
-        # The firmware's number is the true one. It is read somewhat later, when the other governors may have let the
-        # frequency go down.
+        # The firmware's number is the true one, but it is read later: other governors may have lowered the frequency
+        # by then.
         mhz = min(mhz, state.firmware_mhz)
-    # A frequency for bursts is above what the hardware sustains: to lose it is normal.
+    # The maximum may be a turbo frequency, above the sustained base frequency: losing it is normal.
     full, name = (clock.base_mhz, "base frequency") if clock.base_mhz else (clock.max_mhz, "maximum")
     if full is None or mhz >= SLOW_BELOW * full:
         return None
@@ -277,7 +277,7 @@ def _number(path: Path) -> int | None:
 
 
 def _mhz(path: Path) -> float | None:
-    """A frequency that sysfs gives in kHz, in MHz; None for 0, which some drivers give for an unknown one."""
+    """A sysfs frequency (kHz) in MHz; None for 0, which some drivers give for an unknown frequency."""
     khz = _number(path)
     return khz / 1000 if khz is not None and khz > 0 else None
 
@@ -288,7 +288,7 @@ def _by_number(path: Path) -> int:
 
 
 def _cores(cpuinfo: str) -> tuple[CoreType, ...]:
-    """The kinds of CPUs in /proc/cpuinfo, which has one paragraph per CPU; sorted as they come."""
+    """The kinds of CPUs in /proc/cpuinfo, which has one paragraph per CPU; in the order of the file."""
     names: Counter[str] = Counter()
     for paragraph in cpuinfo.split("\n\n"):
         lines = (line.partition(":") for line in paragraph.splitlines())
@@ -324,7 +324,7 @@ def _clocks(root: Path) -> tuple[Clock, ...]:
                 policy=policy.name,
                 cpus=cpus,
                 governor=_text(policy / "scaling_governor"),
-                # What the hardware says, where one may ask it, before what Linux last asked for.
+                # The hardware's own frequency where it is readable, else the frequency that Linux last requested.
                 mhz=_mhz(policy / "cpuinfo_cur_freq") or _mhz(policy / "scaling_cur_freq"),
                 max_mhz=_mhz(policy / "cpuinfo_max_freq"),
                 limit_mhz=_mhz(policy / "scaling_max_freq"),
@@ -335,11 +335,11 @@ def _clocks(root: Path) -> tuple[Clock, ...]:
 
 
 def _temperature(root: Path) -> tuple[float | None, str | None]:
-    """The temperature of the hottest thermal zone that is named after the CPU, or else of all, and the zone's type."""
+    """Temperature (degrees Celsius) and type of the hottest thermal zone named after the CPU, or else of all zones."""
     zones = []
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone[0-9]*"), key=_by_number):
         name, millidegrees = _text(zone / "type"), _number(zone / "temp")
-        # A sensor that is switched off gives 0, absolute zero or the like.
+        # A sensor that is switched off reads 0, absolute zero or the like.
         if name and millidegrees is not None and 0 < millidegrees < 150_000:
             zones.append((millidegrees / 1000, name))
     of_cpu = [zone for zone in zones if re.search("cpu|x86_pkg", zone[1], re.IGNORECASE)]
@@ -350,7 +350,7 @@ def _firmware() -> tuple[float | None, int | None]:
     """A Raspberry Pi's CPU frequency in MHz as its firmware measures it, and the bits of `get_throttled`."""
     clock = _vcgencmd("measure_clock", "arm")
     if clock is None:
-        return None, None  # there is none, or it hangs: once is enough
+        return None, None  # missing, or it hangs: do not wait for it twice
     hertz = re.fullmatch(r"frequency\(\d+\)=(\d+)", clock)
     bits = re.fullmatch(r"throttled=0x([0-9a-fA-F]+)", _vcgencmd("get_throttled") or "")
     mhz = int(hertz[1]) / 1e6 if hertz else 0.0
@@ -358,7 +358,7 @@ def _firmware() -> tuple[float | None, int | None]:
 
 
 def _vcgencmd(*arguments: str) -> str | None:
-    """What the Raspberry Pi's `vcgencmd` prints; None if it is not there or does not end in time."""
+    """The output of the Raspberry Pi's `vcgencmd`; None if it is missing or does not end in time."""
     try:
         process = subprocess.Popen(
             ["vcgencmd", *arguments],
@@ -379,18 +379,18 @@ def _vcgencmd(*arguments: str) -> str | None:
                 os.killpg(process.pid, signal.SIGKILL)
             if process.stdout is not None:
                 process.stdout.close()
-            # Not waited for without an end: a process that hangs in the kernel cannot be killed.
+            # Wait with a limit: a process that hangs in the kernel cannot be killed.
             with suppress(subprocess.TimeoutExpired):
                 process.wait(VCGENCMD_TIMEOUT_S)
     return output.decode(errors="replace").strip()
 
 
 def _flags(root: Path, bits: int | None) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """The flags of now and of the past, from the firmware's bits or from what the kernel knows of them."""
+    """The current and the past flags: the firmware's bits or the kernel's copy of them, and its under-voltage alarm."""
     now, past = (None, None) if bits is None else (_named(bits), _named(bits >> 16))
     if bits is None:
-        # The kernel asks every two seconds and clears the firmware's bits 16 to 19 for itself as it does, so in its
-        # copy (hexadecimal, without 0x) they are of the last two seconds. To read it makes some kernels log a warning.
+        # The kernel polls every two seconds and clears the firmware's bits 16 to 19 for itself, so in its copy
+        # (hexadecimal, without 0x) they cover the last two seconds. Reading it makes some kernels log a warning.
         for path in sorted(root.glob("sys/devices/platform/soc*/soc*:firmware/get_throttled")):
             copy = re.fullmatch(r"(0x)?([0-9a-fA-F]+)", _text(path) or "")
             if copy is not None:
@@ -404,7 +404,7 @@ def _flags(root: Path, bits: int | None) -> tuple[tuple[str, ...] | None, tuple[
 
 
 def _named(bits: int) -> tuple[str, ...]:
-    """The flags whose bits are set in the lowest four."""
+    """The flags of the lowest four bits: 0b101 -> under-voltage, CPU throttled."""
     return tuple(flag for i, flag in enumerate(FLAGS) if bits >> i & 1)
 
 

@@ -1,4 +1,4 @@
-"""The results of `profile`: times, memory, operators, speed-ups, and the machine they were taken on."""
+"""The results of `profile`: times, memory, operators, speed-ups, and the machine that they were measured on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Memory:
 
     @property
     def model_bytes(self) -> int:
-        """What loading and running the model added to the process."""
+        """Memory that loading and running the model added to the process, in bytes."""
         return self.peak_bytes - self.baseline_bytes
 
 
@@ -48,7 +48,7 @@ class NodeTime:
     """One node of the graph that onnxruntime runs, after its optimisations.
 
     Attributes:
-        name: the node's name; onnxruntime's own for a node that its optimiser made.
+        name: the node's name; onnxruntime's own name for a node that its optimiser made.
         op_type: the operator.
         median_ms: median time of the kernel, ms per run, from onnxruntime's profiler (resolution 0.001 ms).
         share: median_ms divided by the sum over all nodes.
@@ -64,7 +64,7 @@ class NodeTime:
 
 @dataclass(frozen=True)
 class OpTime:
-    """The nodes of one operator type together: how many, their summed median_ms, and their share of all nodes."""
+    """The nodes of one operator type together: their number, their summed median_ms, and their share of all nodes."""
 
     op_type: str
     nodes: int
@@ -74,7 +74,7 @@ class OpTime:
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Attributes:
         path: the file, as it was given.
@@ -109,12 +109,12 @@ class ModelProfile:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster the model is than the one it is compared with.
+    """The time of the compared model divided by the time of the model: 2.0 is twice as fast.
 
     Attributes:
         median: ratio of the two medians.
         p10: 10th percentile of the ratios of neighbouring runs (one of each model).
-        p90: 90th percentile of them.
+        p90: 90th percentile of these ratios.
     """
 
     median: float
@@ -124,7 +124,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Machine:
-    """What it was measured on: CPU model, the CPUs that this process may use, and the onnxruntime version."""
+    """The measuring machine: CPU model, the CPUs that this process may use, and the onnxruntime version."""
 
     cpu: str
     cpus: int
@@ -137,17 +137,17 @@ class ProfileReport:
 
     Attributes:
         model: the model, run with the C++ kernels.
-        compare: the other one, run by onnxruntime alone.
-        speedup: of `model` over `compare`.
+        compare: the compared model, run by onnxruntime alone; None if there is none.
+        speedup: of `model` over `compare`; None without one.
         isa_calls: micro-kernel calls per instruction set, counted by the library while the models ran.
         threads: intra-op threads of each session.
         runs: timed runs of each model.
-        warmup_runs: untimed runs of each model before them.
+        warmup_runs: untimed runs of each model before the timed ones.
         batch: samples per run.
         input_shapes: shape of each input of the model.
-        data: file that the inputs are from; None for random ones (standard normal, seed 0).
-        machine: what it ran on.
-        board: more of what it ran on, and its clocks, temperature and flags before and after the timed runs.
+        data: file of the inputs; None for random inputs (standard normal, seed 0).
+        machine: CPU and onnxruntime version.
+        board: the board's description, and its clocks, temperature and flags before and after the timed runs.
     """
 
     model: ModelProfile
@@ -165,7 +165,7 @@ class ProfileReport:
 
     @property
     def throttled(self) -> tuple[str, ...]:
-        """Why the times are not the machine's full speed; empty if nothing speaks for it."""
+        """Signs that the timed runs were throttled; empty if there are none."""
         return self.board.throttled
 
     @property

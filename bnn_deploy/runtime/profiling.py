@@ -1,4 +1,4 @@
-"""Measure models: time, memory, and what each node costs. Needs onnxruntime and numpy only: it runs on a board."""
+"""Measure models: time, memory, and the time of each node. Needs onnxruntime and numpy only: it runs on a board."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MEMORY_RUNS = 3
 
 @dataclass(frozen=True)
 class _Setting:
-    """How to make one model's session, here or in another process."""
+    """The arguments of one model's session, in this or another process."""
 
     path: str
     kernels: bool
@@ -60,10 +60,10 @@ def profile(
     isa: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ProfileReport:
-    """Measure a model with the C++ kernels, and beside it another one in onnxruntime alone.
+    """Measure a model with the C++ kernels and, to compare, another model in onnxruntime alone.
 
     Both sessions live in this process and run on the same input with the same number of threads, in turns (A B A B),
-    so that whatever else the machine does meets both. Memory and the per-node times are measured apart from that.
+    so that other load on the machine affects both. Memory and the per-node times are measured separately.
 
     Args:
         model: path of the .onnx file.
@@ -78,7 +78,7 @@ def profile(
 
     Raises:
         InputError: a file cannot be used, the data or the two models' inputs do not fit, a number is out of range.
-        SetupError: as `load_session`; or a process that measures memory died.
+        SetupError: as `load_session`; or the process that measures memory failed.
     """
     for name, value in (("threads", threads), ("runs", runs), ("batch", batch)):
         if value < 1:
@@ -184,7 +184,7 @@ def node_times(events: Sequence[dict[str, Any]], warmup: int) -> tuple[NodeTime,
 
     Args:
         events: the parsed profile.
-        warmup: events of each node to leave out from the start.
+        warmup: number of first events of each node to skip.
     """
     durations: dict[tuple[str, str], list[int]] = {}
     last: dict[tuple[str, str], dict[str, Any]] = {}
@@ -218,7 +218,7 @@ def _measure_memory(setting: _Setting, feed: dict[str, NDArray[Any]]) -> Memory:
         np.savez(inputs, *feed.values())
         task = json.dumps({"setting": asdict(setting), "names": list(feed), "inputs": str(inputs)})
         done = subprocess.run(
-            # -P: the working directory may hold a source tree of bnn_deploy, which has no library
+            # -P: the working directory may hold a source tree of bnn_deploy without the compiled library
             [sys.executable, "-P", "-c", code, task],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             capture_output=True,
@@ -233,12 +233,12 @@ def _measure_memory(setting: _Setting, feed: dict[str, NDArray[Any]]) -> Memory:
 
 
 def _memory_process() -> None:
-    """What the fresh process does: read the inputs, note the memory, load and run the model, print both numbers."""
+    """Body of the fresh process: read the inputs, note the memory, load and run the model, print both numbers."""
     task = json.loads(sys.argv[1])
     with np.load(task["inputs"]) as arrays:
         feed = {name: arrays[f"arr_{i}"] for i, name in enumerate(task["names"])}
-    # Start VmHWM anew: importing may have peaked higher than it left the process, and would hide a small model. Some
-    # Linux kernels are built without this file; then the baseline is the peak of the import.
+    # Reset VmHWM: the imports' peak may be above the process's current size, and would hide a small model. Some Linux
+    # kernels are built without this file; then the baseline is the peak of the imports.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     baseline = _peak_rss()

@@ -36,13 +36,13 @@ _isa_lock = threading.RLock()
 
 @dataclass(frozen=True)
 class LibraryInfo:
-    """What the operator library says about itself.
+    """The operator library's report about itself.
 
     Attributes:
         version: the library's version.
         isas: the instruction sets that it has kernels for and this machine can run, best first.
-        selected: the one that a session made now would use.
-        calls: micro-kernel calls in this process so far, per instruction set: the proof of which one ran.
+        selected: the instruction set that a session made now would use.
+        calls: micro-kernel calls in this process so far, per instruction set: they prove which kernels ran.
     """
 
     version: str
@@ -79,7 +79,7 @@ def check_onnxruntime(version: str | None = None) -> None:
 
 
 def register(options: ort.SessionOptions) -> ort.SessionOptions:
-    """Register the operator library with session options, which are returned. Options that have it stay as they are.
+    """Register the operator library with session options, unless they have it, and return the options.
 
     Raises:
         SetupError: onnxruntime is too old, or the library is missing or does not load.
@@ -148,7 +148,7 @@ def load_session(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}: it must be at least 1")
     options = options or ort.SessionOptions()
-    if options.log_severity_level < 0:  # not set: what it would log at "error" arrives as an exception
+    if options.log_severity_level < 0:  # not set: errors arrive as exceptions, and need no log
         options.log_severity_level = FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -171,13 +171,13 @@ def load_session(
 
 
 def library_info(isa: str | None = None) -> LibraryInfo:
-    """Ask the operator library what it is, what this machine can run, and what ran so far.
+    """Ask the operator library for its version, the ISAs that this machine can run, and the kernel calls so far.
 
     Raises:
         SetupError: as `load_session`.
     """
     model = (resources.files("bnn_deploy") / "_lib" / "library_info.onnx").read_bytes()
-    with _forced_isa(isa):  # the operator reads it when it runs
+    with _forced_isa(isa):  # the operator reads BNN_DEPLOY_ISA when it runs
         session = load_session(model, threads=1)
         try:
             (text,) = session.run(None, {"X": np.zeros(1, dtype=np.int64)})
@@ -196,6 +196,6 @@ def _raise_isa_error(error: Exception) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """What onnxruntime says, without its C++ source position and error code."""
+    """The first line of onnxruntime's message, without the prefix "[ONNXRuntimeError] : 1 : FAIL : "."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)

@@ -27,7 +27,7 @@ FLIPPED_SHARE = 0.25
 the threshold. Rounding moves floats by about a hundredth of the flip margin, and so flips about that share."""
 
 QUANTIZED_FLIPPED_SHARE = 0.001
-"""The same behind a layer with 8-bit activations: its sums are exact, and a value in a million is rounded otherwise."""
+"""FLIPPED_SHARE behind a layer with 8-bit activations: sums are exact; one value in a million rounds otherwise."""
 
 FLIPPED_LEAST = 8
 """Near bits that may flip in any case."""
@@ -42,14 +42,14 @@ class GoldenLayer:
 
     Attributes:
         layer: its name.
-        tensor: the bits that it makes.
+        tensor: the name of its bit tensor.
         made_from: "integers" (no tolerance) or "floats".
         quantized: whether these floats come from a layer with 8-bit activations.
         bits: bits compared, per backend.
         near: bits among them that another machine's rounding may flip.
         differing: bits that differ (the largest number over the backends).
-        wrong: those of them that are not near.
-        worst: the first wrong bit, or else what is wrong.
+        wrong: differing bits that are not near.
+        worst: the position of the first wrong bit, or the reason why the layer failed; "" if it passed.
     """
 
     layer: str
@@ -76,7 +76,7 @@ class GoldenFloatLayer:
         layer: its name.
         values: floats compared, per backend.
         differing: samples with a float that differs (the largest number over the backends).
-        worst: the first of them.
+        worst: the first such sample.
     """
 
     layer: str
@@ -86,7 +86,7 @@ class GoldenFloatLayer:
 
     @property
     def passed(self) -> bool:
-        """Whether all floats are the golden ones."""
+        """Whether all floats equal the golden floats."""
         return self.differing == 0
 
 
@@ -95,11 +95,11 @@ class GoldenOutput:
     """One backend on the golden inputs, running free.
 
     Attributes:
-        backend: what ran.
-        samples: how many inputs it ran.
-        identical: samples all of whose bits, in every layer, are the golden ones.
-        flipped: samples in which the first bits to differ are near ones, which explains all that follows.
-        max_error: largest absolute difference of an output, over the identical samples and, fed with golden bits, all.
+        backend: its name.
+        samples: number of inputs that it ran.
+        identical: samples whose bits are golden in every layer.
+        flipped: samples whose first differing layer has only near flips, which explain all later differences.
+        max_error: largest absolute error of an output: over the identical samples, and over all fed with golden bits.
         relative_error: the same in units of the largest magnitude in the output's channel.
         same_class: samples whose largest output is the same; None if the output is not [N, classes].
     """
@@ -120,15 +120,15 @@ class GoldenVerification:
     Attributes:
         model: the model's file.
         golden: the golden file.
-        samples: inputs in it; the function bodies, which are slow, ran the first `body_samples` of them.
+        samples: inputs in the golden file; the function bodies, which are slow, ran the first `body_samples` of them.
         body_samples: see `samples`.
         isas: instruction sets whose kernels ran (as the library counted, not as asked).
-        float_relative: how much outputs were allowed to differ.
-        made_with: what computed the golden results.
-        layers: question 1, for bits.
-        float_layers: question 1, for the floats of binary layers.
-        outputs: question 2.
-        errors: what else failed.
+        float_relative: the largest relative error that outputs may have.
+        made_with: the versions and the machine that computed the golden results.
+        layers: results of question 1 (see `proof.golden`) for bits.
+        float_layers: results of question 1 for the floats of binary layers.
+        outputs: results of question 2.
+        errors: one line for each other failure.
     """
 
     model: str
@@ -169,7 +169,7 @@ class GoldenVerification:
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for `--json`; JSON has no infinity and no NaN, they become null."""
+        """The whole result, for `--json`; infinity and NaN, which JSON lacks, become null."""
         return {**finite(asdict(self)), "passed": self.passed, "failures": self.failures}
 
 
@@ -182,15 +182,15 @@ def check_golden(
     body_samples: int = 2,
     progress: Progress = lambda step: None,
 ) -> GoldenVerification:
-    """Check that this machine computes what a golden file holds.
+    """Check that this machine reproduces the results in a golden file.
 
     Args:
         model: the converted .onnx file.
         golden: the golden file that was made from it.
-        isas: instruction sets to run; None means all that this machine has.
+        isas: instruction sets to run; None runs all of this machine's.
         threads: intra-op threads; None is one per core.
-        body_samples: how many inputs the function bodies run in plain onnxruntime; 0 leaves them out.
-        progress: called as work proceeds.
+        body_samples: number of inputs that the function bodies run in plain onnxruntime; 0 leaves them out.
+        progress: called with a line of text before each batch.
 
     Returns:
         The result; `passed` says whether this machine computes the same.
@@ -252,7 +252,7 @@ def _check_backend(
     samples: int,
     progress: Progress,
 ) -> None:
-    """Both questions for the kernels of one instruction set, or (isa None) for the function bodies."""
+    """Answer both questions for the kernels of one instruction set, or (isa None) for the function bodies."""
     output = GoldenOutput(BODIES if isa is None else f"kernels, {isa}")
     plain = load_session(model, threads, isa=isa, kernels=isa is not None)
     probed = load_session(model + golden.probe, threads, isa=isa, kernels=isa is not None)
@@ -295,14 +295,14 @@ def _check_backend(
 
 
 class _Compared:
-    """The bits of one backend against the golden ones, batch by batch.
+    """The comparison of one backend with the golden bits and floats, batch by batch.
 
     Attributes:
-        layers: per tensor of bits, fed with golden bits.
-        float_layers: per binary layer that makes floats, fed with golden bits.
-        identical: the samples whose bits are all the golden ones, running free.
-        flipped: number of samples of which the first bits to differ are near ones.
-        unexplained: a line for each layer in which a sample, running free, first leaves the golden bits for no reason.
+        layers: one result per bit tensor, fed with golden bits.
+        float_layers: one result per binary layer that makes floats, fed with golden bits.
+        identical: indices of the samples whose bits are all golden, running free.
+        flipped: number of samples whose first differing layer, running free, has only near flips.
+        unexplained: one line per layer that is the first to differ in some sample, running free, by a bit not near.
     """
 
     def __init__(self, golden: Golden) -> None:
@@ -331,7 +331,7 @@ class _Compared:
                 differing, wrong = self._differences(tensor, values[tensor.tensor], start, stop)
             for sample in list(open_samples):
                 if differing[sample - start].any():
-                    del open_samples[sample]  # what follows is a consequence
+                    del open_samples[sample]  # later differences follow from this one
                     if not wrong[sample - start].any():
                         self.flipped += 1
                     elif tensor.tensor not in self._reported:
@@ -354,7 +354,7 @@ class _Compared:
     def _differences(
         tensor: GoldenTensor, got: Any, start: int, stop: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """1 for the bits that differ, and for those of them that are not near."""
+        """Masks in the packing of the bits: 1 for each differing bit, and 1 for each differing bit that is not near."""
         expected = tensor.bits[start:stop]
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise ValueError(
@@ -365,7 +365,7 @@ class _Compared:
         return differing, differing if tensor.near is None else differing & ~tensor.near[start:stop]
 
     def check_shares(self, samples: int) -> None:
-        """When all samples are added: whether few enough of the near bits flipped."""
+        """After all samples are added, fail each layer in which too many of the near bits flipped."""
         for tensor, layer in zip(self.golden.tensors, self.layers, strict=True):
             near = 0 if tensor.near is None else _count(tensor.near[:samples])
             share = QUANTIZED_FLIPPED_SHARE if tensor.quantized else FLIPPED_SHARE
@@ -384,7 +384,7 @@ def _compare_outputs(
     fed: NDArray[Any],
     identical: list[int],
 ) -> None:
-    """Outputs: of all samples fed with golden bits, and of those that had them when running free."""
+    """Compare the outputs of all samples fed with golden bits, and of the identical samples running free."""
     expected = golden.output[: output.samples]
     for name, got, chosen in (("fed with golden bits", fed, list(range(len(fed)))), ("running free", free, identical)):
         if got.shape != expected.shape:
@@ -394,7 +394,7 @@ def _compare_outputs(
             continue
         if not chosen:
             continue
-        # The units are those of all samples, whichever are compared.
+        # The unit of the relative error is taken over all samples, whichever are compared.
         relative = relative_error(got, expected)[chosen]
         worst = np.unravel_index(int(relative.argmax()), relative.shape)
         output.max_error = max(output.max_error, float(absolute_error(got, expected)[chosen].max()))
@@ -416,7 +416,7 @@ def _count(array: NDArray[np.uint32]) -> int:
 
 
 def _place(bits: NDArray[np.uint32], start: int, tensor: GoldenTensor) -> str:
-    """Where the first 1 is, in words; the first sample is number `start`."""
+    """The position of the first 1 as text for a message; `bits` begins with sample `start`."""
     sample, *position, word = (int(i) for i in np.unravel_index(int((bits != 0).argmax()), bits.shape))
     value = int(bits[(sample, *position, word)])
     plane, word = divmod(word, words(tensor.channels))

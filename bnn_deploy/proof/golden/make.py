@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 
 FED = "fed/"
-"""Before the name of a tensor: what its layer makes of golden bits."""
+"""Prefix of a tensor's name for its counterpart that is computed from golden bits: "fed/conv2_out"."""
 
 ALONE = "alone/"
-"""Before the name of a tensor: what a binary layer with a residual path makes of golden bits when it adds zeros."""
+"""Prefix of a tensor's name for a binary layer's output from golden bits and a neutral operand (zeros or ones)."""
 
 
 def make_golden(
@@ -58,10 +58,10 @@ def make_golden(
 
     Args:
         model: the converted .onnx file.
-        data: inputs, as `bnn_deploy.verify` takes them; None for random normal ones.
-        samples: use only the first so many inputs.
-        tolerances: what counts as rounding.
-        progress: called as work proceeds.
+        data: inputs, as `bnn_deploy.verify` takes them; None for random normal inputs.
+        samples: number of inputs to use, from the first; None for all.
+        tolerances: the largest differences that count as rounding; None for the defaults.
+        progress: called with a line of text before each step.
 
     Raises:
         InputError: a file cannot be used.
@@ -129,21 +129,21 @@ def _run(
 
 
 def _near(row: Operator, values: NDArray[Any], threshold: NDArray[Any], margin: float) -> NDArray[np.uint32]:
-    """The bits that another rounding of their values may flip, packed as the bits are.
+    """Mask of the bits that may flip if their floats are rounded differently, in the packing of the bits.
 
     Args:
         row: the operator that compares them.
         values: [N, C, spatial...], or [N, spatial..., C] for the operators with channels last.
-        threshold: [C], or for QuantizeLevels one row per threshold. One that no value can cross makes its channel
-            constant, and nothing near.
-        margin: in units of the root mean square of a channel's distances from the threshold. 8-bit values are near
-            where one level more or less crosses it.
+        threshold: [C], or for QuantizeLevels [thresholds, C]. A threshold that no value can cross makes its channel
+            constant, and none of its bits near.
+        margin: in units of the root mean square of a channel's distances from the threshold. An 8-bit value is near
+            if adding or subtracting 1 crosses the threshold.
     """
     if row.channels_last:
         values = np.moveaxis(values, -1, 1)
     shape = (-1, *[1] * (values.ndim - 2))
     if threshold.ndim == 2:
-        # Threshold i moves the bits of the planes whose power of two divides i.
+        # Crossing threshold i, counted from 1, flips the bits of each plane j for which 2**j divides i.
         each = [_near(row, values, one, margin) for one in threshold]
         planes = [each[2**j - 1 :: 2**j] for j in range(len(each).bit_length())]
         return np.concatenate([np.bitwise_or.reduce(plane) for plane in planes], axis=-1)
@@ -158,12 +158,12 @@ def _near(row: Operator, values: NDArray[Any], threshold: NDArray[Any], margin: 
 
 
 class _Plan:
-    """What of a model is recorded, and how its layers are fed.
+    """The bit tensors to record of a model, and the nodes of its probe.
 
     Attributes:
         tensors: bit tensor -> its entry in the golden file, still without bits.
-        renamed: tensor -> its name in the probe, for those that come after bits.
-        quantized: the floats that come from a layer with 8-bit activations.
+        renamed: tensor -> its name in the probe, for bit tensors and all tensors computed from them.
+        quantized: the float tensors that come from a layer with 8-bit activations.
     """
 
     def __init__(self, proto: ModelProto) -> None:
@@ -172,7 +172,7 @@ class _Plan:
         self.renamed: dict[str, str] = {}
         self.quantized: set[str] = set()
         self._nodes: list[NodeProto] = []
-        self._exact: dict[str, tuple[str, str]] = {}  # floats of golden bits alone -> their layer, its bits or ""
+        self._exact: dict[str, tuple[str, str]] = {}  # floats of golden bits -> layer, its bit output or ""
         self._makers: dict[str, NodeProto] = {}
         self._constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         names = {piece.output.tensor: piece.name for piece in split(proto)}
@@ -224,17 +224,17 @@ class _Plan:
                     self.renamed[tensor] = FED + tensor
 
     def _channels(self, node: NodeProto) -> int:
-        """The number of channels of the bits that a node makes: one per threshold, or those of its input."""
+        """The number of channels of a node's bit output: one per threshold, or as many as its input has."""
         threshold = self._threshold(node)
         return self.tensors[node.input[0]].channels if threshold is None else int(threshold.shape[-1])
 
     def _planes(self, node: NodeProto) -> int:
-        """The bits of a channel."""
+        """The number of bit planes of a node's output: 3 thresholds (levels 0 to 3) need 2."""
         threshold = self._threshold(node)
         return 1 if threshold is None or threshold.ndim == 1 else len(threshold).bit_length()
 
     def _threshold(self, node: NodeProto) -> NDArray[Any] | None:
-        """The thresholds [C], or those of levels [thresholds, C], that a node compares with; None if with none."""
+        """The thresholds of a node: [C], or [thresholds, C] for levels; None if it has none."""
         from onnx import numpy_helper
 
         row = operator_of(node)
@@ -256,18 +256,18 @@ class _Plan:
         return copy
 
     def _alone(self, node: NodeProto, operand: int) -> NodeProto:
-        """A copy of a layer that reads golden bits and adds zeros, instead of what the input `operand` holds."""
+        """A copy of a layer that reads golden bits and adds zeros in place of its input `operand`."""
         copy = self._fed(node)
         copy.name = ALONE + node.name
         copy.input[operand] = ZEROS + node.output[-1]
-        # Both outputs: onnxruntime's type inference of the function body wants them.
+        # Name both outputs: onnxruntime's type inference of the function body needs them.
         copy.output[:] = [ALONE + node.output[-1], f"{ALONE}{node.output[-1]}/bits"]
         return copy
 
     def _times_one(self, node: NodeProto, operand: int) -> list[NodeProto]:
-        """A copy of a layer that reads golden bits and multiplies by 1, not by `operand`, and what makes the 1.
+        """A copy of a layer that reads golden bits and multiplies by ones, not by `operand`, and the nodes of the ones.
 
-        They compare the factor with itself: so the ones have its shape, which may depend on the input's.
+        Cast(Equal(factor, factor)) gives ones of the factor's shape, which may depend on the shape of the input.
         """
         from onnx import TensorProto, helper
 
@@ -282,7 +282,7 @@ class _Plan:
         ]
 
     def floats(self, golden: Golden, model: bytes) -> tuple[GoldenFloats, ...]:
-        """The golden floats that belong to golden bits.
+        """The golden checksums of the floats that binary layers compute from golden bits.
 
         Raises:
             RunError: the model does not run.
@@ -302,11 +302,11 @@ class _Plan:
         return tuple(replace(f, shape=values[f.tensor].shape[1:], checksums=checksums(values[f.tensor])) for f in made)
 
     def free_probe(self) -> bytes:
-        """The probe that only shows the bits."""
+        """The probe that only makes the bit tensors outputs."""
         return self._serialised([], dict.fromkeys(self.tensors, True))
 
     def probe(self) -> bytes:
-        """The probe that shows the bits, feeds every layer with golden ones, and shows what becomes of these."""
+        """The probe that makes the bit tensors outputs, and adds the layers fed with golden bits and their outputs."""
         outputs = {name: True for tensor in self.tensors.values() for name in (tensor.tensor, tensor.fed)}
         outputs |= dict.fromkeys(self._exact, False)
         last = self.proto.graph.output[0].name
@@ -332,7 +332,7 @@ class _Plan:
             for name, bits in outputs.items()
         )
         made = {name for node in nodes for name in node.output}
-        for info in self.proto.graph.value_info:  # onnxruntime's optimiser wants to know the shapes of floats
+        for info in self.proto.graph.value_info:  # onnxruntime's optimiser needs the shapes of floats
             if FED + info.name in made and FED + info.name not in outputs:
                 entry = probe.graph.value_info.add()
                 entry.CopyFrom(info)
@@ -341,7 +341,7 @@ class _Plan:
         return content
 
     def near_bits(self, x: NDArray[np.float32], tolerances: Tolerances) -> dict[str, NDArray[np.uint32]]:
-        """Per tensor that is made from floats, the bits whose float is within the flip margin of the threshold.
+        """For each bit tensor made from floats, the mask of the bits whose float is within the threshold's flip margin.
 
         Raises:
             RunError: the model does not run.

@@ -1,4 +1,4 @@
-"""What a golden file holds, and the file itself."""
+"""The content of a golden file, and reading and writing it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bnn_deploy.files import write_files
 from bnn_deploy.operators.bits import words
 
 GOLDEN_FORMAT = 1
-"""Version of the golden file's form."""
+"""Version of the golden file's format."""
 
 GOLDEN_BATCH = 4
 """Samples that are checked at a time: boards have little memory."""
 
 MADE_WITH = ("onnxruntime", "numpy", "cpu", "isa")
-"""What a golden file says of its making."""
+"""The keys of `Golden.made_with`."""
 
 ZEROS = "zeros/"
-"""Before the name of a tensor: the input that takes these zeros."""
+"""Prefix of a bit tensor's name for the probe's input of zeros, which replace the residual path of its layer."""
 
 GOLDEN_PREFIX = "golden/"
-"""Before the name of a bit tensor: the input that takes its golden bits."""
+"""Prefix of a bit tensor's name for the probe's input of its golden bits: "golden/sign2"."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class GoldenTensor:
 
     Attributes:
         tensor: its name in the model.
-        fed: the tensor of the probed model that its layer makes when it is fed with golden bits; `tensor` itself if
-            there are no bits before it.
-        layer: what reports call the layer.
+        fed: name of its counterpart in the probed model that is computed from golden bits; `tensor` itself if no bits
+            come before it.
+        layer: the layer's name in reports.
         channels: number of channels.
-        planes: bits of a channel: 1, or those of a level, each in a plane of `words(channels)` words.
-        quantized: whether the floats that it is made from come from a layer with 8-bit activations.
-        bits: uint32 [N, spatial..., words].
-        near: uint32, as `bits`: 1 where another machine's rounding may flip the bit; None if it is made from integers.
+        planes: number of bit planes: 1, or k for levels of k bits; a plane has `words(channels)` words per position.
+        quantized: whether the bits are made from floats of a layer with 8-bit activations.
+        bits: uint32 [N, spatial..., planes * words]; one plane of 40 channels of a 7x7 map is [N, 7, 7, 2].
+        near: uint32, as `bits`: 1 where another machine's rounding may flip the bit; None if made from integers.
     """
 
     tensor: str
@@ -62,11 +62,11 @@ class GoldenTensor:
 
 @dataclass(frozen=True)
 class GoldenFloats:
-    """Golden checksums of the floats that a binary layer makes of golden bits alone.
+    """Golden checksums of the floats that a binary layer computes from golden bits alone.
 
     Attributes:
-        tensor: their name in the probed model.
-        layer: what reports call the layer.
+        tensor: the name of the float tensor in the probed model.
+        layer: the layer's name in reports.
         shape: one sample's shape.
         zeros: the input of the probed model that takes zeros of that shape for the layer's residual path; "" if it has
             none.
@@ -88,14 +88,14 @@ class Golden:
         model_sha256: SHA-256 of the model's file.
         input_name: the model's input.
         output_name: the model's output.
-        fed_output: the tensor of the probed model that the output is when every layer is fed with golden bits.
+        fed_output: name of the output's counterpart in the probed model, with every layer fed with golden bits.
         input: float32 [N, ...].
         output: float32 [N, ...].
-        tensors: all bits in the model, in the order of the graph.
+        tensors: all bit tensors of the model, in the order of the graph.
         floats: the floats of binary layers, in the order of the graph.
-        float_relative: how much an output may differ, see verification.Tolerances.
+        float_relative: the largest relative error of an output, see results.Tolerances.
         made_with: "onnxruntime" and "numpy": versions; "cpu"; "isa": the instruction set of the kernels.
-        probe: see above.
+        probe: serialised ModelProto, see `proof.golden`.
     """
 
     model_sha256: str
@@ -112,7 +112,7 @@ class Golden:
 
 
 def feed(golden: Golden, start: int, stop: int) -> dict[str, NDArray[Any]]:
-    """What the probed model may be fed with, for the samples from `start` to `stop`."""
+    """All inputs that the probed model may have, by name, for the samples from `start` to `stop`."""
     feed: dict[str, NDArray[Any]] = {golden.input_name: golden.input[start:stop]}
     feed |= {GOLDEN_PREFIX + tensor.tensor: tensor.bits[start:stop] for tensor in golden.tensors}
     feed |= {f.zeros: np.zeros((stop - start, *f.shape), np.float32) for f in golden.floats if f.zeros}
@@ -120,12 +120,12 @@ def feed(golden: Golden, start: int, stop: int) -> dict[str, NDArray[Any]]:
 
 
 def checksums(values: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """The CRC-32 of each sample [N, ...]; a sum of zeros makes no difference between 0 and -0."""
+    """The CRC-32 of each sample of [N, ...]: uint32 [N]. Adding 0 makes -0 and 0 the same."""
     return np.array([zlib.crc32((sample + np.float32(0)).astype("<f4").tobytes()) for sample in values], np.uint32)
 
 
 def write_golden(golden: Golden, path: str | os.PathLike[str]) -> None:
-    """Write a golden file, or nothing: an .npz file, with the same bytes for the same content."""
+    """Write a golden file (.npz), or nothing; the same content gives the same bytes."""
     meta = {
         "format": GOLDEN_FORMAT,
         "model_sha256": golden.model_sha256,
@@ -234,7 +234,7 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
 
 
 def _check_form(golden: Golden) -> None:
-    """Check what the arrays of a golden file are.
+    """Check the dtypes and shapes of a golden file's arrays.
 
     Raises:
         ValueError: one has another dtype, number of samples or words than it must have.
