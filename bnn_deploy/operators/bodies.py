@@ -48,7 +48,7 @@ def _binarize_abs_mean(body: Body) -> tuple[ir.Value, ...]:
     bits = body.binarize(x)
     scaled = body.per_channel("Mul", body.op("Reshape", x, body.const([0, 0, -1])), body.inputs["scale"])
     terms = body.op("Abs", body.per_channel("Add", scaled, body.inputs["shift"]))
-    # In float64, so that the rounded mean does not depend on the order in which a runtime adds.
+    # In float64, so that the float32 mean is right to the last bit, in whatever order a runtime adds.
     exact = body.op("Cast", terms, to=ir.DataType.DOUBLE.value)
     mean = body.op("ReduceMean", exact, body.const([1]), keepdims=1)
     mean = body.op("Cast", mean, to=ir.DataType.FLOAT.value)

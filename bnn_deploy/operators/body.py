@@ -159,7 +159,7 @@ class Body:
             self.channels_first(w),
             refs=["kernel_shape", "strides", "dilations", "group"],
         )
-        # A sum of products 0 * -1 may be -0; the integer has one zero.
+        # A sum of products 0 * -1 may be -0; the cast to int32 makes it 0.
         return self.op("Cast", self.op("Cast", acc, to=ir.DataType.INT32.value), to=ir.DataType.FLOAT.value)
 
     def binarize(self, x: ir.Value) -> ir.Value:

@@ -73,7 +73,7 @@ def pooled(call: Call) -> tuple[Made, ...] | None:
 
 
 def convolved(call: Call) -> tuple[Made, ...] | None:
-    """Bits [N, spatial..., words] and W [O, ...] -> floats [N, O, spatial'...], and bits of them."""
+    """Bits [N, spatial..., words], W [O, ...] -> floats [N, O, spatial'...] and bits [N, spatial'..., ceil(O/32)]."""
     batch, *spatial, _ = call.inputs[0] or ()
     outputs = (call.inputs[1] or (None,))[0]
     if not isinstance(outputs, int):

@@ -84,7 +84,7 @@ def require_sound_parameters(model: ModelProto, name: str) -> None:
 
 
 def require_inference(model: ModelProto, name: str) -> None:
-    """Refuse a model that was exported in training mode: it draws random numbers, and normalises by the batch."""
+    """Refuse a model that was exported in training mode: it draws random numbers and normalises by batch statistics."""
     constants = _constants(model)
     for node in model.graph.node:
         mode = constants.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None

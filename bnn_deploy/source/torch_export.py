@@ -80,7 +80,7 @@ def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
     _name_batch(model)
     name_layers(model)
     strip_metadata(model)
-    # The exporter's own decomposed program: its nodes have the names of the model's tensors, all of them.
+    # The exporter's own decomposed program: its nodes have the names of all tensors of the model.
     decomposed = onnx_program.exported_program
     assert decomposed is not None
     return FloatExport(decomposed, model)
