@@ -1,4 +1,4 @@
-"""Fixtures that several test files share. ARM64 runs some of them without torch: it is imported where needed."""
+"""Fixtures that several test files share. The ARM64 tests run without torch, so fixtures import it themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when imported; the other core has a worker, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it at import; the other core has a worker, too
 pytest.register_assert_rewrite("support")
 
 from support.converted import Converted, convert_network  # noqa: E402
@@ -18,7 +18,7 @@ from support.converted import Converted, convert_network  # noqa: E402
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """A numpy generator with a fixed seed, anew for each test."""
+    """A new numpy generator with a fixed seed for each test."""
     return np.random.default_rng(20161016)
 
 
@@ -33,7 +33,7 @@ def seeded_torch() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def shared_exports() -> Iterator[None]:
     """Let the session export each network once."""
-    if "bnn_deploy.source.latent_weights" not in sys.modules:  # no test that was collected exports any
+    if "bnn_deploy.source.latent_weights" not in sys.modules:  # no collected test exports a network
         yield
         return
     from support.exports import SharedExports
@@ -45,7 +45,7 @@ def shared_exports() -> Iterator[None]:
 
 @pytest.fixture
 def own_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export anew whatever is exported."""
+    """Disable the shared exports: every call of export_float exports anew."""
     from bnn_deploy.source.torch_export import export_float
 
     monkeypatch.setattr("bnn_deploy.source.latent_weights.export_float", export_float)

@@ -1,1 +1,1 @@
-"""The operators of the ONNX domain `bnn_deploy`: their table, their bodies in standard ONNX, and bits."""
+"""The operators of the ONNX domain `bnn_deploy`: their table, their bodies in standard ONNX, their bit format."""

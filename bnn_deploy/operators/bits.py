@@ -1,7 +1,8 @@
 """The bit format of the operators, in numpy.
 
 A bit tensor is uint32 [N, spatial..., ceil(C/32)]: channel c is bit c % 32 (least significant first) of word c // 32;
-1 stands for +1, 0 for -1; unused bits of the last word are 0.
+1 stands for +1, 0 for -1; unused bits of the last word are 0. For example, C = 40 takes 2 words, channel 33 is bit 1 of
+word 1, and bits 8 to 31 of word 1 are 0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def pack_bits(values: NDArray[np.bool_]) -> NDArray[np.uint32]:
     """Pack booleans [..., C] (True is +1) into uint32 [..., ceil(C/32)].
 
     Raises:
-        TypeError: `values` are not booleans; of -1 and +1 both would count as True.
+        TypeError: `values` are not booleans: -1 and +1 would both count as True.
     """
     if values.dtype != np.bool_:
         raise TypeError(f"values are {values.dtype}, but must be bool: pass values > 0")
@@ -35,7 +36,7 @@ def unpack_bits(bits: NDArray[np.uint32], channels: int) -> NDArray[np.bool_]:
     """Unpack uint32 [..., ceil(C/32)] into booleans [..., C].
 
     Raises:
-        ValueError: `bits` has another number of words than `channels` need.
+        ValueError: the last dimension of `bits` is not the number of words for `channels`.
     """
     count = bits.shape[-1]
     if count != words(channels):

@@ -1,4 +1,4 @@
-"""The definitions of the operators, as ONNX functions of standard operators; `operators.contract` has their rows."""
+"""The definitions of the operators, as ONNX functions of standard operators; their table is in `operators.contract`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bnn_deploy.operators.body import Body
 from bnn_deploy.operators.contract import OPERATORS
 
 Definition = Callable[[Body], tuple[ir.Value, ...]]
-"""Writes the body of an operator, and returns its outputs in the order of the row."""
+"""Writes an operator's body, and returns its outputs in the order of `Operator.outputs`."""
 
 _DEFINITIONS: dict[str, Definition] = {}
 
@@ -48,7 +48,7 @@ def _binarize_abs_mean(body: Body) -> tuple[ir.Value, ...]:
     bits = body.binarize(x)
     scaled = body.per_channel("Mul", body.op("Reshape", x, body.const([0, 0, -1])), body.inputs["scale"])
     terms = body.op("Abs", body.per_channel("Add", scaled, body.inputs["shift"]))
-    # In float64, so that it is right to the last bit, in whatever order a runtime adds.
+    # In float64, so that the float32 mean is right to the last bit, in whatever order a runtime adds.
     exact = body.op("Cast", terms, to=ir.DataType.DOUBLE.value)
     mean = body.op("ReduceMean", exact, body.const([1]), keepdims=1)
     mean = body.op("Cast", mean, to=ir.DataType.FLOAT.value)
@@ -83,8 +83,8 @@ def _binary_conv_threshold(body: Body) -> tuple[ir.Value, ...]:
 
 @_defines("BinaryMaxPool")
 def _binary_max_pool(body: Body) -> tuple[ir.Value, ...]:
-    # The padding is made of zeros here, not by MaxPool: MaxPool fills it with -inf, which a window that sees nothing
-    # else gives; onnxruntime wants pads below kernel_shape; onnx 1.23's reference evaluator misreads pads at stride 1.
+    # Padded with zeros by Pad, not by MaxPool: MaxPool pads with -inf, which is the output of a window wholly in the
+    # padding; onnxruntime wants pads below kernel_shape; onnx 1.23's reference evaluator misreads pads at stride 1.
     begins, ends = body.split_pads()
     strides, one = body.attribute("strides"), body.const([1])
     ceil = body.op("Reshape", body.attribute("ceil_mode"), one)
@@ -92,7 +92,7 @@ def _binary_max_pool(body: Body) -> tuple[ir.Value, ...]:
     pads = body.around_spatial(begins, body.op("Add", ends, rounding))
     padded = body.op("Pad", body.unpack(body.inputs["X"]), pads)
     pooled = body.op("MaxPool", body.channels_first(padded), refs=["kernel_shape", "strides", "dilations"])
-    # With ceil_mode the last window goes if it starts in the end padding.
+    # With ceil_mode the last window is dropped if it starts in the end padding.
     count = body.op("Shape", pooled, start=2)
     last_start = body.op("Mul", body.op("Sub", count, one), strides)
     end_padding = body.op("Add", body.op("Shape", body.inputs["X"], start=1, end=-1), begins)
@@ -106,7 +106,7 @@ def _binary_max_pool(body: Body) -> tuple[ir.Value, ...]:
 
 @_defines("UnpackWeights")
 def _unpack_weights(body: Body) -> tuple[ir.Value, ...]:
-    # Where, on booleans: fewer and smaller tensors while the session is made than with 2 * bit - 1.
+    # Where, on booleans: needs fewer and smaller tensors than 2 * bit - 1 while the session is created.
     signs = body.op(
         "Reshape", body.op("Cast", body.lowest_bits(body.inputs["W"]), to=ir.DataType.BOOL.value), body.const([0, -1])
     )
@@ -149,14 +149,14 @@ def _binary_linear(body: Body) -> tuple[ir.Value, ...]:
     channels = body.op("Reshape", body.attribute("channels"), body.const([1]))
     x, w = (body.unpack_signs(body.inputs[name], channels) for name in ("X", "W"))
     acc = body.op("MatMul", x, body.op("Transpose", w, perm=[1, 0]))
-    # The Reshape keeps onnxruntime's optimiser from folding scale into the weights: that rounds otherwise.
+    # The Reshape keeps onnxruntime's optimiser from folding scale into the weights, which rounds differently.
     rows = body.op("Reshape", acc, body.concat(body.const([-1]), body.op("Shape", acc, start=-1)))
     line = body.op("Add", body.op("Mul", rows, body.inputs["scale"]), body.inputs["bias"])
     return (body.op("Reshape", line, body.op("Shape", acc)),)
 
 
 def functions() -> list[ir.Function]:
-    """The functions in the order of the table, made anew: an ir.Function belongs to one model."""
+    """New functions, in the order of the table: an ir.Function belongs to one model."""
     made = []
     for name in OPERATORS:
         body = Body(name)

@@ -22,7 +22,7 @@ class Body:
     def op(
         self, op_type: str, *inputs: ir.Value, refs: Sequence[str] = (), **attributes: int | str | list[int]
     ) -> ir.Value:
-        """Append a node. `refs` are attributes that take the value of the function's attribute of the same name."""
+        """Append a node. `refs` are attributes bound to the function's attributes of the same name."""
         attrs = ir.convenience.convert_attributes(attributes)
         attrs += [ir.RefAttr(ref, ref, self.attributes[ref]) for ref in refs]
         node = ir.Node("", op_type, inputs, attrs)
@@ -104,7 +104,7 @@ class Body:
         return self.op("Gather", pads, self.const(0), axis=0), self.op("Gather", pads, self.const(1), axis=0)
 
     def around_spatial(self, begins: ir.Value, ends: ir.Value) -> ir.Value:
-        """Spatial pads as Pad wants them for [A, spatial..., C]."""
+        """Spatial pads as Pad's input for [A, spatial..., C]: [0, begins..., 0, 0, ends..., 0]."""
         zero = self.const([0])
         return self.concat(zero, begins, zero, zero, ends, zero)
 
@@ -113,7 +113,7 @@ class Body:
         channels = self.attribute("channels")
         x = self.unpack_signs(self.inputs["X"], self.op("Reshape", channels, self.const([1])))
         pads = self.around_spatial(*self.split_pads())
-        # 1 at the taps that the padding made, 0 inside the input: there, and only there, pad_value is added to zeros.
+        # 1 in the padding, 0 inside the input: pad_value is added to the zeros of the padding only.
         one = self.const([1])
         inside_shape = self.concat(one, self.op("Shape", self.inputs["X"], start=1, end=-1), one)
         inside = self.op("Pad", self.op("Expand", self.const(1, np.float32), inside_shape), pads)
@@ -159,7 +159,7 @@ class Body:
             self.channels_first(w),
             refs=["kernel_shape", "strides", "dilations", "group"],
         )
-        # A sum of products 0 * -1 may be -0, which no integer is.
+        # A sum of products 0 * -1 may be -0; the cast to int32 makes it 0.
         return self.op("Cast", self.op("Cast", acc, to=ir.DataType.INT32.value), to=ir.DataType.FLOAT.value)
 
     def binarize(self, x: ir.Value) -> ir.Value:
@@ -175,14 +175,14 @@ class Body:
 
     def scaled_sum(self, acc: ir.Value) -> ir.Value:
         """scale[o] * acc + bias[o], float32 [N, O, spatial'...]."""
-        # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights: that rounds otherwise.
+        # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights, which rounds differently.
         flat = self.op("Reshape", acc, self.const([0, 0, -1]))
         scaled = self.per_channel("Mul", flat, self.inputs["scale"])
         shifted = self.per_channel("Add", scaled, self.inputs["bias"])
         return self.op("Reshape", shifted, self.op("Shape", acc))
 
     def function(self, *outputs: ir.Value) -> ir.Function:
-        """Finish, with the outputs in the order of the table's row."""
+        """Return the function, with its outputs in the order of `Operator.outputs`."""
         for output, declared in zip(outputs, self.row.outputs, strict=True):
             output.name = declared.name
         graph = ir.Graph(

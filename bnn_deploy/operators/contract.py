@@ -1,11 +1,11 @@
 """The table of the operators of the ONNX domain `bnn_deploy`, version 1: one row each, which everything else reads.
 
 Every converted model carries the operators as ONNX functions (`bodies`), so it runs on any ONNX runtime; the C++
-library registers kernels under the same names, which onnxruntime then takes instead. A change of an operator's meaning
-is a new version of the domain.
+library registers kernels under the same names, which onnxruntime prefers to the functions. Changing an operator's
+meaning takes a new version of the domain.
 
-Bits are uint32 [N, spatial..., ceil(C/32)] (see `operators.bits`). All attributes are required. `pad_value` is what a
-padded tap holds: 0 (PyTorch's zero padding: a padded tap adds nothing), or -1 or +1, for all input channels or per
+Bits are uint32 [N, spatial..., ceil(C/32)] (see `operators.bits`). All attributes are required. `pad_value` is the
+value of a padded tap: 0 (PyTorch's zero padding: a padded tap adds nothing), or -1 or +1, for all input channels or per
 channel. A fully connected layer is a BinaryConv whose kernel covers its input.
 
     python -m bnn_deploy.operators.contract    # prints the README's table
@@ -42,25 +42,25 @@ OPSET = 20
 """The version of the standard operators that the bodies are written in."""
 
 MAX_LEVEL_BITS = 4
-"""Bits of a level at most."""
+"""Most bits that a level may have."""
 
 MAX_TERMS = 2**24
-"""Products per output must be fewer than this: the bodies sum them in float32, which is exact up to there."""
+"""Upper bound, exclusive, of products per output: the bodies sum them in float32, whose integers are exact below it."""
 
 FLOAT_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The standard operators that are layers: convolutions and linear layers with weights as their second input."""
 
 ALWAYS, NEVER = int(np.iinfo(np.int32).min), int(np.iinfo(np.int32).max)
-"""Integer thresholds that every sum reaches, and none."""
+"""Integer thresholds: every sum reaches ALWAYS, no sum reaches NEVER."""
 
 BINARY = "binary"
-"""The status of a layer of ±1 with weights ±alpha."""
+"""The status of a layer with ±1 activations and ±alpha weights."""
 
 WEIGHTS_ONLY = "binary weights only"
 """The status of a layer with real inputs whose weights are stored in one bit each."""
 
 Content = Literal["bits", "planes", "floats"]
-"""What a tensor holds: bits of signs, planes of bits of levels, or float32 numbers."""
+"""The content of a tensor: sign bits, bit planes of levels, or float32 numbers."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ class Input:
     """An input of an operator.
 
     Attributes:
-        name: in the function.
+        name: its name in the function.
         dtype: numpy's name of its element type.
         layout: its dimensions.
-        neutral: of an operand that the layer's sums meet behind its scale and bias: the value that leaves them alone.
+        neutral: for an operand that is applied after scale and bias, its neutral element: 1 for a factor, 0 for a
+            residual; None for other inputs.
     """
 
     name: str
@@ -85,11 +86,11 @@ class Output:
     """An output of an operator.
 
     Attributes:
-        name: in the function.
-        content: what it holds.
+        name: its name in the function.
+        content: bits, planes or floats.
         layout: its dimensions.
-        tolerance: relative, between two implementations, by the number of channels of the first input; None for 0.
-        channels_last: whether the output channels are the last dimension of floats, and not the second one.
+        tolerance: the relative tolerance between two implementations, from the first input's channels; None for 0.
+        channels_last: whether the output channels of floats are the last dimension, instead of the second.
     """
 
     name: str
@@ -101,13 +102,13 @@ class Output:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The thresholds that an operator compares with.
+    """The thresholds of an operator.
 
     Attributes:
         input: the index of the input that holds them, [C], or [thresholds, C] of levels.
-        limits: the values that every number reaches, and that none does: a bit that never changes.
+        limits: the thresholds that every number reaches and that no number reaches: the bit is constant.
         output: the index of the output that holds the bits.
-        of_sums: whether integer sums are compared, which no rounding moves, and not floats or 8-bit numbers.
+        of_sums: whether the thresholds apply to integer sums, which are exact, instead of floats or 8-bit numbers.
     """
 
     input: int
@@ -118,23 +119,23 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Operator:
-    """A row of the table: all that Python code knows of one operator.
+    """A row of the table: everything that the Python code knows about one operator.
 
     Attributes:
-        name: in the domain.
+        name: its name in the domain.
         inputs: in order.
         outputs: in order.
-        formula: what it computes, in a line; also the text of the function.
-        note: what the README adds to that.
-        contract: what there is to know beyond formula and layouts.
-        shapes: the rule of its outputs' shapes.
+        formula: its computation, in a line; also the doc string of the function.
+        note: the README's addition to the formula.
+        contract: requirements beyond formula and layouts.
+        shapes: the rule for the shapes of its outputs.
         attributes: name -> "INT" or "INTS".
-        status: of a convolution or linear layer: the status that it gives in reports, a format of its attributes.
-        weights_status: of an operator that makes the weights of a standard layer: the status that it gives this.
-        threshold: what it compares with; None if it compares nothing.
-        channels_last: whether the channels of its first input are the last dimension, as they are in its bits.
-        macs: the rule of its multiply-accumulates.
-        has_kernel: whether the C++ library has a kernel for it, or its body is all there is.
+        status: for a convolution or linear layer: its status in reports, a format string of its attributes.
+        weights_status: for an operator that computes the weights of a standard layer: that layer's status.
+        threshold: its thresholds; None if it has none.
+        channels_last: whether the channels of its first input are the last dimension, as in bits.
+        macs: the rule for its multiply-accumulates.
+        has_kernel: whether the C++ library has a kernel for it; without one its body runs.
     """
 
     name: str
@@ -159,14 +160,14 @@ class Operator:
 
     @property
     def is_affine(self) -> bool:
-        """Whether it is a layer whose floats [N, O, ...] are scale * sum + bias, into which a BatchNorm can go."""
+        """Whether it is a layer with floats [N, O, ...] = scale * sum + bias, into which a BatchNorm can be folded."""
         names = {given.name for given in self.inputs}
         has_line = self.is_layer and {"scale", "bias"} <= names
         return has_line and self.threshold is None and not self.outputs[0].channels_last
 
     @property
     def operand(self) -> int | None:
-        """The index of the input that a layer's sums meet behind scale and bias; None if there is none."""
+        """The index of the input that is applied after scale and bias (factor, residual); None if there is none."""
         return next((i for i, given in enumerate(self.inputs) if given.neutral is not None), None)
 
     @property
@@ -194,7 +195,7 @@ _Y_BITS = Output("Y", "bits", "[N, spatial..., ceil(C/32)]")
 
 
 def _mean_tolerance(channels: int) -> float:
-    """A kernel is within min(C, C / 32 + 40) * 2^-24 of the exact mean, the function body rounds it once."""
+    """A kernel is within min(C, C / 32 + 40) * 2^-24 of the exact mean; the function body rounds the mean once."""
     return float((min(channels, channels // 32 + 40) + 1) * 2.0**-24)
 
 
@@ -391,7 +392,7 @@ class AnyNode(Protocol):
 
 
 def operator_of(node: AnyNode) -> Operator | None:
-    """The row of a node's operator; None if it is none of the domain."""
+    """The row of a node's operator; None if the operator is not in the domain."""
     return OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
 
 
@@ -413,14 +414,14 @@ def holds_bits(node: AnyNode, output: int) -> bool:
 
 
 def relative_tolerance(node: AnyNode, output: int, channels: int) -> float:
-    """How far two implementations of a node's output may be apart, by the channels of its first input: mostly 0."""
+    """The relative tolerance between two implementations of a node's output, from its input channels; mostly 0."""
     row = operator_of(node)
     tolerance = None if row is None else row.outputs[output].tolerance
     return 0.0 if tolerance is None else tolerance(channels)
 
 
 def readme_table(rows: Sequence[Operator] = _ROWS) -> str:
-    """The table in Markdown, as the README has it."""
+    """The README's table of the operators, in Markdown."""
     lines = [f"| operator (domain `{DOMAIN}`, version {VERSION}) | what it computes |", "|---|---|"]
     for row in rows:
         text = "; ".join(part for part in (row.formula, row.note) if part).replace("|", "\\|")

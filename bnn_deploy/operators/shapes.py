@@ -1,4 +1,4 @@
-"""Shapes of operators' outputs, and the multiply-accumulates (MACs) that they take: the rules of the table's rows."""
+"""The rules for the shapes of the operators' outputs, and for their multiply-accumulates (MACs)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from bnn_deploy.operators.bits import words
 
 Dim = int | str | None
-"""A dimension: its size, its symbolic name, or None if nothing is known of it."""
+"""A dimension: its size, its symbolic name, or None if it is unknown."""
 
 Shape = tuple[Dim, ...]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A node, as far as the shapes of its outputs depend on it.
+    """The properties of a node that determine the shapes of its outputs.
 
     Attributes:
         attributes: name -> values; an INT has one.
-        inputs: the shapes of its inputs, None where unknown; that of the first is known.
-        channels: how many channels the first input holds as bits, if it does and that is known.
+        inputs: the shapes of its inputs, None where unknown; the first shape is known.
+        channels: the number of channels C of a first input that holds bits; None for floats, or if C is unknown.
     """
 
     attributes: Mapping[str, tuple[int, ...]]
@@ -31,11 +31,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Made:
-    """An output.
+    """The shape of an output.
 
     Attributes:
-        shape: of the stored tensor; bits are [N, spatial..., ceil(C/32)].
-        channels: C of bits; None for floats, or if it is not known.
+        shape: the shape of the stored tensor; bits are [N, spatial..., ceil(C/32)], so C = 40 gives 2 words.
+        channels: the number of channels C of bits; None for floats, or if C is unknown.
     """
 
     shape: Shape
@@ -43,14 +43,14 @@ class Made:
 
 
 ShapeRule = Callable[[Call], tuple[Made, ...] | None]
-"""The outputs of a node; None if they cannot be known yet. ValueError says that attributes and shapes do not fit."""
+"""The outputs of a node; None if a shape they depend on is unknown. ValueError: attributes and shapes do not fit."""
 
 MacRule = Callable[[Call, Made], int | None]
-"""Products of bits per sample, from a node and its first output; None if a shape is unknown."""
+"""Bit products per sample, from a node and its first output; None if a shape is unknown."""
 
 
 def binarized(call: Call) -> tuple[Made, ...] | None:
-    """[N, C, spatial...] -> bits [N, spatial..., k * ceil(C/32)], k planes by the attribute `bits`; and a mean."""
+    """[N, C, spatial...] -> bits [N, spatial..., bits * ceil(C/32)] (attribute, default 1), mean [N, 1, spatial...]."""
     first, threshold = call.inputs[0] or (), call.inputs[1] or (None,)
     batch, channels, *spatial = first
     count = next((size for size in (channels, threshold[-1]) if isinstance(size, int)), None)
@@ -73,7 +73,7 @@ def pooled(call: Call) -> tuple[Made, ...] | None:
 
 
 def convolved(call: Call) -> tuple[Made, ...] | None:
-    """Bits [N, spatial..., words] and W [O, ...] -> floats [N, O, spatial'...], and bits of them."""
+    """Bits [N, spatial..., words], W [O, ...] -> floats [N, O, spatial'...] and bits [N, spatial'..., ceil(O/32)]."""
     batch, *spatial, _ = call.inputs[0] or ()
     outputs = (call.inputs[1] or (None,))[0]
     if not isinstance(outputs, int):
@@ -127,7 +127,7 @@ def _window_output(call: Call, sizes: Sequence[Dim]) -> list[Dim]:
 
 
 def no_macs(call: Call, made: Made) -> int:
-    """Of an operator that multiplies nothing."""
+    """0, for an operator without multiplications."""
     return 0
 
 
@@ -145,6 +145,6 @@ def linear_macs(call: Call, made: Made) -> int | None:
 
 
 def product(dims: Sequence[Dim]) -> int | None:
-    """The product of dimensions; None if one of them is no number."""
+    """The product of dimensions; None if one of them is not a number."""
     sizes = [dim for dim in dims if isinstance(dim, int)]
     return math.prod(sizes) if len(sizes) == len(dims) else None

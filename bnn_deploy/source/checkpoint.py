@@ -23,10 +23,10 @@ from bnn_deploy.errors import InputError, one_line
 LISTED = 8
 """How many keys an error names."""
 
-# What np.float64(0.5).__reduce__() names: numpy moved it between its versions 1 and 2.
+# The function that rebuilds a numpy scalar: numpy 2 moved it from numpy.core to numpy._core.
 _numpy_scalar = np.float64(0).__reduce__()[0]
 
-# Checkpoints of the recipe may hold their accuracy as a numpy scalar; these globals build one and run no code.
+# Checkpoints of the recipe may store the accuracy as a numpy scalar; these globals build one and run no code.
 _NUMPY_SCALARS: list[Any] = [
     (np.dtype, "numpy.dtype"),
     (np.float64, "numpy.float64"),
@@ -39,11 +39,12 @@ _NUMPY_SCALARS: list[Any] = [
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a checkpoint's state dict without running any code in it.
 
-    The file is a state dict, or a dict that has one under 'state_dict' or 'model_state_dict'. `module.` parts of the
-    keys (DataParallel), wherever they stand, are stripped.
+    The file is a state dict, or a dict that has one under 'state_dict' or 'model_state_dict'. DataParallel's `module.`
+    is stripped from the keys: 'module.conv1.weight' and 'features.module.0.bias' become 'conv1.weight' and
+    'features.0.bias'.
 
     Raises:
-        InputError: no such file, not a checkpoint, truncated, or one that needs arbitrary pickles.
+        InputError: the file is missing, truncated or not a checkpoint, or loading it would run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,7 +68,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         if path.open("rb").read(2) == b"PK":
             raise InputError(f"{path}: truncated or damaged ({one_line(error, 120)})") from error
-        # What the unpickler stumbled over says nothing about a file that is no pickle.
+        # The unpickler's message does not help the user of a file that is not a pickle.
         raise InputError(f"{path}: not a PyTorch checkpoint; expected what torch.save wrote") from error
     state = loaded
     for key in ("state_dict", "model_state_dict"):
@@ -97,16 +98,16 @@ def load_class(spec: str) -> type[nn.Module]:
     path = Path(file)
     if not path.is_file():
         raise InputError(f"--arch {spec}: no such file {path}")
-    # Its neighbours may be imported, as if it had been run.
+    # FILE.py may import modules beside it, as when it is run as a script.
     folder = str(path.parent.resolve())
     sys.path.insert(0, folder)
-    # A name of its own: a file called json.py must not take that module's place.
+    # A prefixed module name: a file called json.py must not replace the standard library's json.
     import_name = f"bnn_deploy_arch_{path.stem}"
     try:
         module_spec = importlib.util.spec_from_file_location(import_name, path)
         assert module_spec is not None and module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
-        sys.modules[import_name] = module  # where dataclasses, for one, look it up
+        sys.modules[import_name] = module  # dataclasses, for one, look the module up here
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise InputError(
@@ -128,11 +129,11 @@ def build(arch: str, state_dict: Mapping[str, Tensor], arch_args: Mapping[str, A
 
     Args:
         arch: the name.
-        state_dict: what will be loaded; a built-in network may have variants that it tells apart.
+        state_dict: the weights that will be loaded; a built-in network with variants chooses one by them.
         arch_args: keyword arguments of the class.
 
     Raises:
-        InputError: an unknown name, or a class that cannot be made with these arguments, or without any.
+        InputError: the name is unknown, or the class cannot be constructed with `arch_args`, or without arguments.
     """
     found: type[nn.Module]
     if arch in ARCHITECTURES:
@@ -154,15 +155,16 @@ def build(arch: str, state_dict: Mapping[str, Tensor], arch_args: Mapping[str, A
 
 
 def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:
-    """Load a state dict strictly; only a missing num_batches_tracked is forgiven, it has no meaning for inference.
+    """Load a state dict strictly, except that num_batches_tracked may be missing: inference does not use it.
 
     Args:
         module: the network; loaded in place.
         state_dict: the tensors.
-        name: what to call the checkpoint in errors.
+        name: the checkpoint's name in errors.
 
     Raises:
-        InputError: lists the missing, unexpected and mis-shaped keys.
+        InputError: keys are missing, unexpected or of another shape (the message lists them), a value is NaN or
+            infinite, or a running variance is negative.
     """
     own = module.state_dict()
     missing = [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")]
@@ -207,7 +209,7 @@ def input_shape(module: nn.Module, given: tuple[int, ...] | None) -> tuple[int, 
     """One sample's shape: as given, else the module's own `input_shape`.
 
     Raises:
-        InputError: neither is there.
+        InputError: no shape is given, and the module has no attribute `input_shape`.
     """
     shape = given or getattr(module, "input_shape", None)
     if shape is None:

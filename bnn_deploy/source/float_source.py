@@ -1,4 +1,4 @@
-"""Any source, as float ONNX: a module, a checkpoint or an ONNX file."""
+"""Reads any source (a module, a checkpoint or an ONNX file) as a float ONNX model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from bnn_deploy.source.weight_form import note_weights
 
 @dataclass(frozen=True)
 class FloatSource:
-    """What `convert` was given, as float ONNX.
+    """The source of a conversion, as a float ONNX model.
 
     Attributes:
-        model: it.
-        name: what errors call it.
-        shape: one sample's.
-        binarized: the weights that were binarised; with the number of zeros that they had, if the model does not tell.
+        model: the float ONNX model.
+        name: the source's name in errors.
+        shape: the shape of one sample, without the batch dimension.
+        binarized: the binarised weights: parameter name -> number of exact zeros before, for a module or checkpoint;
+            node name -> None, for an ONNX model.
     """
 
     model: ir.Model
@@ -46,7 +47,7 @@ def read_source(
     weights: Weights,
     progress: Callable[[str], None],
 ) -> FloatSource:
-    """Bring any source to float ONNX."""
+    """Read any source as float ONNX."""
     if arch_args and arch is None:
         raise InputError("--arch-args are the arguments of an architecture: give --arch, too")
     if is_onnx(source):

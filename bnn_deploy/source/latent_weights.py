@@ -1,4 +1,4 @@
-"""Latent weights: a float ONNX model or exported module in which they are binarised as in training."""
+"""Binarises the latent weights of a float ONNX model or of an exported module, as training did."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from bnn_deploy.training import binarize_weight
 
 
 def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Weights) -> tuple[ir.Model, list[str]]:
-    """Make a float ONNX model of any exporter what the passes start from.
+    """Prepare a float ONNX model of any exporter for the passes, and binarise its latent weights.
 
     Args:
         source: a file, or a model, which is not changed.
-        sample: one sample's shape, if the model does not say.
-        weights: what to do with real-valued weights of layers whose input is a sign.
+        sample: the shape of one sample, if the model leaves it open.
+        weights: the scheme for real-valued weights of layers whose input is a sign.
 
     Returns:
         The model with its constants folded, and the names of the nodes whose weights were binarised.
@@ -66,12 +66,12 @@ def float_module(
     Args:
         module: in eval mode; it is not changed.
         shape: one sample, without the batch dimension.
-        weights: what to do with real-valued weights of layers whose input is a sign. "auto" knows the recipe's own
-            architectures, and takes a module that calls torch.sign itself for one of the recipe.
-        name: what errors call it; None for its class.
+        weights: the scheme for real-valued weights of layers whose input is a sign. "auto" applies the recipe's scheme
+            to every layer of a RecipeNetwork, and to the layers of other modules that read a torch.sign.
+        name: the module's name in errors; None for the name of its class.
 
     Raises:
-        InputError: see `export_float` and `BinarizeWeights`; or real-valued weights are no parameter, but computed.
+        InputError: see `export_float` and `BinarizeWeights`; or forward() computes real-valued weights.
     """
     export = export_float(module, shape)
     if weights == "as-is":
@@ -116,7 +116,7 @@ def float_module(
 
 
 def _as_in_training(filters: NDArray[np.float32], scheme: Weights) -> NDArray[np.float32]:
-    """`binarize`, but the recipe in PyTorch's float32: its rounding decides where a weight is near its mean."""
+    """`binarize`, but with PyTorch's float32 rounding for the recipe: it decides the sign of a weight near the mean."""
     if scheme != "xnor-centred" or filters.shape[1] == 1:
         return binarize(filters, scheme)
     binary: NDArray[np.float32] = binarize_weight(torch.from_numpy(np.array(filters))).numpy()

@@ -1,4 +1,4 @@
-"""A float ONNX model of any exporter, made ready for the passes, and for onnxruntime as the reference of `verify`."""
+"""Reads a float ONNX model of any exporter: the passes start from it, and `verify` runs it as the reference."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def is_onnx(source: object) -> bool:
 
 
 def read(source: OnnxSource) -> ModelProto:
-    """Read a float model, with standard operators and one input only; its own tensors keep their names.
+    """Read a float model with one input, and reduce it to standard operators; its tensors keep their names.
 
-    Functions that the file brings are inlined, QONNX's BipolarQuant is written as Less, Where and Mul and its Quant as
+    Functions in the file are inlined, QONNX's BipolarQuant is written as Less, Where and Mul and its Quant as
     rounding and clipping, and initializers that are also listed as inputs (as before IR version 4) are constants.
 
     Args:
         source: a file, or a model, which is not changed.
 
     Raises:
-        InputError: no such file, not ONNX, not a float model, exported in training mode, an unknown operator, or not
-            one float32 input and one output.
+        InputError: no such file, not ONNX, not a float model, exported in training mode, an unknown operator, or
+            other than one float32 input and one output.
     """
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
@@ -80,15 +80,15 @@ def read(source: OnnxSource) -> ModelProto:
 
 
 def upgrade(model: ModelProto, name: str, sample: tuple[int, ...] | None = None) -> ModelProto:
-    """Convert a model to the opset of the passes where it is older, set its input's shape, and infer all others.
+    """Convert a model with an older opset to that of the passes, set its input's shape, and infer all other shapes.
 
     Args:
-        model: as `read` gives it.
-        name: of it, for errors.
-        sample: one sample's shape, for an input with dimensions that are not numbers; None if there are none.
+        model: the result of `read`.
+        name: the model's name in errors.
+        sample: the shape of one sample, for an input whose shape is symbolic; None if only its batch is.
 
     Raises:
-        InputError: onnx cannot convert it, the shape of its input is not known or not as given.
+        InputError: onnx cannot convert the model or infer its shapes, or its input's shape is unknown or not `sample`.
     """
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
     if opset < OPSET:
@@ -117,7 +117,7 @@ def upgrade(model: ModelProto, name: str, sample: tuple[int, ...] | None = None)
         )
     if own[0] is None:
         shape.dim[0].dim_param = "batch"
-        del model.graph.value_info[:]  # they may call it otherwise
+        del model.graph.value_info[:]  # recorded shapes may have another name for the batch
     try:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception as error:  # onnx's own exception types
@@ -129,7 +129,7 @@ def _load(path: Path) -> ModelProto:
         raise InputError(f"{path}: no such file")
     try:
         model = onnx.load(path)
-    except onnx.checker.ValidationError as error:  # of the files that the tensors are in
+    except onnx.checker.ValidationError as error:  # about the external data files
         raise InputError(
             f"{path}: its external data cannot be read ({one_line(error, 160)}); keep them beside it, or save the "
             "model as one file"

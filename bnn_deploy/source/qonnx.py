@@ -43,13 +43,13 @@ _ROUNDING = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "F
 def expand_quant(model: ModelProto, domains: tuple[str, ...], name: str) -> None:
     """Replace Quant(x, scale, zero, bits) by scale * (clip(round(x / scale + zero), low, high) - zero).
 
-    That is its definition in QONNX; low and high are the least and the greatest integer of `bits`, by the attributes
-    signed and narrow.
+    This is QONNX's definition. low and high are the smallest and the largest integer of `bits` bits, as the attributes
+    signed and narrow say: -8 and 7 for 4 bits, signed, not narrow.
 
     Args:
         model: changed in place.
-        domains: those under which Quant is known.
-        name: of the model, for errors.
+        domains: the domains in which Quant is known.
+        name: the model's name in errors.
 
     Raises:
         InputError: the number of bits is not constant, or a rounding mode has no standard operator.

@@ -1,4 +1,4 @@
-"""What a float ONNX model must fulfil before any pass looks at it."""
+"""Checks of a float ONNX model before any pass runs on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bnn_deploy.source.qonnx import QONNX
 
 
 def require_tensors(model: ModelProto, name: str) -> None:
-    """Check that every tensor that is read is made, and that the model is valid in all else."""
+    """Check that every tensor a node reads is defined, and that the model is valid ONNX."""
     known = {"", *(value.name for value in model.graph.input), *(tensor.name for tensor in model.graph.initializer)}
     known |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     made = known | {output for node in model.graph.node for output in node.output}
@@ -55,7 +55,7 @@ def _constants(model: ModelProto) -> dict[str, TensorProto]:
 
 
 def require_sound_parameters(model: ModelProto, name: str) -> None:
-    """Refuse parameters that make outputs NaN, and layers where no pass looks: in the branches of an If or Loop."""
+    """Refuse parameters that make outputs NaN, and layers inside an If or Loop, which no pass visits."""
     constants = _constants(model)
     for node in model.graph.node:
         label = f"{name}: {node.op_type} '{node.name or node.output[0]}'"
@@ -84,7 +84,7 @@ def require_sound_parameters(model: ModelProto, name: str) -> None:
 
 
 def require_inference(model: ModelProto, name: str) -> None:
-    """Refuse a model that was exported in training mode: it draws random numbers, and takes statistics of the batch."""
+    """Refuse a model that was exported in training mode: it draws random numbers and normalises by batch statistics."""
     constants = _constants(model)
     for node in model.graph.node:
         mode = constants.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None

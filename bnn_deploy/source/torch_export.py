@@ -1,8 +1,8 @@
 """torch module -> float ONNX.
 
-The float ONNX is the reference that everything after it is measured against, so it is kept as PyTorch wrote it: no
-optimisation, no fusion of BatchNorm. Its tensors are named after the nodes of the torch.export graph, which lets
-`verify` hold PyTorch's own activations against it, name by name.
+The float ONNX is the reference for every later step, so it is kept as PyTorch wrote it: no optimisation, no fusion of
+BatchNorm. Its tensors are named after the nodes of the torch.export graph, which lets `verify` compare each of them
+with PyTorch's activation of the same name.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from bnn_deploy.operators.contract import OPSET
 
 @dataclass(frozen=True)
 class FloatExport:
-    """A module on its way to ONNX.
+    """An exported module.
 
     Attributes:
         program: the torch.export program: PyTorch's own reference.
-        model: the float ONNX model; its initializers are called as the parameters and buffers of `program`.
-        binarized: names of the parameters that were latent and were binarised, in both.
+        model: the float ONNX model; its initializers have the names of the parameters and buffers of `program`.
+        binarized: names of the latent parameters that were binarised, in both `program` and `model`.
     """
 
     program: torch.export.ExportedProgram
@@ -64,7 +64,7 @@ def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
         try:
             with _CopyData():
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-            # Without in-place operators: sign_() is a sign, and tensors are called as in the ONNX model.
+            # Removes in-place operators: sign_() becomes sign, and the tensors have the names of the ONNX model.
             program = program.run_decompositions({})
         except Exception as error:
             raise InputError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
@@ -80,7 +80,7 @@ def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
     _name_batch(model)
     name_layers(model)
     strip_metadata(model)
-    # The exporter's own decomposed program: its nodes have the names of the model's tensors, all of them.
+    # The exporter's own decomposed program: its nodes have the names of all tensors of the model.
     decomposed = onnx_program.exported_program
     assert decomposed is not None
     return FloatExport(decomposed, model)
@@ -90,20 +90,20 @@ class _CopyData(TorchFunctionMode):
     """While the module is traced, `tensor.data` is a copy.
 
     The recipe clamps BatchNorm's weights in every forward pass, through `.data`, which torch.export cannot trace. The
-    pass over the example has done that already.
+    forward pass over the example has clamped them already.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call `func`, but for the getter of `data`."""
+        """Call `func`; the getter of `data` returns a copy instead."""
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach().clone()
         return func(*args, **(kwargs or {}))
 
 
 def _name_batch(model: ir.Model) -> None:
-    """Call the batch dimension `batch` in every shape; the exporter calls it s77 or the like."""
+    """Rename the batch dimension to `batch` in every shape; the exporter names it s77 or similar."""
     graph = model.graph
     shape = graph.inputs[0].shape
     symbol = None if shape is None or isinstance(shape[0], int) else shape[0].value
@@ -116,7 +116,7 @@ def _name_batch(model: ir.Model) -> None:
 
 
 def strip_metadata(model: ir.Model) -> None:
-    """Remove what the exporter noted on every node and value: stack traces with local paths."""
+    """Remove the exporter's metadata from every node and value: stack traces with local paths."""
     for props in (model.metadata_props, model.graph.metadata_props):
         props.clear()
     for node in model.graph:
@@ -129,7 +129,7 @@ def strip_metadata(model: ir.Model) -> None:
 
 
 def name_layers(model: ir.Model) -> None:
-    """Name each layer's node after the module that it comes from, if that has only one."""
+    """Name a layer's node after its module, such as "features.3"; of several in one module, the first."""
     taken: set[str] = set()
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -140,7 +140,7 @@ def name_layers(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress messages and warnings about things that are not ours off the terminal."""
+    """Keep the exporter's progress messages and internal warnings off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""How a float graph computes a layer's weights, noted before folding leaves nothing but values."""
+"""Records the formula by which a float graph computes a layer's weights, before folding replaces it by values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class WeightForm:
     """How the float graph computes a layer's weights.
 
     Attributes:
-        text: a formula of W; "W" if they are a constant.
+        text: the weights as a formula of the stored tensor W, such as "Sign(W)"; "W" if the graph stores them directly.
         tensor: the name of W.
-        zeros: exact zeros in W.
+        zeros: number of exact zeros in W.
     """
 
     text: str
@@ -34,7 +34,7 @@ class WeightForm:
 
 
 def note_weights(graph: ir.Graph) -> None:
-    """Note on each layer how its weights are computed (in memory only), before folding leaves nothing but values."""
+    """Record each layer's weight form in its `meta` (in memory only); call it before folding, which loses the form."""
     for node in graph:
         if is_op(node, *LAYER_OPERATORS) and WEIGHT_FORM not in node.meta and (form := _weight_form(node)):
             node.meta[WEIGHT_FORM] = form

@@ -27,7 +27,7 @@ class Buffer {
     for (int64_t i = 0; i < size; ++i) data[i] = value;
   }
 
-  // At least `size` elements; what they hold is undefined after growth.
+  // At least `size` elements; their values are undefined after growth.
   T* Reserve(int64_t size) {
     if (size > capacity_) {
       if (static_cast<uint64_t>(size) > (INT64_MAX - kAlignment) / sizeof(T))

@@ -8,7 +8,8 @@
 
 namespace bnn_deploy {
 
-// No attribute and no input extent is larger, so that sums of a few products of two stay in int64.
+// No attribute and no input extent is larger, so that a sum of a few products of two such values
+// fits into int64.
 constexpr int64_t kMaxExtent = INT32_MAX;
 
 struct Axis {
@@ -36,8 +37,8 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 constexpr int64_t WordsForBits(int64_t bits) { return CeilDiv(bits, 32); }
 
-// The number of elements of a tensor, or std::invalid_argument, which begins with `what`, when it
-// exceeds int64.
+// The number of elements of a tensor. Throws std::invalid_argument with a message that begins with
+// `what` when it exceeds int64.
 int64_t CheckedProduct(std::initializer_list<int64_t> factors, const char* what);
 
 }  // namespace bnn_deploy

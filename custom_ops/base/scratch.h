@@ -9,8 +9,8 @@
 
 namespace bnn_deploy {
 
-// A small run is over before fresh pages are mapped and cleared, so each thread keeps up to this
-// many bytes per use. What a large image asks for goes back with the run.
+// Mapping and clearing fresh pages takes longer than a small run, so each thread keeps up to this
+// many bytes per use. The memory of a large image is freed at the end of the run.
 constexpr int64_t kMaxKeptBytes = int64_t{4} << 20;
 
 template <typename T>
@@ -21,7 +21,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  // At least `size` elements until the Scratch ends, undefined ones; not to be called twice.
+  // At least `size` elements with undefined values, valid as long as the Scratch; call it once.
   T* Reserve(int64_t size) {
     return size <= kMaxKeptBytes / static_cast<int64_t>(sizeof(T)) ? kept_->Reserve(size)
                                                                    : own_.Reserve(size);

@@ -10,15 +10,15 @@ namespace bnn_deploy {
 
 class TaskRunner {
  public:
-  // Runs task(data, i) for i < count, perhaps at the same time, and returns when all are done. An
-  // exception of a task is thrown again here.
+  // Runs task(data, i) for i < count, possibly in parallel, and returns when all are done. Rethrows
+  // an exception of a task.
   virtual void Run(size_t count, void (*task)(void*, size_t), void* data) const = 0;
 
  protected:
   ~TaskRunner() = default;
 };
 
-// task(i) for i < count; a single task runs right here.
+// Runs task(i) for i < count; a single task runs on the calling thread.
 template <typename Task>
 void RunTasks(const TaskRunner& runner, int64_t count, const Task& task) {
   if (count == 1) return task(0);

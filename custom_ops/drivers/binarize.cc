@@ -12,9 +12,9 @@ namespace {
 constexpr int64_t kMinTaskElements = int64_t{1} << 16;  // some 10 microseconds
 constexpr int64_t kMinTaskBytes = int64_t{1} << 19;     // likewise
 constexpr int64_t kMaxByteTasks = 256;
-constexpr int64_t kPixelGranule = 256;  // what a vector unit handles at once
+constexpr int64_t kPixelGranule = 256;  // most pixels that a vector unit handles at once
 
-// Calls run(range) in parallel for ranges of pixels that together are all, for `bytes` per pixel.
+// Splits the pixels, of `bytes` bytes each, into ranges and calls run(range) in parallel.
 template <typename Body>
 void ForPixelRanges(int64_t bytes, int64_t pixels, const TaskRunner& runner, const Body& run) {
   if (pixels == 0) return;
@@ -23,13 +23,13 @@ void ForPixelRanges(int64_t bytes, int64_t pixels, const TaskRunner& runner, con
   RunTasks(runner, tasks, [&](int64_t task) { run(Part(pixels, tasks, task)); });
 }
 
-// Calls run(image, range) in parallel for ranges of the pixels of each image that together are all,
-// for `channels` floats per pixel.
+// Splits the pixels of each image, of `channels` floats each, into ranges and calls
+// run(image, range) in parallel.
 template <typename Body>
 void ForImageRanges(const Isa& isa, int64_t batch, int64_t channels, int64_t pixels,
                     const TaskRunner& runner, const Body& run) {
   if (batch == 0 || pixels == 0) return;
-  // An item is a run of pixels of one image, a task several items.
+  // An item is a range of pixels of one image; a task is one or more items.
   const int64_t item_pixels =
       std::max(kMinTaskElements / channels / kPixelGranule, int64_t{1}) * kPixelGranule;
   const int64_t items_per_image = CeilDiv(pixels, item_pixels);
@@ -69,9 +69,10 @@ void BinarizeAbsMeanBatch(const Isa& isa, const float* x, const float* threshold
   });
 }
 
-// Element x has a bit r_i for each threshold i = 1, 2, .. that it reaches, and as these ascend the
-// level is the largest i with r_i = 1. Bit j of the level is the parity of the multiples of 2^j up
-// to it, so plane j is the XOR of r_i over the multiples i of 2^j.
+// Let r_i = 1 if element x reaches threshold i = 1, 2, ... The thresholds ascend, so the level is
+// the largest i with r_i = 1. Bit j of the level is the parity of the number of multiples of 2^j up
+// to the level, so plane j is the XOR of r_i over the multiples i of 2^j: for level 3, bit 1 is
+// r_2.
 void QuantizeLevelsBatch(const Isa& isa, const float* x, const float* thresholds, int64_t bits,
                          int64_t batch, int64_t channels, int64_t pixels, uint32_t* out,
                          const TaskRunner& runner) {

@@ -14,20 +14,20 @@ namespace bnn_deploy {
 void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
                    int64_t channels, int64_t pixels, uint32_t* out, const TaskRunner& runner);
 
-// The same, and mean: [batch][pixels], see BinarizeAbsMeanArgs. scale and shift: [channels].
+// BinarizeBatch with mean: [batch][pixels], see BinarizeAbsMeanArgs. scale and shift: [channels].
 void BinarizeAbsMeanBatch(const Isa& isa, const float* x, const float* threshold,
                           const float* scale, const float* shift, int64_t batch, int64_t channels,
                           int64_t pixels, uint32_t* out, float* mean, const TaskRunner& runner);
 
-// Levels: the number of thresholds that an element reaches, as planes of bits. x as above;
+// Level: the number of thresholds that an element reaches, as bit planes. x as in BinarizeBatch;
 // thresholds: [2^bits - 1][channels], ascending; out: [batch][pixels][bits][ceil(channels / 32)],
 // least significant plane first.
 void QuantizeLevelsBatch(const Isa& isa, const float* x, const float* thresholds, int64_t bits,
                          int64_t batch, int64_t channels, int64_t pixels, uint32_t* out,
                          const TaskRunner& runner);
 
-// x: [pixels][channels], pixels counted through the whole batch; threshold: [channels]; out as
-// below.
+// x: [pixels][channels], pixels counted through the whole batch; threshold: [channels];
+// out: [pixels][ceil(channels / 32)].
 void BinarizeRowsBatch(const Isa& isa, const float* x, const float* threshold, int64_t channels,
                        int64_t pixels, uint32_t* out, const TaskRunner& runner);
 

@@ -1,6 +1,6 @@
-// AVX2. There is no vector population count, so counts are looked up, and not nibble by nibble of
+// AVX2. There is no vector population count, so counts are looked up, but not per nibble of
 // xor(a, w): a 16-entry table row holds the mismatches of one activation nibble with every weight
-// nibble, and vpshufb looks up 32 channels of it at once. A vector holds one byte of 32 output
+// nibble, and vpshufb looks up 32 channels in it at once. A vector holds one byte of 32 output
 // channels; its two nibbles are split once for all pixels. A step of 256 binary
 // multiply-accumulates is then 2 vpshufb + 2 vpaddb, where xor, two lookups and their masks would
 // be 8 operations. Byte sums are widened before they can overflow. A tile of 4 pixels x 2 vectors
@@ -10,7 +10,7 @@
 
 #include "kernels/micro_kernel.h"
 
-// Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
+// Register tiles are arrays: they stay in registers only if GCC unrolls these loops early.
 #define UNROLL _Pragma("GCC unroll 8")
 
 namespace bnn_deploy {
@@ -19,7 +19,7 @@ namespace {
 #include "kernels/vectors/avx2.inl"
 
 constexpr int64_t kBlock = 32;       // output channels per vector
-constexpr int64_t kGranule = 1;      // bytes of a channel side by side
+constexpr int64_t kGranule = 1;      // contiguous bytes of a channel
 constexpr int kMaxPixels = 4;        // pixels per register tile
 constexpr int kMaxVectors = 2;       // vectors per register tile
 constexpr int64_t kMaxBytes = 28;    // 28 * 8 bits still fit into a byte lane, and are 7 words
@@ -42,7 +42,7 @@ constexpr NibbleMismatches CountNibbleMismatches() {
 
 constexpr NibbleMismatches kNibbleMismatches = CountNibbleMismatches();
 
-// The table row at a byte offset, in both halves.
+// The table row at a byte offset, in both 128-bit halves.
 __m256i TableRow(unsigned offset) {
   const char* row = reinterpret_cast<const char*>(kNibbleMismatches.counts) + offset;
   return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(row)));
@@ -69,7 +69,8 @@ void AccumulateTile(const AccumulateArgs& args, int64_t pixel) {
                          LoadSums(initial + i));
     }
   }
-  // 16-bit sums: low[p][v] of the channels 0-7 and 16-23 of vector v, high[p][v] of the others.
+  // 16-bit sums: low[p][v] has channels 0-7 and 16-23 of vector v, high[p][v] channels 8-15 and
+  // 24-31.
   __m256i low[kPixels][kVectors], high[kPixels][kVectors];
   int64_t words_in_sums = 0;
   const auto flush = [&] {
@@ -167,7 +168,7 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
   }
 }
 
-// How binarize.inl, which explains them, goes through the input.
+// Loop parameters of binarize.inl, explained there.
 constexpr int kBinarizeVectors = 8;
 constexpr int kAbsMeanVectors = 4;
 constexpr int kFewVectors = 1;

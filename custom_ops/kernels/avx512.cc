@@ -4,15 +4,16 @@
 // with weights in the first-level cache. A tile of 6 pixels x 4 vectors keeps its 24 sums in
 // registers and needs 10 loads for 72 operations.
 //
-// Large images with float output go the other way round (ConvolvePlanes): a vector holds one word
-// of 16 pixels, the weight word is broadcast, and the sums are rows of the output planes as they
-// are. The finish that transposes took 18 % of a 3x3 convolution of 64 channels at 56x56.
+// For large images with float output the roles are swapped (ConvolvePlanes): a vector holds one
+// word of 16 pixels, the weight word is broadcast, and the sums are rows of the output planes
+// without a transpose. The transposing finish took 18 % of a 3x3 convolution of 64 channels at
+// 56x56.
 
 #include <immintrin.h>
 
 #include "kernels/micro_kernel.h"
 
-// Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
+// Register tiles are arrays: they stay in registers only if GCC unrolls these loops early.
 #define UNROLL _Pragma("GCC unroll 16")
 
 namespace bnn_deploy {
@@ -21,7 +22,7 @@ namespace {
 #include "kernels/vectors/avx512.inl"
 
 constexpr int64_t kBlock = 16;      // output channels per vector
-constexpr int64_t kGranule = 4;     // bytes of a channel side by side
+constexpr int64_t kGranule = 4;     // contiguous bytes of a channel
 constexpr int kMaxPixels = 6;       // pixels per register tile
 constexpr int64_t kMaxVectors = 4;  // vectors per register tile
 
@@ -90,7 +91,7 @@ void AccumulateBlocks(const AccumulateArgs& args, const Finish& finish) {
   }
 }
 
-// What becomes of the sums of a register tile.
+// The outputs of a register tile: its sums (StoreSums), or their signs (StoreSigns).
 struct StoreSums {
   int32_t* out;
 
@@ -168,7 +169,7 @@ void SplitRow(const SplitRowArgs& args) {
   }
 }
 
-// Adds the mismatches of one word of a window; kFirst: to nothing.
+// Adds the mismatches of one word of a window to `sums`; kFirst: overwrites `sums` with them.
 template <bool kFirst, int kChannels, int kVectors>
 __attribute__((always_inline)) inline void AddWord(const uint32_t* input, const uint32_t* weights,
                                                    __m512i (&sums)[kChannels][kVectors]) {
@@ -178,7 +179,7 @@ __attribute__((always_inline)) inline void AddWord(const uint32_t* input, const 
     const __m512i word = _mm512_set1_epi32(static_cast<int>(weights[c]));
     UNROLL for (int v = 0; v < kVectors; ++v) {
       const __m512i counts = _mm512_popcnt_epi32(_mm512_xor_si512(word, a[v]));
-      // Keeps GCC from making all differences first, for which there are no registers, and from
+      // Keeps GCC from computing all differences first, which would spill registers, and from
       // copying the sums.
       if (kFirst) {
         sums[c][v] = counts;
@@ -190,8 +191,8 @@ __attribute__((always_inline)) inline void AddWord(const uint32_t* input, const 
   }
 }
 
-// A register tile of channels x vectors of 16 pixels. kWhole: all of them are there. words: the
-// bits of 32 channels per pixel, to which those of this tile are added.
+// A register tile of channels x vectors of 16 pixels. kWhole: no pixel is missing. words: the bits
+// of 32 channels per pixel, in which the tile sets its own.
 template <int kChannels, int kVectors, bool kWhole, Epilogue kEpilogue>
 void ConvolveTile(const ConvolvePlanesArgs& args, int64_t channel, uint32_t* words) {
   const uint32_t* weights = args.weights + channel * args.words;
@@ -201,7 +202,7 @@ void ConvolveTile(const ConvolvePlanesArgs& args, int64_t channel, uint32_t* wor
     weights += kChannels;
     AddWord<false>(args.input + args.offsets[k], weights, sums);
   }
-  // A local copy, as far as the compiler knows no store changes it.
+  // A local copy: the compiler can assume that no store changes it.
   const FinishFloatArgs finish = args.finish;
   __m512i patterns[kVectors];
   UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -299,7 +300,7 @@ void ConvolvePlanes(const ConvolvePlanesArgs& args) {
   }
 }
 
-// How binarize.inl, which explains them, goes through the input.
+// Loop parameters of binarize.inl, explained there.
 constexpr int kBinarizeVectors = 16;
 constexpr int kAbsMeanVectors = 8;
 constexpr int kFewVectors = 4;

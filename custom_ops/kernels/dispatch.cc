@@ -11,7 +11,7 @@
 #include <sys/auxv.h>
 #endif
 
-// Keeps a line of isas.inc on its architecture, and drops it on others.
+// Keeps a line of isas.inc on its architecture and drops it on others.
 #define BNN_DEPLOY_ON_any(...) __VA_ARGS__
 #if defined(__x86_64__)
 #define BNN_DEPLOY_ON_x86_64(...) __VA_ARGS__
@@ -33,8 +33,8 @@ struct Unit {
   std::atomic<uint64_t> calls;
 };
 
-// The units of this architecture. Made at the first call and never moved: an Isa is known by its
-// address.
+// The units of this architecture, made at the first call and never moved: the address of an Isa
+// identifies it.
 auto& Units() {
   static Unit units[] = {
 #define BNN_DEPLOY_ISA(name, kernels, architecture, runs_here) \

@@ -1,4 +1,4 @@
-// Which micro-kernels this machine can run, which one is chosen, and how often each was called.
+// The units that this machine can run, the choice of one, and the number of calls of each.
 
 #ifndef BNN_DEPLOY_KERNELS_DISPATCH_H_
 #define BNN_DEPLOY_KERNELS_DISPATCH_H_

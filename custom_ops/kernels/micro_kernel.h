@@ -2,8 +2,8 @@
 //
 // A unit `kernels/<isa>.cc` is compiled with the flags of its instruction set, so nothing that the
 // linker could share with other units may be defined here or there: no inline function, no
-// template with external linkage, no standard library. What units have in common (generic/*.inl)
-// each includes into its own anonymous namespace, after the vectors that it is written over
+// template with external linkage, no standard library. Each unit includes the shared code
+// (generic/*.inl) into its own anonymous namespace, after the vector type that this code uses
 // (vectors/*.inl).
 
 #ifndef BNN_DEPLOY_KERNELS_MICRO_KERNEL_H_
@@ -13,9 +13,9 @@
 
 namespace bnn_deploy {
 
-// A tile is what stays in the first-level cache between accumulation and output.
+// The sums of a tile stay in the first-level cache between accumulation and output.
 constexpr int64_t kTilePixels = 64;    // a multiple of 16
-constexpr int64_t kTileChannels = 64;  // a multiple of 32, so that tiles meet at word boundaries
+constexpr int64_t kTileChannels = 64;  // a multiple of 32, so that tiles begin at word boundaries
 
 // sums[p][o] = initial[p][initial_offset + o] + sum over r < runs, k < run_words of
 //     popcount(windows[p][run_offsets[r] + k] ^ W[o][r * run_words + k])
@@ -26,16 +26,17 @@ constexpr int64_t kTileChannels = 64;  // a multiple of 32, so that tiles meet a
 // [4 * K / granule][blocks][channel_block][granule] where the unit takes the blocks together;
 // aligned to the last two dimensions (at most 64 bytes). Where 4 * run_words is no multiple of
 // granule, each run ends with pieces of granule / 2, granule / 4 and so on bytes, every size at
-// most once and in that order, which lie as the granules do: [channel_block][granule / 2].
+// most once and in that order, each laid out like a granule: [channel_block][granule / 2]. Example:
+// channel_block 8, granule 16 and one run of 5 words give [8][16] bytes, then [8][4].
 //
-// windows: word aligned, read only inside the runs (no over-read). A unit that gathers gets one
-// run, a whole number of granules.
+// windows: word aligned, read only inside the runs (no over-read). A unit with
+// `gathers` gets one run of whole granules.
 //
-// initial: rows that are readable up to the next multiple of 32 channels, 64-byte aligned at the
-// offset; values of at most 0. The population counts add up to at most 32 * K, and the caller
-// keeps K below 2^26.
+// initial: rows readable up to the next multiple of 32 channels, 64-byte aligned at
+// initial_offset; no value is positive. The population counts add up to at most 32 * K, and the
+// caller keeps K below 2^26.
 //
-// sums: [pixels][kTileChannels], 64-byte aligned; lanes beyond the last block are left alone.
+// sums: [pixels][kTileChannels], 64-byte aligned; lanes beyond the last block are not written.
 struct AccumulateArgs {
   const uint32_t* const* windows;
   int64_t pixels;  // 1 .. kTilePixels
@@ -50,11 +51,11 @@ struct AccumulateArgs {
 };
 using AccumulateFn = void (*)(const AccumulateArgs& args);
 
-// The signs of these sums: bit o % 32 of out[p * pixel_stride + o / 32] = (sums[p][o] < 0)
-// for p < pixels and o < 32 * ceil(blocks * channel_block / 32); 0 beyond the last block.
+// The signs of the sums of AccumulateArgs: bit o % 32 of out[p * pixel_stride + o / 32] =
+// (sums[p][o] < 0) for p < pixels and o < 32 * ceil(blocks * channel_block / 32); 0 beyond the last
+// block.
 //
-// accumulate.sums is scratch space and may be left untouched. out: word aligned, every word is
-// stored, perhaps byte by byte.
+// accumulate.sums is scratch space. out: word aligned; every word is stored, possibly byte by byte.
 struct AccumulateBitsArgs {
   AccumulateArgs accumulate;
   uint32_t* out;
@@ -64,20 +65,21 @@ using AccumulateBitsFn = void (*)(const AccumulateBitsArgs& args);
 
 // value[p][o] = scale[o] * (products[p] - 2 * sums[p][o]) + bias[o], plus
 //     residual[o * channel_stride + p] unless residual is null, or times factor[p] unless factor
-//     is;
+//     is null;
 // out[o * channel_stride + p] = value[p][o] unless out is null;
 // bit o % 32 of bits[p * bits_stride + o / 32] = (value[p][o] >= threshold[o]) unless bits is null;
-// for p < pixels and o < channels. Without a residual, out is not null and bits is; residual and
-// factor are not both given.
+// for p < pixels and o < channels. Without a residual, out is not null and bits is null;
+// residual and factor are not both given.
 //
-// The parenthesis is an integer below 2^24 in magnitude, so it is exact in float32 (products is
-// one, too); then follow a float32 multiply, a float32 add and, in its turn, that of the residual
-// or the multiply by the factor. A NaN gives bit 0, and the unused bits of the last word are 0;
-// every word of bits is stored once.
-// sums: as above; the lanes up to the next multiple of 16 are read, whatever they hold. scale,
-// bias, threshold (read only for bits): readable up to the next multiple of 32 channels, 64-byte
-// aligned; threshold holds NaN beyond the channels. out, residual, factor and bits: aligned to
-// their elements, out may be residual; nothing outside of the formula is read or written.
+// products and the parenthesis are integers below 2^24 in magnitude, so they are exact in float32.
+// A float32 multiply by scale and a float32 add of bias follow, then the float32 add of the
+// residual or multiply by the factor. A NaN gives bit 0, and the unused bits of the last word are
+// 0; every word of bits is stored once.
+//
+// sums: as in AccumulateArgs; lanes up to the next multiple of 16 are read and may hold anything.
+// scale, bias, threshold (read only for bits): readable up to the next multiple of 32 channels,
+// 64-byte aligned; threshold holds NaN beyond the channels. out, residual, factor and bits: aligned
+// to their elements, out may be residual; no other element is read or written.
 struct FinishFloatArgs {
   const int32_t* sums;
   const float* products;
@@ -95,20 +97,20 @@ struct FinishFloatArgs {
 };
 using FinishFloatFn = void (*)(const FinishFloatArgs& args);
 
-// What the value of FinishFloatArgs ends with: one code path of a unit each.
+// The last operation on the value of FinishFloatArgs; a unit has one code path for each.
 enum class Epilogue { kBias, kResidual, kFactor };
 
-// The convolution and its finish at once, for units that take pixels as the lanes of a vector, so
-// that sums need no transpose on their way to planes of floats: FinishFloatArgs with
+// The convolution fused with FinishFloat, for units that take pixels as the lanes of a vector, so
+// that sums need no transpose to become planes of floats: FinishFloatArgs with
 //
 // products[p] - 2 * sums[p][o] = constant[o * kMaxPatterns + patterns[p]] - 2 * mismatches[p][o],
 // mismatches[p][o] = sum over k < words of popcount(input[offsets[k] + p] ^ W[o][k]).
 //
 // The constant, the mismatches and the result are integers up to 2^24 in magnitude. words: at
 // least 1. weights: [words][kPlaneChannels] for every kPlaneChannels channels, and
-// [words][channels] for those left over. patterns: below kMaxPatterns. input and patterns: readable
-// up to the next multiple of kPlaneSlack pixels. constant: 64-byte aligned. finish.sums and
-// finish.products are not used.
+// [words][channels] for the remaining channels. patterns: below kMaxPatterns. input and patterns:
+// readable up to the next multiple of kPlaneSlack pixels. constant: 64-byte aligned. finish.sums
+// and finish.products are not used.
 constexpr int64_t kMaxPatterns = 16;
 constexpr int64_t kPlaneSlack = 16;
 constexpr int64_t kPlaneChannels = 6;
@@ -126,7 +128,7 @@ using ConvolvePlanesFn = void (*)(const ConvolvePlanesArgs& args);
 // planes[(w * kernel + x) * plane_words + i] = row[(i * stride + x * dilation) * words + w]
 // for w < words, x < kernel and i < out_width.
 //
-// Word aligned; up to kRowSlack elements after the last of the row may be read.
+// Word aligned; up to kRowSlack elements after the end of the row may be read.
 constexpr int64_t kRowSlack = 256;
 struct SplitRowArgs {
   const uint32_t* row;
@@ -153,15 +155,15 @@ struct BinarizeArgs {
 };
 using BinarizeFn = void (*)(const BinarizeArgs& args);
 
-// Two results of one reading of the planes:
+// Two results from one pass over the planes:
 //
-// * out: as of BinarizeArgs;
+// * out: as in BinarizeArgs;
 // * mean[p] = (sum over c < channels of |scale[c] * planes[c * channel_stride + p] + shift[c]|)
 //             / channels for p < pixels.
 //
 // Each term is a float32 multiply and a float32 add. They are summed in float32 in any order that
-// adds at most 32 terms one after the other, and then at most channels / 32 of such sums; a
-// division follows. No term is negative, so the result is within min(channels, channels / 32 + 40)
+// adds at most 32 terms sequentially, and then at most channels / 32 of these sums; a division
+// follows. No term is negative, so the result is within min(channels, channels / 32 + 40)
 // * 2^-24, in relative terms, of the exact mean of these terms. A NaN makes its mean NaN. All:
 // float and word aligned, no over-read; mean is also used as scratch space.
 struct BinarizeAbsMeanArgs {
@@ -191,7 +193,7 @@ using BinarizeRowsFn = void (*)(const BinarizeRowsArgs& args);
 
 // Bit c % 32 of out[p * words + c / 32] = (x[p * channels + c] >= level[c]), where bit c % 32 of
 // reachable[c / 32] is set, else 0; for p < pixels and c < channels, words = ceil(channels / 32).
-// The unused bits of the last word are 0, in reachable, too.
+// The unused bits of the last word are 0 in out and in reachable.
 //
 // level: readable up to the next multiple of 64 channels, 64-byte aligned. x: no over-read.
 struct BinarizeBytesArgs {
@@ -204,19 +206,19 @@ struct BinarizeBytesArgs {
 };
 using BinarizeBytesFn = void (*)(const BinarizeBytesArgs& args);
 
-// Rewrites a gathered window, or the weights of a channel in the same order of words, to the form
-// that the unit's accumulate functions take for rows of this length, in place. row: word aligned.
+// Rewrites `row`, a gathered window or a channel's weights in the same order of words, in place to
+// the form that the unit's accumulate functions expect for rows of this length. row: word aligned.
 using EncodeFn = void (*)(uint32_t* row, int64_t words, bool weights);
 
-// What a unit offers. Every entry is named where a unit fills it in; one that is left out is null
-// or 0, and IsComplete is false of the table unless the entry is optional.
+// The kernels and layout constants of a unit. A unit assigns the entries by name; an entry that it
+// leaves out is null or 0, and IsComplete then returns false unless the entry is optional.
 struct Kernels {
   int64_t channel_block = 0;     // output channels in a block of packed weights; divides 32
-  int64_t granule = 0;           // bytes of a channel that lie together, a power of two
+  int64_t granule = 0;           // contiguous bytes of a channel, a power of two
   bool gathers = false;          // windows are gathered, and padded to whole granules
   bool blocks_together = false;  // the blocks of a tile alternate in its weights, which the
-                                 // micro-kernel then reads from one end to the other: from memory,
-                                 // a single stream is faster than one per block
+                                 // micro-kernel then reads sequentially: from memory, a single
+                                 // stream is faster than one per block
   AccumulateFn accumulate = nullptr;
   AccumulateBitsFn accumulate_bits = nullptr;
   FinishFloatFn finish_float = nullptr;
@@ -224,15 +226,15 @@ struct Kernels {
   BinarizeAbsMeanFn binarize_abs_mean = nullptr;
   BinarizeRowsFn binarize_rows = nullptr;
   BinarizeBytesFn binarize_bytes = nullptr;
-  SplitRowFn split_row = nullptr;              // optional: null where the unit takes no planes, and
-  ConvolvePlanesFn convolve_planes = nullptr;  // then this is null, too
-  EncodeFn encode = nullptr;  // optional: null: never; else for windows of at least
-  int64_t encoded_words = 0;  // so many words, which are then gathered whatever `gathers` says
+  SplitRowFn split_row = nullptr;              // optional, with convolve_planes: null where the
+  ConvolvePlanesFn convolve_planes = nullptr;  // unit does not take pixels as lanes
+  EncodeFn encode = nullptr;  // optional; windows of encoded_words or more words are
+  int64_t encoded_words = 0;  // encoded, and gathered even where `gathers` is false
 };
 
 namespace {
 
-// For a static_assert beside each table; in an anonymous namespace, as all that units define.
+// For a static_assert beside each table; in an anonymous namespace, like all definitions in units.
 [[maybe_unused]] constexpr bool IsComplete(const Kernels& kernels) {
   return kernels.channel_block > 0 && 32 % kernels.channel_block == 0 && kernels.granule > 0 &&
          (kernels.granule & (kernels.granule - 1)) == 0 && kernels.accumulate != nullptr &&
@@ -250,7 +252,7 @@ namespace {
 #include "kernels/isas.inc"
 #undef BNN_DEPLOY_ISA
 
-// A unit by the name that users and the library's reports give it.
+// A unit with the name that BNN_DEPLOY_ISA and the library's reports use.
 struct Isa : Kernels {
   const char* name;
 };

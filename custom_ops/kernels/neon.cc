@@ -2,11 +2,11 @@
 // step, 8 channels cost 8 eor, 8 cnt, a tree of 7 addp and one uadalp: 24 operations on two pipes
 // for 1024 binary multiply-accumulates, 85.3 per cycle on Cortex-A72 and A76.
 //
-// Runs need not be whole vectors, so nothing is gathered: 64 or 32 bits that are left are taken
-// once for 2 or 4 channels of a vector, whose tree is lower by a level or two, which costs just a
-// half or a quarter of a step (and a dup). By the model of llvm-mca, as
+// Runs need not be whole vectors, so windows are not gathered: the last 64 or 32 bits of a run are
+// processed for 2 or 4 channels per vector, with one or two levels of the tree fewer, at the cost
+// of just a half or a quarter of a step (and a dup). By the model of llvm-mca, as
 // tests/benchmarks/neon_model.py prints it for a build by GCC 12 (binary multiply-accumulates per
-// cycle of a 3x3 convolution, inner loop, then with all that the tile and the output as bits cost,
+// cycle of a 3x3 convolution, inner loop, then with the other costs of the tile and of bit output,
 // on A72 and A76):
 //
 //   64 channels: 82.9 and 83.0, 76.9 and 78.9     128: 85.3 and 85.3, 83.0 and 83.2
@@ -21,7 +21,7 @@
 
 #include "kernels/micro_kernel.h"
 
-// Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
+// Register tiles are arrays: they stay in registers only if GCC unrolls these loops early.
 #define UNROLL _Pragma("GCC unroll 8")
 
 namespace bnn_deploy {
@@ -29,13 +29,14 @@ namespace {
 
 #include "kernels/vectors/neon.inl"
 
-constexpr int64_t kBlock = 8;     // output channels per register tile
-constexpr int64_t kGranule = 16;  // bytes of a channel side by side, but for what is left of a run
-constexpr int kMaxPixels = 4;     // pixels per register tile
+constexpr int64_t kBlock = 8;       // output channels per register tile
+constexpr int64_t kGranule = 16;    // contiguous bytes of a channel; fewer at the end of a run
+constexpr int kMaxPixels = 4;       // pixels per register tile
 constexpr int64_t kMaxSteps = 511;  // 511 * 128 bits still fit into a 16-bit lane
 
 // A step takes kVectors vectors of weights: 8 with 128 bits of a channel, or, at the end of a run,
-// 4 with 64 bits of two channels or 2 with 32 bits of four. These bits of a window, repeated:
+// 4 with 64 bits of two channels or 2 with 32 bits of four. Loads the matching bits of a window,
+// repeated to fill a vector.
 template <int kVectors>
 uint8x16_t LoadWindow(const uint32_t* window) {
   if (kVectors == 8) return vreinterpretq_u8_u32(vld1q_u32(window));
@@ -43,7 +44,7 @@ uint8x16_t LoadWindow(const uint32_t* window) {
   return vreinterpretq_u8_u64(vdupq_lane_u64(vreinterpret_u64_u32(vld1_u32(window)), 0));
 }
 
-// Lane c: the number of bits that differ from channel c, added to sums.
+// Adds to lane c of `sums` the number of bits in which the window and channel c differ.
 template <int kVectors>
 __attribute__((always_inline)) inline uint16x8_t AddMismatches(uint16x8_t sums, uint8x16_t window,
                                                                const uint8x16_t (&w)[kVectors]) {
@@ -71,12 +72,12 @@ __attribute__((always_inline)) inline const uint32_t* AddStep(const uint32_t* we
   return weights + kVectors * 4;
 }
 
-// Register tiles of kPixels pixels and a block of channels, as many as there are from `pixel` on.
-// Calls finish(pixel, channel, mismatches) for each; they have at most kMaxSteps steps.
+// Accumulates all whole register tiles, kPixels pixels and a block of channels each, from `pixel`
+// on. Calls finish(pixel, channel, mismatches) for each. A window has at most kMaxSteps steps.
 template <int kPixels, typename Finish>
 __attribute__((noinline)) void AccumulateTiles(const AccumulateArgs& args, int64_t block,
                                                int64_t pixel, const Finish& finish) {
-  // Local copies: as far as the compiler knows no store changes them.
+  // Local copies: the compiler can assume that no store changes them.
   const int64_t* const offsets = args.run_offsets;
   const int64_t runs = args.runs;
   const int64_t run_words = args.run_words;
@@ -116,7 +117,7 @@ void AccumulateBlock(const AccumulateArgs& args, int64_t block, const Finish& fi
   }
 }
 
-// What becomes of the mismatches of a register tile.
+// Adds the mismatches of a register tile to the initial sums, and stores the result.
 struct StoreSums {
   const int32_t* const* initial;
   int64_t initial_offset;
@@ -140,11 +141,11 @@ struct StoreSums {
 
 // Whether a window needs more steps than a register tile may take.
 bool IsLong(const AccumulateArgs& args) {
-  const int64_t run_steps = args.run_words / 4 + 2;  // the last two with what is left of a run
+  const int64_t run_steps = args.run_words / 4 + 2;  // up to two partial steps end a run
   return args.runs * run_steps > kMaxSteps;
 }
 
-// Long windows are added in parts, each to what the parts before have left in the sums.
+// Splits long windows into parts; each part adds to the sums of the earlier parts.
 void AccumulateParts(const AccumulateArgs& args) {
   constexpr int64_t kPartWords = (kMaxSteps - 2) * 4;
   for (int64_t block = 0; block < args.blocks; ++block) {
@@ -176,8 +177,8 @@ void Accumulate(const AccumulateArgs& args) {
   for (int64_t block = 0; block < args.blocks; ++block) AccumulateBlock(args, block, store);
 }
 
-// Initial sums are at most 0, so a sum is negative where the mismatches are below this limit, cut
-// to 16 bits: register tiles count less than 65535.
+// Stores the signs of the sums. Initial sums are at most 0, so a sum is negative where the
+// mismatches are below limit = -initial, which saturates at 65535: a register tile counts fewer.
 struct StoreSigns {
   const uint16_t* const* limits;
   uint8_t* out;
@@ -227,7 +228,7 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
   const AccumulateArgs& accumulate = args.accumulate;
   if (IsLong(accumulate)) return AccumulateLongBits(args);
   const int64_t channels = accumulate.blocks * kBlock;
-  // Neighbours often have the same initial sums.
+  // Neighbouring pixels often share their initial sums, and so their limits.
   uint16_t rows[kTilePixels * kTileChannels];
   const uint16_t* limits[kTilePixels];
   uint16_t* row = rows;
@@ -253,19 +254,19 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
 }
 
 // Lanes of a vector in FinishFloat: (channel c, pixel p), (c, p + 1), (c + 2, p), (c + 2, p + 1).
-// The pairs for c and c + 1 are half of a 4x4 transposition and are stored as they are: the other
-// half, of zips, takes longer than the narrower stores on Cortex-A72.
+// The pairs for c and c + 1 are the first half of a 4x4 transpose and are stored directly: the
+// second half, zips, takes longer than narrower stores on Cortex-A72.
 float32x4_t PairLanes(const float* channels, int odd) {
   const float32x4_t values = vld1q_f32(channels);
   return odd ? vtrn2q_f32(values, values) : vtrn1q_f32(values, values);
 }
 
-// What FinishFloat needs of 4 channels, for an even c and for an odd one.
+// FinishFloat's constants of 4 channels, for even c ([0]) and for odd c ([1]).
 struct ChannelConstants {
   float32x4_t scale[2];
   float32x4_t bias[2];
   float32x4_t threshold[2];
-  uint32x4_t place[2];  // of the bits
+  uint32x4_t place[2];  // of the channels' bits in their words
 };
 
 template <Epilogue kEpilogue>
@@ -282,8 +283,8 @@ ChannelConstants LoadConstants(const FinishFloatArgs& args, int64_t channel) {
   return constants;
 }
 
-// 4 channels x 2 pixels; kWhole: all of them are there. Adds the bits of the channels to words[0]
-// to words[3], in the order of the lanes.
+// 4 channels x 2 pixels; kWhole: all 8 exist. Sets the bits of the channels in words[0] to
+// words[3], in the order of the lanes.
 template <Epilogue kEpilogue, bool kWhole>
 __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& args,
                                                       const ChannelConstants& constants,
@@ -340,10 +341,10 @@ __attribute__((always_inline)) inline void FinishPair(const FinishFloatArgs& arg
   if (makes_bits) vst1q_u32(words, vorrq_u32(vld1q_u32(words), bits));
 }
 
-// Pixels inside, so that few planes are written at a time.
+// Pixels in the inner loop, so that few planes are written at a time.
 template <Epilogue kEpilogue>
 void FinishTile(const FinishFloatArgs& shared_args) {
-  const FinishFloatArgs args = shared_args;  // as far as the compiler knows no store changes a copy
+  const FinishFloatArgs args = shared_args;  // no store can change a local copy
   int32_t products[kTilePixels] = {};
   for (int64_t p = 0; p < args.pixels; ++p) products[p] = static_cast<int32_t>(args.products[p]);
   float factors[kTilePixels] = {};  // readable in pairs
@@ -352,7 +353,7 @@ void FinishTile(const FinishFloatArgs& shared_args) {
   }
   for (int64_t begin = 0; begin < args.channels; begin += 32) {
     const int64_t end = begin + 32 < args.channels ? begin + 32 : args.channels;
-    uint32_t words[2 * kTilePixels] = {};  // as FinishPair gives them
+    uint32_t words[2 * kTilePixels] = {};  // in FinishPair's order of lanes
     for (int64_t channel = begin; channel < end; channel += 4) {
       const ChannelConstants constants = LoadConstants<kEpilogue>(args, channel);
       int64_t pixel = 0;
@@ -373,7 +374,7 @@ void FinishTile(const FinishFloatArgs& shared_args) {
   }
 }
 
-// How binarize.inl, which explains them, goes through the input.
+// Loop parameters of binarize.inl, explained there.
 constexpr int kBinarizeVectors = 4;
 constexpr int kAbsMeanVectors = 4;
 constexpr int kFewVectors = 1;

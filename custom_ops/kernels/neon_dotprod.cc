@@ -1,6 +1,6 @@
-// NEON of cores with the dot product instructions, Cortex-A76 and later, whose bit-select takes no
-// longer than any other operation (on Cortex-A72 it takes two). Short windows are left to the NEON
-// unit; long ones are counted by carry-save addition of prefix XORs.
+// NEON of cores with the dot product instructions, Cortex-A76 and later, whose bit-select is
+// one operation (on Cortex-A72 it is two). The NEON unit counts short windows; long ones are
+// counted by carry-save addition of prefix XORs.
 //
 // Let d[0], d[1], ... be the vectors of bits that differ between a window and a channel, and P[k] =
 // d[0] ^ ... ^ d[k]. A full adder of P[k], d[k + 1] and d[k + 2] has the sum P[k + 2], and its
@@ -11,19 +11,19 @@
 // and with windows and weights stored as prefix XORs P[k] is a single eor. Per two vectors: 2 eor,
 // 1 bit-select, 1 cnt and 1 sdot, which adds with the weight 2: 2.5 operations per vector instead
 // of the 3 of the NEON unit. To save the inversion, the weights of every second P[k + 2] are stored
-// inverted: that P is the inverted state of the next adder, whose bit-select then gives the
-// inverted carry, which is subtracted from 128 per adder.
+// inverted: the next adder then has the inverted state and its bit-select gives the inverted carry,
+// whose count is subtracted from 128.
 //
 // By the model of llvm-mca for Cortex-A76, as tests/benchmarks/neon_model.py prints it for a build
-// by GCC 12, in binary multiply-accumulates per cycle: the loop 102.3 (that of the NEON unit 85.3),
-// a whole 3x3 convolution with bits out, gather and prefixes included, 89.4 with 256 channels and
-// 94.5 with 512 (84.3 and 84.8). With 192 channels it is no better, with 128 worse.
+// by GCC 12, in binary multiply-accumulates per cycle: the loop 102.3 (NEON unit: 85.3),
+// a whole 3x3 convolution with bit output, gather and prefix XORs included, 89.4 with 256 channels
+// and 94.5 with 512 (NEON unit: 84.3 and 84.8). With 192 channels it is no better, with 128 worse.
 
 #include <arm_neon.h>
 
 #include "kernels/micro_kernel.h"
 
-// Register tiles are arrays, which stay in registers only when GCC unrolls these loops early.
+// Register tiles are arrays: they stay in registers only if GCC unrolls these loops early.
 #define UNROLL _Pragma("GCC unroll 8")
 
 namespace bnn_deploy {
@@ -32,13 +32,13 @@ namespace {
 constexpr int64_t kBlock = 8;      // output channels in a block of weights
 constexpr int kChannels = 4;       // output channels per register tile
 constexpr int kMaxPixels = 2;      // pixels per register tile
-constexpr int64_t kGranule = 16;   // bytes of a channel side by side
-constexpr int64_t kMinWords = 72;  // from here on it wins: 256 channels, 3x3
+constexpr int64_t kGranule = 16;   // contiguous bytes of a channel
+constexpr int64_t kMinWords = 72;  // faster than the NEON unit from here on: 256 channels, 3x3
 
 uint8x16_t Load(const uint32_t* words) { return vreinterpretq_u8_u32(vld1q_u32(words)); }
 
-// Prefix XORs of vectors. In the weights, the first adder's result, or the only vector before an
-// adder, is inverted, and then every second result.
+// Prefix XORs of vectors. In the weights, every second adder state is inverted, beginning with the
+// first adder's result (even number of vectors) or with the first vector (odd number).
 void Encode(uint32_t* row, int64_t words, bool weights) {
   const int64_t vectors = words / 4;
   uint32x4_t prefix = vdupq_n_u32(0);
@@ -52,8 +52,8 @@ void Encode(uint32_t* row, int64_t words, bool weights) {
   }
 }
 
-// Two vectors of each window and channel: a full adder, the first of them (to a state of 0), or one
-// that adds the carries with kWeight: -2 for inverted ones.
+// A full adder over two vectors of each window and channel, which adds the bits of its carries
+// times kWeight (-2 for inverted carries) to `sums`. kFirst: the adder's state is 0.
 template <int kWeight, bool kFirst, int kPixels>
 __attribute__((always_inline)) inline const uint32_t* AddCarries(
     const uint32_t* weights, const uint32_t* (&windows)[kPixels],
@@ -75,22 +75,23 @@ __attribute__((always_inline)) inline const uint32_t* AddCarries(
       const int8x16_t counts = vreinterpretq_s8_u8(vcntq_u8(carry));
       sums[p][c] = vdotq_s32(sums[p][c], counts, vdupq_n_s8(kWeight));
       states[p][c] = state;
-      // Keeps Clang from working on too many sums at once, for which there are no registers.
+      // Keeps Clang from processing too many sums at once, which would spill registers.
       __asm__ volatile("" : "+w"(sums[p][c])::);
     }
   }
   return weights + 2 * kBlock * 4;
 }
 
-// Register tiles of kPixels pixels and kChannels channels, as many as there are from `pixel` on.
+// Accumulates all whole register tiles, kPixels pixels and kChannels channels each, from `pixel`
+// on.
 template <int kPixels>
 __attribute__((noinline)) void AccumulateTiles(const AccumulateArgs& args, int64_t channel,
                                                int64_t pixel) {
   const int64_t vectors = args.run_words / 4;
-  const int64_t adders = (vectors - 1) / 2;  // but for the first one, where vectors are even
+  const int64_t adders = (vectors - 1) / 2;  // without the first adder of an even number of vectors
   const bool last_is_inverted = adders % 2 == 0;
-  // The 128 of each inverted carry, twice, and of the last state if inverted; a quarter to each
-  // lane.
+  // 2 * 128 for each inverted carry, and 128 for the last state if it is inverted; a quarter in
+  // each lane.
   const int64_t inverted = (adders + 1) / 2;
   const int32x4_t base =
       vdupq_n_s32(static_cast<int32_t>(128 / 4 * (2 * inverted + (last_is_inverted ? 1 : 0))));
@@ -150,7 +151,7 @@ void Accumulate(const AccumulateArgs& args) {
   }
 }
 
-// Bytes of all 1 where one of 16 values is below 0, by their last bytes.
+// Byte i is 0xff where value i of 16 is negative, by its most significant byte, else 0.
 uint8x16_t BelowZero(const int32_t* values) {
   uint16x8_t halves[2];
   UNROLL for (int i = 0; i < 2; ++i, values += 8) {
@@ -173,8 +174,7 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
     const int32_t* sums = args.accumulate.sums + begin;
     uint32_t* out = args.out + begin / 32;
     for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
-      // Each byte keeps the bit of its place in a group of eight; three pairwise additions collect
-      // the groups.
+      // Byte i of a group of eight keeps bit i; three pairwise additions collect the groups.
       uint8x16_t bits =
           vpaddq_u8(vandq_u8(BelowZero(sums), places), vandq_u8(BelowZero(sums + 16), places));
       bits = vpaddq_u8(bits, bits);

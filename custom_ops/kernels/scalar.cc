@@ -1,4 +1,4 @@
-// Portable C++, for machines without a vector unit that we know, and the yardstick of the others.
+// Portable C++, for machines without a supported vector unit, and the reference of the other units.
 // A sum is a dot product of 64-bit words; the population count keeps eight byte counters in one
 // word (Hacker's Delight, figure 5-2) and adds them up once for up to 31 words.
 
@@ -18,7 +18,8 @@ uint64_t CountBitsPerByte(uint64_t x) {
   return (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
 }
 
-// The sum can need 11 bits, so bytes are paired before the multiply adds the four 16-bit parts.
+// The sum of eight byte counters needs up to 11 bits, so pairs of bytes are added first; the
+// multiply then adds the four 16-bit parts.
 int32_t SumBytes(uint64_t x) {
   x = (x & 0x00ff00ff00ff00ffu) + ((x >> 8) & 0x00ff00ff00ff00ffu);
   return static_cast<int32_t>((x * 0x0001000100010001u) >> 48);

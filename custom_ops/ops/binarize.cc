@@ -33,7 +33,7 @@ std::vector<float> Floats(const Tensor& tensor) {
   return {tensor.As<float>(), tensor.As<float>() + tensor.shape[0]};
 }
 
-// A constant input [C] beside this threshold.
+// A constant input [C], with the C of `threshold`.
 std::vector<float> ReadPerChannel(const NodeInfo& node, size_t index, const char* name,
                                   const std::vector<float>& threshold) {
   const Tensor tensor = node.ConstantInput(index, name);
@@ -57,7 +57,8 @@ struct Planes {
   int64_t pixels;  // of one image
 };
 
-// Input X [N, channels, spatial...]. `source` says in an error where the channels come from.
+// Input X [N, channels, spatial...]. `source` gives errors the origin of `channels`: "threshold has
+// shape [64]".
 Planes ReadPlanes(const Context& context, int64_t channels, const std::string& source) {
   const Tensor x = context.Input(0);
   if (!HasRank(x.shape) || x.shape[1] != channels) {
@@ -88,7 +89,7 @@ Rows ReadRows(const Context& context, int64_t channels) {
   return {x, CountPixels(x.shape, 0, x.shape.rank - 1)};
 }
 
-// The shape of X if it is known to be one that the operators take.
+// The shape of X if it is known and the operators support it.
 std::optional<Shape> InferFloats(const ShapeContext& context) {
   const std::optional<Shape> x = context.InputShape(0);
   return x && HasRank(*x) ? x : std::nullopt;
@@ -196,8 +197,8 @@ void BinarizeAbsMean::Compute(const Context& context) const {
                        x.shape[0], x.shape[1], pixels, bits, mean, context);
 }
 
-// Not of A: a node may lack it, onnxruntime does not say, and before 1.28 it aborts when told the
-// shape of an output that is not there. Converted models hold it in their value_info.
+// Sets no shape for A: a node may lack A, which onnxruntime does not report, and before 1.28 it
+// aborts when it gets the shape of an absent output. Converted models have A's shape in value_info.
 void BinarizeAbsMean::InferShape(const ShapeContext& context) { Binarize::InferShape(context); }
 
 const OpSchema QuantizeLevels::kSchema = {"QuantizeLevels", {kOrtFloat, kOrtFloat}, {kOrtUint32}};

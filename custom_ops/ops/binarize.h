@@ -9,13 +9,14 @@
 //   BinarizeAbsMean(X float [N, C, spatial...], threshold, scale, shift float [C])
 //       -> (bits [N, spatial..., ceil(C / 32)], A float [N, 1, spatial...])
 //       A = mean over the channels of |scale * X + shift|, a float32 multiply and a float32 add,
-//       within min(C, C / 32 + 40) * 2^-24, in relative terms, of the exact mean of these terms. It
-//       is what K of XNOR-Net (Rastegari et al., ECCV 2016, equation 11) filters.
+//       within min(C, C / 32 + 40) * 2^-24, in relative terms, of the exact mean of these terms. A
+//       is the input of the box filter that gives K of XNOR-Net (Rastegari et al., ECCV 2016,
+//       equation 11).
 //   QuantizeLevels(X float [N, C, spatial...], thresholds float [2^bits - 1, C])
 //       -> planes [N, spatial..., bits * ceil(C / 32)]
-//       level = the number of thresholds of its channel, which ascend, that an element reaches;
-//       plane j, at words j * ceil(C / 32) and up, holds bit j of the levels. Attribute, required:
-//       bits, 1 to 4
+//       level = the number of thresholds of its channel, in ascending order, that an element
+//       reaches; plane j, at words j * ceil(C / 32) and up, holds bit j of the levels. Attribute,
+//       required: bits, 1 to 4
 
 #ifndef BNN_DEPLOY_OPS_BINARIZE_H_
 #define BNN_DEPLOY_OPS_BINARIZE_H_
@@ -62,7 +63,7 @@ class BinarizeQuantized {
  private:
   const Isa& isa_;
   int64_t channels_;
-  // The thresholds as bytes; those above 255, which no byte reaches, have a 0 in reachable_.
+  // The thresholds as bytes. A channel with a threshold above 255 has a 0 bit in reachable_.
   Buffer<uint8_t> level_;
   Buffer<uint32_t> reachable_;
 };

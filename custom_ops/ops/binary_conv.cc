@@ -232,7 +232,7 @@ void BinaryConvResidual::Compute(const Context& context) const {
   auto* const out = static_cast<float*>(context.Output(0, shape));
   const Shape bits_shape = BitsShape(pixels, node_.spec().out_channels);
   auto* const bits = static_cast<uint32_t*>(context.Output(1, bits_shape));
-  if (input.batch == 0) return;  // nor does an empty one have an address
+  if (input.batch == 0) return;  // an empty output has no address either
   if (out == nullptr && bits == nullptr) {
     Fail("both outputs are absent: give Y or bits a name");
   }

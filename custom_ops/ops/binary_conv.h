@@ -13,7 +13,7 @@
 //       y = (scale * float(acc) + bias) + residual, bit = y >= threshold and 0 for NaN;
 //       either output may be absent, but not both
 //   BinaryConvLevels(X, W, scale [O], bias [O]) -> float [N, O, spatial...]
-//       of levels 0 to 2^bits - 1 instead of ±1, as QuantizeLevels makes them: X is bit planes
+//       for levels 0 to 2^bits - 1 (QuantizeLevels) instead of ±1: X is bit planes
 //       [N, spatial..., bits * ceil(C / 32)], least significant first; acc is the sum of
 //       level * ±1, y as for BinaryConv, and a padded tap holds level 0. One more attribute: bits
 //
@@ -30,20 +30,20 @@
 
 namespace bnn_deploy {
 
-// What the operators share: attributes and inputs, read and checked.
+// The attributes and constant inputs that all these operators share, read and checked.
 class ConvNode {
  public:
   ConvNode(const NodeInfo& node, size_t pad_value_input);
-  explicit ConvNode(const NodeInfo& node);  // of levels
+  explicit ConvNode(const NodeInfo& node);  // BinaryConvLevels
 
   const ConvSpec& spec() const { return spec_; }
   const uint32_t* weights() const { return weights_; }
 
   // A constant input with one value per output channel.
   Tensor PerOutput(const NodeInfo& node, size_t index, const char* name) const;
-  // Inputs 2 and 3.
+  // Inputs 2 (scale) and 3 (bias).
   FloatConstants ScaleAndBias(const NodeInfo& node) const;
-  // Input X, checked, and [N, output spatial...].
+  // Input X, checked. Sets out_pixels to [N, output spatial...].
   BitBatch ReadInput(const Context& context, Shape* out_pixels) const;
 
  private:
@@ -61,9 +61,9 @@ class BinaryConv {
   static const OpSchema kSchema;
   explicit BinaryConv(const NodeInfo& node);
   void Compute(const Context& context) const;
-  // Of output 0 alone. A node may lack the bits of BinaryConvResidual, onnxruntime does not say,
-  // and before 1.28 it aborts when told the shape of an output that is not there. Converted models
-  // hold it in their value_info.
+  // Sets the shape of output 0 only. A BinaryConvResidual node may lack its bits, which onnxruntime
+  // does not report, and before 1.28 it aborts when it gets the shape of an absent output.
+  // Converted models have the shape in value_info.
   static void InferShape(const ShapeContext& context);
 
  protected:

@@ -1,4 +1,4 @@
-// A linear layer over the last dimension, of ±1 packed into bits:
+// A linear layer over the last dimension, with ±1 activations and weights packed into bits:
 //
 //   BinaryLinear(X bits [N, ..., ceil(C / 32)], W bits [O, ceil(C / 32)], scale float [O],
 //                bias float [O]) -> float [N, ..., O]

@@ -19,7 +19,7 @@ struct Image {
   int64_t words;
 };
 
-// One row of the output: whole rows of the image first, then the columns of their OR. A window
+// One output row: ORs the image rows of the windows, then the columns of the result. A window
 // wholly in the padding is 0: -1 in every channel.
 void PoolRow(const Image& image, const Axis& rows, const Axis& columns, int64_t out_y,
              int64_t out_width, uint32_t* out) {

@@ -1,7 +1,7 @@
 // LibraryInfo(X int64 [1]) -> uint8 [n], a kernel without a function body that no converted model
 // contains: UTF-8 JSON with the version, the instruction sets this machine can run (best first),
-// the one a kernel created now would use, and how many micro-kernel calls each has had in this
-// process. It is how a program, or a test, proves which kernels ran.
+// the one a kernel created now would use, and the number of micro-kernel calls of each in this
+// process. Programs and tests use it to prove which kernels ran.
 
 #ifndef BNN_DEPLOY_OPS_LIBRARY_INFO_H_
 #define BNN_DEPLOY_OPS_LIBRARY_INFO_H_
@@ -15,7 +15,7 @@ class LibraryInfo {
   static const OpSchema kSchema;
   explicit LibraryInfo(const NodeInfo&) {}
   void Compute(const Context& context) const;
-  static void InferShape(const ShapeContext&) {}  // the length of the text is not known before
+  static void InferShape(const ShapeContext&) {}  // the text's length is unknown until it runs
 };
 
 }  // namespace bnn_deploy

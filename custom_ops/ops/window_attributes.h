@@ -1,5 +1,6 @@
-// The attributes kernel_shape, strides, pads (begins, then ends) and dilations of windows over bits
-// [N, spatial..., words] with 1 or 2 spatial dimensions, and the output shapes that follow.
+// The attributes kernel_shape, strides, pads (begins, then ends: [top, left, bottom, right]) and
+// dilations of windows over bits [N, spatial..., words] with 1 or 2 spatial dimensions, and the
+// output shapes that they give.
 
 #ifndef BNN_DEPLOY_OPS_WINDOW_ATTRIBUTES_H_
 #define BNN_DEPLOY_OPS_WINDOW_ATTRIBUTES_H_

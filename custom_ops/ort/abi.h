@@ -37,7 +37,7 @@ enum OrtCharacteristic : int { kOrtRequired = 0, kOrtOptional = 1 };
 enum OrtMemoryType : int { kOrtMemoryDefault = 0 };
 
 // Each function returns null on success unless its return type says otherwise. A status that we
-// receive and do not hand on must be released.
+// receive and do not return must be released.
 struct OrtApi {
   OrtStatus* (*CreateStatus)(OrtErrorCode code, const char* message);
   void* slots_1[1];

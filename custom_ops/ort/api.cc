@@ -45,7 +45,7 @@ Tensor ReadTensor(const OrtValue* value) {
   return {data, ReadShape(info.get())};
 }
 
-// Unlike the other infos, this one stays the context's.
+// The context keeps the ownership of this info, unlike that of the other infos.
 const OrtTensorTypeAndShapeInfo* InputInfo(const OrtShapeInferContext* context, size_t index) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   Check(Ort().ShapeInferContext_GetInputTypeShape(context, index, &info));
@@ -203,7 +203,7 @@ void Context::Run(size_t count, void (*task)(void*, size_t), void* data) const {
       std::call_once(j->failed, [j] { j->error = std::current_exception(); });
     }
   };
-  // As many batches as tasks, so that a thread that is done takes the next one.
+  // As many batches as tasks, so that a thread that finishes one takes the next.
   Check(Ort().KernelContext_ParallelFor(context_, run, count, count, &job));
   if (job.error) std::rethrow_exception(job.error);
 }
@@ -248,7 +248,7 @@ void ShapeContext::SetOutputShape(size_t index, const Shape& shape, OrtElementTy
     Check(Ort().GetSymbolicDimensions(input, input_names.data(), Rank(input)));
     names[0] = input_names[0];
   }
-  // onnxruntime would take an unknown dimension without a symbol for the number -1.
+  // onnxruntime would read an unknown dimension without a symbol as the number -1.
   for (size_t i = 0; i < shape.rank; ++i) {
     if (shape[i] < 0 && *names[i] == '\0') return;
   }

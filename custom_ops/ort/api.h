@@ -1,5 +1,5 @@
-// What the operators see of ONNX Runtime: nodes, tensors, shapes and tasks, with errors as C++
-// exceptions. `DefineOp` closes the boundary again: what leaves it is a status.
+// The operators' interface to ONNX Runtime: nodes, tensors, shapes and tasks, with errors as C++
+// exceptions. `DefineOp` converts exceptions back to statuses.
 
 #ifndef BNN_DEPLOY_ORT_API_H_
 #define BNN_DEPLOY_ORT_API_H_
@@ -23,15 +23,16 @@ const OrtApi& Ort();
 // Throws std::runtime_error with the status's message unless it is null, and releases it.
 void Check(OrtStatus* status);
 
-// Throws std::invalid_argument. What goes wrong in a node needs no name of it: that comes in front
-// where the exception becomes a status.
+// Throws std::invalid_argument. `what` need not name the node: StatusFromException puts its label
+// in front.
 [[noreturn]] void Fail(const std::string& what);
 
-// The status for the exception that is being handled (std::invalid_argument: invalid argument),
-// "`label`: what it says".
+// The status for the exception being handled (kOrtInvalidArgument for std::invalid_argument), with
+// the message "`label`: message of the exception".
 OrtStatus* StatusFromException(const OrtApi& api, const std::string& label) noexcept;
 
-// "BinaryConv 'conv1'" of a node with that name, "BinaryConv of output 'y'" of one without a name.
+// "BinaryConv 'conv1'" for a node named conv1, "BinaryConv of output 'y'" for a node without a
+// name.
 std::string NodeLabel(const OrtKernelInfo* info, const char* op_type);
 
 struct Shape {
@@ -56,7 +57,7 @@ struct Tensor {
   }
 };
 
-// A node while its kernel is created.
+// A node during the creation of its kernel.
 class NodeInfo {
  public:
   explicit NodeInfo(const OrtKernelInfo* info) : info_(info) {}
@@ -73,7 +74,7 @@ class NodeInfo {
   const OrtKernelInfo* info_;
 };
 
-// A node while it runs.
+// A node during a run.
 class Context : public TaskRunner {
  public:
   explicit Context(OrtKernelContext* context) : context_(context) {}
@@ -87,8 +88,8 @@ class Context : public TaskRunner {
   OrtKernelContext* context_;
 };
 
-// A node while shapes are inferred. An input or attribute that is unknown or malformed is nullopt:
-// shapes are then left open and the kernel's constructor reports the error with the node's name.
+// A node during shape inference. An unknown or malformed input or attribute is nullopt: shapes are
+// then left open, and the kernel's constructor reports the error with the node's name.
 class ShapeContext {
  public:
   explicit ShapeContext(OrtShapeInferContext* context) : context_(context) {}
@@ -96,25 +97,25 @@ class ShapeContext {
   // -1 for a symbolic dimension.
   std::optional<Shape> InputShape(size_t index) const;
   std::optional<int64_t> Int(const char* name) const;
-  // True when `name` has exactly `count` integers, which are then at `out`.
+  // Copies the integers of `name` to `out` and returns true if there are exactly `count`.
   bool Ints(const char* name, int64_t* out, size_t count) const;
-  // Of output `index`, -1 for an unknown dimension; the first one takes the symbol that input 0 (of
-  // a rank that InputShape accepts) has there. With another unknown dimension the shape is left
-  // open.
+  // Sets the shape of output `index`. -1 is an unknown dimension: dimension 0 then takes the symbol
+  // of input 0's dimension 0 ("N"), and any other unknown dimension leaves the shape open. Input 0
+  // must have a rank that InputShape accepts.
   void SetOutputShape(size_t index, const Shape& shape, OrtElementType type) const;
 
  private:
   OrtShapeInferContext* context_;
 };
 
-// All inputs are required; of several outputs each may be absent.
+// All inputs are required; if there are several outputs, each of them may be absent.
 struct OpSchema {
   const char* name;
   std::vector<OrtElementType> inputs;
   std::vector<OrtElementType> outputs;
 };
 
-// What onnxruntime holds for a node.
+// The kernel object that onnxruntime holds for a node.
 template <typename Op>
 struct Kernel {
   std::string label;

@@ -38,7 +38,7 @@ OrtCustomOpDomain* CreateDomain() {
 }
 
 OrtStatus* RuntimeTooOld(const OrtApiBase& base) {
-  // Any older table will do: CreateStatus has been its first slot since version 1.
+  // Any older function table works: CreateStatus has been its first slot since version 1.
   for (uint32_t version = kOrtApiVersion - 1; version > 0; --version) {
     const OrtApi* const api = base.GetApi(version);
     if (api == nullptr) continue;

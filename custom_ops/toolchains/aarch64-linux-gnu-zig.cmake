@@ -1,11 +1,11 @@
-# 64-bit ARM (Raspberry Pi 3, 4, 5) with the clang and the C++ library in PyPI's package ziglang, for those without apt.
+# 64-bit ARM (Raspberry Pi 3, 4, 5) with clang and the C++ library of PyPI's package ziglang, for machines without apt.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 find_program(BNN_DEPLOY_ZIG python-zig)
 if(NOT BNN_DEPLOY_ZIG)
   message(FATAL_ERROR "python-zig is missing: pip install ziglang")
 endif()
-# 2.28 is the glibc to link against, that of onnxruntime's own wheels.
+# Links against glibc 2.28, like onnxruntime's own wheels.
 set(CMAKE_CXX_COMPILER ${BNN_DEPLOY_ZIG} c++ -target aarch64-linux-gnu.2.28)
 # The symbols of the C++ library are 4 MB, and the machine's own `strip` knows no ARM.
 set(CMAKE_STRIP "")

@@ -1,5 +1,5 @@
 # cmake -DREADELF=... -DLIBRARY=... "-DNEWEST=GLIBC_2.34;GLIBCXX_3.4.29" -P check_versions.cmake
-# Fails if the library needs newer versions than these: it would not load where the wheel's tag says that it does.
+# Fails if the library needs newer versions than NEWEST: it would not load on every machine of the wheel's tag.
 execute_process(COMMAND ${READELF} -V ${LIBRARY} OUTPUT_VARIABLE versions COMMAND_ERROR_IS_FATAL ANY)
 foreach(newest ${NEWEST})
   string(REGEX REPLACE "_.*" "" name ${newest})

@@ -47,34 +47,34 @@ OPENVINO, LARQ = "OpenVINO binary", "Larq"
 ENGINES = [OURS, OURS_INT8, FLOAT, INT8, OPENVINO, LARQ]
 
 CHECKED_SAMPLES = 16
-"""How many different inputs each engine's values are checked on, at least."""
+"""Minimum number of different inputs on which each engine's values are checked."""
 
 CALIBRATION_SAMPLES = 32
-"""How many inputs the int8 models are calibrated on; others than those that are measured."""
+"""Number of inputs for the calibration of the int8 models; they are not measured."""
 
 INT8_OPERATORS = ["Conv", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Relu", "Reshape"]
-"""Those that onnxruntime has int8 kernels for: without BatchNormalization, which it would quantise and run in float."""
+"""Operators with int8 kernels in onnxruntime; BatchNormalization has none, and would be quantised but run in float."""
 
 WARM_MS, TIMED_MS = 3.0, 10.0
-"""What an engine runs untimed and timed when it is its turn; at least one run of each."""
+"""Milliseconds of untimed and of timed runs in an engine's turn; at least one run of each."""
 
 BATCH_ROUNDS = 10
-"""Turns of each engine at most for batches above 1, whose runs are long."""
+"""Maximum number of turns per engine for batches above 1, whose runs are long."""
 
 LAYER_TOLERANCE = 1e-5
 NETWORK_TOLERANCE = 1e-4
 INT8_TOLERANCE = 0.25
-"""Largest relative error of a sample that is right: |y - reference| / |reference - its mean|.
+"""Largest relative error of a correct sample: |y - reference| / |reference - its mean|.
 
-For binary models it leaves room for float rounding only. int8 models are held against their own float model, and differ
-by their quantisation.
+For binary models it leaves room for float rounding only. int8 models are compared with their own float model, and
+differ by their quantisation.
 """
 
 NETWORK_SHARE = 0.25
-"""Share of samples within the tolerance that makes a binary network right; of all other models all must be.
+"""A binary network is correct if this share of its samples is within the tolerance; other models need all samples.
 
 Another order of float sums flips a sign here and there, and one flipped sign can move a deep network's output by 20 %.
-A right engine still has samples without a flip; a wrong one has none.
+A correct engine still has samples without a flip; a wrong one has none.
 """
 
 
@@ -84,11 +84,11 @@ class Candidate:
 
     Attributes:
         label: one of ENGINES.
-        engine: the module in peers/ that runs it.
-        model: what that module loads.
-        reference: the float ONNX file whose values in onnxruntime are the right ones.
-        tolerance: largest relative error of a sample that is right.
-        share: of the samples must be within the tolerance.
+        engine: the module in peers/ that runs the model.
+        model: the file that the module loads.
+        reference: the float ONNX file whose values in onnxruntime are the expected ones.
+        tolerance: largest relative error of a correct sample.
+        share: minimum share of samples within the tolerance.
         options: further arguments of the module's `load`.
     """
 
@@ -103,7 +103,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Workload:
-    """A layer or a network: what is measured, on what input ([samples, C, H, W] float32)."""
+    """A layer or a network: the engines' models of it, and its input ([samples, C, H, W] float32)."""
 
     name: str
     kind: str
@@ -129,21 +129,21 @@ class Result:
 
     @property
     def within(self) -> int:
-        """How many samples' relative errors are within the tolerance."""
+        """The number of samples whose relative error is within the tolerance."""
         return sum(error <= self.tolerance for error in self.errors)
 
     @property
     def right(self) -> bool:
-        """Whether the engine computes what it should."""
+        """Whether the engine computes the reference's values."""
         return self.within >= self.share * len(self.errors)
 
 
 class WorkerError(Exception):
-    """A worker could not do what it was asked."""
+    """A request to a worker failed."""
 
 
 class Worker:
-    """A process that holds engines; see peers/worker.py for what it can be asked."""
+    """A process that holds engines; its requests are listed in peers/worker.py."""
 
     def __init__(self, python: str, paths: Sequence[str]) -> None:
         self.errors = TemporaryFile()  # noqa: SIM115 (lives as long as the process)
@@ -182,7 +182,7 @@ class Worker:
 
 
 class Workers:
-    """The processes: onnxruntime in this Python, each peer in the one that `--peers` names."""
+    """The worker processes: onnxruntime in this Python, each peer in the Python that `--peers` names."""
 
     def __init__(self, peers: str) -> None:
         own = [str(BENCHMARKS), *(path for path in sys.path if path)]
@@ -256,7 +256,7 @@ def layer_workload(name: str, folder: Path) -> Workload:
 
 
 def network_workload(name: str, folder: Path) -> Workload:
-    """LeNet-5 and NIN as they were trained; others from a seeded initialisation, BatchNorm calibrated on images."""
+    """LeNet-5 and NIN are trained; others have seeded weights and BatchNorm calibrated on images."""
     import onnx
 
     from bnn_deploy.architectures import ARCHITECTURES
@@ -280,7 +280,7 @@ def network_workload(name: str, folder: Path) -> Workload:
 
     candidates = [
         Candidate(OURS, "ort", binary, flat, NETWORK_TOLERANCE, NETWORK_SHARE, {"kernels": True}),
-        # Held against the function bodies in its own file: what 8 bits cost in accuracy is not this script's question.
+        # Compared with the function bodies in its own file: this script does not measure the accuracy lost by 8 bits.
         Candidate(OURS_INT8, "ort", int8_edges, int8_edges, NETWORK_TOLERANCE, NETWORK_SHARE, {"kernels": True}),
         Candidate(FLOAT, "ort", flat, flat, NETWORK_TOLERANCE, NETWORK_SHARE),
         Candidate(INT8, "ort", int8, folder / "relu.onnx", INT8_TOLERANCE, 1.0),
@@ -293,7 +293,7 @@ def network_workload(name: str, folder: Path) -> Workload:
 def peer_candidates(
     flat: Path, shape: tuple[int, ...], tolerance: float, share: float, folder: Path
 ) -> list[Candidate]:
-    """What OpenVINO and Larq build their graphs from."""
+    """The candidates for OpenVINO and Larq, with the plans that they build their graphs from."""
     import onnx
     from peers.plan import read_onnx, use_tensorflow_padding
 
@@ -333,7 +333,7 @@ def quantize(model: Path, calibration: NDArray[np.float32], output: Path) -> Pat
         Reader(),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
-        reduce_range=True,  # as convert does: without VNNI, 8-bit weights saturate
+        reduce_range=True,  # as in convert: without VNNI, 8-bit weights saturate
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=INT8_OPERATORS,
@@ -352,7 +352,7 @@ def relative_errors(y: NDArray[np.float32], reference: NDArray[np.float32]) -> l
 
 
 class Outputs:
-    """Makes engines compute the workload's samples, batch by batch."""
+    """Computes the workload's samples on the engines, batch by batch."""
 
     def __init__(self, workload: Workload, batch: int, threads: int, workers: Workers, folder: Path) -> None:
         self.batch, self.threads, self.workers, self.folder = batch, threads, workers, folder
@@ -399,7 +399,7 @@ def measure(
     """Check every engine's values, then time them in turns.
 
     Returns:
-        The results, and why an engine has none.
+        The results, and for each engine without results the reason.
     """
     outputs = Outputs(workload, batch, threads, workers, folder)
     errors: dict[str, list[float]] = {}
@@ -586,7 +586,7 @@ def page(record: dict[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure what the arguments say; the record that `report` prints and --json writes."""
+    """Run the measurements of the arguments; return the record that `report` prints and --json writes."""
     load_before = os.getloadavg()[0]
     rounds = 3 if arguments.quick else arguments.rounds
     results: list[Result] = []

@@ -2,9 +2,9 @@
 
 The layers are 3x3, floats in and floats out. Without K: Binarize and BinaryConv. With K: BinarizeAbsMean, the box
 filter (as an AveragePool, and as the Conv that the paper writes) and BinaryConvScaled; and, to see what fusing them is
-worth, the same from separate operators. In float32: Sign and Conv, and these and K from standard operators. All are
-timed in turn, round by round, so that a change of the machine's clock meets them all alike; the table has medians, and
-what K adds is the median of the rounds' ratios.
+worth, the same from separate operators. In float32: Sign and Conv, without K and with K from standard operators. All
+are timed in turn, round by round, so that a change of the machine's clock affects them all alike; the table has
+medians, and the cost of K is the median of the rounds' ratios.
 
     python tests/benchmarks/k_speed.py --isa avx512 --json k.json
 """
@@ -25,7 +25,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from bnn_deploy.runtime.session import library_path
 
 LAYERS = [(64, 56), (128, 28), (256, 14)]
-"""Channels in and out, and height and width."""
+"""(channels in and out, height and width)."""
 
 POOL, CONV, UNFUSED = "with K, AveragePool", "with K, Conv", "with K, not fused"
 PLAIN, FLOAT, FLOAT_K = "without K", "float32", "float32 with K"
@@ -93,7 +93,7 @@ def make_model(channels: int, size: int, kind: str) -> onnx.ModelProto:
 
 
 class Runner:
-    """A session with its tensors bound, so that a call is onnxruntime's and the kernels' time."""
+    """A session with bound tensors, so that a call's time is that of onnxruntime and the kernels."""
 
     def __init__(self, channels: int, size: int, kind: str) -> None:
         options = ort.SessionOptions()
@@ -115,9 +115,9 @@ class Runner:
 
 
 def measure(rounds: int) -> list[dict]:
-    """Per layer, the median in ms of each kind, and what K adds to the layer without it."""
+    """Per layer, the median in ms of each kind, and the relative cost of K."""
     runners = {(layer, kind): Runner(*layer, kind) for layer in LAYERS for kind in KINDS}
-    # A sample of about 5 ms: long against the clock's resolution, short against the machine's moods.
+    # A sample of about 5 ms: long against the clock's resolution, short against changes of the machine's speed.
     calls = {key: max(1, round(5 / min(runner.milliseconds(3) for _ in range(3)))) for key, runner in runners.items()}
     times: dict = {key: [] for key in runners}
     for _ in range(rounds):

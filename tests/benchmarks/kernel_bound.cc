@@ -1,5 +1,5 @@
-// How near the convolution comes to what the instruction set allows. In one run, and in turn, for
-// each instruction set of the machine:
+// Compares the convolution with the peak rate of the instruction set. Measures in turn, for each
+// instruction set of the machine:
 //
 // * the bound: a loop of the unit's own xor + population count + add whose operands all stay in
 //   registers, so that it has no loads, no stores and no epilogue;
@@ -29,7 +29,7 @@
 #endif
 
 #define UNROLL _Pragma("GCC unroll 32")
-// The compiler must take the value for new, and keep it in a register.
+// Makes the compiler assume that the value has changed, and keep it in a register.
 #define OPAQUE(constraint, value) __asm__ volatile("" : "+" constraint(value))
 
 namespace {
@@ -38,7 +38,7 @@ using namespace bnn_deploy;
 
 constexpr int64_t kSteps = 1000;
 
-// Each returns the number of multiply-accumulates that it did.
+// Each bound runs its loop and returns the number of multiply-accumulates.
 
 // 64 binary multiply-accumulates in general registers: xor, the byte counts of Hacker's Delight
 // figure 5-2 (10 operations), add.
@@ -60,7 +60,7 @@ int64_t BoundScalar() {
 }
 
 #if defined(__x86_64__)
-// 256: 2 vpshufb (the mismatches of two nibbles, looked up) and 2 vpaddb.
+// 256 per step: 2 vpshufb (look up the mismatches of two nibbles) and 2 vpaddb.
 __attribute__((target("avx2"))) int64_t BoundAvx2() {
   __m256i sums[8], row0 = _mm256_set1_epi8(1), row1 = row0, w0 = row0, w1 = row0;
   UNROLL for (int i = 0; i < 8; ++i) sums[i] = _mm256_setzero_si256();
@@ -77,7 +77,7 @@ __attribute__((target("avx2"))) int64_t BoundAvx2() {
   return kSteps * 8 * 256;
 }
 
-// 512: vpxord, vpopcntd, vpaddd.
+// 512 per step: vpxord, vpopcntd, vpaddd.
 __attribute__((target("avx512f,avx512vpopcntdq"))) int64_t BoundAvx512() {
   __m512i sums[24], a = _mm512_set1_epi32(1), w = a;
   UNROLL for (int i = 0; i < 24; ++i) sums[i] = _mm512_setzero_si512();
@@ -91,7 +91,7 @@ __attribute__((target("avx512f,avx512vpopcntdq"))) int64_t BoundAvx512() {
   return kSteps * 24 * 512;
 }
 #elif defined(__aarch64__)
-// 1024: 8 eor, 8 cnt, 7 addp, 1 uadalp.
+// 1024 per step: 8 eor, 8 cnt, 7 addp, 1 uadalp.
 int64_t BoundNeon() {
   uint16x8_t sums[4] = {vdupq_n_u16(0), vdupq_n_u16(0), vdupq_n_u16(0), vdupq_n_u16(0)};
   uint8x16_t a = vdupq_n_u8(1), w = vdupq_n_u8(2);
@@ -130,7 +130,7 @@ constexpr Bound kBounds[] = {
     {"scalar", "64 MAC = xor + byte counts by shifts and masks + add", BoundScalar},
 };
 
-// Null where none is written down for the instruction set.
+// Null if kBounds has no loop for the instruction set.
 const Bound* BoundOf(const Isa& isa) {
   for (const Bound& bound : kBounds) {
     if (std::strcmp(bound.isa, isa.name) == 0) return &bound;

@@ -2,8 +2,8 @@
 
 Builds ``kernel_bound.cc`` (an optional CMake target, not part of the wheel) in a temporary folder,
 or in ``--build``, and runs it: for each instruction set of the machine a register-only loop of its
-own xor + population count + add, and in turn with it the convolution of four 3x3 layers on one
-thread, bits in and float32 out.
+own xor + population count + add, in turns with the convolution of four 3x3 layers on one thread,
+bits in and float32 out.
 
     python tests/benchmarks/kernel_bound.py --rounds 500
 """
@@ -20,7 +20,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 
 
 def run(build: Path, rounds: int) -> None:
-    """Build the benchmark in ``build`` and run it; its output goes to stdout, that of the build to stderr."""
+    """Build the benchmark in ``build`` and run it; the benchmark's output goes to stdout, the build's to stderr."""
     configure = ["cmake", "-S", str(SOURCE), "-B", str(build), "-DBNN_DEPLOY_BENCHMARKS=ON"]
     subprocess.run(configure, check=True, stdout=sys.stderr)
     subprocess.run(["cmake", "--build", str(build), "--target", "kernel_bound"], check=True, stdout=sys.stderr)

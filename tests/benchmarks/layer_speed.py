@@ -2,7 +2,7 @@
 against onnxruntime's float32 Conv, one thread.
 
 All take and give float32 tensors of the same shape. All layers and engines are timed in turn, round
-by round, so that a change of the machine's clock meets them all alike; the table has the median and
+by round, so that a change of the machine's clock affects them all alike; the table has the median and
 the 10th and 90th percentile over the rounds. 1 GMAC/s is 10^9 multiply-accumulates of the
 convolution per second.
 
@@ -93,7 +93,7 @@ def make_model(layer: Layer, engine: str) -> onnx.ModelProto:
 
 
 class Runner:
-    """A session with its tensors bound, so that a call is onnxruntime's and the kernels' time."""
+    """A session with bound tensors, so that a call's time is that of onnxruntime and the kernels."""
 
     def __init__(self, layer: Layer, engine: str) -> None:
         options = ort.SessionOptions()
@@ -122,7 +122,7 @@ def percentiles(times: list[float]) -> dict[str, float]:
 
 def measure(rounds: int) -> list[dict]:
     runners = {(layer, engine): Runner(layer, engine) for layer in LAYERS for engine in ENGINES}
-    # A sample of about 5 ms: long against the clock's resolution, short against the machine's moods.
+    # A sample of about 5 ms: long against the clock's resolution, short against changes of the machine's speed.
     calls = {key: max(1, round(5 / min(runner.milliseconds(3) for _ in range(3)))) for key, runner in runners.items()}
     times: dict = {key: [] for key in runners}
     for _ in range(rounds):

@@ -6,11 +6,11 @@ convolution runs through them, and gives that code to llvm-mca for Cortex-A72 an
 Neoverse N1 model, which is the same core, at four instructions per cycle). These are MODEL figures,
 not measurements on a board: caches never miss and branches are always predicted.
 
-The inner loop of the NEON unit is one run (a row of three taps, which lie together in memory) with
-all its pointer arithmetic; that of the dotprod unit, which takes long windows on Cortex-A76, two
-carry-save adders. The whole tile adds what else a layer of as many output channels costs: start and
-end of the register tile, reduction, output as bits or as float32, the copy of the padded input and,
-for the dotprod unit, of the windows.
+The inner loop of the NEON unit is one run (a row of three taps, contiguous in memory) with all its
+pointer arithmetic. The inner loop of the dotprod unit, for long windows on Cortex-A76, is two
+carry-save adders. The whole tile adds the other costs of a layer with as many output channels: start
+and end of the register tile, reduction, output as bits or as float32, the copy of the padded input
+and, for the dotprod unit, of the windows.
 
     python tests/benchmarks/neon_model.py --library build-arm64/libbnn_deploy_ops.so
 """
@@ -33,7 +33,7 @@ from pathlib import Path
 from bnn_deploy.errors import BnnDeployError, InputError, SetupError
 
 CHANNELS = (32, 64, 96, 128, 192, 256, 512)
-TAPS = 3  # of a row and of a column
+TAPS = 3  # in a row and in a column of the kernel
 BLOCK = 8  # output channels of a register tile
 MODELS = {  # llvm-mca's options
     "cortex-a72": ("-mcpu=cortex-a72",),
@@ -41,13 +41,13 @@ MODELS = {  # llvm-mca's options
 }
 MIN_LLVM = 19
 # Larq Compute Engine 0.16, kernel 8x4x4, inner loop, by the same models: the best public figures.
-# It has none of its own for 96 channels.
+# Larq has no kernel of its own for 96 channels.
 LARQ = {32: (68.2, 73.0), 64: (81.8, 73.1), 96: None, **dict.fromkeys((128, 192, 256, 512), (85.3, 85.3))}
-# What memcpy does with long rows.
+# memcpy's loop for long rows.
 COPY = ["ldp q0, q1, [x1], #32", "stp q0, q1, [x0], #32", "subs x2, x2, #32", "b.hi 1f"]
 COPY_BYTES = 32
 CARRY_SAVE_WORDS = 72  # kMinWords of kernels/neon_dotprod.cc
-PIXEL_BYTES = 20  # window, initial sum and number of products of a pixel, which are looked up once
+PIXEL_BYTES = 20  # per pixel: window pointer, initial-sum pointer, number of products; looked up once
 
 SELECTS = {"bsl", "bit", "bif"}
 BRANCH = re.compile(r"(b|b\.\w+|cbz|cbnz|tbz|tbnz)$")
@@ -61,14 +61,14 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """Where a branch inside a function goes; None for all else."""
+        """The target address of a branch inside a function; None for other instructions."""
         if not BRANCH.match(self.name):
             return None
         return int(self.operands.split("<")[0].split(",")[-1].strip(), 16)
 
     @property
     def assembly(self) -> str:
-        """For llvm-mca: branches go to a label ``1`` at the end, which does not matter to it."""
+        """Assembly for llvm-mca. Branches target a label ``1`` at the end; llvm-mca ignores branch targets."""
         operands = self.operands.split("<")[0].strip()
         if self.target is not None or self.name == "adrp":
             operands = ", ".join([*(part.strip() for part in operands.split(",")[:-1]), "1f"])
@@ -86,7 +86,7 @@ def count(instructions: Iterable[Instruction], name: str) -> int:
     return sum(instruction.name == name for instruction in instructions)
 
 
-State = tuple[int, int, int]  # of a walk through a graph: address, labels so far, differences so far
+State = tuple[int, int, int]  # of a walk through a graph: (address, labels passed, vector eors passed)
 
 
 def reachable(start: int, edges: dict[int, list[int]], without: set[int]) -> set[int]:
@@ -100,7 +100,7 @@ def reachable(start: int, edges: dict[int, list[int]], without: set[int]) -> set
 
 
 class Graph:
-    """The code around a loop, as basic blocks. Some blocks have a label of one letter."""
+    """The code around a loop, as basic blocks. Some blocks have a one-letter label, such as ``V``."""
 
     def __init__(self, code: Sequence[Instruction], first: int, last: int, loops_around: int) -> None:
         """``code[first : last + 1]`` is the loop, inside ``loops_around`` others."""
@@ -116,7 +116,7 @@ class Graph:
         self.labels: dict[int, str] = {}
 
     def block(self, address: int) -> tuple[list[Instruction], list[int]]:
-        """The basic block at ``address`` and where it can go."""
+        """The basic block at ``address`` and the addresses of its successors."""
         block: list[Instruction] = []
         for i in range(self._index[address], len(self._code)):
             instruction = self._code[i]
@@ -132,9 +132,9 @@ class Graph:
         return block, []
 
     def _headers_around(self, address: int) -> list[int]:
-        """The first blocks of the loops that contain the one at ``address``, nearest first.
+        """The headers (first blocks) of the loops around the block at ``address``, innermost first.
 
-        A loop is a strongly connected component, and the loops inside it are those without its header.
+        A loop is a strongly connected component; removing its header leaves the inner loops.
         """
         successors = {start: self.block(start)[1] for start in self._starts & set(self._index)}
         predecessors: dict[int, list[int]] = {start: [] for start in successors}
@@ -158,9 +158,9 @@ class Graph:
         return reachable(address, {start: self.block(start)[1] for start in self._starts & set(self._index)}, set())
 
     def cycle(self, start: int, order: str, differences: int) -> list[Instruction]:
-        """The shortest way from ``start`` back to it with the labelled blocks in this order.
+        """The instructions of the shortest cycle through ``start`` with the labelled blocks in ``order``.
 
-        No value is looked at; ``differences`` is the number of vector eor on the way.
+        The search ignores register values; ``differences`` is the number of vector eors in the cycle.
         """
         heap: list[tuple[int, State, State | None]] = [(0, (start, 0, 0), None)]
         came_from: dict[State, State | None] = {}
@@ -192,7 +192,8 @@ class Graph:
 class Kernel(Graph):
     """The tile of the NEON unit, for ``pixels`` pixels and ``BLOCK`` channels.
 
-    ``T`` begins a tile, ``R`` a run, ``V``, ``H`` and ``Q`` are steps of 128, 64 and 32 bits of a channel.
+    Labels: ``T`` begins a tile, ``R`` a run; ``V``, ``H`` and ``Q`` are steps of 128, 64 and 32 bits of a channel.
+    The tile of a 3x3 convolution with 64 channels (3 runs of 6 words) passes ``TRVHRVHRVH``.
     """
 
     def __init__(self, code: Sequence[Instruction], first: int, last: int) -> None:
@@ -214,18 +215,18 @@ class Kernel(Graph):
                 self.labels[address] = names.get(counts, "?")
 
     def trace(self, words: int, runs: int) -> list[Instruction]:
-        """What a tile executes from its beginning to that of the next, for runs of ``words`` words."""
+        """The instructions from the start of a tile to the start of the next, for runs of ``words`` words."""
         steps = "V" * (words // 4) + "H" * (words // 2 % 2) + "Q" * (words % 2)
         return self.cycle(self.headers[1], "T" + ("R" + steps) * runs, BLOCK // 4 * self.pixels * words * runs)
 
     def run_of(self, trace: Sequence[Instruction]) -> Sequence[Instruction]:
-        """The part of a trace from its first run to its second."""
+        """The part of a trace from the start of its first run to the start of its second."""
         starts = [i for i, instruction in enumerate(trace) if self.labels.get(instruction.address) == "R"]
         return trace[starts[0] : starts[1]]
 
 
 class CarrySaveKernel(Graph):
-    """The tile of the dotprod unit. ``V`` are two adders for each of ``sums`` sums, ``L`` is a last one."""
+    """The tile of the dotprod unit. Labels: ``V`` is two adders for each of ``sums`` sums, ``L`` a last adder."""
 
     def __init__(self, code: Sequence[Instruction], first: int, last: int) -> None:
         super().__init__(code, first, last, loops_around=1)
@@ -241,7 +242,7 @@ class CarrySaveKernel(Graph):
         return sum(instruction.name in SELECTS for instruction in block) / self.sums
 
     def trace(self, vectors: int) -> list[Instruction]:
-        """What a tile executes from its beginning to that of the next."""
+        """The instructions from the start of a tile to the start of the next."""
         adders = (vectors - 1) // 2
         return self.cycle(self.headers[0], "V" * (adders // 2) + "L" * (adders % 2), self.sums * vectors)
 
@@ -257,16 +258,16 @@ def single_block_loops(code: Sequence[Instruction]) -> Iterable[tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    bits: Kernel  # of tiles that end in bits
-    floats: Kernel  # of tiles that end in sums for float output
-    finish: list[Instruction]  # the loop that makes floats of sums, 4 for each scvtf
+    bits: Kernel  # for tiles with bit output
+    floats: Kernel  # for tiles with sums for float output
+    finish: list[Instruction]  # the loop from sums to floats, 4 per scvtf
     carry_save: CarrySaveKernel
-    signs: list[Instruction]  # the loop that makes bits of its sums, 32 each time
-    encode: list[Instruction]  # the loop that makes prefix XORs, a vector each time
+    signs: list[Instruction]  # the loop from carry_save's sums to bits, 32 per iteration
+    encode: list[Instruction]  # the loop of the prefix XORs, a vector per iteration
 
 
 def find_kernels(code: Sequence[Instruction]) -> Library:
-    """Locates the loops of the NEON kernels; InputError where the code has another form."""
+    """Locates the loops of the NEON kernels; raises InputError if the code has another form."""
     loops = [code[first : last + 1] for first, last in single_block_loops(code)]
     where = list(single_block_loops(code))
     steps = [at for at, loop in zip(where, loops, strict=True) if count(loop, "uadalp")]
@@ -305,7 +306,7 @@ def find_kernels(code: Sequence[Instruction]) -> Library:
 
 
 def disassemble(library: Path) -> list[Instruction]:
-    """Runs the first objdump that knows aarch64."""
+    """Disassembles with the first objdump that supports aarch64."""
     if not library.is_file():
         raise InputError(f"{library}: no such file; build the aarch64 library first and give it with --library")
     tools = ("aarch64-linux-gnu-objdump", "llvm-objdump-19", "llvm-objdump", "objdump")
@@ -330,7 +331,7 @@ def llvm_mca() -> str:
 
 
 def check_version(tool: str, text: str) -> None:
-    """SetupError for an llvm-mca whose models of these cores are older than those of the figures."""
+    """Raises SetupError if llvm-mca's models of these cores are older than the figures'."""
     version = re.search(r"LLVM version (\d+)", text)
     if version is None or int(version[1]) < MIN_LLVM:
         raise SetupError(f"{tool} is LLVM {version[1] if version else '?'}: install llvm-{MIN_LLVM} or later")
@@ -345,7 +346,7 @@ def parse_cycles(report: str) -> int:
 
 @functools.cache
 def cycles(assembly: tuple[str, ...], model: str, iterations: int = 400) -> float:
-    """Cycles per iteration of straight-line code that is repeated without end."""
+    """Cycles per iteration of straight-line code that llvm-mca repeats ``iterations`` times."""
     command = [llvm_mca(), "-mtriple=aarch64", f"-iterations={iterations}", *MODELS[model]]
     done = subprocess.run(command, input="\n".join([*assembly, "1:"]), capture_output=True, text=True)
     if done.returncode:
@@ -362,11 +363,11 @@ def cycles_of(code: Sequence[Instruction], model: str, iterations: int = 400) ->
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Binary multiply-accumulates per cycle; outputs as many channels as the input has."""
+    """Binary multiply-accumulates per cycle of a layer with as many output as input channels."""
 
     channels: int
     model: str
-    carry_save: bool  # by the dotprod unit
+    carry_save: bool  # whether the dotprod unit runs the layer
     inner_loop: float
     bits: float
     floats: float

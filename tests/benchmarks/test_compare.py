@@ -64,7 +64,7 @@ def test_missing_peer_is_left_out_with_the_reason() -> None:
     worker = compare.Worker(sys.executable, [str(BENCHMARKS)])
     with pytest.raises(compare.WorkerError, match="no_such_engine"):
         worker.ask("versions", engine="no_such_engine")
-    with pytest.raises(compare.WorkerError, match="KeyError"):  # and the worker lives on
+    with pytest.raises(compare.WorkerError, match="KeyError"):  # and the worker survives
         worker.ask("time", name="nothing", warm_ms=0, timed_ms=0)
     worker.close()
 

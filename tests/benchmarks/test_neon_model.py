@@ -1,4 +1,4 @@
-"""tests/benchmarks/neon_model.py: what it takes from a listing, on one recorded from the built library."""
+"""tests/benchmarks/neon_model.py: the loops that it finds in a listing recorded from the built library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from bnn_deploy.errors import InputError, SetupError
 
-# The tile of one pixel and 8 channels that ends in bits, as objdump prints it (symbols and nops left out).
+# The tile of one pixel and 8 channels with bit output, as objdump prints it (symbols and nops left out).
 LISTING = """
     188c: str x21, [sp, #32]
     1890: ldr x0, [x9]
@@ -171,7 +171,7 @@ def test_finds_the_loops_and_the_steps() -> None:
 
 @pytest.mark.parametrize(("words", "counts"), [(3, 6), (6, 12), (9, 18), (12, 24), (48, 96), (1, 2)])
 def test_trace_has_every_step_of_every_run(words: int, counts: int) -> None:
-    """32 bits are 2 population counts, in whatever steps they come."""
+    """32 bits are 2 population counts, however they are split into steps."""
     found = kernel()
     trace = found.trace(words, runs=3)
     assert counts == STEP * (words // 4) + HALF * (words // 2 % 2) + QUARTER * (words % 2)

@@ -1,1 +1,1 @@
-"""What several test files share. `pythonpath` of pyproject.toml makes it importable; no test file imports another."""
+"""Helpers shared by test files, importable by `pythonpath` in pyproject.toml; no test file imports another."""

@@ -1,6 +1,6 @@
-"""Networks as their authors write them: small ones, each in the dialect of one public system.
+"""Small networks as authors write them, each in the dialect of one public system.
 
-BatchNorm is calibrated, so that a wrong layer shows: see networks.py.
+BatchNorm is calibrated, so that a wrong layer changes the output: see networks.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bnn_deploy.operators.contract import OPSET
 from support.graphs import Array, parse
 
 FIRST, LAST = "Transpose <perm=[0,3,1,2]>", "Transpose <perm=[0,2,3,1]>"
-"""To channels first, and to channels last."""
+"""NHWC to NCHW, and NCHW to NHWC."""
 
 
 # --- an own class, as in many repositories -------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def bitorch_sign(x: Tensor) -> Tensor:
 
 
 class QConv2d(nn.Conv2d):
-    """bitorch's: padding with -1, sign of input and weight, no alpha."""
+    """bitorch's QConv2d: padding with -1, sign of input and weight, no alpha."""
 
     def forward(self, x: Tensor) -> Tensor:
         (pad, _), weight = self.padding, bitorch_sign(self.weight)  # type: ignore[misc]
@@ -125,13 +125,13 @@ def ste_sign(data: str, result: str) -> str:
 
 
 def larq(latent: bool = False) -> ir.Model:
-    """A small Larq network, channels last, as tf2onnx writes it before it optimises.
+    """A small Larq network, channels last, as tf2onnx writes it before its optimisation.
 
-    Four binary layers: SAME padding at stride 2, one-padding, a residual, BatchNorm as Mul and Add, flattened in the
-    order H, W, C.
+    Four binary layers: SAME padding at stride 2, padding with ones, a residual, and one on an input flattened in the
+    order H, W, C. BatchNorm is Mul and Add.
 
     Args:
-        latent: the weights are real, as saved while training, and not their signs.
+        latent: store the real-valued training weights instead of their signs.
     """
     rng = np.random.default_rng(0)
 
@@ -187,7 +187,7 @@ def larq(latent: bool = False) -> ir.Model:
 
 
 def brevitas() -> onnx.ModelProto:
-    """A small Brevitas network: BipolarQuant, with a scale, of weights and of activations, and BatchNorm between."""
+    """A small Brevitas network: scaled BipolarQuant of weights and activations, with BatchNorm in between."""
     rng = np.random.default_rng(1)
     body = """
         w0q = qonnx.custom_op.general.BipolarQuant(w0, scale0)
@@ -219,7 +219,7 @@ def brevitas() -> onnx.ModelProto:
         "w2": rng.normal(size=(40, 40, 3, 3)).astype(np.float32),
         "w3": rng.normal(size=(10, 40 * 4)).astype(np.float32),
     }
-    # Statistics as training finds them: sums of so many ± (scale * 1/2), or of as many pixels.
+    # Statistics as after training: `spread` estimates the standard deviation of a layer's sums.
     for i, (channels, spread) in enumerate([(32, 0.5), (40, 0.07 * 0.5 * 17), (40, 0.1 * 0.5 * 19)]):
         values |= {
             f"g{i}": (rng.choice([-1, 1], channels) * rng.uniform(0.5, 1.5, channels)).astype(np.float32),

@@ -1,4 +1,4 @@
-"""Function bodies run everywhere, and the reference: loops over integers, written from the contract alone."""
+"""Runs function bodies in three runtimes, and a reference in integer loops, written from the contract alone."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 INT32 = np.iinfo(np.int32)
 
 
-# --- models and the places that run them ------------------------------------------------------------------------
+# --- models and the runtimes that run them -----------------------------------------------------------------------
 
 
 def make_model(
     nodes: list[onnx.NodeProto], x: Array, initializers: dict[str, Array], outputs: dict[str, int], rank: int
 ) -> bytes:
-    """A checked model with our functions, input X (dynamic batch) and `outputs` of one rank: name -> element type."""
+    """A checked model with our functions, input X (dynamic batch) and `outputs` (name -> element type) of `rank`."""
     x_type = helper.np_dtype_to_tensor_dtype(x.dtype)
     graph = helper.make_graph(
         nodes,
@@ -46,7 +46,7 @@ def make_model(
 
 
 def stock_session(model: bytes, optimised: bool) -> ort.InferenceSession:
-    """A session without our library."""
+    """An onnxruntime session without our kernels."""
     levels = ort.GraphOptimizationLevel
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -56,7 +56,7 @@ def stock_session(model: bytes, optimised: bool) -> ort.InferenceSession:
 
 
 def run_everywhere(model: bytes, x: Array) -> dict[str, list[Array]]:
-    """Place -> outputs."""
+    """Name of the runtime -> outputs."""
     return {
         "onnxruntime, not optimised": stock_session(model, optimised=False).run(None, {"X": x}),
         "onnxruntime, optimised": stock_session(model, optimised=True).run(None, {"X": x}),
@@ -76,7 +76,7 @@ def check(model: bytes, x: Array, expected: list[Array]) -> None:
 
 
 def nowhere_equal(model: bytes, x: Array, expected: list[Array]) -> bool:
-    """No place gives the expected outputs: the corruption was noticed in each."""
+    """Whether every runtime gives other outputs than expected: all of them notice a corruption."""
     return all(
         not all(equal(got, wanted) for got, wanted in zip(outputs, expected, strict=True))
         for outputs in run_everywhere(model, x).values()
@@ -97,7 +97,7 @@ def pack(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Window:
-    """Where a kernel goes over an input."""
+    """The positions of a convolution or pooling kernel on an input."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Wheels and archives of bundles as the tests want them, also such as `write_bundle` would not write."""
+"""Builds wheels and bundle archives for the tests, including malformed archives that `write_bundle` never writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEPENDENCIES: list[str] = tomllib.loads((Path(__file__).parents[2] / "pyproject.
 
 
 def fake_wheel(path: Path, machine: int | None = None, requires: Iterable[str] = ()) -> Path:
-    """A wheel with metadata only, or with a library of nothing but an ELF header for the machine."""
+    """A wheel with metadata only, or also with a library that is just an ELF header for `machine`."""
     path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         if machine is not None:
@@ -48,7 +48,7 @@ def unpack(bundle: Path, folder: Path) -> Path:
 
 
 def pack(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
-    """Write an archive as `write_bundle` does, of whatever members."""
+    """Write an archive of any members in the format of `write_bundle`."""
     raw = io.BytesIO()
     for info, content in members:
         raw.write(info.tobuf(form, "utf-8", "strict"))
@@ -59,7 +59,7 @@ def pack(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], form: int = t
 
 
 def compress(raw: bytes, more: bytes = b"") -> bytes:
-    """A .gz file as `write_bundle` makes it, with its own checksum right, and `more` behind its end."""
+    """A .gz file in the format of `write_bundle`, with a valid checksum, and `more` appended."""
     rest = gzip.compress(raw, 9, mtime=0)[10:] + more
     return b"\x1f\x8b\x08\x04\0\0\0\0\x02\xff\x24\0BD\x20\0" + hashlib.sha256(rest).digest() + rest
 

@@ -1,4 +1,4 @@
-"""Converted networks, as the fixtures of conftest.py give them. ARM64 has no torch: it is imported where needed."""
+"""The converted networks of conftest.py's fixtures. ARM64 has no torch, so functions import it themselves."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Converted:
-    """A checkpoint and what became of it.
+    """A checkpoint and its conversion.
 
     Attributes:
-        checkpoint: its file.
-        conversion: what `convert` did; it has the files of both models.
-        images: [N, C, H, W] float32, which the BatchNorm statistics were not taken from.
+        checkpoint: the checkpoint file.
+        conversion: the result of `convert`, with the files of both models.
+        images: [N, C, H, W] float32, not used for the BatchNorm statistics.
     """
 
     checkpoint: Path
@@ -49,9 +49,9 @@ def convert_network(arch: str, folder: Path, images: int, calibration: int = 0) 
 
     Args:
         arch: a built-in architecture.
-        folder: gets the models, and the checkpoint where none was trained.
-        images: how many go with it.
-        calibration: how many images the BatchNorm statistics of a network that was not trained come from.
+        folder: gets the models, and the checkpoint of an untrained network.
+        images: number of images in the result.
+        calibration: number of images for the BatchNorm statistics of an untrained network.
     """
     from bnn_deploy.conversion import convert
     from support import networks

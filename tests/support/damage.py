@@ -1,4 +1,4 @@
-"""Damage to a converted model by the smallest step, and where `verify` and golden results must find it."""
+"""Smallest damages to a converted model, and the node where `verify` and golden results must find each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Damage:
         return next(node for node in self.model.graph.node if node.op_type == op_type)
 
     def change(self, name: str, edit: Callable[[np.ndarray], np.ndarray | None]) -> None:
-        """Apply `edit` to an initializer, in place or by returning another."""
+        """Apply `edit` to an initializer; `edit` changes the array in place or returns a new one."""
         tensor = next(tensor for tensor in self.model.graph.initializer if tensor.name == name)
         array = numpy_helper.to_array(tensor).copy()
         result = edit(array)
@@ -50,7 +50,7 @@ def flip_weight_bit(damage: Damage, layer: str) -> None:
 
 
 def swap_input_channels(damage: Damage, layer: str) -> None:
-    """Two input channels of all filters change places."""
+    """Swap two input channels of all filters."""
     node = damage.node(layer)
     channels = damage.channels(node)
 
@@ -75,11 +75,11 @@ def move_pool_pad(damage: Damage, layer: str) -> None:
 
 
 def move_threshold(step: int) -> Callable[[Damage, str], None]:
-    """Move an integer threshold by one, in a channel in which the sum takes the value that then counts otherwise.
+    """Move an integer threshold by one, in a channel in which the step changes the bit of a possible sum.
 
-    The sum of n products of ±1 has the parity of n. A threshold of that parity is itself a possible sum, which a step
-    up loses; one of the other parity has its neighbours as possible sums, of which a step down gains one. So each
-    channel has a direction that acts and one that does nothing: thresholds t and t + 1 are then the same.
+    The sum of n products of ±1 has the parity of n. If the threshold t has that parity, t is a possible sum, whose bit
+    a step up clears. Otherwise t - 1 is a possible sum, whose bit a step down sets. The opposite step changes no bit:
+    with n even, the thresholds 3 and 4 give the same bits.
     """
 
     def damage_it(damage: Damage, layer: str) -> None:
@@ -90,7 +90,7 @@ def move_threshold(step: int) -> Callable[[Damage, str], None]:
             inner = (thresholds != ALWAYS) & (thresholds != NEVER)
             acts = (thresholds - terms) % 2 == (0 if step > 0 else 1)
             candidates = np.flatnonzero(inner & acts)
-            # The channel whose threshold is nearest to 0, where most sums are: one of them must be just there.
+            # The channel whose threshold is nearest to 0, where sums are frequent: the step must change some sum's bit.
             channel = candidates[np.abs(thresholds[candidates]).argmin()]
             thresholds[channel] += step
 

@@ -1,4 +1,4 @@
-"""What run.sh may do on a board, where a bundle is there, and the command `deploy`."""
+"""Stand-ins for run.sh, the place of a bundle on the board, and the command `deploy`."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ REPORT = {
         "throttled": [],
     },
 }
-"""What a board could report."""
+"""A report that a board could write."""
 
 
 def write_report(report: object = REPORT) -> str:
-    """Lines of sh that leave a report as run.sh does; MANIFEST in it becomes the checksum of the manifest."""
+    """Lines of sh that write a report like run.sh; MANIFEST in the report becomes the manifest's checksum."""
     checksum = "$(sha256sum manifest.json | cut -c 1-64)"
     return f'printf %s {shlex.quote(json.dumps(report))} | sed "s/MANIFEST/{checksum}/" >report.json\n'
 
 
 WORKS = f'echo "[1/2] installing" >&2\necho "[2/2] options: $*"\n{write_report()}'
-"""A run.sh that works."""
+"""A run.sh that succeeds."""
 
-# As the real one, it makes `venv` in place and removes it when it is interrupted; a sign tells the test that it began.
+# Like the real run.sh, it creates `venv` and removes it when interrupted; "started" tells the test that it runs.
 WAITS = f"""
 trap 'rm -rf venv' EXIT
 trap 'exit 143' HUP INT TERM PIPE
@@ -70,7 +70,7 @@ MakeBundle = Callable[..., Path]
 
 
 def folder_of(bundle: Path, directory: str = "bnn-deploy") -> str:
-    """Where a bundle is on the board."""
+    """The folder of a bundle on the board."""
     return f"{directory}/small_net-{check_bundle(bundle).sha256[:12]}"
 
 
@@ -84,12 +84,12 @@ def installed(bundle: Path, *more: str, directory: str = "bnn-deploy") -> list[s
 
 
 def run(*arguments: str | Path) -> Result:
-    """The command line."""
+    """Run `bnn-deploy deploy` with these arguments."""
     return CliRunner().invoke(cli.main, ["deploy", *map(str, arguments)], prog_name="bnn-deploy")
 
 
 def refused(bundle: Path, *options: str, code: int = 3) -> str:
-    """The one line that the command ends with; it must leave no report."""
+    """The error, in one line, of a deployment that must fail and leave no report."""
     result = run(HOST, bundle, *options)
     assert result.exit_code == code, result.output
     assert result.stdout == ""
@@ -105,7 +105,7 @@ def report_of(bundle: Path) -> Path:
 
 
 def reported(bundle: Path, report: dict[str, Any] = REPORT) -> dict[str, Any]:
-    """What the board reports after `write_report` ran on it."""
+    """The report of a board on which `write_report` ran."""
     return {**report, "manifest_sha256": check_bundle(bundle).sha256}
 
 
@@ -113,7 +113,7 @@ def reported(bundle: Path, report: dict[str, Any] = REPORT) -> dict[str, Any]:
 
 
 def cut_at(board: SshServer, text: str) -> Callable[[str], None]:
-    """An `output` that breaks the connection at a line."""
+    """An `output` callback that breaks the connection at a line with `text`."""
 
     def output(line: str) -> None:
         if text in line:

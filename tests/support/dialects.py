@@ -1,6 +1,6 @@
-"""The catalogue of dialects: every form of a sign, of weights, of padding and of what follows, as models.
+"""The catalogue of dialects: models with every form of a sign, weights, padding and follower.
 
-One model holds, for one form of sign, a branch for each combination of the rest that it is to have:
+One model has one form of sign, and a branch for each combination of weights, padding and follower:
 
     x -> sign -> [Pad] -> Conv -> follower -> sign -> Conv -> an output of its own
 
@@ -28,7 +28,7 @@ from support.graphs import Array, batch_norm
 CHANNELS, FILTERS, SIZE, SAMPLES = 5, 6, 5, 12
 SHIFT = (np.arange(-2, 3) / 8 + 1 / 16).astype(np.float32)
 
-# {x} is read and {s} is written; other names are {s} with a suffix, or constants.
+# {x} is the input, {s} the output; other names are {s} with a suffix, or constants.
 SIGNS: dict[str, tuple[str, int]] = {
     "A1 Sign": ("{s} = Sign({x})", 0),
     "A2 Sign, Add, Sign": ("{s}a = Sign({x})\n{s}b = Add({s}a, tenth)\n{s} = Sign({s}b)", 1),
@@ -112,7 +112,7 @@ WEIGHTS = {
     "W7 BipolarQuant": "{w} = qonnx.custom_op.general.BipolarQuant(latent, alpha)",
 }
 
-# What is done to the sign {s}, and the pads of the Conv.
+# The Pad of the sign {s}, if any, and the pads of the Conv.
 PADDINGS = {
     "none": ("", "0,0,0,0"),
     "zero": ("", "1,1,1,1"),
@@ -133,20 +133,20 @@ FOLLOWERS = {
 
 
 BIASES = 8
-"""The convolutions of eight branches in a row have different biases: equal convolutions would become one."""
+"""Eight successive branches have convolutions with different biases: equal convolutions would be merged."""
 
 
 def constants(sign: str, offset: float) -> dict[str, Array]:
-    """What the texts name. `offset` keeps sums away from exact zeros."""
+    """The constants that the ONNX text refers to. `offset` keeps sums away from exact zeros."""
     rng = np.random.default_rng(7)
     shape = (FILTERS, CHANNELS, 3, 3)
-    # |w| is 1/4 and 3/4, as often in every filter: the mean is 1/2 exactly.
+    # Every filter has as many |w| = 1/4 as 3/4, and one 1/2: the mean is exactly 1/2.
     count = CHANNELS * 9 - 1
     magnitudes = np.stack([rng.permutation([0.25, 0.75] * (count // 2) + [0.5]) for _ in range(FILTERS)])
     latent = (magnitudes * rng.choice([-1, 1], magnitudes.shape)).reshape(shape).astype(np.float32)
     scale = 0.25 if "{s}d, quarter" in SIGNS[sign][0] or "BipolarQuant" in sign else 1.0
     norm = batch_norm(FILTERS, gamma=[1.0, -0.5, 0.75, -1.25, 2.0, 0.5])
-    # Statistics as calibration would find them: sums of 45 products of ±1 times 1/2.
+    # Statistics as after calibration, for sums of 45 products of ±1 times 1/2.
     norm["m"] = np.linspace(-2, 2, FILTERS, dtype=np.float32) * np.float32(scale)
     norm["v"] = np.linspace(4, 12, FILTERS, dtype=np.float32) * np.float32(scale**2)
     numbers = {"zero": 0.0, "one": 1.0, "minus": -1.0, "two": 2.0, "tenth": 0.1, "minus_tenth": -0.1, "quarter": 0.25}
@@ -172,7 +172,7 @@ def constants(sign: str, offset: float) -> dict[str, Array]:
 
 
 def model_of(nodes: list[str], outputs: list[str], values: dict[str, Array], x: tuple[Any, ...]) -> ir.Model:
-    """A model from text; BipolarQuant is expanded, as reading a file does."""
+    """A model from ONNX text; BipolarQuant is expanded, as it is when a file is read."""
     body = "\n".join(line for text in nodes for line in text.splitlines() if line.strip())
     results = ", ".join(f"float[] {name}" for name in outputs)
     proto = onnx.parser.parse_model(
@@ -190,23 +190,23 @@ BRANCHES = list(itertools.product(PADDINGS, FOLLOWERS))
 
 
 def matrix(sign: str, weight: str, offset: float, ideal: bool = False) -> ir.Model:
-    """The model of one form of sign and one of weights, with a branch for each of BRANCHES; see `branched`."""
+    """The model with one form of sign and one of weights, and a branch for each of BRANCHES; see `branched`."""
     return branched(sign, [(weight, *branch) for branch in BRANCHES], offset, ideal)
 
 
 def branched(sign: str, branches: Sequence[tuple[str, ...]], offset: float, ideal: bool = False) -> ir.Model:
-    """The model of one form of sign with these branches.
+    """The model with one form of sign and these branches.
 
     Args:
-        sign: of SIGNS.
-        branches: keys of WEIGHTS, of PADDINGS and of FOLLOWERS.
+        sign: a key of SIGNS.
+        branches: keys of WEIGHTS, PADDINGS and FOLLOWERS per branch, such as ("W3 learned", "zero", "bias").
         offset: see `constants`.
-        ideal: an oracle for forms with sign(0) = 0, by an operator of its own: sign(0) is +1, a padded 0 is 0.
+        ideal: build the oracle for forms with sign(0) = 0, from other operators: sign(0) is +1, a padded 0 is 0.
     """
     text = SIGNS["A3 Where(x >= 0)" if ideal and "A6" not in sign else sign][0]
     if ideal and "A6" in sign:
         text = "{s}a = Add({x}, shift)\n{s}b = GreaterOrEqual({s}a, zero)\n{s} = Where({s}b, one, minus)"
-    second = text.replace("shift", "shift3")  # it has as many channels as there are filters
+    second = text.replace("shift", "shift3")  # the second sign has FILTERS channels
     zero_padded = SIGNS[sign][1] == 0 and "A6" not in sign
     used = list(dict.fromkeys(weight for weight, _, _ in branches))
     nodes = [text.format(x="x", s="s"), *(WEIGHTS[weight].format(w=f"w{i}") for i, weight in enumerate(used))]
@@ -242,7 +242,7 @@ def inputs(zeros: bool) -> Array:
 
 
 def corrupted(model: ir.Model) -> ir.Model:
-    """A copy with half of the filters of every first convolution complemented, whatever form that has."""
+    """A copy with half of the filters of every branch's first convolution complemented."""
     wrong = ir.from_proto(ir.to_proto(model))
     for node in wrong.graph:
         if is_binary_op(node, "BinaryConvThreshold", "BinaryConv") and node.attributes["channels"].as_int() == CHANNELS:

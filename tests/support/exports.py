@@ -1,4 +1,4 @@
-"""Float exports that a whole session shares: one takes torch seconds, and the tests export the same networks often."""
+"""Float exports shared by a test session: torch takes seconds for one, and tests export the same networks often."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from bnn_deploy.source.torch_export import FloatExport, export_float
 
 MAX_PARAMETERS = 20_000_000
-"""Larger networks, AlexNet that is, are exported anew: to keep them takes half a gigabyte."""
+"""Larger networks (AlexNet) are exported anew: keeping them takes half a gigabyte."""
 
 
 class SharedExports:
-    """`export_float` that exports the same module once and then gives copies.
+    """`export_float` that exports equal modules once and then returns copies.
 
-    Modules are the same if all that they hold has the same content (see `_Writer`), and their classes are the very same
-    objects: a file that was changed may define others under the old names. Of a module that has something without
-    content that can be written, each export is a new one.
+    Modules are equal if `_Writer` writes the same bytes for them and their classes are the same objects: a changed file
+    may define other classes under the old names. A module with an attribute that `_Writer` cannot write is exported
+    anew each time.
 
     Attributes:
-        hits: how many exports were not made anew.
+        hits: number of exports that were copies.
     """
 
     def __init__(self) -> None:
@@ -43,20 +43,20 @@ class SharedExports:
         else:
             self._made[key] = export_float(module, shape)
         made = self._made[key]
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch, about its own copying
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch warns about its own deepcopy
             return replace(made, program=copy.deepcopy(made.program), model=made.model.clone())
 
 
 class _Writer(pickle.Pickler):
-    """Writes a module's content, the same bytes for the same: tensors by their values, functions by their code.
+    """Writes a module's content, equal content as equal bytes: tensors by value, functions by code.
 
     Attributes:
-        classes: all that were met, of which only the names are written.
+        classes: all classes that were written, by name only.
     """
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.fast = True  # without references to what came before, which depend on which strings are one object
+        self.fast = True  # no references to earlier objects: they depend on which strings are identical objects
         self.classes: list[type] = []
 
     def reducer_override(self, value: Any) -> Any:
@@ -64,7 +64,7 @@ class _Writer(pickle.Pickler):
         if isinstance(value, Tensor):
             content = (str(value.dtype), value.shape, value.detach().numpy().tobytes())
         elif isinstance(value, nn.Module):
-            # Hooks are kept by numbers that count up from one module to the next.
+            # The keys of hooks come from a global counter, so only the hooks themselves are written.
             state = {name: [*held.values()] if "_hooks" in name else held for name, held in vars(value).items()}
             content = (type(value), state)
         elif isinstance(value, FunctionType):

@@ -1,4 +1,4 @@
-"""Golden files that say something else than what was recorded."""
+"""Golden files with changed contents."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BEST = ISAS[:1]
 
 
 def rewrite(path: Path, golden: Golden, model: Path | None = None, **changes: Any) -> Path:
-    """Write a golden file with some of its fields changed; with `model`, as if it were made from that one."""
+    """Write a golden file with some of its fields changed; with `model`, also with the checksum of that model."""
     if model is not None:
         changes["model_sha256"] = hashlib.sha256(model.read_bytes()).hexdigest()
     write_golden(dataclasses.replace(golden, **changes), path)
     return path
 
 
-# Damage. The golden file is made from the right model and then says that it is the damaged one's.
+# Damage. The golden file is recorded from the right model and then gets the checksum of the damaged one.
 
 
 def check_damaged(

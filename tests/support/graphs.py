@@ -1,4 +1,4 @@
-"""Small float graphs for the tests of the passes, and the comparison that every rewrite must stand.
+"""Small float graphs for the tests of the passes, and the comparison that every rewrite must pass.
 
 Weights are plus or minus a power of two and biases are multiples of 1/8, so the float convolutions are exact: a
 rewritten model must give the same floats to the last bit.
@@ -34,7 +34,7 @@ HALVES = np.sort(HALVES[np.isfinite(HALVES)])
 
 
 def weights(*shape: int, seed: int = 0, alpha: float = 0.5) -> NDArray[np.float32]:
-    """±alpha, [O, ...]."""
+    """Random ±alpha, [O, ...] float32."""
     return np.where(np.random.default_rng(seed).random(shape) < 0.5, -alpha, alpha).astype(np.float32)
 
 
@@ -44,7 +44,7 @@ def eighths(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def batch_norm(channels: int, seed: int = 0, gamma: Sequence[float] | None = None) -> dict[str, NDArray[np.float32]]:
-    """Constants g, b, m, v of a BatchNormalization as a trained network has them, no channel of which is constant."""
+    """Plausible gamma g, beta b, mean m and variance v of a BatchNormalization; no channel's sign is constant."""
     rng = np.random.default_rng(seed)
     return {
         "g": rng.uniform(0.5, 1.5, channels).astype(np.float32) if gamma is None else np.float32(gamma),
@@ -62,7 +62,7 @@ def parse(
     Args:
         nodes: one per line.
         x: shape of the input x.
-        outputs: names.
+        outputs: names of the outputs.
         inputs: more inputs, in ONNX text.
         constants: initializers.
     """
@@ -79,12 +79,12 @@ def parse(
 
 
 def copy(model: ir.Model) -> ir.Model:
-    """A model of its own."""
+    """An independent copy."""
     return ir.from_proto(ir.to_proto(model))
 
 
 def lower(model: ir.Model) -> ir.Model:
-    """The model with Binarize and BinaryConv, nothing folded yet."""
+    """A copy with Binarize and BinaryConv; nothing is folded yet."""
     after = copy(model)
     assert LowerBinaryConv()(after).count
     common.RemoveUnusedNodesPass()(after)
@@ -97,13 +97,13 @@ def op_types(model: ir.Model) -> list[str]:
 
 
 def only(model: ir.Model, op_type: str) -> ir.Node:
-    """The one node of this type."""
+    """The only node of this type."""
     (node,) = (node for node in model.graph if node.op_type == op_type)
     return node
 
 
 def runnable(model: ir.Model) -> bytes:
-    """Sorted, checked, and with the functions that it needs."""
+    """The model as bytes, checked, with the functions that it uses."""
     model = copy(model)
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     if used:
@@ -125,7 +125,7 @@ def samples(model: ir.Model, count: int = 6, seed: int = 1) -> NDArray[np.float3
 
 
 def run_float(model: ir.Model, x: Array) -> list[Array]:
-    """The float graph as it is written."""
+    """The outputs of the float graph in onnxruntime, without graph optimisation."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -141,13 +141,13 @@ def equal(first: Sequence[Array], second: Sequence[Array]) -> bool:
 
 
 def corruptions(model: ir.Model) -> list[tuple[str, list[ir.Model]]]:
-    """For each binary operator with constants, copies with one of them wrong; one copy at least acts on any data."""
+    """For each binary operator with constants, copies with one constant wrong; one copy at least acts on any data."""
     found = []
     for index, node in enumerate(model.graph):
         row = operator_of(node)
         if row is None or (row.threshold is None and not row.is_layer):
             continue
-        # A threshold that is always or never reached; the bit of a weight.
+        # Either a threshold that is always or never reached, or one weight bit.
         place, values = (1, [None]) if row.threshold is None else (row.threshold.input, list(row.threshold.limits))
         copies = []
         for value in values:
@@ -166,7 +166,7 @@ def corruptions(model: ir.Model) -> list[tuple[str, list[ir.Model]]]:
 
 
 def assert_same(before: ir.Model, after: ir.Model, x: Array | None = None) -> None:
-    """Bodies and kernels give what the float graph gives, bit for bit; with any operator corrupted they do not."""
+    """Assert that bodies and kernels equal `before` bit for bit, and that with any operator corrupted they do not."""
     x = samples(before) if x is None else x
     is_float = all(node.domain != DOMAIN for node in before.graph)
     expected = run_float(before, x) if is_float else run_binary(before, x, kernels=False)
@@ -179,5 +179,5 @@ def assert_same(before: ir.Model, after: ir.Model, x: Array | None = None) -> No
 
 
 def complemented_channels(model: ir.Model, op_type: str = "Binarize") -> set[int]:
-    """The channels that the one node of this type stores complemented."""
+    """The channels whose bits the only node of this type stores complemented."""
     return complemented(only(model, op_type))

@@ -2,7 +2,7 @@
 
 The reference works on arrays of -1, 0 and +1 and knows nothing of words, tiles or tables. Each
 model holds many independent nodes, so that one session checks many shapes. The ISAs come from
-``LibraryInfo``: one that the machine lacks is not in the list, and nothing is skipped.
+``LibraryInfo``, which lists only those that the machine can run, so no test is skipped.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ ISAS = library_info()["isas"]
 
 @contextlib.contextmanager
 def only_runs(isa: str) -> Iterator[None]:
-    """Asserts that micro-kernels of this ISA are called inside, and none of another."""
+    """Assert that inside the context micro-kernels of this ISA run, and of no other."""
     before = library_info()["calls"]
     yield
     after = library_info()["calls"]
@@ -135,13 +135,13 @@ class ConvCase:
             "minus_one": -np.ones(1, np.float32),
             "per_channel": rng.choice(signs, self.channels).astype(np.float32),
         }[self.pad_value]
-        # Near the middle of what occurs, so that both bits do; the extremes must never / always set.
+        # Thresholds near 0, so that both bit values occur; INT32.max never sets a bit, INT32.min always.
         spread = max(1, int(np.sqrt(self.w[0].size)))
         self.threshold = rng.integers(-spread, spread + 1, self.outputs, dtype=np.int32)
         self.threshold[:: max(5, self.outputs // 4)] = INT32.max
         self.threshold[1 :: max(5, self.outputs // 4)] = INT32.min
         self.residual_seed = rng.integers(2**32)
-        self._sums: tuple = (None, None)  # what they were made from, and the sums
+        self._sums: tuple = (None, None)  # cache: (key of the inputs, sums)
         self._float_threshold: np.ndarray | None = None
 
     def sums(self) -> np.ndarray:
@@ -196,14 +196,14 @@ class ConvCase:
         return (self.batch, self.outputs, *spatial)
 
     def residual(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Of the spread of the convolution, so that no summand drowns the other; with NaN and infinities."""
+        """A residual as large as the convolution's sums, so that both matter; with NaN and infinities."""
         rng = np.random.default_rng(self.residual_seed)
         residual = (rng.standard_normal(shape) * np.sqrt(self.w[0].size)).astype(np.float32)
         special = rng.choice(np.array([np.nan, np.inf, -np.inf], np.float32), shape)
         return np.where(rng.random(shape) < 0.02, special, residual)
 
     def float_threshold(self, shape: tuple[int, ...]) -> np.ndarray:
-        """[O] float32: a value that Y has at some pixel, so that equality occurs; also NaN and infinities."""
+        """[O] float32: Y at one pixel, so that equality occurs; some are NaN or infinite."""
         if not self.batch:
             return np.zeros(self.outputs, np.float32)
         if self._float_threshold is None:
@@ -266,7 +266,7 @@ class ConvBatch:
             self.feeds |= {f"X{i}": pack(case.x, 1), f"R{i}": case.residual(case.out_shape())}
 
     def differences(self, isa: str, threads: int = 1) -> list[str]:
-        """The cases whose outputs are not those of the reference, bit for bit."""
+        """The outputs, with their cases, that differ from the reference in any bit."""
         got = make_session(self.model, isa, threads).run(None, self.feeds)
         wrong = []
         for i, case in enumerate(self.cases):
@@ -279,7 +279,7 @@ class ConvBatch:
 
 
 def same(actual: np.ndarray, expected: np.ndarray) -> bool:
-    """Bit for bit, except that a NaN equals any other: which NaN an addition gives is the processor's choice."""
+    """Whether arrays are equal bit for bit; NaNs equal each other, as the payload of a NaN depends on the processor."""
     if actual.shape != expected.shape:
         return False
     if expected.dtype == np.float32:

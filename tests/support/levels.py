@@ -1,4 +1,4 @@
-"""Models of one node with bodies, run by the bodies and by the kernels of every ISA."""
+"""Models of one node, run by its function body and by the kernels of every ISA."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def one_node(
 
 
 def run_bodies(model: bytes, x: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
-    """Place -> output."""
+    """Name of the runtime -> output."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -57,7 +57,7 @@ def run_bodies(model: bytes, x: NDArray[np.generic]) -> dict[str, NDArray[np.gen
 
 
 def run_kernels(model: bytes, x: NDArray[np.generic], threads: int = 1) -> dict[str, NDArray[np.generic]]:
-    """ISA -> output; its own kernels ran, and no other's."""
+    """ISA -> output; asserts that only this ISA's kernels ran."""
     results = {}
     for isa in ISAS:
         before = library_info().calls
@@ -78,7 +78,7 @@ def nowhere_equal(results: dict[str, NDArray[np.generic]], expected: NDArray[np.
 
 
 def planes(levels: NDArray[np.int64], bits: int) -> NDArray[np.uint32]:
-    """Levels [N, C, spatial...] -> planes [N, spatial..., bits * words]."""
+    """Levels [N, C, spatial...] -> planes [N, spatial..., bits * words]: plane 0's words, then plane 1's and so on."""
     last = np.moveaxis(levels, 1, -1)
     return np.concatenate([pack_bits(last >> j & 1 == 1) for j in range(bits)], axis=-1)
 
@@ -88,7 +88,7 @@ def planes(levels: NDArray[np.int64], bits: int) -> NDArray[np.uint32]:
 
 @dataclass
 class Conv:
-    """One convolution of levels, its contents random."""
+    """A convolution of random levels with random weights and scales."""
 
     channels: int
     outputs: int

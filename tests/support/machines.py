@@ -1,4 +1,4 @@
-"""Files under proc, sys and etc as machines have them, and states as they are read from them."""
+"""Files under proc, sys and etc of real machines, and the states that are read from them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def hwmon(number: int, name: str, alarm: str) -> dict[str, str]:
 
 
 def stat(cpu: int) -> str:
-    """proc/thread-self/stat of a thread with a name to stumble over; field 39 is the CPU."""
+    """proc/thread-self/stat of a thread whose name, "a) thread (1", is hard to parse; field 39 is the CPU."""
     return " ".join(["4711", "(a) thread (1)", "R", *map(str, range(4, 39)), str(cpu), "0", "0"])
 
 
@@ -73,7 +73,7 @@ PI4 = {
     **policy(0, "0 1 2 3", "ondemand", 1_500_000, 1_500_000),
     **zone(0, "cpu-thermal", "48686"),
 }
-# As Raspberry Pi OS has it (flags by vcgencmd and rpi_volt alone), and a kernel that gives the firmware's flags.
+# PI5: Raspberry Pi OS, flags by vcgencmd and rpi_volt only. PI5_SYSFS: a kernel with the firmware's flags.
 PI5 = {
     **PI4,
     "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
@@ -115,7 +115,7 @@ Plant = Callable[[dict[str, str]], Path]
 
 
 def vcgencmd(folder: Path, throttled: str, hertz: int = 1_500_345_728) -> None:
-    """A vcgencmd that answers as the Raspberry Pi's does; `throttled` is what it prints to get_throttled."""
+    """Write a stand-in for the Raspberry Pi's vcgencmd; `throttled` is its output for get_throttled."""
     script(
         folder,
         f'case "$*" in\n"measure_clock arm") echo "frequency(48)={hertz}";;\n'

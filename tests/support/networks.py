@@ -1,7 +1,6 @@
-"""Checkpoints for tests: those that were really trained; else seeded weights, BatchNorm calibrated on real images.
+"""Checkpoints for tests: trained ones where they exist, else seeded weights with BatchNorm calibrated on real images.
 
-With BatchNorm statistics left at their defaults most signs of a random network are constant, and a corrupted layer goes
-unseen.
+With default BatchNorm statistics most signs of a random network are constant, and a corrupted layer goes unnoticed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from bnn_deploy.training import WeightBinarizer
 DEMO_DATA = Path(bnn_deploy.__file__).parent / "demo_data"
 NIN = Path(__file__).parents[2] / "examples" / "nin"
 TRAINED = {"lenet5": DEMO_DATA / "lenet5.pth.tar", "nin": NIN / "nin.pth.tar"}
-"""The checkpoints of architectures that were trained."""
+"""The checkpoints of the trained architectures."""
 
 
 def mnist() -> tuple[Tensor, Tensor]:
@@ -42,7 +41,7 @@ def images(shape: tuple[int, ...], count: int, first: int = 0) -> Tensor:
 
 
 def inputs(arch: str, count: int, first: int = 0) -> Tensor:
-    """Images [count, C, H, W] float32 as the network `arch` was trained for, beginning with image `first`."""
+    """Images [count, C, H, W] float32 for the network `arch`, beginning with image `first`."""
     if arch != "nin":
         return images(ARCHITECTURES[arch].input_shape, count, first)
     with np.load(NIN / "cifar10_100.npz") as data:
@@ -51,7 +50,7 @@ def inputs(arch: str, count: int, first: int = 0) -> Tensor:
 
 
 def calibrate(model: nn.Module, weights: list[nn.Parameter], data: Tensor, seed: int) -> None:
-    """Random gammas and betas, then BatchNorm statistics from `data`, with the weights binarised as in inference."""
+    """Set random gammas and betas, then take BatchNorm statistics from `data`, with binarised weights."""
     generator = torch.Generator().manual_seed(seed)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:
@@ -78,7 +77,7 @@ def random_network(arch: str, seed: int = 0, samples: int = 64) -> Network:
 
 
 def network(arch: str, samples: int = 64) -> nn.Module:
-    """The trained network where there is one, else a random one calibrated on so many images."""
+    """The trained network where it exists, else a random one calibrated on `samples` images."""
     return load_module(TRAINED[arch], arch) if arch in TRAINED else random_network(arch, samples=samples)
 
 

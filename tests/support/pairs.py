@@ -1,7 +1,7 @@
 """All pairs: rows of factors' values such that every two values of two factors meet in some row.
 
-Most defects that depend on a combination show with two of its values, so the rows find nearly what the full product of
-the factors finds, which for 24 x 8 x 7 x 5 values has 6720 rows and these not 200.
+Most defects that depend on a combination depend on two of its values, so the rows find nearly all that the full product
+finds: for 24 x 8 x 7 x 5 values, fewer than 200 rows instead of 6720.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Pair = tuple[int, str, int, str]
 
 
 def pairs_of(row: Sequence[str]) -> set[Pair]:
-    """The pairs that meet in a row."""
+    """The pairs in a row."""
     return {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(row)), 2)}
 
 
 def missing_pairs(factors: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> set[Pair]:
-    """The pairs that meet in no row."""
+    """The pairs in no row."""
     wanted = {
         (i, a, j, b)
         for i, j in itertools.combinations(range(len(factors)), 2)
@@ -30,10 +30,10 @@ def missing_pairs(factors: Sequence[Sequence[str]], rows: Sequence[Sequence[str]
 
 
 def all_pairs(factors: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Few rows with every pair in them, the same in every run, none of which can be left out.
+    """Few rows that contain every pair, the same in every run; without any one of them a pair would be missing.
 
     Each row begins with the first pair that is still missing and takes for each other factor the value that adds the
-    most missing pairs. Rows whose pairs have all come in others are then dropped.
+    most missing pairs. Rows whose pairs all occur in other rows are then dropped.
 
     Args:
         factors: the values of each factor, at least two.
@@ -59,5 +59,5 @@ def all_pairs(factors: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 def _new(chosen: dict[int, str], missing: set[Pair]) -> int:
-    """How many missing pairs the chosen values of some factors have."""
+    """The number of missing pairs among the chosen values."""
     return sum((i, chosen[i], j, chosen[j]) in missing for i, j in itertools.combinations(sorted(chosen), 2))

@@ -1,4 +1,4 @@
-"""The report on a small float model."""
+"""Builds the report on a small float model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ W = weights(8, 4, 3, 3)
 
 
 def report_on(model: ir.Model) -> tuple[LayerReport, ...]:
-    """The layers of a float model, each of which is reported on once."""
+    """The report's layers for a float model; asserts one per layer of the model."""
     note_weights(model.graph)
     fold(model)
     seen = Canonical()
@@ -45,7 +45,7 @@ SIGN_CONV = "s = Sign(x)\ny = Conv<pads=[1,1,1,1]>(s, w)"
 
 
 def with_weight(value: float, index: tuple[int, ...] = (2, 1, 0, 0), source: Array = W) -> Array:
-    """The weights with one of them changed."""
+    """A copy of the weights with one value changed."""
     changed = source.copy()
     changed[index] = value
     return changed

@@ -54,12 +54,12 @@ def processes() -> dict[int, tuple[int, str]]:
 
 
 class SshServer:
-    """The server, and what a test changes on its board.
+    """The server, and the state of its board and its laptop that a test changes.
 
     Attributes:
         home: the board's home directory.
         tools: folder that comes first in the board's PATH.
-        client: folder with the laptop's `ssh`, to come first in its PATH.
+        client: folder with the laptop's `ssh`, to be put first in PATH.
         config: the laptop's ssh configuration, which knows HOST.
         calls: file to which the laptop's `ssh` appends a line for each start.
         port: on 127.0.0.1.
@@ -93,7 +93,7 @@ class SshServer:
         subprocess.run(command, check=True)
 
     def write_config(self, **options: str) -> None:
-        """Write the laptop's ssh configuration; `options` replace the usual ones."""
+        """Write the laptop's ssh configuration; `options` override the defaults."""
         usual = {
             "HostName": "127.0.0.1",
             "Port": str(self.port),
@@ -108,7 +108,7 @@ class SshServer:
         self.config.write_text(f"Host {HOST}\n{lines}")
 
     def know_host(self, key: str | None) -> None:
-        """Let the laptop know the server by this key, or by none."""
+        """Write the laptop's known_hosts, with this key for the server or without any."""
         known = "" if key is None else f"[127.0.0.1]:{self.port} {(self.folder / f'{key}.pub').read_text()}"
         (self.folder / "known_hosts").write_text(known)
 
@@ -117,13 +117,13 @@ class SshServer:
         (self.folder / "prelude").write_text(text)
 
     def tool(self, name: str, script: str) -> None:
-        """Give the board a program of its own, which hides the system's."""
+        """Install a program on the board, which hides the system's program of that name."""
         path = self.tools / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
     def only_tools_but(self, *names: str) -> None:
-        """Give the board no programs but the system's that deploying uses, without these."""
+        """Restrict the board to the system programs that deploying uses, except `names`."""
         for name in sorted({*BOARD_TOOLS} - {*names}):
             path = sys.executable if name == "python3" else shutil.which(name)
             if path is not None and not (self.tools / name).exists():
@@ -143,12 +143,12 @@ class SshServer:
     def tree(self) -> list[str]:
         """All files and folders in the board's home directory."""
         found = []
-        for folder, folders, files in os.walk(self.home):  # which does not mind that a folder goes away meanwhile
+        for folder, folders, files in os.walk(self.home):  # tolerates a folder that disappears meanwhile
             found += [str(Path(folder, name).relative_to(self.home)) for name in (*folders, *files)]
         return sorted(found)
 
     def sessions(self) -> list[int]:
-        """The processes of open connections: all that descend from the server, the connection's own first."""
+        """The processes of open connections: all descendants of the server, parents before children."""
         running = processes()
         found = [self._sshd.pid]
         for process in found:
@@ -156,7 +156,7 @@ class SshServer:
         return found[1:]
 
     def cut(self) -> None:
-        """Break all connections as a dead network or server does: their sshd processes are gone, nothing is said."""
+        """Break all connections like a dead network or server: kill their sshd processes without a goodbye."""
         running = processes()
         for process in self.sessions():
             if running.get(process, (0, ""))[1].startswith("sshd"):
@@ -164,7 +164,7 @@ class SshServer:
                     os.kill(process, signal.SIGKILL)
 
     def left_over(self) -> list[str]:
-        """What deploy left running: clients of this server, connections, and whatever works in the board's home."""
+        """Processes left by deploy: clients of this server, connections, and processes in the board's home."""
         found = []
         for process, (_, command) in processes().items():
             try:
@@ -184,7 +184,7 @@ class SshServer:
         self._sshd.wait()
 
     def _write_board(self) -> None:
-        """Write the command that sshd runs for every connection: the board's environment, then the wanted command."""
+        """Write the command that sshd runs for a connection: the board's environment, then the requested command."""
         (self.folder / "board.sh").write_text(
             f'HOME="{self.home}"\nPATH="{self.tools}:/usr/local/bin:/usr/bin:/bin"\nexport HOME PATH\n'
             f'cd "$HOME"\n. "{self.folder / "prelude"}"\n'
@@ -192,7 +192,7 @@ class SshServer:
         )
 
     def _start(self) -> int:
-        """Start sshd on a free port, and return that."""
+        """Start sshd on a free port, and return the port."""
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's privilege separation directory
         for _ in range(5):
@@ -215,7 +215,7 @@ class SshServer:
         raise RuntimeError(f"sshd does not start: {(self.folder / 'sshd.log').read_text()}")
 
     def _answers(self, port: int) -> bool:
-        """Whether our sshd comes to listen; it ends if another process took the port meanwhile."""
+        """Whether our sshd starts to listen; it exits if another process took the port meanwhile."""
         for _ in range(250):
             if self._sshd.poll() is not None:
                 return False

@@ -1,4 +1,4 @@
-"""Shared exports: what is the same module, and that nobody changes another's copy."""
+"""Shared exports: which modules are equal, and that copies are independent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generator of all pairs, and the check that says which are missing."""
+"""The generator of all pairs, and the check for missing pairs."""
 
 from __future__ import annotations
 

@@ -9,26 +9,26 @@
 namespace bnn_deploy {
 namespace {
 
-// Work is shared from some 10 microseconds (with vector units) on, which is more than it costs to
-// wake another thread; it is then cut into smaller tasks, so that the threads finish together.
+// Work of more than some 10 microseconds (with vector units) is shared between threads: waking
+// a thread takes less. Smaller tasks let the threads finish together.
 constexpr double kMinSharedWordOps = 1 << 19;
 constexpr double kTaskWordOps = 1 << 17;
 constexpr int64_t kMaxTasks = 256;
-// Gathered windows stay in the second-level cache.
+// Keeps gathered windows in the second-level cache.
 constexpr int64_t kMaxGatheredWords = int64_t{1} << 15;
-// Rows of different channels that are a multiple of 4096 bytes apart fall into the same cache sets.
-// Written 64 bytes at a time they push each other out, so they are put together in a buffer with
-// another distance and copied in pieces of kBlockPixels.
+// Rows of different channels that are a multiple of 4096 bytes apart map to the same cache sets
+// and, written 64 bytes at a time, evict each other. They are staged in a buffer with another
+// stride and copied in pieces of kBlockPixels.
 constexpr int64_t kConflictPixels = 4096 / sizeof(float);
 constexpr int64_t kStagingStride = kBlockPixels + 16;
 
-// The copy that a run makes of its input belongs to the thread that called it.
+// Holds a run's copy of its input; it belongs to the thread that called Run.
 Buffer<uint32_t>* KeptInput() {
   thread_local Buffer<uint32_t> kept;
   return &kept;
 }
 
-// Sets bits `first` and up of `to`, which are 0, to `count` bits of `from`.
+// Copies `count` bits of `from` to bits `first` and up of `to`, which must be 0.
 void MergeBits(const uint32_t* from, int64_t count, int64_t first, uint32_t* to) {
   const int64_t shift = first % 32;
   to += first / 32;
@@ -38,7 +38,7 @@ void MergeBits(const uint32_t* from, int64_t count, int64_t first, uint32_t* to)
   }
 }
 
-// Calls body(part, first) for parts of up to kTilePixels pixels, of which `first` is the first.
+// Splits the pixels into parts of up to kTilePixels and calls body(part, index of its first pixel).
 template <typename Body>
 void ForEachTile(const AccumulateArgs& args, const Body& body) {
   AccumulateArgs part = args;
@@ -63,7 +63,7 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
                        const FloatConstants& constants)
     : ConvDriver(isa, std::move(spec), weights) {
   scale_ = PackPerChannel(layer_, constants.scale, 0.0f);
-  // FinishFloatArgs doubles the sums.
+  // FinishFloatArgs doubles the sums, so levels take half of the scale.
   for (int64_t o = 0; layer_.spec.level_bits > 0 && o < layer_.table_width; ++o) {
     scale_.data()[o] *= 0.5f;
   }
@@ -86,7 +86,8 @@ std::shared_ptr<const ConvPlan> ConvDriver::PlanFor(const BitBatch& input) const
   });
 }
 
-// isa.accumulate, over all bit planes; the windows of each are kBlockPixels further.
+// isa.accumulate over all bit planes. The windows of plane j begin at args.windows + j *
+// kBlockPixels.
 void ConvDriver::Accumulate(const AccumulateArgs& args) const {
   if (layer_.bit_planes == 1) return layer_.isa.accumulate(args);
   alignas(64) static constexpr int32_t kZeros[kTileChannels] = {};
@@ -112,7 +113,7 @@ void ConvDriver::Accumulate(const AccumulateArgs& args) const {
   }
 }
 
-// How many tasks, at most `most`, the convolution of `pixels` pixels is worth.
+// The number of tasks for the convolution of `pixels` pixels, at most `most`.
 int64_t ConvDriver::TaskCount(int64_t pixels, int64_t most) const {
   const double work = static_cast<double>(pixels) * static_cast<double>(layer_.spec.out_channels) *
                       static_cast<double>(layer_.bit_planes * layer_.window_words);
@@ -120,10 +121,10 @@ int64_t ConvDriver::TaskCount(int64_t pixels, int64_t most) const {
   return static_cast<int64_t>(std::min(work / kTaskWordOps, static_cast<double>(most)));
 }
 
-// Calls process(tile, pixels, products, args) for every tile of channels and block of up to
-// kBlockPixels pixels, which are counted through the whole batch; args lacks the output and counts
-// all pixels of the block. Tasks get disjoint ranges of pixels, cut at multiples of `grain`, and,
-// where `split_channels` allows it, of channel tiles.
+// Calls process(tile, pixels, products, args) for every channel tile and block of up to
+// kBlockPixels pixels, numbered through the whole batch; args covers all pixels of the block and
+// lacks the output. Tasks get disjoint ranges of pixels, cut at multiples of `grain`, and, if
+// `split_channels`, of channel tiles.
 template <typename Process>
 void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64_t grain,
                               bool split_channels, const TaskRunner& runner,
@@ -170,7 +171,7 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
       args.pixels = std::min(block_pixels, task_end - begin);
       const Range range{begin, begin + args.pixels};
       int64_t located_group = -1;
-      // Channels outside, pixels inside: the weights of a tile stay in the first-level cache.
+      // Channels in the outer loop, pixels in the inner one: a tile's weights stay in the L1 cache.
       for (int64_t c = channel_range.begin; c < channel_range.end; ++c) {
         const ChannelTile& tile = layer_.tiles[static_cast<size_t>(c)];
         if (tile.group != located_group) {
@@ -194,8 +195,8 @@ bool ConvDriver::GroupsAreWholeWords() const {
   return layer_.spec.group == 1 || layer_.spec.out_channels / layer_.spec.group % 32 == 0;
 }
 
-// Calls fill(to, stride), which writes the words of a tile's pixels, and sees to it that they end
-// up in `out`: [pixels][ceil(out_channels / 32)].
+// Calls fill(to, stride), which writes the words of a tile's pixels, either into `out`,
+// [pixels][ceil(out_channels / 32)], or into a buffer that is then merged into `out`.
 template <typename Fill>
 void ConvDriver::WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out,
                            const Fill& fill) const {
@@ -203,7 +204,7 @@ void ConvDriver::WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out,
   const int64_t count = pixels.end - pixels.begin;
   uint32_t* const to = out + pixels.begin * words;
   if (GroupsAreWholeWords()) return fill(to + tile.channel / 32, words);
-  // Groups that share words are merged by one task, into words that are 0.
+  // One task merges the groups that share words, into words that it clears first.
   if (tile.channel == 0) std::fill_n(to, count * words, 0u);
   constexpr int64_t kTileWords = kTileChannels / 32;
   uint32_t bits[kTilePixels * kTileWords];
@@ -245,7 +246,7 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
     thread_local Buffer<float> staging_buffer;
     float* const staging =
         staged ? staging_buffer.Reserve(kTileChannels * kStagingStride) : nullptr;
-    const auto plane = [&](int64_t pixel) {  // where the tile's first channel has this pixel
+    const auto plane = [&](int64_t pixel) {  // index of the pixel in the tile's first channel
       const int64_t image = pixel / image_pixels;
       return (image * layer_.spec.out_channels + tile.channel) * image_pixels +
              pixel % image_pixels;
@@ -262,7 +263,7 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
     ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
       part.sums = sums;
       Accumulate(part);
-      // A tile can run over several images; each has its own planes.
+      // A tile can extend over several images; each has its own output planes.
       for (int64_t p = 0; p < part.pixels;) {
         const int64_t pixel = block.begin + first + p;
         const int64_t left = image_pixels - pixel % image_pixels;

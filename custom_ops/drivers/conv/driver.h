@@ -1,24 +1,25 @@
 // A binary convolution with its weights: padding, tiles and threads around the micro-kernels.
 //
-// With bits for +1 and -1, a window of n products of which mis differ sums to acc = n - 2 * mis.
+// With bits for +1 and -1, a window of n products with mis mismatching bits sums to
+// acc = n - 2 * mis.
 // Padded taps hold the given pad bits, or, for zero padding, 0 bits and a correction: let R be the
 // taps of the window inside the image. A tap outside must contribute nothing, so n counts only the
-// products of R, and the popcount(W there) that a tap outside adds to mis is taken off beforehand:
+// products of R, and the initial value of mis subtracts the popcount(W) of the taps outside:
 //
-//   n = channels / group * |R|   and   mis = -popcount(W outside of R) + all counted mismatches.
+//   n = channels / group * |R|   and   mis = -popcount(W outside R) + all counted mismatches.
 //
 // R is a rectangle that depends on the output row and column alone and takes few values (9 for a
 // 3x3 kernel with padding 1), so n and the initial value of mis are a small table per image size
-// and the micro-kernels know no special case. For bit output the threshold is part of the initial
-// value, too: acc >= threshold exactly where the sum is negative.
+// and the micro-kernels know no special case. For bit output the initial value
+// includes the threshold: acc >= threshold exactly where the sum is negative.
 //
-// Levels 0 .. M = 2^k - 1 come as k planes of bits. The product of a bit b and a weight of ±1 whose
-// bit is v is v - (b ^ v), so with mis_j mismatches in plane j
+// Levels 0 .. M = 2^k - 1 are k bit planes. The product of a bit b and a weight of ±1 with bit v is
+// v - (b ^ v), so with mis_j mismatches in plane j
 //
 //   sum of level * weight = M * popcount(W) - sum over j of 2^j * mis_j.
 //
-// The planes are added from the top one down, doubling in between. A padded tap holds level 0,
-// whose bits are 0, and so adds nothing without a correction.
+// The planes are added from the highest to the lowest, doubling the sum in between. A padded tap
+// holds level 0, whose bits are 0, and so adds nothing without a correction.
 
 #ifndef BNN_DEPLOY_DRIVERS_CONV_DRIVER_H_
 #define BNN_DEPLOY_DRIVERS_CONV_DRIVER_H_
@@ -39,12 +40,12 @@ namespace bnn_deploy {
 struct FloatConstants {
   const float* scale;
   const float* bias;
-  const float* threshold;  // null: the driver gives no bits next to floats
+  const float* threshold;  // null: the driver outputs no bits next to floats
 };
 
-// out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x] or times factor[n][y][x].
-// For levels, acc is their sum with the weights, and half of scale[o] must be exact;
+// out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x] or times factor[n][y][x];
 // bits[n][y][x]: the bit of channel o is out[n][o][y][x] >= threshold[o].
+// For levels, acc is the sum of level * weight, and half of scale[o] must be exact.
 struct FloatOutput {
   float* out;                     // may be null next to bits
   const float* residual;          // null: none, and then no bits
@@ -62,12 +63,13 @@ class ConvDriver {
              const FloatConstants& constants);
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights, const int32_t* threshold);
 
-  // For a driver with float constants.
+  // Float output; the driver has float constants.
   void Run(const BitBatch& input, const FloatOutput& output, const TaskRunner& runner) const;
-  // out: [batch][output height][output width][ceil(out_channels / 32)], for one with thresholds.
+  // Bit output; the driver has integer thresholds.
+  // out: [batch][output height][output width][ceil(out_channels / 32)].
   void Run(const BitBatch& input, uint32_t* out, const TaskRunner& runner) const;
 
-  // How many plans the runs have made: one per image size as long as these are few.
+  // The number of plans made: one per image size while the sizes fit into the cache.
   int64_t plans_made() const { return plans_.made(); }
 
  private:
@@ -82,13 +84,13 @@ class ConvDriver {
                     const TaskRunner& runner, const Process& process) const;
   template <typename Fill>
   void WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out, const Fill& fill) const;
-  // Whether tasks can write the bits of different groups, which then share no word.
+  // Whether no two groups share an output word, so that different tasks can write their bits.
   bool GroupsAreWholeWords() const;
 
   const ConvLayer layer_;
   const TapBits tap_bits_;
   const Buffer<uint32_t> weights_;
-  const std::vector<uint32_t> plane_weights_;  // for micro-kernels that take pixels as lanes
+  const std::vector<uint32_t> plane_weights_;  // for ConvolvePlanesFn
   Buffer<float> scale_;
   Buffer<float> bias_;
   Buffer<float> float_threshold_;   // NaN for unused channels

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kMinCopyTaskWords = int64_t{1} << 16;
 constexpr int64_t kMaxCopyTasks = 256;
-// Pads are unlimited in the contract, memory is not.
+// The contract does not limit pads, but memory does.
 constexpr int64_t kMaxPaddedWords = int64_t{1} << 31;
 
 // Copies `count` bits that begin at bit `first` of `from`; the unused bits of the last word are 0.
@@ -57,7 +57,7 @@ void CopyRow(const ConvLayer& layer, const BitBatch& input, int64_t image, int64
   pad(spec.width.pad_end);
 }
 
-// The words of copies of the padded input, or of its planes.
+// The number of words of the padded input's copy, or of its planes.
 int64_t PaddedSize(const ConvLayer& layer, int64_t batch, int64_t height, int64_t width) {
   const int64_t size = CheckedProduct(
       {batch, layer.bit_planes, layer.spec.group, height, width, layer.group_words}, kPaddedInput);
@@ -69,7 +69,7 @@ int64_t PaddedSize(const ConvLayer& layer, int64_t batch, int64_t height, int64_
   return size;
 }
 
-// How many tasks the copy of this many rows is worth.
+// The number of tasks for a copy of `rows` rows.
 int64_t CopyTasks(int64_t rows, int64_t row_words) {
   return std::clamp(rows * row_words / kMinCopyTaskWords, int64_t{1},
                     std::min(rows, kMaxCopyTasks));
@@ -120,7 +120,7 @@ const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const 
   const int64_t tasks = CopyTasks(rows, row_words);
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(rows, tasks, task);
-    // Some rows at a time: what was just stored in pieces is slow to load in others.
+    // Several rows at a time: a load that overlaps several recent narrower stores is slow.
     constexpr int64_t kRows = 16;
     thread_local Buffer<uint32_t> kept;
     Scratch<uint32_t> scratch(&kept);

@@ -14,14 +14,15 @@ namespace bnn_deploy {
 
 struct BitBatch {
   // [batch][height][width][planes][ceil(channels / 32)], least significant plane first, unused bits
-  // 0; one plane but for levels.
+  // 0; one plane unless the input is levels.
   const uint32_t* data;
   int64_t batch;
   int64_t height;
   int64_t width;
 };
 
-// Where the words of a window are: elements from one image, bit plane and so on to the next.
+// Locates the words of a window: strides in words between images, bit planes, groups, rows and
+// pixels.
 struct ConvImage {
   const uint32_t* data;
   int64_t image_stride;
@@ -34,15 +35,15 @@ struct ConvImage {
 // Pixels whose windows are looked up once for all output channels.
 constexpr int64_t kBlockPixels = 4 * kTilePixels;
 
-// As in AccumulateArgs and FinishFloatArgs.
+// The pointers and products of AccumulateArgs and FinishFloatArgs, per pixel of a block.
 struct PixelBlock {
-  const uint32_t* windows[kMaxLevelBits * kBlockPixels];  // of each plane, kBlockPixels
+  const uint32_t* windows[kMaxLevelBits * kBlockPixels];  // [bit plane][kBlockPixels]
   const int32_t* initial[kBlockPixels];
   float products[kBlockPixels];
 };
 
-// The copies of an input take as long as the run, in `copy`. Both throw std::invalid_argument when
-// a copy is too large.
+// The next two functions keep a copy of the input in `copy`, for one run. They throw
+// std::invalid_argument when it is too large.
 
 // The input itself, or its padded copy
 // [batch][bit plane][group][padded_height][padded_width][group_words] where layer.copies_input.
@@ -52,12 +53,12 @@ ConvImage PrepareInput(const ConvLayer& layer, const ConvPlan& plan, const BitBa
 const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input,
                             const TaskRunner& runner, Scratch<uint32_t>* copy);
 
-// The windows, initial sums and numbers of products of these pixels, which are counted through the
-// whole batch.
+// Fills `block` with the windows, initial sums and numbers of products of these pixels, which are
+// numbered through the whole batch.
 void LocatePixels(const ConvLayer& layer, const ConvPlan& plan, const ConvImage& image,
                   int64_t group, Range pixels, PixelBlock* block);
-// Copies the words of each window to a row of whole granules, encoded where the layer is, and
-// points to these rows instead. rows: [bit plane][pixels][window_words].
+// im2col: copies the words of each window to a row of whole granules, encodes it if layer.encodes,
+// and points the windows of `block` to these rows. rows: [bit plane][pixels][window_words].
 void GatherWindows(const ConvLayer& layer, const ConvPlan& plan, int64_t pixels, uint32_t* rows,
                    PixelBlock* block);
 

@@ -6,8 +6,8 @@
 namespace bnn_deploy {
 namespace {
 
-// Pixels as lanes pay for windows that are short (and in large images, see plan.cc). They take a
-// copy of the input per column of the kernel (and stride), which should not outgrow the caches.
+// Pixels as lanes pay for short windows (in large images, see plan.cc). They need kernel width /
+// stride copies of the input, which should fit into the caches.
 constexpr int64_t kMaxPlaneWords = 128;
 constexpr int64_t kMaxPlaneCopies = 8;
 
@@ -24,7 +24,7 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
       pixel_words(bit_planes * WordsForBits(spec.channels)),
       copies_input(HasPadding(spec.height) || HasPadding(spec.width) ||
                    (spec.group > 1 && group_channels % 32 != 0) ||
-                   (bit_planes > 1 && spec.width.kernel > 1)),  // planes apart make longer runs
+                   (bit_planes > 1 && spec.width.kernel > 1)),  // separate planes make longer runs
       rows_are_runs(spec.width.dilation == 1 && (copies_input || pixel_words == group_words)),
       encodes(isa.encode != nullptr &&
               spec.height.kernel * spec.width.kernel * group_words >= isa.encoded_words),

@@ -1,4 +1,5 @@
-// A binary convolution, and what follows from it for an instruction set before any image is seen.
+// A binary convolution, and the choices for an instruction set that do not depend on the image
+// size.
 
 #ifndef BNN_DEPLOY_DRIVERS_CONV_LAYER_H_
 #define BNN_DEPLOY_DRIVERS_CONV_LAYER_H_
@@ -18,9 +19,9 @@ struct ConvSpec {
   int64_t out_channels;
   Axis height;
   Axis width;
-  std::vector<uint32_t> pad_bits;  // of all channels; empty: zero padding
-  // The planes of levels 0 to 2^level_bits - 1; 0: there is one, whose bits stand for ±1. Levels
-  // have zero padding and float output without bits, and their sums stay below 2^24.
+  std::vector<uint32_t> pad_bits;  // one per input channel; empty: zero padding
+  // The number of bit planes of levels 0 to 2^level_bits - 1; 0: one plane of ±1. Levels have zero
+  // padding and float output without bits, and their sums stay below 2^24.
   int64_t level_bits = 0;
 };
 constexpr int64_t kMaxLevelBits = 4;
@@ -28,10 +29,10 @@ constexpr int64_t kMaxLevelBits = 4;
 // At most kTileChannels output channels of one group.
 struct ChannelTile {
   int64_t group;
-  int64_t channel;  // the first output channel
+  int64_t channel;  // first output channel
   int64_t channels;
-  int64_t table_offset;    // of the first channel in rows of ConvLayer::table_width values
-  int64_t weights_offset;  // in the packed weights
+  int64_t table_offset;    // index of `channel` in a row of ConvLayer::table_width values
+  int64_t weights_offset;  // of the tile in the packed weights, in words
   int64_t blocks;
 };
 
@@ -44,14 +45,14 @@ struct ConvLayer {
   const int64_t group_channels;
   const int64_t group_words;
   const int64_t bit_planes;
-  const int64_t pixel_words;  // of the input, all planes
+  const int64_t pixel_words;  // words of an input pixel, all planes
   const bool copies_input;
-  const bool rows_are_runs;    // the taps of a kernel row lie together in the (padded) input
+  const bool rows_are_runs;    // the taps of a kernel row are contiguous in the (padded) input
   const bool encodes;          // the micro-kernel takes encoded windows
-  const int64_t window_words;  // words of a window, padded where the micro-kernel gathers
+  const int64_t window_words;  // words of a window, whole granules where windows are gathered
   const bool takes_planes;     // large images with float output go through isa.convolve_planes
   std::vector<ChannelTile> tiles;
-  int64_t table_width = 0;   // output channels, each tile's rounded up to whole words
+  int64_t table_width = 0;   // sum over the tiles of their channels, rounded up to 32
   int64_t weights_size = 0;  // words of the packed weights
 };
 

@@ -8,12 +8,12 @@
 namespace bnn_deploy {
 namespace {
 
-// Pixels as lanes pay where the transpose from channels to planes is dear: in images that are large
+// Pixels as lanes pay where the transpose from channels to planes is expensive: in images large
 // enough for whole vectors of pixels.
 constexpr int64_t kMinPlanePixels = 256;
 
-// The distinct TapRanges along an axis, and which one each window has; one for all where padding
-// needs no correction.
+// The distinct TapRanges along an axis, and the index of each window's TapRange. Without a padding
+// correction all windows share one TapRange, the whole kernel.
 struct Patterns {
   std::vector<TapRange> ranges;
   std::vector<int64_t> of_window;
@@ -37,13 +37,14 @@ Patterns FindPatterns(const Axis& axis, int64_t input, bool corrected) {
   return patterns;
 }
 
-// The products of a window with these taps inside the image.
+// The number of products of a window whose taps inside the image are `rows` x `columns`.
 int64_t Products(const ConvLayer& layer, TapRange rows, TapRange columns) {
   if (layer.spec.level_bits > 0) return 0;
   return layer.group_channels * (rows.last - rows.first) * (columns.last - columns.first);
 }
 
-// What AccumulateArgs::initial holds for an output channel and these taps inside the image.
+// The value in AccumulateArgs::initial of an output channel, for a window whose taps inside the
+// image are `rows` x `columns`.
 int32_t InitialSum(const ConvLayer& layer, const TapBits& tap_bits,
                    const std::vector<int32_t>& thresholds, int64_t channel, TapRange rows,
                    TapRange columns) {
@@ -58,7 +59,7 @@ int32_t InitialSum(const ConvLayer& layer, const TapBits& tap_bits,
   //                   <=>  counted - limit - 1 < 0.
   const int64_t slack =
       Products(layer, rows, columns) + 2 * outside - thresholds[static_cast<size_t>(channel)];
-  if (slack < 0) return 0;  // never: nothing counted is negative
+  if (slack < 0) return 0;  // bit always 0: no count is negative
   const int64_t limit = std::min<int64_t>(slack / 2, std::numeric_limits<int32_t>::max());
   return static_cast<int32_t>(-limit - 1);
 }
@@ -78,7 +79,7 @@ void AddRuns(const ConvLayer& layer, ConvPlan* plan) {
   }
 }
 
-// products: of each pattern.
+// products: number of products per pattern.
 void AddPlanes(const ConvLayer& layer, const Patterns& rows, const Patterns& columns,
                const std::vector<int64_t>& products, ConvPlan* plan) {
   const int64_t stride = layer.spec.height.stride;
@@ -140,7 +141,7 @@ std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBi
   const Patterns columns = FindPatterns(spec.width, width, corrected);
   plan->row_pattern = rows.of_window;
   const auto patterns = static_cast<int64_t>(rows.ranges.size() * columns.ranges.size());
-  // The 0 of unused channels makes their bits 0.
+  // Initial sum 0 makes the bits of unused channels 0.
   plan->table = Buffer<int32_t>(patterns * layer.table_width, 0);
   std::vector<int64_t> products;
   int32_t* entries = plan->table.data();

@@ -1,4 +1,4 @@
-// What of a convolution depends on the size of the image, and a cache of it.
+// The tables of a convolution for one image size, and a cache of them.
 
 #ifndef BNN_DEPLOY_DRIVERS_CONV_PLAN_H_
 #define BNN_DEPLOY_DRIVERS_CONV_PLAN_H_
@@ -27,28 +27,29 @@ struct ConvPlan {
   int64_t padded_width;
   std::vector<int64_t> run_offsets;
   int64_t run_words;
-  // A row of output pixels has pattern row_pattern[y], and its pixels have these initial sums (rows
-  // of table_width in `table`) and numbers of products: [row pattern][out_width].
+  // Row y of output pixels has pattern row_pattern[y]. `initial` (pointers to rows of table_width
+  // initial sums in `table`) and `products` (numbers of products) are [row pattern][out_width].
   std::vector<int64_t> row_pattern;
   std::vector<const int32_t*> initial;
   std::vector<float> products;
   Buffer<int32_t> table;
 
   // Only for micro-kernels that take pixels as lanes: the input is split into planes
-  // [batch][group][word][kernel column][plane_height][out_width], which hold one word, at one
-  // column of the kernel, of all output pixels. Its rows 0, stride, 2 * stride and so on come
-  // first, then 1, 1 + stride and so on. So a tap of all windows of the image is one array.
+  // [batch][group][word][kernel column][plane_height][out_width]. A plane holds one word, at one
+  // kernel column, for all output pixels. Its rows 0, stride, 2 * stride and so on come first, then
+  // 1, 1 + stride and so on (0, 2, 1, 3 for 4 rows and stride 2), so that one tap of all windows of
+  // the image is one contiguous array.
   bool uses_planes = false;
   int64_t plane_height = 0;
-  std::vector<int64_t> plane_offsets;  // of the words of a window
+  std::vector<int64_t> plane_offsets;  // of each word of a window
   std::vector<uint8_t> patterns;       // [row pattern][out_width]
   Buffer<float> constant;              // [table_width][kMaxPatterns]: products - 2 * `table`
 
-  // Where a row of the padded input is in its plane.
+  // The offset in a plane of row `y` of the padded input.
   int64_t PlaneRow(int64_t y, int64_t stride) const {
     return (y % stride * (plane_height / stride) + y / stride) * out_width;
   }
-  // The patterns of `count` pixels of an image from pixel `first` on.
+  // Copies the patterns of `count` pixels of an image, from pixel `first` on.
   void CopyPatterns(int64_t first, int64_t count, uint8_t* to) const;
 };
 
@@ -58,13 +59,13 @@ std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBi
                                              const std::vector<int32_t>& thresholds, int64_t height,
                                              int64_t width);
 
-// The plans of the image sizes that were asked for last. Runs at the same time share them.
+// The plans of the most recently used image sizes. Concurrent runs share them.
 class ConvPlanCache {
  public:
   // Enough for the sizes of an image pyramid; a plan takes some ten kilobytes.
   static constexpr size_t kMaxPlans = 8;
 
-  // The plan of this size, else make(), which no other thread calls meanwhile.
+  // The cached plan of this size, else the result of make(), called under the lock.
   template <typename Make>
   std::shared_ptr<const ConvPlan> Get(int64_t height, int64_t width, const Make& make) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -79,7 +80,7 @@ class ConvPlanCache {
     return plans_.front();
   }
 
-  // How often make() was called.
+  // The number of calls of make().
   int64_t made() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return made_;
@@ -87,7 +88,7 @@ class ConvPlanCache {
 
  private:
   mutable std::mutex mutex_;
-  std::list<std::shared_ptr<const ConvPlan>> plans_;  // that of the last call first
+  std::list<std::shared_ptr<const ConvPlan>> plans_;  // most recently used first
   int64_t made_ = 0;
 };
 

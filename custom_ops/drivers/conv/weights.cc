@@ -15,7 +15,7 @@ Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights) {
   std::vector<uint32_t> row(static_cast<size_t>(layer.window_words));  // of one channel
   for (const ChannelTile& tile : layer.tiles) {
     auto* const packed = reinterpret_cast<uint8_t*>(all.data() + tile.weights_offset);
-    // Channels whose pieces alternate.
+    // The number of channels whose pieces alternate.
     const int64_t width = isa.channel_block * (isa.blocks_together ? tile.blocks : 1);
     for (int64_t o = 0; o < tile.channels; ++o) {
       std::copy_n(weights + (tile.channel + o) * words, words, row.begin());

@@ -14,16 +14,17 @@
 
 namespace bnn_deploy {
 
-// As AccumulateArgs::weights, for each tile from its weights_offset on.
+// Packs weights in the layout of AccumulateArgs::weights, each tile from its weights_offset on.
 Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights);
 
-// As ConvolvePlanesArgs::weights, for each tile from channel * window_words on.
+// Packs weights in the layout of ConvolvePlanesArgs::weights, each tile from channel * window_words
+// on.
 std::vector<uint32_t> PackPlaneWeights(const ConvLayer& layer, const uint32_t* weights);
 
-// Values per output channel as [table_width], `unused` where there is no channel.
+// Spreads values [out_channels] to [table_width], with `unused` where there is no channel.
 Buffer<float> PackPerChannel(const ConvLayer& layer, const float* values, float unused);
 
-// How many weights of an output channel are 1 bits, in any rectangle of taps.
+// The popcount of an output channel's weights in any rectangle of taps.
 class TapBits {
  public:
   TapBits(const ConvLayer& layer, const uint32_t* weights);
@@ -34,8 +35,8 @@ class TapBits {
  private:
   int64_t rows_;
   int64_t columns_;
-  // [out_channels][rows + 1][columns + 1]: the 1 bits of the taps above and left of each tap, a
-  // summed-area table.
+  // Summed-area table [out_channels][rows + 1][columns + 1]: the popcount of the taps above and
+  // left of each tap.
   std::vector<int32_t> sums_;
 };
 

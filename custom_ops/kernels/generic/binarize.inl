@@ -1,26 +1,26 @@
-// The kernels that make bits, over the vectors of an instruction set. A unit includes this into its
-// anonymous namespace, after
+// The binarize kernels, written over an instruction set's vector type. A unit includes this into
+// its anonymous namespace, after
 //
 // * vectors/<isa>.inl, which defines
 //     Floats, Words         kLanes floats or 32-bit words
 //     Lanes, FirstLanes(n)  the first n lanes: none for n below 0, all for n above kLanes
-//     Load, Store           at any address; LoadLanes and StoreLanes touch only their lanes
-//     kMasks                Lanes is a mask: it may have none, and the others are loaded as 0
+//     Load, Store           at any address; LoadLanes and StoreLanes access only their lanes
+//     kMasks                Lanes is a mask: it may be empty, and other lanes are loaded as 0
 //     Splat, SplatWord      a value in all lanes
 //     Add, Multiply, Divide, Absolute, Total (of all lanes)
 //     OrWhereAtLeast(words, x, threshold, bit)  words, with bit where x >= threshold
-//     NextBit(bit)          the next higher one
+//     NextBit(bit)          the next higher bit
 //     StoreColumn(words, count, out, stride)    lane i to out[i * stride], for i < count
 //     AtLeast32(x, threshold), AtLeastFirst(x, threshold, count)  bit i = (x[i] >= threshold[i]),
 //                           for 32 floats and for 1 to 31
 //     AtLeastBytes(x, level), AtLeastFirstBytes(x, level, count)  the same for kByteLanes (32 or
-//                           64) bytes and for fewer; all of the levels can be read, and are aligned
+//                           64) bytes and for 1 to kByteLanes - 1; level is aligned and has
+//                           kByteLanes readable bytes
 //
-// * these, by which the unit says how it goes through the input:
-//     kBinarizeVectors, kAbsMeanVectors  vectors of pixels that are filled together: the longer the
-//                           piece of a plane that is read at once, the less the planes get in each
-//                           other's way in the caches
-//     kFewVectors           the same for the pixels that are then left, before single vectors
+// * the unit's loop parameters:
+//     kBinarizeVectors, kAbsMeanVectors  vectors of pixels per iteration: longer pieces of a plane
+//                           cause fewer cache conflicts between planes
+//     kFewVectors           the same for the remaining pixels, before single vectors
 //     kMeansRows            the mean of a fully connected layer is summed by vectors of channels
 
 void BinarizeRows(const BinarizeRowsArgs& args) {
@@ -55,8 +55,7 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
       level += kByteLanes;
     }
     if (rest == 0) continue;
-    // The next pixels, if there are enough of them, are as good as zeros: reachable has no bits
-    // there.
+    // Bytes of the next pixels may be read instead of zeros: reachable has no bits for them.
     const uint64_t reached =
         end - x >= kByteLanes ? AtLeastBytes(x, level) : AtLeastFirstBytes(x, level, rest);
     *out++ = static_cast<uint32_t>(reached) & reachable[0];
@@ -69,9 +68,9 @@ Floats AbsoluteTerms(Floats x, Floats scale, Floats shift) {
   return Absolute(Add(Multiply(x, scale), shift));
 }
 
-// Lane i of a vector collects the word of pixel i, one channel (bit) at a time; kMean: and the sum
-// of the terms, to which the words before have left theirs in `mean`. kWhole: there are
-// kLanes * kVectors pixels.
+// Lane i of a vector collects the word of pixel i, one channel (bit) at a time. kMean: also sums
+// the terms, and adds them to the partial sums of earlier words in `mean`. kWhole: there are kLanes
+// * kVectors pixels.
 template <int kVectors, bool kWhole, bool kMean>
 void BinarizeVectors(const BinarizeAbsMeanArgs& args, int64_t pixel) {
   const int64_t pixels = kWhole ? kVectors * kLanes : args.pixels - pixel;
@@ -145,7 +144,7 @@ void Binarize(const BinarizeArgs& args) {
                                            nullptr});
 }
 
-// The mean of a row of channels.
+// The mean of one pixel with contiguous channels.
 float AbsMeanRow(const BinarizeAbsMeanArgs& args) {
   constexpr int kVectors = 32 / kLanes;
   Floats sums[kVectors];

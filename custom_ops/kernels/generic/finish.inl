@@ -1,20 +1,20 @@
-// FinishFloat over the vectors of an instruction set. A unit includes this into its anonymous
-// namespace, after vectors/<isa>.inl (listed in binarize.inl), of which it takes also
+// FinishFloat, written over an instruction set's vector type. A unit includes this into its
+// anonymous namespace, after vectors/<isa>.inl (see binarize.inl), which must also define
 //
 //     LoadInts(values)      aligned integers, as floats
 //     SubtractTwice(a, b)   a - 2 * b, of integers that are exact
 
 template <Epilogue kEpilogue>
-void FinishTile(const FinishFloatArgs& args);  // finish_transposed.inl's, or the unit's own
+void FinishTile(const FinishFloatArgs& args);  // defined in finish_transposed.inl or in the unit
 
-// The values that an epilogue begins with, for kLanes channels of a pixel.
+// The input values of the epilogue (scale * dot + bias), for kLanes channels of a pixel.
 Floats ScaledSums(const FinishFloatArgs& args, int64_t pixel, int64_t channel) {
   const Floats sums = LoadInts(args.sums + pixel * kTileChannels + channel);
   const Floats dot = SubtractTwice(Splat(args.products[pixel]), sums);
   return Add(Multiply(dot, Load(args.scale + channel)), Load(args.bias + channel));
 }
 
-// One pixel, whose channels lie side by side: a fully connected layer.
+// One pixel with contiguous channels: a fully connected layer.
 void FinishRow(const FinishFloatArgs& args) {
   int64_t channel = 0;
   for (; channel + kLanes <= args.channels; channel += kLanes) {

@@ -1,15 +1,15 @@
-// FinishTile for units that have as many registers as lanes, over finish.inl and Transpose(rows):
-// a square of kLanes channels x kLanes pixels at a time.
+// FinishTile for units with at least as many registers as lanes, from finish.inl and
+// Transpose(rows): a square of kLanes channels x kLanes pixels at a time.
 
-// Up to kLanes channels x kLanes pixels; kWhole: all of them are there. Adds the bits of the
-// channels to the words of the pixels, from `bit` on.
+// A square of up to kLanes channels x kLanes pixels; kWhole: the square is full. Sets the bits of
+// the channels, from `bit` on, in the words of the pixels.
 template <Epilogue kEpilogue, bool kWhole>
 void FinishSquare(const FinishFloatArgs& args, int64_t channel, int64_t pixel, Words bit,
                   Words* words) {
   const int64_t pixels = args.pixels - pixel;
   const int64_t channels = args.channels - channel;
   Floats rows[kLanes];
-  // Rows past the last pixel repeat it and are masked.
+  // Rows past the last pixel repeat the last pixel and are masked.
   for (int i = 0; i < kLanes; ++i) {
     rows[i] = ScaledSums(args, pixel + (kWhole || i < pixels ? i : pixels - 1), channel);
   }

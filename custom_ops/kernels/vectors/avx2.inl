@@ -3,7 +3,7 @@
 constexpr int kLanes = 8;
 using Floats = __m256;
 using Words = __m256i;
-using Lanes = __m256i;  // all ones in those that are loaded or stored
+using Lanes = __m256i;  // all ones in the lanes to load or store
 constexpr bool kMasks = true;
 
 Lanes FirstLanes(int64_t count) {

@@ -3,7 +3,7 @@
 constexpr int kLanes = 4;
 using Floats = float32x4_t;
 using Words = uint32x4_t;
-using Lanes = int64_t;  // how many, from the first on; there are no masks
+using Lanes = int64_t;  // the number of lanes, from the first on; NEON has no masks
 constexpr bool kMasks = false;
 
 Lanes FirstLanes(int64_t count) { return count; }
@@ -47,8 +47,8 @@ void StoreColumn(Words words, int64_t count, uint32_t* out, int64_t stride) {
   for (int64_t i = 0; i < kLanes && i < count; ++i) out[i * stride] = column[i];
 }
 
-// The bits of 32 bytes that are all 0 or all 1: each keeps the bit of its place in a group of
-// eight, and three pairwise additions collect the groups.
+// One bit for each of 32 bytes that are 0x00 or 0xff: byte i of a group of eight keeps bit i, and
+// three pairwise additions collect the groups.
 uint32_t CollectBits(uint8x16_t low, uint8x16_t high) {
   static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
   const uint8x16_t places = vld1q_u8(kPlaces);
@@ -58,7 +58,7 @@ uint32_t CollectBits(uint8x16_t low, uint8x16_t high) {
   return vgetq_lane_u32(vreinterpretq_u32_u8(sums), 0);
 }
 
-// Bytes of all 1 where one of 16 values is at least its threshold.
+// Byte i is 0xff where value i of 16 is at least its threshold, else 0.
 uint8x16_t AtLeast16(const float* x, const float* threshold) {
   uint16x8_t halves[2];
   UNROLL for (int i = 0; i < 2; ++i, x += 8, threshold += 8) {

@@ -2,7 +2,7 @@
 
 The interpreter is the one of its Python package, with use_indirect_bgemm=True, the faster of its
 two x86 kernels by far, and TFLite's XNNPACK delegate for the float layers. Input and output are NHWC, as TFLite has
-them: no transposition is charged to it, except one where a network flattens.
+them: its time includes no transposition, except one where a network flattens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tensorflow as tf
 from peers.plan import Plan, Step, load_plan, same_pads
 
 LOWEST = -1e30
-"""What pads a max pool whose input may be negative."""
+"""The padding value of a max pool whose input may be negative."""
 
 
 def versions() -> dict[str, str]:
@@ -44,7 +44,7 @@ class Interpreter:
         interpreter = larq_compute_engine.tflite.python.interpreter.Interpreter(
             flatbuffer, num_threads=threads, use_indirect_bgemm=True, use_xnnpack=True
         )
-        # The class above splits a batch into samples; the one it wraps takes it whole.
+        # The Python class splits a batch into samples; the interpreter that it wraps runs the whole batch.
         self.interpreter = interpreter.interpreter
         self.inputs: list[NDArray[np.float32]] = []
 
@@ -81,7 +81,7 @@ def _layer(plan: Plan, step: Step, inputs: list[Any]) -> Any:
         y.set_weights([arrays["weight"].T, arrays["bias"]])
         return tf.keras.layers.Reshape((1, 1, len(arrays["bias"])))(result)
     if step.op == "affine":
-        # As BatchNormalization with mean 0 and variance 1: what the converter looks for.
+        # As BatchNormalization with mean 0 and variance 1, which the converter recognises.
         layer = tf.keras.layers.BatchNormalization(epsilon=0.0)
         y = layer(x)
         layer.set_weights(

@@ -40,7 +40,7 @@ class Request:
 
     def __init__(self, compiled: Any) -> None:
         self.request = compiled.create_infer_request()
-        # infer() of the Python class only prepares inputs, of which there are none here, and copies the output.
+        # infer() of the Python class only prepares inputs, which are bound already, and copies the output.
         self.infer = super(type(self.request), self.request).infer
 
     def output(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -101,9 +101,9 @@ def _per_channel(values: NDArray[np.float32]) -> Any:
 
 
 def _binarize(x: Any, step: Step) -> Any:
-    """FakeQuantize gives its high output where x > threshold: take the float below for x >= threshold.
+    """A FakeQuantize with the sign's bits. It tests x > limit, so for x >= threshold the limit is the next lower float.
 
-    Its two limits are equal, but must not be one shared constant, or it is not fused into the layer before it.
+    Its two limits are equal, but must be two constants, or FakeQuantize is not fused into the preceding layer.
     """
     threshold, below = step.arrays["threshold"].astype(np.float32), step.arrays["below"]
     limit = np.where(below, threshold, np.nextafter(threshold, np.float32(-np.inf)))

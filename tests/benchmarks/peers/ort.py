@@ -36,7 +36,7 @@ class Session:
         y_value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32)
         self.binding.bind_ortvalue_input(given, x_value)
         self.binding.bind_ortvalue_output(made, y_value)
-        self.memory = [x, x_value, y_value]  # a binding does not keep them alive
+        self.memory = [x, x_value, y_value]  # the binding does not keep its tensors alive
         self.run()
         return np.array(y_value.numpy())
 

@@ -1,7 +1,7 @@
-"""A network in the few steps that the peers' graphs are built from: read from the float ONNX, stored as JSON and .npz.
+"""A network as a list of simple steps, from which the peers build their graphs.
 
-A peer's process need not have onnx installed, and needs no more than this. Every tensor is [N, C, H, W]; a fully
-connected layer that is binary is a convolution over all of its input's pixels. The steps and their arrays:
+Plans are read from float ONNX and stored as JSON and .npz, so that a peer's process needs no onnx. Every tensor is
+[N, C, H, W]; a binary fully connected layer is a convolution over all pixels of its input. The steps and their arrays:
 
     conv          weight [O, I/group, kh, kw], bias [O]; strides, pads (top, left, bottom, right), group
     binary_conv   as conv, with weight ±1, and alpha [O]: y = alpha * conv(x, weight) + bias; x is the output of a sign
@@ -35,7 +35,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Step:
-    """One operation. `shape` is its output's, (C, H, W)."""
+    """One operation. `shape` is the shape of its output, (C, H, W)."""
 
     op: str
     inputs: list[str]
@@ -61,7 +61,7 @@ class Plan:
         return next((step for step in self.steps if step.output == name), None)
 
     def save(self, path: Path) -> Path:
-        """Write `path` (JSON) and beside it the arrays (.npz)."""
+        """Write the steps to `path` (JSON), and their arrays to an .npz file beside it."""
         steps = [
             {"op": s.op, "inputs": s.inputs, "output": s.output, "shape": s.shape, "attributes": s.attributes}
             for s in self.steps
@@ -73,7 +73,7 @@ class Plan:
 
 
 def load_plan(path: Path) -> Plan:
-    """Read what `Plan.save` wrote."""
+    """Read a plan that `Plan.save` wrote."""
     content = json.loads(path.read_text())
     steps = [Step(s["op"], s["inputs"], s["output"], tuple(s["shape"]), s["attributes"]) for s in content["steps"]]
     with np.load(path.with_suffix(".npz")) as arrays:
@@ -92,11 +92,11 @@ def same_pads(size: tuple[int, int], kernel: list[int], strides: list[int]) -> l
 
 
 def use_tensorflow_padding(model: onnx.ModelProto, shape: tuple[int, ...]) -> bool:
-    """Move the padding of convolutions to where TensorFlow's "same" has it; return whether any moved.
+    """Replace the padding of convolutions by TensorFlow's "same"; return whether any changed.
 
-    It differs for strides above 1: a 3x3 convolution with stride 2 on an even size is padded below and to the right.
-    Padding before the convolution is no way out: there is no bit that adds nothing, and Larq's converter (0.16) makes
-    "same" of a float Pad and Conv whose padding is another one.
+    It differs for strides above 1: "same" pads a 3x3 convolution with stride 2 and an even size below and to the right.
+    An explicit Pad before the convolution does not help: no bit adds 0, and Larq's converter (0.16) turns a float Pad
+    and Conv into "same" even if the padding differs.
     """
     from onnx import helper
 
@@ -118,7 +118,7 @@ def use_tensorflow_padding(model: onnx.ModelProto, shape: tuple[int, ...]) -> bo
 
 
 def fold_affine_into_sign(plan: Plan) -> Plan:
-    """An affine whose only reader is a sign becomes the sign's `threshold` and `below` [C].
+    """Fold an affine whose only reader is a sign into the sign, as its arrays `threshold` and `below` [C].
 
     The sign is then +1 where x >= threshold, or, where `below` is true (scale < 0), where x <= threshold. A channel
     with scale 0 is constant: its threshold is infinite.
@@ -157,13 +157,13 @@ def read_onnx(model: onnx.ModelProto, shape: tuple[int, ...]) -> Plan:
         shape: one sample of the input, (C, H, W).
 
     Raises:
-        ValueError: an operator, or a form of it, that the steps above do not cover.
+        ValueError: an operator, or a form of it, that no step covers.
     """
     return _Reader(model, shape).plan()
 
 
 class _Reader:
-    """Builds the steps. `tensors` maps each data tensor of the ONNX graph to the name it has in the plan."""
+    """Builds the steps. `tensors` maps each data tensor of the ONNX graph to its name in the plan."""
 
     def __init__(self, model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
         from onnx import numpy_helper
@@ -191,7 +191,7 @@ class _Reader:
         plan = Plan(self.shapes["input"], self.steps)
         used = {self.tensors[self.model.graph.output[0].name]}
         kept: list[Step] = []
-        for step in reversed(plan.steps):  # a flatten that a binary layer took into itself has no reader left
+        for step in reversed(plan.steps):  # a flatten that was merged into a binary layer has no reader left
             if step.output in used:
                 kept.insert(0, step)
                 used.update(step.inputs)
@@ -308,7 +308,7 @@ class _Reader:
         self._globalaveragepool(node, attributes)
 
     def _reshape(self, node: onnx.NodeProto, _: dict[str, Any]) -> None:
-        """The exporter's view(batch, -1): to [N, features], whatever its shape input says."""
+        """The exporter's view(batch, -1): to [N, features], regardless of its shape input."""
         source = self.tensors[node.input[0]]
         channels, height, width = self.shapes[source]
         if height * width == 1:

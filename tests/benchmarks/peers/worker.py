@@ -1,7 +1,7 @@
-"""Holds engines in a process of its own and does what it is told, one line of JSON in and one out.
+"""Holds engines in a separate process and answers requests: one line of JSON in, one line out.
 
     {"do": "versions", "engine": E}                                  -> {"versions": {...}}
-    {"do": "load", "engine": E, "name": NAME, "model": PATH, ...}    -> {}   (the rest goes to the engine)
+    {"do": "load", "engine": E, "name": NAME, "model": PATH, ...}    -> {}   (other keys go to the engine)
     {"do": "output", "name": NAME, "input": X.npy, "output": Y.npy}  -> {}
     {"do": "time", "name": NAME, "warm_ms": 2, "timed_ms": 10}       -> {"ms": [each run]}
     {"do": "unload", "name": NAME}                                   -> {}
@@ -29,16 +29,16 @@ class Engine(Protocol):
     """One model, ready to run on one batch."""
 
     def output(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Put in [N, C, H, W] and run; returns [N, ...] (NCHW)."""
+        """Run on x [N, C, H, W] float32; return [N, ...] float32 (NCHW)."""
         ...
 
     def run(self) -> None:
-        """Run on what `output` was last called with. This is what is timed."""
+        """Run again on the last input of `output`. Only `run` is timed."""
         ...
 
 
 def time_runs(run: Callable[[], None], warm_ms: float, timed_ms: float) -> list[float]:
-    """Run untimed for `warm_ms`, since another engine had the caches, then timed for `timed_ms`; ms of each run."""
+    """Run untimed for `warm_ms`, to refill the caches, then timed for `timed_ms`; return the ms of each run."""
     start = time.perf_counter_ns()
     while True:
         run()
@@ -55,7 +55,7 @@ def time_runs(run: Callable[[], None], warm_ms: float, timed_ms: float) -> list[
 
 
 def answer(engines: dict[str, Engine], request: dict[str, Any]) -> dict[str, Any]:
-    """Do what one request says."""
+    """Execute one request and return its answer."""
     do = request.pop("do")
     if do == "versions":
         return {"versions": importlib.import_module(f"peers.{request['engine']}").versions()}
@@ -77,7 +77,7 @@ def answer(engines: dict[str, Engine], request: dict[str, Any]) -> dict[str, Any
 
 
 def main() -> None:
-    # The answers have the real stdout to themselves: libraries print to it, from C++ too.
+    # Answers go to the original stdout; stdout is redirected, as libraries print to it, from C++ too.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     engines: dict[str, Engine] = {}
