@@ -196,6 +196,18 @@ def branches(model: ModelProto) -> None:
     model.graph.node.insert(index, node)
 
 
+def nested_branches(model: ModelProto) -> None:
+    """The same If in the branches of another one."""
+    branches(model)
+    (inner,) = (node for node in model.graph.node if node.op_type == "If")
+    output = helper.make_tensor_value_info("d", TensorProto.FLOAT, ["N", 6, 6, 6])
+    body = helper.make_graph([inner], "outer", [], [output])
+    outer = helper.make_node("If", ["choice"], ["d"], "outer", then_branch=body, else_branch=body)
+    index = list(model.graph.node).index(inner)
+    model.graph.node.remove(inner)
+    model.graph.node.insert(index, outer)
+
+
 def external(folder: Path) -> Arguments:
     onnx.save(network(), folder / "float.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     (folder / "weights.bin").unlink()
@@ -357,6 +369,9 @@ REFUSALS: dict[str, Refusal] = {
         graph(no_nodes), FLOAT + r"not a valid ONNX file, or a truncated one \(it has no nodes\)"
     ),
     "no binary layer": Refusal(graph(relu), "no layer of " + FLOAT[:-2] + " is binary: Conv 'c': .*"),
+    "convolutions in an If in an If": Refusal(
+        graph(nested_branches), FLOAT + "If 'outer' has a Conv 'conv_else' in a branch or loop, where no pass looks: .*"
+    ),
     "convolutions in an If": Refusal(
         graph(branches), FLOAT + "If 'branch' has a Conv 'conv_else' in a branch or loop, where no pass looks: .*"
     ),

@@ -103,7 +103,8 @@ def command(
         )
         return 0 if verification.passed else CHECK_FAILED
     print_report(report)
-    kernels = verification.outputs[1]
+    # The bodies come first; a model with binary weights only has no kernels.
+    kernels = verification.outputs[1 if verification.isas else 0]
     speedup = report.speedup
     assert speedup is not None
     show("")

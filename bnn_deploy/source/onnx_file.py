@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, inliner, version_converter
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.contract import DOMAIN, OPSET
-from bnn_deploy.source.qonnx import QONNX, expand_bipolar_quant, expand_quant
+from bnn_deploy.source.qonnx import expand_bipolar_quant, expand_quant
 from bnn_deploy.source.soundness import (
     require_inference,
     require_known_operators,
@@ -57,7 +57,7 @@ def read(source: OnnxSource) -> ModelProto:
     require_tensors(model, name)
     model = inliner.inline_local_functions(model) if model.functions else model
     expand_bipolar_quant(model)
-    expand_quant(model, QONNX, name)
+    expand_quant(model, name)
     require_known_operators(model, name)
     require_inference(model, name)
     require_sound_parameters(model, name)

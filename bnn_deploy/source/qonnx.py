@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnn_deploy.errors import InputError
 
@@ -40,7 +40,18 @@ def expand_bipolar_quant(model: ModelProto) -> None:
 _ROUNDING = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
 
 
-def expand_quant(model: ModelProto, domains: tuple[str, ...], name: str) -> None:
+def constants(model: ModelProto) -> dict[str, TensorProto]:
+    """The initializers and the tensors of Constant nodes, by name."""
+    return {tensor.name: tensor for tensor in model.graph.initializer} | {
+        node.output[0]: attribute.t
+        for node in model.graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+
+
+def expand_quant(model: ModelProto, name: str) -> None:
     """Replace Quant(x, scale, zero, bits) by scale * (clip(round(x / scale + zero), low, high) - zero).
 
     This is QONNX's definition. low and high are the smallest and the largest integer of `bits` bits, as the attributes
@@ -48,23 +59,15 @@ def expand_quant(model: ModelProto, domains: tuple[str, ...], name: str) -> None
 
     Args:
         model: changed in place.
-        domains: the domains in which Quant is known.
         name: the model's name in errors.
 
     Raises:
         InputError: the number of bits is not constant, or a rounding mode has no standard operator.
     """
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants |= {
-        node.output[0]: attribute.t
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
+    known = constants(model)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        if node.domain not in domains or node.op_type != "Quant":
+        if node.domain not in QONNX or node.op_type != "Quant":
             nodes.append(node)
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -75,9 +78,9 @@ def expand_quant(model: ModelProto, domains: tuple[str, ...], name: str) -> None
                 f"{label} has rounding_mode {mode}; known: {', '.join(_ROUNDING)}; export with one of these"
             )
         (x, scale, zero, bits), (y,) = node.input, node.output
-        if bits not in constants:
+        if bits not in known:
             raise InputError(f"{label}: its bit width '{bits}' is no constant; export with a fixed bit width")
-        width = float(numpy_helper.to_array(constants[bits]).reshape(()))
+        width = float(numpy_helper.to_array(known[bits]).reshape(()))
         narrow = bool(attributes.get("narrow", 0))
         if attributes.get("signed", 1):
             low, high = -(2 ** (width - 1)) + narrow, 2 ** (width - 1) - 1

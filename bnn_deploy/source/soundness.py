@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
-from bnn_deploy.source.qonnx import QONNX
+from bnn_deploy.source.qonnx import QONNX, constants
 
 
 def require_tensors(model: ModelProto, name: str) -> None:
@@ -43,23 +45,21 @@ def require_known_operators(model: ModelProto, name: str) -> None:
             )
 
 
-def _constants(model: ModelProto) -> dict[str, TensorProto]:
-    """The initializers and the tensors of Constant nodes, by name."""
-    return {tensor.name: tensor for tensor in model.graph.initializer} | {
-        node.output[0]: attribute.t
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
+def _inner(node: NodeProto) -> Iterator[NodeProto]:
+    """The nodes in the branches and bodies of an If, Loop or Scan, those of inner ones included."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield inner
+                yield from _inner(inner)
 
 
 def require_sound_parameters(model: ModelProto, name: str) -> None:
     """Refuse parameters that make outputs NaN, and layers inside an If or Loop, which no pass visits."""
-    constants = _constants(model)
+    known = constants(model)
     for node in model.graph.node:
         label = f"{name}: {node.op_type} '{node.name or node.output[0]}'"
-        for inner in (n for attribute in node.attribute for g in (attribute.g, *attribute.graphs) for n in g.node):
+        for inner in _inner(node):
             if inner.op_type in FLOAT_LAYERS:
                 raise InputError(
                     f"{label} has a {inner.op_type} '{inner.name or inner.output[0]}' in a branch or loop, where no "
@@ -67,15 +67,15 @@ def require_sound_parameters(model: ModelProto, name: str) -> None:
                 )
         if node.op_type not in (*FLOAT_LAYERS, "BatchNormalization"):
             continue
-        for tensor in (constants[parameter] for parameter in node.input[1:] if parameter in constants):
+        for tensor in (known[parameter] for parameter in node.input[1:] if parameter in known):
             array = numpy_helper.to_array(tensor)
             if not np.isfinite(array).all():
                 raise InputError(
                     f"{label}: its parameter '{tensor.name}' holds NaN or infinity: the training diverged; export an "
                     "earlier checkpoint"
                 )
-        if node.op_type == "BatchNormalization" and node.input[4] in constants:
-            variance = numpy_helper.to_array(constants[node.input[4]])
+        if node.op_type == "BatchNormalization" and node.input[4] in known:
+            variance = numpy_helper.to_array(known[node.input[4]])
             if variance.size and variance.min() < 0:
                 raise InputError(
                     f"{label}: the variance of channel {int(variance.argmin())} is {variance.min():g}; "
@@ -85,9 +85,9 @@ def require_sound_parameters(model: ModelProto, name: str) -> None:
 
 def require_inference(model: ModelProto, name: str) -> None:
     """Refuse a model that was exported in training mode: it draws random numbers and normalises by batch statistics."""
-    constants = _constants(model)
+    known = constants(model)
     for node in model.graph.node:
-        mode = constants.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
+        mode = known.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
         training = mode is not None and bool(numpy_helper.to_array(mode))
         if node.op_type == "BatchNormalization":
             training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)

@@ -30,9 +30,6 @@ class WeightForm:
     zeros: int
 
 
-# The float graph, before its constants are folded.
-
-
 def note_weights(graph: ir.Graph) -> None:
     """Record each layer's weight form in its `meta` (in memory only); call it before folding, which loses the form."""
     for node in graph:

@@ -251,7 +251,7 @@ def sign_input(node: ir.Node) -> SignInput | Reason | None:
     return None
 
 
-def is_on_rows(source: SignInput | Reason) -> bool:
+def is_on_rows(source: SignInput | Reason | None) -> bool:
     """Whether a linear layer reads a sign of 3 or more dimensions with static channels last, and nothing between."""
     if not isinstance(source, SignInput):
         return False

@@ -5,31 +5,29 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, maker, static_shape
+from bnn_deploy.passes.lower.each_layer import EachLayer
 from bnn_deploy.passes.lower.layer import (
     SMALLEST,
     FloatLayer,
-    NotTwoValuedError,
     SignInput,
     fit_weight,
     insert_max_pool,
     is_on_rows,
     is_plain_pool,
-    read_layer,
     replace_layer,
     sign_input,
     two_valued,
 )
-from bnn_deploy.passes.outcome import Outcome, Pass, display_name, take_in
+from bnn_deploy.passes.outcome import take_in
 from bnn_deploy.passes.reasons import InputShape, MixedPads, PadValue, PoolForm, Reason
 from bnn_deploy.provenance import SOURCE, bit_metadata, zero_value
 
 
-class LowerBinaryConv(Pass):
+class LowerBinaryConv(EachLayer[SignInput]):
     """Sign(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  Binarize(x, t) -> BinaryMaxPool* -> BinaryConv.
 
     1. The input comes from a Sign, possibly times a positive number, through MaxPool and, for a convolution, a Pad with
@@ -50,37 +48,11 @@ class LowerBinaryConv(Pass):
 
     needs = (constants_folded, shapes_known, signs_canonical)
 
-    def call(self, model: ir.Model) -> Outcome:
-        """Rewrite every layer that qualifies."""
-        result = Outcome(model)
-        self._bits: dict[ir.Value, ir.Value] = {}
-        for node in list(model.graph):
-            if not is_op(node, "Conv", "Gemm", "MatMul"):
-                continue
-            source = sign_input(node)
-            if source is None or (is_op(node, "MatMul") and is_on_rows(source)):
-                continue
-            if isinstance(source, Reason):
-                result.decline(node, source)
-                continue
-            try:
-                layer = read_layer(node)
-                if isinstance(layer, Reason):
-                    result.decline(node, layer)
-                    continue
-                new = self._lower(node, source, layer)
-            except NotTwoValuedError as error:
-                new = error.reason
-            except InputError as error:
-                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-            if isinstance(new, Reason):
-                result.decline(node, new)
-            else:
-                result.rewrote(new, node)
-        return result
+    def _source(self, node: ir.Node) -> SignInput | Reason | None:
+        source = sign_input(node)
+        return None if is_op(node, "MatMul") and is_on_rows(source) else source
 
     def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> ir.Node | Reason:
-        """Insert the binary form of `node`; return it, or the reason if it cannot be."""
         sign_shape = static_shape(source.sign.outputs[0])
         if sign_shape is None or len(sign_shape) < 2 or sign_shape[1] is None:
             return InputShape()
@@ -104,7 +76,7 @@ class LowerBinaryConv(Pass):
             "pad_value": np.array([source.pad_value], np.float32),
         }
         attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])}
-        return replace_layer(node, "BinaryConv", self._binarized(source), constants, layer, pads, attributes)
+        return replace_layer(node, "BinaryConv", self._bits(source), constants, layer, pads, attributes)
 
     def _pads(self, layer: FloatLayer, source: SignInput) -> list[int] | Reason:
         """The padding of Conv and Pad together, or why a BinaryConv cannot have it."""
@@ -117,17 +89,17 @@ class LowerBinaryConv(Pass):
             return MixedPads(source.pad_value)
         return [own + extra for own, extra in zip(layer.pads, source.pads, strict=True)]
 
-    def _binarized(self, source: SignInput) -> ir.Value:
+    def _bits(self, source: SignInput) -> ir.Value:
         """The bits of the Sign after its pools, made once for each."""
         sign = source.sign
         value = sign.outputs[0]
-        if value not in self._bits:
+        if value not in self._binarized:
             data = sign.inputs[0]
             assert data is not None and value.shape is not None and sign.graph is not None
             channels = value.shape[1]
             assert isinstance(channels, int)
             threshold = np.full(channels, SMALLEST if zero_value(sign) < 0 else 0, dtype=np.float32)
-            self._bits[value] = insert_node(
+            self._binarized[value] = insert_node(
                 sign,
                 "Binarize",
                 [data, add_initializer(sign.graph, f"{value.name}_threshold", threshold)],
@@ -138,11 +110,11 @@ class LowerBinaryConv(Pass):
                 domain=DOMAIN,
                 metadata={SOURCE: value.name or ""} | bit_metadata(sign),
             )
-            take_in(maker(self._bits[value]), sign)
-        bits = self._bits[value]
+            take_in(maker(self._binarized[value]), sign)
+        bits = self._binarized[value]
         for pool in source.pools:
             value = pool.outputs[0]
-            if value not in self._bits:
-                self._bits[value] = insert_max_pool(pool, bits, value)
-            bits = self._bits[value]
+            if value not in self._binarized:
+                self._binarized[value] = insert_max_pool(pool, bits, value)
+            bits = self._binarized[value]
         return bits

@@ -7,28 +7,26 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
-from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
+from bnn_deploy.passes.graph import add_initializer, insert_node, static_shape
+from bnn_deploy.passes.lower.each_layer import EachLayer
 from bnn_deploy.passes.lower.layer import (
+    FloatLayer,
     LevelsInput,
-    NotTwoValuedError,
     fit_weight,
     levels_input,
     pool_window,
-    read_layer,
     replace_layer,
     two_valued,
 )
-from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import InputShape, LargeSums, Reason
 from bnn_deploy.passes.recognise.few_levels import transposed
 from bnn_deploy.provenance import Levels, MaxPool, Transpose, node_place, place
 
 
-class LowerLevels(Pass):
+class LowerLevels(EachLayer[LevelsInput]):
     """q(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  MaxPool*(x) -> QuantizeLevels -> BinaryConvLevels.
 
     1. q has 2 to 16 values 0, d, 2 d, ..., and rises with x (see `levels.quantizer`); what rises with x in front of it,
@@ -48,33 +46,10 @@ class LowerLevels(Pass):
 
     needs = (constants_folded, shapes_known, signs_canonical)
 
-    def call(self, model: ir.Model) -> Outcome:
-        """Rewrite every layer that qualifies."""
-        result = Outcome(model)
-        self._planes: dict[ir.Value, ir.Value] = {}
-        for node in list(model.graph):
-            if not is_op(node, "Conv", "Gemm", "MatMul"):
-                continue
-            source = levels_input(node)
-            if source is None:
-                continue
-            try:
-                new = source if isinstance(source, Reason) else self._lower(node, source)
-            except NotTwoValuedError as error:
-                new = error.reason
-            except InputError as error:
-                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-            if isinstance(new, Reason):
-                result.decline(node, new)
-            else:
-                result.rewrote(new, node)
-        return result
+    def _source(self, node: ir.Node) -> LevelsInput | Reason | None:
+        return levels_input(node)
 
-    def _lower(self, node: ir.Node, source: LevelsInput) -> ir.Node | Reason:
-        """Insert the form of `node` on levels; return it, or the reason if it cannot be."""
-        layer = read_layer(node)
-        if isinstance(layer, Reason):
-            return layer
+    def _lower(self, node: ir.Node, source: LevelsInput, layer: FloatLayer) -> ir.Node | Reason:
         shape = static_shape(source.value)
         if shape is None or len(shape) < 2 or shape[1] is None:
             return InputShape()
@@ -101,7 +76,7 @@ class LowerLevels(Pass):
     def _quantized(self, source: LevelsInput) -> ir.Value:
         """The planes of a tensor, made once for each."""
         value, quantizer = source.value, source.quantizer
-        if value not in self._planes:
+        if value not in self._binarized:
             before = value.producer()
             assert before is not None and isinstance(before.graph, ir.Graph)
             graph, name = before.graph, value.name or ""
@@ -137,7 +112,7 @@ class LowerLevels(Pass):
             thresholds = np.pad(quantizer.thresholds, ((0, missing), (0, 0)), constant_values=np.inf)
             levels = Levels(bits, quantizer.step, quantizer.before_thresholds)
             assert value.shape is not None
-            self._planes[value] = insert_node(
+            self._binarized[value] = insert_node(
                 before,
                 "QuantizeLevels",
                 [data, add_initializer(graph, f"{name}_thresholds", thresholds)],
@@ -148,4 +123,4 @@ class LowerLevels(Pass):
                 domain=DOMAIN,
                 metadata=node_place(value.producer(), value).as_source() | origin.as_before() | levels.as_metadata(),
             )
-        return self._planes[value]
+        return self._binarized[value]

@@ -5,27 +5,25 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, maker, replace_value, static_shape
+from bnn_deploy.passes.lower.each_layer import EachLayer
 from bnn_deploy.passes.lower.layer import (
     SMALLEST,
     FloatLayer,
-    NotTwoValuedError,
     SignInput,
     is_on_rows,
-    read_layer,
     sign_input,
     two_valued,
 )
-from bnn_deploy.passes.outcome import Outcome, Pass, display_name, take_in
+from bnn_deploy.passes.outcome import display_name, take_in
 from bnn_deploy.passes.reasons import Channels, ManyProducts, Reason
 from bnn_deploy.provenance import SOURCE, Transpose, node_place, place_before, zero_value
 
 
-class LowerLinear(Pass):
+class LowerLinear(EachLayer[SignInput]):
     """Sign(x) -> MatMul  ==>  BinarizeChannelsLast(x, t) -> BinaryLinear, for x [N, ..., C] of 3 and more dimensions.
 
     1. The input comes from a Sign, possibly times a positive number; the weight [C, O] is constant and two-valued,
@@ -42,29 +40,11 @@ class LowerLinear(Pass):
 
     needs = (constants_folded, shapes_known, signs_canonical)
 
-    def call(self, model: ir.Model) -> Outcome:
-        """Rewrite every layer that qualifies."""
-        result = Outcome(model)
-        self._bits: dict[ir.Value, ir.Value] = {}
-        for node in list(model.graph):
-            source = sign_input(node) if is_op(node, "MatMul") else None
-            if not isinstance(source, SignInput) or not is_on_rows(source):
-                continue
-            layer = read_layer(node)
-            try:
-                new = self._lower(node, source, layer) if isinstance(layer, FloatLayer) else layer
-            except NotTwoValuedError as error:
-                new = error.reason
-            except InputError as error:
-                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-            if isinstance(new, Reason):
-                result.decline(node, new)
-            else:
-                result.rewrote(new, node)
-        return result
+    def _source(self, node: ir.Node) -> SignInput | Reason | None:
+        source = sign_input(node) if is_op(node, "MatMul") else None
+        return source if isinstance(source, SignInput) and is_on_rows(source) else None
 
     def _lower(self, node: ir.Node, source: SignInput, layer: FloatLayer) -> ir.Node | Reason:
-        """Insert the binary form of `node`; return it, or the reason if it cannot be."""
         output, graph = node.outputs[0], node.graph
         shape = static_shape(source.sign.outputs[0])
         channels, weight = None if shape is None else shape[-1], layer.weight
@@ -83,7 +63,7 @@ class LowerLinear(Pass):
         new = insert_node(
             node,
             "BinaryLinear",
-            [self._binarized(source), *(add_initializer(graph, f"{name}_{key}", a) for key, a in constants.items())],
+            [self._bits(source), *(add_initializer(graph, f"{name}_{key}", a) for key, a in constants.items())],
             {"channels": channels},
             f"{name}_new",
             dtype=ir.DataType.FLOAT,
@@ -96,19 +76,19 @@ class LowerLinear(Pass):
         new.name = name
         return maker(new)
 
-    def _binarized(self, source: SignInput) -> ir.Value:
+    def _bits(self, source: SignInput) -> ir.Value:
         """The bits of the Sign, made once for each."""
         sign = source.sign
         value, data = sign.outputs[0], sign.inputs[0]
         assert data is not None and value.shape is not None and sign.graph is not None
-        if value not in self._bits:
+        if value not in self._binarized:
             *lead, channels = value.shape
             assert isinstance(channels, int)
             # The float graph's tensor with its channels second, as those of other bits are: [N, T, C] -> [N, C, T].
             rank = len(value.shape)
             channels_second = Transpose([0, rank - 1, *range(1, rank - 1)])
             threshold = np.full(channels, SMALLEST if zero_value(sign) < 0 else 0, dtype=np.float32)
-            self._bits[value] = insert_node(
+            self._binarized[value] = insert_node(
                 sign,
                 "BinarizeChannelsLast",
                 [data, add_initializer(sign.graph, f"{value.name}_last_threshold", threshold)],
@@ -120,5 +100,5 @@ class LowerLinear(Pass):
                 metadata=node_place(sign, value).then(channels_second).as_source()
                 | place_before(sign).then(channels_second).as_before(),
             )
-            take_in(maker(self._bits[value]), sign)
-        return self._bits[value]
+            take_in(maker(self._binarized[value]), sign)
+        return self._binarized[value]

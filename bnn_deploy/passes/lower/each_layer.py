@@ -1,0 +1,52 @@
+"""The loop that the passes for layers share: lower a layer, or decline it with the reason."""
+
+from __future__ import annotations
+
+import abc
+from typing import Generic, TypeVar
+
+import onnx_ir as ir
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.passes.graph import is_op
+from bnn_deploy.passes.lower.layer import FloatLayer, NotTwoValuedError, read_layer
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name
+from bnn_deploy.passes.reasons import Reason
+
+Source = TypeVar("Source")
+
+
+class EachLayer(Pass, Generic[Source]):
+    """Conv | Gemm | MatMul  ==>  its binary form, for the inputs (of type Source) that the subclass knows.
+
+    Raises InputError for a filter that is all zeros.
+    """
+
+    def call(self, model: ir.Model) -> Outcome:
+        """Rewrite every layer that qualifies."""
+        result = Outcome(model)
+        self._binarized: dict[ir.Value, ir.Value] = {}  # the bits or planes that were made, by the float tensor
+        for node in list(model.graph):
+            source = self._source(node) if is_op(node, "Conv", "Gemm", "MatMul") else None
+            if source is None:
+                continue
+            try:
+                layer = source if isinstance(source, Reason) else read_layer(node)
+                new = layer if isinstance(layer, Reason) else self._lower(node, source, layer)  # type: ignore[arg-type]
+            except NotTwoValuedError as error:
+                new = error.reason
+            except InputError as error:
+                raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
+            if isinstance(new, Reason):
+                result.decline(node, new)
+            else:
+                result.rewrote(new, node)
+        return result
+
+    @abc.abstractmethod
+    def _source(self, node: ir.Node) -> Source | Reason | None:
+        """Where the input of a layer comes from; a reason if it cannot be bits; None if the pass is not for it."""
+
+    @abc.abstractmethod
+    def _lower(self, node: ir.Node, source: Source, layer: FloatLayer) -> ir.Node | Reason:
+        """Insert the binary form of `node`; return it, or the reason if there is none."""
