@@ -113,8 +113,8 @@ def convert(
         input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: how to binarise real-valued weights of layers whose input is a sign, see `Weights`. "auto" applies the
-            XNOR-Net-PyTorch recipe to the recipe's architectures and to modules that call torch.sign, and refuses all
-            others.
+            XNOR-Net-PyTorch recipe to the recipe's own architectures; of other networks it leaves them real if the
+            network binarises other weights itself, and else refuses to guess.
         calibration: real inputs [N, ...] float32, to quantise the layers that stay float to 8 bits.
         strict: fail if a layer whose input is a sign or has few levels stays float.
         report: also write the outcome of each layer here, as JSON (see `report.summary.Report`), even if `strict` fails

@@ -179,13 +179,13 @@ class Half(nn.Module):
 
 def test_strict_fails_on_a_layer_of_signs_that_stays_float(tmp_path: Path, seeded_torch: None) -> None:
     module = Half()
-    result = convert(module, tmp_path / "m.onnx")
+    result = convert(module, tmp_path / "m.onnx", weights="xnor-centred")
     assert result.binary_layers == ("a",)
     assert [(d.node, d.has_sign_input) for d in result.left_float] == [("b", True)]
     with pytest.raises(
         BnnDeployError, match=r"--strict: 1 layer whose input is a sign or has few levels stays float: Conv 'b': "
     ) as caught:
-        convert(module, tmp_path / "strict.onnx", strict=True)
+        convert(module, tmp_path / "strict.onnx", weights="xnor-centred", strict=True)
     assert caught.value.exit_code == 1
     assert not (tmp_path / "strict.onnx").exists()
     convert(LeNet5(), tmp_path / "fine.onnx", strict=True)

@@ -70,7 +70,7 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     type=click.Choice(WEIGHTS),
     default="auto",
     help="Real-valued weights of layers whose input is a sign: how they are binarised. auto: by the recipe in its own "
-    "architectures and behind torch.sign of a module, else not at all (an error); xnor: mean |W| times sign; "
+    "architectures, else not at all (an error if the network binarises no weights itself); xnor: mean |W| times sign; "
     "xnor-centred: centred and clamped first; sign; as-is: they stay real.",
 )
 @click.option(

@@ -152,9 +152,10 @@ def print_verification(result: Verification) -> None:
     if result.layers:
         _print_layers(result)
     _print_outputs(result)
-    for note in result.notes:
+    notes = [*_source_notes(result), *result.notes]
+    for note in notes:
         show(f"note: {printable(note)}")
-    if result.notes:
+    if notes:
         show("")
     for failure in result.failures:
         show(f"FAILED: {printable(failure)}")
@@ -162,6 +163,23 @@ def print_verification(result: Verification) -> None:
         show("PASSED" if result.complete else "PASSED (outputs only)")
     else:
         show("FAILED")
+
+
+def _source_notes(result: Verification) -> list[str]:
+    """The agreement of the reference with the network as its user runs it."""
+    source = result.source
+    if source is None:
+        return []
+    if source.same_class is None:
+        agreement = f"outputs within rounding on {source.close:,} of {source.samples:,} samples"
+    else:
+        agreement = f"the same class on {source.same_class:,} of {source.samples:,} samples"
+    if not result.replaced:
+        return [f"the reference is an export; {source.backend} itself: {agreement}"]
+    return [
+        f"{plural(len(result.replaced), 'latent weight')} of the source ({', '.join(result.replaced)}) are binary "
+        f"in reference and model; {source.backend} with the latent ones: {agreement}"
+    ]
 
 
 def _print_operators(result: Verification) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +25,23 @@ if TYPE_CHECKING:
 Values = dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class Source:
+    """The network as its user runs it: the module's own forward(), or the file, with its own weights.
+
+    Attributes:
+        description: the software that runs it, for reports.
+        replaced: the weights that the reference has binarised instead, by name.
+        scheme: by which scheme.
+        run: inputs [N, ...] -> the output.
+    """
+
+    description: str
+    replaced: tuple[str, ...]
+    scheme: str
+    run: Callable[[NDArray[np.float32]], NDArray[Any]]
+
+
 class Reference(Protocol):
     """The float network."""
 
@@ -35,6 +53,9 @@ class Reference(Protocol):
 
     output: str
     """The name of its output."""
+
+    source: Source | None
+    """The network that it was made from; None if it is that network."""
 
     def before_sign(self, name: str) -> str | None:
         """The input of the Sign with output `name`; None if another operator, say a pool, makes `name`."""
@@ -48,10 +69,11 @@ class Reference(Protocol):
 class TorchReference:
     """PyTorch, running the graph of torch.export node by node; tensors are named like the float ONNX model's."""
 
-    def __init__(self, program: Any) -> None:
-        import torch
+    def __init__(self, program: Any, source: Source) -> None:
+        from bnn_deploy.source.torch_export import torch_version
 
-        self.description = f"PyTorch {torch.__version__.split('+')[0]}"
+        self.description = f"PyTorch {torch_version()}"
+        self.source: Source | None = source
         self._module = program.module()
         nodes = list(self._module.graph.nodes)
         self._nodes = {node.name: node for node in nodes}
@@ -93,6 +115,7 @@ class OnnxReference:
 
     def __init__(self, model: onnx.ModelProto, name: str) -> None:
         self.description = f"onnxruntime {ort.__version__} running {name}"
+        self.source: Source | None = None
         self._model = model
         self._producers = {output: node for node in model.graph.node for output in node.output}
         self.names = set(self._producers)
@@ -135,10 +158,10 @@ def make_reference(
         name = Path(against).name if isinstance(against, str | os.PathLike) else "the float model"
         model = onnx_file.read(against)
         dims = model.graph.input[0].type.tensor_type.shape.dim
-        own = tuple(d.dim_value for d in dims)[1:]
-        if len(own) != len(shape) or any(size not in (0, other) for size, other in zip(own, shape, strict=True)):
+        sample = tuple(d.dim_value for d in dims)[1:]
+        if len(sample) != len(shape) or any(size not in (0, other) for size, other in zip(sample, shape, strict=True)):
             raise InputError(
-                f"{against}: its input is {['N', *own]}, the converted model's {['N', *shape]}: "
+                f"{against}: its input is {['N', *sample]}, the converted model's {['N', *shape]}: "
                 "it is not what this model was converted from"
             )
         scheme: Any = metadata.get(WEIGHTS_KEY, "auto")
@@ -148,10 +171,18 @@ def make_reference(
 
             from bnn_deploy.source.latent_weights import float_model
 
-            model = onnx_ir.to_proto(float_model(against, shape, scheme)[0])
+            binary, replaced = float_model(against, shape, scheme)
+            own = OnnxReference(model, name)
+            reference = OnnxReference(onnx_ir.to_proto(binary), name)
+            if replaced:
+                reference.source = Source(
+                    own.description, tuple(replaced), scheme, lambda x: own.run(x, {own.output})[own.output]
+                )
+            return reference
         return OnnxReference(model, name)
     from bnn_deploy.source.checkpoint import load_module
     from bnn_deploy.source.latent_weights import float_module
+    from bnn_deploy.source.torch_export import eager
 
     if isinstance(against, str | os.PathLike):
         if arch is None:
@@ -161,4 +192,6 @@ def make_reference(
             raise InputError(f"{against}: the model does not say what architecture it is; give --arch FILE.py:CLASS")
         against = load_module(against, arch, arch_args)
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
-    return TorchReference(float_module(against, shape, weights).program)
+    export = float_module(against, shape, weights)
+    source = Source("PyTorch's forward()", export.binarized, weights, eager(against))
+    return TorchReference(export.program, source)

@@ -163,6 +163,8 @@ class Verification:
         operators: results of question 1 (see `verification`); empty when onnx is not installed.
         layers: results of question 2; empty when onnx is not installed.
         outputs: results of question 3.
+        source: the source as its user runs it, beside the reference that was made from it; None if it is the reference.
+        replaced: the weights of the source that the reference has binarised instead, by name.
         disagreements: samples whose class differs from the reference's.
         errors: one line for each failure that the other attributes do not show, such as a backend that does not run.
         notes: remarks for the reader, such as that only outputs were compared.
@@ -178,6 +180,8 @@ class Verification:
     operators: list[OperatorResult] = field(default_factory=list)
     layers: list[LayerResult] = field(default_factory=list)
     outputs: list[OutputResult] = field(default_factory=list)
+    source: OutputResult | None = None
+    replaced: tuple[str, ...] = ()
     disagreements: list[Disagreement] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -24,7 +24,7 @@ from bnn_deploy.proof.margins import (
     settle_zeros,
     tie_margin,
 )
-from bnn_deploy.proof.outputs import add_output
+from bnn_deploy.proof.outputs import CLOSE_SHARE, add_output
 from bnn_deploy.proof.pieces import data_inputs, operator_nodes, single_node, split, with_outputs
 from bnn_deploy.proof.results import Disagreement, LayerResult, OperatorResult, OutputResult, Tolerances, Verification
 from bnn_deploy.runtime.inputs import Inputs
@@ -77,6 +77,9 @@ class Verifier:
             for piece in self.pieces
         }
         self.outputs = {backend: OutputResult(backend) for backend in self.backends}
+        if reference.source is not None:
+            self.result.source = OutputResult(reference.source.description)
+            self.result.replaced = reference.source.replaced
 
     def run(self, inputs: Inputs, progress: Progress) -> Verification:
         """Answer the three questions."""
@@ -112,8 +115,16 @@ class Verifier:
                 self._check_layer(piece, runners[piece.output.tensor], start, part, values)
             labels = None if inputs.labels is None else inputs.labels[start : start + self.batch]
             self._check_outputs(free, start, part, values, labels)
+            self._check_source(part, values, labels)
         result.layers = list(self.layers.values())
         result.outputs = list(self.outputs.values())
+        source = result.source
+        if source is not None and not result.replaced and source.close < CLOSE_SHARE * source.samples:
+            result.errors.append(
+                f"{source.backend} gives other outputs than its export, against which the layers were held: only "
+                f"{source.close} of {source.samples} samples agree within {self.tolerances.float_relative:g} (needed: "
+                f"{CLOSE_SHARE:.0%}), the largest difference is {source.max_error:.3g}"
+            )
         zeros = sum(layer.zeros for layer in result.layers)
         if zeros:
             behind = sum(layer.behind_zeros for layer in result.layers)
@@ -303,6 +314,12 @@ class Verifier:
             wrong = other_class(got, expected[:count])
             if len(wrong):
                 self._explain(backend, wrong, start, x[:count], got, values)
+
+    def _check_source(self, x: NDArray[np.float32], values: Arrays, labels: NDArray[Any] | None) -> None:
+        """The reference against the network that it was made from, for one batch."""
+        if self.reference.source is not None and self.result.source is not None:
+            own = self.reference.source.run(x)
+            add_output(self.result.source, own, values[self.reference.output], labels, self.tolerances)
 
     def _explain(
         self,

@@ -17,7 +17,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.outcome import display_name
 from bnn_deploy.passes.pipeline import canonicalize, fold, infer_shapes
-from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize, reads_sign
+from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.source import onnx_file
 from bnn_deploy.source.onnx_file import OnnxSource
 from bnn_deploy.source.torch_export import FloatExport, export_float, name_layers, strip_metadata
@@ -67,7 +67,7 @@ def float_module(
         module: in eval mode; it is not changed.
         shape: one sample, without the batch dimension.
         weights: the scheme for real-valued weights of layers whose input is a sign. "auto" applies the recipe's scheme
-            to every layer of a RecipeNetwork, and to the layers of other modules that read a torch.sign.
+            to a RecipeNetwork; in other modules it guesses nothing, see `BinarizeWeights`.
         name: the module's name in errors; None for the name of its class.
 
     Raises:
@@ -82,7 +82,7 @@ def float_module(
     canonical = model.clone()
     canonicalize(canonical)
     layers = {display_name(node): node for node in model.graph}
-    recipe = {name for name, node in layers.items() if isinstance(module, RecipeNetwork) or reads_sign(node)}
+    recipe = set(layers) if isinstance(module, RecipeNetwork) else set()
     step = BinarizeWeights(weights, recipe, _as_in_training)
     exported = {node.outputs[0].name: node for node in export.model.graph}
     state = export.program.state_dict

@@ -175,7 +175,9 @@ def test_convert_strict(tmp_path: Path) -> None:
     )
     modules = nn.ModuleDict({"a": nn.Conv2d(4, 4, 3), "b": nn.Conv2d(4, 4, 3)})
     torch.save(modules.state_dict(), tmp_path / "c")
-    arguments = convert(tmp_path, tmp_path / "c", f"{tmp_path}/net_strict.py:Net", "--strict")
+    arguments = convert(
+        tmp_path, tmp_path / "c", f"{tmp_path}/net_strict.py:Net", "--strict", "--weights", "xnor-centred"
+    )
     fails(arguments, 1, "--strict: 1 layer whose input is a sign or has few levels stays float: Conv 'b'")
     assert not list(tmp_path.glob("*.onnx"))
 

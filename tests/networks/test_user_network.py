@@ -126,6 +126,7 @@ def test_a_class_as_users_of_the_recipe_write_it(user_network: tuple[str, Path],
         arch=spec,
         input_shape=(1, 28, 28),
         float_output=tmp_path / "f.onnx",
+        weights="xnor-centred",
         strict=True,
     )
     assert result.binary_layers == ("block1.conv", "block2.conv", "block3.linear")
@@ -140,6 +141,9 @@ def test_a_class_as_users_of_the_recipe_write_it(user_network: tuple[str, Path],
     for against, arch in ((checkpoint, spec), (tmp_path / "f.onnx", None)):
         checked = verify(result.output, against, arch=arch, data=x, reference_samples=0, isas=library_info().isas[:1])
         assert checked.passed, checked.failures
+        if arch is not None:  # the module as it runs has latent weights
+            assert checked.replaced == result.binarized
+            assert checked.source is not None and checked.source.close < checked.samples
 
 
 def test_the_old_style_of_autograd_functions_is_refused_with_pytorchs_words(tmp_path: Path) -> None:

@@ -120,7 +120,11 @@ def negative(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     folder = tmp_path_factory.mktemp("negative")
     torch.save({"state_dict": network.state_dict()}, folder / "negative.pth.tar")
     conversion = convert(
-        network.eval(), folder / "negative.onnx", float_output=folder / "negative_float.onnx", strict=True
+        network.eval(),
+        folder / "negative.onnx",
+        float_output=folder / "negative_float.onnx",
+        weights="xnor-centred",
+        strict=True,
     )
     return Converted(folder / "negative.pth.tar", conversion, images((3, 16, 16), 32, first=300).numpy())
 

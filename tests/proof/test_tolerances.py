@@ -37,7 +37,7 @@ class Tiny(nn.Module):
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[nn.Module, Path]:
     module = Tiny().eval()
-    return module, convert(module, tmp_path / "tiny.onnx").output
+    return module, convert(module, tmp_path / "tiny.onnx", weights="xnor-centred").output
 
 
 def test_a_flip_within_the_margin_passes_and_is_listed(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:

@@ -174,7 +174,9 @@ def test_kernels_that_never_ran_are_a_failure(lenet5: Converted, monkeypatch: py
 def test_a_sign_of_the_input_itself(tmp_path: Path, seeded_torch: None) -> None:
     """No layer before it: the pre-activation is the model's input."""
     module = nn.Sequential(nn.Identity(), Signed(nn.Conv2d(4, 6, 3)))
-    result = convert(module, tmp_path / "m.onnx", input_shape=(4, 6, 6), float_output=tmp_path / "f.onnx")
+    result = convert(
+        module, tmp_path / "m.onnx", input_shape=(4, 6, 6), float_output=tmp_path / "f.onnx", weights="xnor-centred"
+    )
     x = np.random.default_rng(0).standard_normal((3, 4, 6, 6)).astype(np.float32)
     for against in (module, tmp_path / "f.onnx"):
         checked = verify(result.output, against, data=x)

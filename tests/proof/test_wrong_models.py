@@ -67,7 +67,7 @@ def test_a_wrong_filter_with_a_small_alpha(tmp_path: Path) -> None:
         alphas = torch.logspace(-4, 0, 8).reshape(8, 1, 1, 1)
         conv.weight.copy_(torch.where(torch.rand(8, 4, 3, 3) < 0.5, -1.0, 1.0) * alphas)
     net = Stack(conv, nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
-    model = convert(net, tmp_path / "model.onnx").output
+    model = convert(net, tmp_path / "model.onnx", weights="xnor-centred").output
     assert prove(model, net).passed
 
     def flip(bits: Any) -> Any:
@@ -82,7 +82,7 @@ def test_a_wrong_filter_with_a_small_alpha(tmp_path: Path) -> None:
 def test_a_pool_of_signs_with_moved_padding_fails(tmp_path: Path) -> None:
     """There is no pre-activation behind a pool of signs, so no margin excuses a bit."""
     net = Stack(nn.MaxPool2d(3, 2, padding=1), nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(32, 5)).eval()
-    model = convert(net, tmp_path / "model.onnx").output
+    model = convert(net, tmp_path / "model.onnx", weights="xnor-centred").output
     assert prove(model, net).passed
     proto = onnx.load(model)
     pool = next(node for node in proto.graph.node if node.op_type == "BinaryMaxPool")
@@ -94,14 +94,14 @@ def test_a_pool_of_signs_with_moved_padding_fails(tmp_path: Path) -> None:
 
 def test_padding_same_does_not_confuse_the_names(tmp_path: Path) -> None:
     net = Stack(nn.Conv2d(4, 8, 3, padding="same"), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(512, 5)).eval()
-    model = convert(net, tmp_path / "model.onnx").output
+    model = convert(net, tmp_path / "model.onnx", weights="xnor-centred").output
     assert prove(model, net).passed
 
 
 def test_weights_as_is_are_verified_as_they_are(tmp_path: Path) -> None:
     net = Stack(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), Sign(), nn.Conv2d(4, 8, 3), nn.Flatten()).eval()
     with pytest.raises(InputError, match="one input channel per filter"):
-        convert(net, tmp_path / "model.onnx")
+        convert(net, tmp_path / "model.onnx", weights="xnor-centred")
     with torch.no_grad():
         net.layers[3].weight.copy_(net.layers[3].weight.sign() * 0.25)
     result = convert(net, tmp_path / "model.onnx", weights="as-is")
@@ -121,13 +121,13 @@ def test_two_outputs_are_refused(tmp_path: Path) -> None:
             return y, y.mean()
 
     with pytest.raises(InputError, match="has 1 inputs and 2 outputs; convert takes networks with one of each"):
-        convert(Two(nn.Conv2d(4, 8, 3)).eval(), tmp_path / "model.onnx")
+        convert(Two(nn.Conv2d(4, 8, 3)).eval(), tmp_path / "model.onnx", weights="xnor-centred")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_is_a_map_has_no_classes(tmp_path: Path) -> None:
     net = Stack(nn.Conv2d(4, 8, 3)).eval()
-    result = prove(convert(net, tmp_path / "model.onnx").output, net)
+    result = prove(convert(net, tmp_path / "model.onnx", weights="xnor-centred").output, net)
     assert result.passed
     assert [output.same_class for output in result.outputs] == [None] * 3
 

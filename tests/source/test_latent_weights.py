@@ -15,7 +15,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.recognise.binarize_weights import Weights, binarize
 from bnn_deploy.proof.verification import verify
-from bnn_deploy.runtime.session import library_info
+from bnn_deploy.runtime.session import library_info, load_session
 from bnn_deploy.source.latent_weights import float_module
 from bnn_deploy.training import binarize_weight
 
@@ -34,10 +34,11 @@ def trick(x: Tensor) -> Tensor:
     return torch.sign(x).detach() - clamped.detach() + clamped
 
 
-OTHER_SIGNS: dict[str, Callable[[Tensor], Tensor]] = {
+SIGNS: dict[str, Callable[[Tensor], Tensor]] = {
     "torch.where": lambda x: torch.where(x > 0, 1.0, -1.0),
     "comparison": lambda x: (x >= 0).float() * 2 - 1,
     "heaviside": lambda x: 2 * torch.heaviside(x, torch.tensor(1.0)) - 1,
+    "torch.sign": torch.sign,
     "autograd function": OwnSign.apply,
     "straight-through trick": trick,
 }
@@ -63,11 +64,11 @@ class Net(nn.Module):
 
 def net(sign: str | Callable[[Tensor], Tensor]) -> Net:
     torch.manual_seed(0)
-    return Net(OTHER_SIGNS[sign] if isinstance(sign, str) else sign).eval()
+    return Net(SIGNS[sign] if isinstance(sign, str) else sign).eval()
 
 
-@pytest.mark.parametrize("sign", OTHER_SIGNS)
-def test_auto_refuses_to_guess_for_another_sign_than_torchs(sign: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", SIGNS)
+def test_auto_refuses_to_guess(sign: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         convert(net(sign), tmp_path / "m.onnx")
     text = str(caught.value)
@@ -81,7 +82,7 @@ def test_auto_refuses_to_guess_for_another_sign_than_torchs(sign: str, tmp_path:
 
 @pytest.mark.parametrize(
     ("sign", "scheme"),
-    [*((sign, "xnor") for sign in OTHER_SIGNS), ("comparison", "xnor-centred"), ("comparison", "sign")],
+    [*((sign, "xnor") for sign in SIGNS), ("comparison", "xnor-centred"), ("comparison", "sign")],
 )
 def test_schemes_act_on_any_sign(sign: str, scheme: Weights) -> None:
     module = net(sign)
@@ -116,24 +117,30 @@ def test_verify_follows_the_scheme_of_the_file(scheme: Weights, tmp_path: Path) 
     assert not verify(tmp_path / "wrong.onnx", module, **options).passed
 
 
-def test_auto_is_the_recipe_for_torchs_sign() -> None:
-    module = net(torch.sign)
-    auto, recipe = (float_module(module, module.input_shape, scheme) for scheme in ("auto", "xnor-centred"))
-    assert auto.binarized == recipe.binarized == ("conv.weight", "fc.weight")
-    for name in auto.binarized:
-        assert torch.equal(auto.program.state_dict[name], recipe.program.state_dict[name])
+@pytest.mark.parametrize("scheme", ["auto", "as-is"])
+def test_nothing_is_guessed_where_forward_binarises_other_weights(scheme: Weights, tmp_path: Path) -> None:
+    """A last layer that reads a sign and is real by design stays so, and says why."""
 
-
-def test_auto_does_not_mix() -> None:
-    """One layer behind torch.sign, one behind another: what the recipe says of the one says nothing of the other."""
-
-    class Mixed(Net):
+    class RealLast(Net):
         def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.fc(OwnSign.apply(self.conv(torch.sign(self.first(x)))).flatten(1))  # type: ignore[no-untyped-call]
+            alpha = self.conv.weight.abs().mean((1, 2, 3), keepdim=True)
+            x = nn.functional.conv2d(torch.sign(self.first(x)), torch.sign(self.conv.weight) * alpha, padding=1)
+            result: Tensor = self.fc(torch.sign(x - 0.01).flatten(1))  # never exactly 0
             return result
 
-    with pytest.raises(InputError, match=r"Mixed: Gemm 'fc': its input is a sign"):
-        float_module(Mixed(torch.sign).eval(), (3, 8, 8))
+    module = RealLast(torch.sign).eval()
+    result = convert(module, tmp_path / "m.onnx", weights=scheme)
+    assert len(result.binary_layers) == 1 and result.binarized == ()
+    (left,) = (left for left in result.left_float if left.node == "fc")
+    assert left.reason.startswith("its weights are real-valued") and left.has_sign_input
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    np.testing.assert_allclose(load_session(result.output, 1).run(None, {"input": x.numpy()})[0], expected, atol=1e-5)
+    (guessed,) = load_session(convert(module, tmp_path / "g.onnx", weights="xnor").output, 1).run(
+        None, {"input": x.numpy()}
+    )
+    assert np.abs(guessed - expected).max() > 0.01
 
 
 @pytest.mark.parametrize("scheme", ["auto", "sign"])
@@ -145,7 +152,7 @@ def test_two_valued_weights_need_no_scheme(scheme: Weights) -> None:
     assert float_module(module, module.input_shape, scheme).binarized == ()
 
 
-@pytest.mark.parametrize("scheme", ["auto", "sign"])
+@pytest.mark.parametrize("scheme", ["xnor", "sign"])
 def test_computed_weights_are_no_latent_ones(scheme: Weights, tmp_path: Path) -> None:
     class Computed(Net):
         def forward(self, x: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def run(export: FloatExport, x: Tensor) -> Any:
 
 def test_latent_weights_are_binarised_by_the_recipe(seeded_torch: None) -> None:
     module = Small().eval()
-    export = float_module(module, SHAPE)
+    export = float_module(module, SHAPE, "xnor-centred")
     assert export.binarized == ("layer.weight",)
     assert torch.equal(weight_of(export, "layer.weight"), binarize_weight(module.layer.weight.detach()))
     assert torch.equal(weight_of(export, "first.weight"), module.first.weight)
@@ -69,13 +69,13 @@ def test_binarising_a_second_time_would_be_seen(seeded_torch: None) -> None:
     module = Small().eval()
     with torch.no_grad():
         module.layer.weight.copy_(once)
-    export = float_module(module, SHAPE)
+    export = float_module(module, SHAPE, "xnor-centred")
     assert export.binarized == ()
     assert torch.equal(weight_of(export, "layer.weight"), once)
 
 
 def test_the_program_and_the_model_hold_the_same_weights(seeded_torch: None) -> None:
-    export = float_module(Small(), SHAPE)
+    export = float_module(Small(), SHAPE, "xnor-centred")
     assert torch.equal(export.program.state_dict["layer.weight"], weight_of(export, "layer.weight"))
 
 
@@ -120,7 +120,7 @@ def test_weights_shared_by_two_layers_are_binarised_once(seeded_torch: None) -> 
             return self.conv(sign_ste(self.conv(sign_ste(x)) - 0.1))
 
     module = Shared()
-    export = float_module(module, (4, 6, 6))
+    export = float_module(module, (4, 6, 6), "xnor-centred")
     assert export.binarized == ("conv.weight",)
     assert torch.equal(weight_of(export, "conv.weight"), binarize_weight(module.conv.weight.detach()))
 
@@ -147,7 +147,7 @@ def test_recognises_a_sign(case: str, seeded_torch: None) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(SIGNS[case](x + 0.1))
 
-    assert float_module(Net(), (4, 8, 8)).binarized == ("conv.weight",)
+    assert float_module(Net(), (4, 8, 8), "xnor-centred").binarized == ("conv.weight",)
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def test_does_not_binarise_weights_of_real_valued_inputs(between: Any, seeded_to
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(between(x + 0.1))
 
-    assert float_module(Net(), (4, 8, 8)).binarized == ()
+    assert float_module(Net(), (4, 8, 8), "xnor-centred").binarized == ()
 
 
 def test_a_depthwise_layer_is_an_error_of_its_own(seeded_torch: None) -> None:
     with pytest.raises(
         InputError, match=r"Conv 'layer': it has one input channel per filter, .* choose another --weights"
     ):
-        float_module(Small(nn.Conv2d(4, 4, 3, groups=4)), SHAPE)
+        float_module(Small(nn.Conv2d(4, 4, 3, groups=4)), SHAPE, "xnor-centred")
 
 
 def test_names_layers_after_modules_and_the_batch() -> None:
@@ -182,7 +182,7 @@ def test_names_layers_after_modules_and_the_batch() -> None:
 
 
 def test_nothing_of_this_machine_is_in_the_model(seeded_torch: None) -> None:
-    data = ir.to_proto(float_module(Small(), SHAPE).model).SerializeToString()
+    data = ir.to_proto(float_module(Small(), SHAPE, "xnor-centred").model).SerializeToString()
     for text in (str(Path.cwd()), str(Path.home()), "site-packages", ".py", str(Path(torch.__file__).parent)):
         assert text.encode() not in data, text
 
@@ -206,7 +206,7 @@ def raises(error: Exception) -> nn.Module:
 )
 def test_modules_that_do_not_run(module: nn.Module, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        float_module(module, shape)
+        float_module(module, shape, "xnor-centred")
 
 
 def test_control_flow_that_cannot_be_traced() -> None:
@@ -220,5 +220,5 @@ def test_control_flow_that_cannot_be_traced() -> None:
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], seeded_torch: None) -> None:
-    float_module(Small(), SHAPE)
+    float_module(Small(), SHAPE, "xnor-centred")
     assert capfd.readouterr() == ("", "")

@@ -22,11 +22,9 @@ Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
 * xnor-centred: centre W over its input channels and clamp it to [-1, 1] first, the XNOR-Net-PyTorch recipe;
 * sign: sign(W), BinaryNet's;
 * as-is: leave them real, and the layer float;
-* auto: the recipe where it is known that it was used, else refuse to guess.
+* auto: the recipe for its own architectures; as-is for a network that binarises other weights itself; else refuse to
+  guess.
 """
-
-_KEEPS_SIGNS = ("Dropout", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-"""What may stand between torch.sign and a layer of the recipe."""
 
 
 class BinarizeWeights(Pass):
@@ -34,8 +32,9 @@ class BinarizeWeights(Pass):
 
     1. W is constant, and not two-valued within 1e-3 per filter: binarising twice would shrink alpha.
     2. The layer gets a tensor of its own; another that shares W keeps W.
-    3. "auto" is "xnor-centred" for the layers of `recipe`, and raises InputError where there are others, with what
-       their values look like: nothing in the graph says whether its weights are latent, or by which recipe.
+    3. "auto" is "xnor-centred" for the layers of `recipe`. Others stay as they are where the graph itself makes some
+       layer's weights two-valued: it says which weights are binary. Where it does not, "auto" raises InputError with
+       what the values look like: nothing says whether they are latent, or by which recipe they are binarised.
 
     Args:
         scheme: see Weights; "as-is" does nothing.
@@ -65,6 +64,7 @@ class BinarizeWeights(Pass):
         if self.scheme == "as-is":
             return result
         latent = {}
+        computed = False  # whether the graph binarises weights itself
         for node in model.graph:
             if is_op(node, "Conv", "Gemm", "MatMul") and _has_few_levels(node):
                 weight = constant(node.inputs[1])
@@ -72,12 +72,15 @@ class BinarizeWeights(Pass):
                     continue
                 filters = _filters(node, weight)
                 if _has_one_magnitude(filters):
+                    computed = True
                     if (filters == 0).any():
                         result.decline(node, OneMagnitude())
                     continue
                 latent[node] = filters
         unknown = [node for node in latent if display_name(node) not in self.recipe]
-        if unknown and self.scheme == "auto":
+        if unknown and self.scheme == "auto" and computed:
+            latent = {node: filters for node, filters in latent.items() if node not in unknown}
+        elif unknown and self.scheme == "auto":
             node, filters = unknown[0], latent[unknown[0]]
             what = "is a sign" if sign_input(node) is not None else "has few levels"
             more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
@@ -114,16 +117,6 @@ class BinarizeWeights(Pass):
         except InputError as error:
             raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
         return np.ascontiguousarray(_filters(node, binary))
-
-
-def reads_sign(node: ir.Node) -> bool:
-    """Whether the input of a node is a Sign's output, as PyTorch exports torch.sign, through what keeps ±1."""
-    value = node.inputs[0] if node.inputs else None
-    while value is not None and (producer := value.producer()) is not None:
-        if is_op(producer, "Sign"):
-            return True
-        value = producer.inputs[0] if is_op(producer, *_KEEPS_SIGNS) else None
-    return False
 
 
 def _has_few_levels(node: ir.Node) -> bool:

@@ -18,8 +18,19 @@ from bnn_deploy.passes.elementwise import (
     straight_through,
     uniform,
 )
-from bnn_deploy.passes.graph import add_initializer, between, constant, insert_node, is_op, maker, remove_if_dead
+from bnn_deploy.passes.graph import (
+    LAYER_OPERATORS,
+    MOVING_OPERATORS,
+    add_initializer,
+    between,
+    constant,
+    insert_node,
+    is_op,
+    maker,
+    remove_if_dead,
+)
 from bnn_deploy.passes.outcome import Outcome, Pass
+from bnn_deploy.passes.recognise.few_levels import TwoLevels, two_levels
 from bnn_deploy.provenance import Subtract, place, sign_metadata
 
 
@@ -72,7 +83,9 @@ class CanonicalizeSign(Pass):
     2. The straight-through trick `(a - S) + S` or `(a + S) - S` counts as a, whatever S is. In float32 it is exactly
        ±1 if S has the sign of x and |S| < 2^24 (S being x, Clip(x), Tanh(x) or a polynomial of the kind).
     3. t, from comparisons with other numbers than 0, is one number or one per channel. A falling f gets the Neg.
-    4. The value at x = t is kept: 0 as of ONNX's Sign, or +1 or -1, which the new node carries in its metadata (ZERO)
+    4. Any other chain of elementwise operators in front of a layer, such as `Where(x < 0, -1, Where(x >= 0, 1, x))` of
+       `o[x >= 0] = 1; o[x < 0] = -1`, or `2 * Ceil(Clip(x, 0, 1)) - 1`, is evaluated over all float32 by bisection.
+    5. The value at x = t is kept: 0 as of ONNX's Sign, or +1 or -1, which the new node carries in its metadata (ZERO)
        until ExpandSign, last, spells it out where something float still reads it.
 
     Declines: nothing; what is no sign stays as it is, such as steps to 0 and 1, or with more than one threshold.
@@ -84,6 +97,9 @@ class CanonicalizeSign(Pass):
         """Rewrite the last tensor of each such chain."""
         result = Outcome(model)
         found = {value: step for value, step in self._steps(model.graph) if value.dtype == ir.DataType.FLOAT}
+        for value in _layer_inputs(model.graph):
+            if value not in found and (levels := two_levels(value)) is not None and same_shape(value, levels.data):
+                found[value] = levels.data, _reaches(levels, len(value.shape or ()))
         for value, (leaf, step) in found.items():
             node = value.producer()
             assert node is not None
@@ -143,6 +159,27 @@ class CanonicalizeSign(Pass):
         new.name = name
         remove_if_dead(node)
         return maker(sign)
+
+
+def _layer_inputs(graph: ir.Graph) -> list[ir.Value]:
+    """What elementwise operators make for layers, directly or through operators that keep the values as they are."""
+    found: dict[ir.Value, None] = {}
+    for node in graph:
+        value = node.inputs[0] if is_op(node, *LAYER_OPERATORS) else None
+        while value is not None and is_op(value.producer(), *MOVING_OPERATORS, "MaxPool", "Pad"):
+            value = maker(value).inputs[0]
+        if value is not None and (producer := value.producer()) is not None and is_elementwise(producer):
+            found[value] = None
+    return list(found)
+
+
+def _reaches(levels: TwoLevels, rank: int) -> _Step:
+    """The step of two levels in a tensor of this rank: at its threshold it is +1, or, if that is next to 0, -1 at 0."""
+    if (levels.thresholds == np.nextafter(np.float32(0), np.float32(1))).all():
+        return _Step(np.zeros((), np.float32), levels.scale, -1, False)
+    thresholds = levels.thresholds + np.float32(0)
+    shape = () if len(thresholds) == 1 else (-1, *[1] * (rank - 2))
+    return _Step(thresholds.reshape(shape), levels.scale, 1, False)
 
 
 def _is_canonical(node: ir.Node, leaf: ir.Value) -> bool:

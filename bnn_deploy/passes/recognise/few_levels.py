@@ -112,6 +112,37 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
     return Quantizer(last.leaf, last.perm, thresholds, step, first.leaf, first.perm, before_thresholds)
 
 
+@dataclass(frozen=True)
+class TwoLevels:
+    """A tensor that is -scale where another one is below its threshold, and else +scale.
+
+    Attributes:
+        data: the other tensor, of the same layout.
+        thresholds: [C] float32, or [1] where all channels have the same.
+        scale: > 0.
+    """
+
+    data: ir.Value
+    thresholds: Floats
+    scale: float
+
+
+def two_levels(value: ir.Value) -> TwoLevels | None:
+    """Read a tensor as ±scale, by evaluating the function that makes it, as `quantizer` does; None if it is no such."""
+    shape = static_shape(value)
+    if shape is None or len(shape) < 2 or shape[1] is None or value.dtype != ir.DataType.FLOAT:
+        return None
+    for chain in _chains(value, len(shape), shape[1]):
+        columns = chain.columns(shape[1])
+        levels = None if chain.perm or chain.leaf.dtype != ir.DataType.FLOAT else _discover(chain.evaluate, columns)
+        if levels is not None:
+            if len(levels) != 2 or levels[0] != -levels[1]:
+                return None
+            thresholds = _thresholds(chain.evaluate, levels, columns)
+            return None if thresholds is None else TwoLevels(chain.leaf, thresholds[0], float(levels[1]))
+    return None
+
+
 def transposed(shape: Sequence[Any], perm: Sequence[int]) -> list[Any]:
     """A shape after a Transpose; () is none."""
     return [shape[axis] for axis in perm] if perm else list(shape)

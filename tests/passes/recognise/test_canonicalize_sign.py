@@ -68,6 +68,11 @@ FORMS: dict[str, tuple[str, int]] = {
     "Round": ("a = Sign(x)\nb = Mul(a, most)\ns = Round(b)", 0),
     "Max and Min of one number per channel": ("a = Sign(x)\nb = Mul(a, two)\nc = Max(b, low)\ns = Min(high, c)", 0),
     "Max, over 0": ("a = Greater(x, zero)\nb = Where(a, two, minus)\nc = Max(b, minus)\ns = Min(c, one)", -1),
+    "assigned by masks": (
+        "a = GreaterOrEqual(x, zero)\nb = Where(a, one, x)\nc = Less(x, zero)\ns = Where(c, minus, b)",
+        1,
+    ),
+    "Ceil of a Clip": ("a = Clip(x, zero, one)\nb = Ceil(a)\nc = Mul(b, two)\ns = Sub(c, one)", -1),
     "HardSigmoid": ("a = Sign(x)\nb = Mul(a, nine)\nc = HardSigmoid(b)\nd = Mul(c, two)\ns = Sub(d, one)", 0),
 }
 

@@ -125,7 +125,8 @@ def test_a_sign_of_the_input_itself(tmp_path: Path, seeded_torch: None) -> None:
 
     from support.networks import Signed
 
-    model = convert(nn.Sequential(Signed(nn.Conv2d(4, 6, 3))), tmp_path / "m.onnx", input_shape=(4, 6, 6)).output
+    module = nn.Sequential(Signed(nn.Conv2d(4, 6, 3)))
+    model = convert(module, tmp_path / "m.onnx", input_shape=(4, 6, 6), weights="xnor-centred").output
     x = np.random.default_rng(0).standard_normal((3, 4, 6, 6)).astype(np.float32)
     x[1, 2, 3, 4] = -1e-6
     write_golden(make_golden(model, x), tmp_path / "golden.npz")
