@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weight
 from bnn_deploy.source import onnx_file
 from bnn_deploy.source.onnx_file import OnnxSource
 from bnn_deploy.source.torch_export import FloatExport, export_float, name_layers, strip_metadata
-from bnn_deploy.source.weight_form import note_weights
+from bnn_deploy.source.weight_form import WEIGHT_FORM, note_weights
 from bnn_deploy.training import binarize_weight
 
 
@@ -49,7 +50,7 @@ def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Wei
     infer_shapes(model)
     canonical = model.clone()
     canonicalize(canonical)
-    step = BinarizeWeights(weights)
+    step = BinarizeWeights(weights, computed=_computed(model.graph))
     try:
         step(canonical)
     except InputError as error:
@@ -77,13 +78,14 @@ def float_module(
     if weights == "as-is":
         return export
     model = export.model.clone()
+    note_weights(model.graph)
     fold(model)
     infer_shapes(model)
     canonical = model.clone()
     canonicalize(canonical)
     layers = {display_name(node): node for node in model.graph}
     recipe = set(layers) if isinstance(module, RecipeNetwork) else set()
-    step = BinarizeWeights(weights, recipe, _as_in_training)
+    step = BinarizeWeights(weights, recipe, _as_in_training, _computed(model.graph))
     exported = {node.outputs[0].name: node for node in export.model.graph}
     state = export.program.state_dict
     names = []
@@ -113,6 +115,16 @@ def float_module(
     except InputError as error:
         raise InputError(f"{name or type(module).__name__}: {error}") from error
     return replace(export, binarized=tuple(names))
+
+
+def _computed(graph: ir.Graph) -> set[str]:
+    """The layers whose weights the network binarises itself; `note_weights` saw how before they were folded."""
+    forms = ((node, node.meta.get(WEIGHT_FORM)) for node in graph)
+    return {display_name(node) for node, form in forms if form is not None and not _STORED.fullmatch(form.text)}
+
+
+_STORED = re.compile(r"(Transpose\()*W\)*")
+"""The form of weights that are stored as the layer reads them, or transposed."""
 
 
 def _as_in_training(filters: NDArray[np.float32], scheme: Weights) -> NDArray[np.float32]:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxscript
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -111,7 +110,12 @@ def _why(error: BaseException) -> str:
     return f"{where}{one_line(reason)}"
 
 
-_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, onnxscript.__file__, Path(__file__).parent))
+_PACKAGES = Path(torch.__file__).parent.parent
+
+_LIBRARIES = (
+    *(str(_PACKAGES / name) for name in ("torch", "onnxscript", "onnx_ir")),
+    str(Path(__file__).parent.parent),
+)
 """The folders of torch, of its exporter and of this package: what is not in them is the user's code."""
 
 

@@ -301,7 +301,9 @@ def test_the_arguments_of_a_class(tmp_path: Path) -> None:
     )
     spec, arguments = f"{tmp_path}/net_w.py:Net", {"width": 16, "bias": False}
     path = write(tmp_path / "c", build(spec, {}, arguments).state_dict())
-    assert convert(path, tmp_path / "m.onnx", arch=spec, arch_args=arguments).binary_layers == ("b",)
+    assert convert(path, tmp_path / "m.onnx", arch=spec, arch_args=arguments, weights="xnor-centred").binary_layers == (
+        "b",
+    )
     assert verify(tmp_path / "m.onnx", path, arch=spec, arch_args=arguments, reference_samples=0).passed
     with pytest.raises(InputError, match=r"its keys do not fit Net: .*a\.weight is \[16, 4\], not \[8, 4\]"):
         convert(path, tmp_path / "m.onnx", arch=spec)

@@ -178,7 +178,7 @@ def test_a_parameter_that_is_read_transposed() -> None:
             return torch.sign(x) @ self.weight
 
     module = Matrix().eval()
-    export = float_module(module, (12,))
+    export = float_module(module, (12,), "xnor-centred")
     assert export.binarized == ("weight",)
     expected = binarize_weight(module.weight.detach().T).T
     assert torch.equal(export.program.state_dict["weight"], expected)

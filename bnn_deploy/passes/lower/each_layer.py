@@ -13,11 +13,11 @@ from bnn_deploy.passes.lower.layer import FloatLayer, NotTwoValuedError, read_la
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import Reason
 
-Source = TypeVar("Source")
+LayerInput = TypeVar("LayerInput")
 
 
-class EachLayer(Pass, Generic[Source]):
-    """Conv | Gemm | MatMul  ==>  its binary form, for the inputs (of type Source) that the subclass knows.
+class EachLayer(Pass, Generic[LayerInput]):
+    """Conv | Gemm | MatMul  ==>  its binary form, for the inputs (of type LayerInput) that the subclass knows.
 
     Raises InputError for a filter that is all zeros.
     """
@@ -44,9 +44,9 @@ class EachLayer(Pass, Generic[Source]):
         return result
 
     @abc.abstractmethod
-    def _source(self, node: ir.Node) -> Source | Reason | None:
+    def _source(self, node: ir.Node) -> LayerInput | Reason | None:
         """Where the input of a layer comes from; a reason if it cannot be bits; None if the pass is not for it."""
 
     @abc.abstractmethod
-    def _lower(self, node: ir.Node, source: Source, layer: FloatLayer) -> ir.Node | Reason:
+    def _lower(self, node: ir.Node, source: LayerInput, layer: FloatLayer) -> ir.Node | Reason:
         """Insert the binary form of `node`; return it, or the reason if there is none."""

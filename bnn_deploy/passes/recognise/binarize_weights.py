@@ -40,6 +40,7 @@ class BinarizeWeights(Pass):
         scheme: see Weights; "as-is" does nothing.
         recipe: names of the nodes that were trained by the XNOR-Net-PyTorch recipe if their weights are latent.
         rule: computes binary weights; see `binarize`.
+        computed: names of the nodes whose weights the network computes from others, as alpha * sign(W).
 
     Declines: weights with exact zeros and else one magnitude per filter, which are no latent ones.
 
@@ -52,10 +53,12 @@ class BinarizeWeights(Pass):
         scheme: Weights,
         recipe: Container[str] = (),
         rule: Callable[[NDArray[np.float32], Weights], NDArray[np.float32]] | None = None,
+        computed: Container[str] = (),
     ) -> None:
         self.scheme = scheme
         self.recipe = recipe
         self.rule = rule or binarize
+        self.computed = computed
         self.binarized: dict[str, None] = {}
 
     def call(self, model: ir.Model) -> Outcome:
@@ -72,7 +75,7 @@ class BinarizeWeights(Pass):
                     continue
                 filters = _filters(node, weight)
                 if _has_one_magnitude(filters):
-                    computed = True
+                    computed |= display_name(node) in self.computed
                     if (filters == 0).any():
                         result.decline(node, OneMagnitude())
                     continue

@@ -139,7 +139,9 @@ def two_levels(value: ir.Value) -> TwoLevels | None:
             if len(levels) != 2 or levels[0] != -levels[1]:
                 return None
             thresholds = _thresholds(chain.evaluate, levels, columns)
-            return None if thresholds is None else TwoLevels(chain.leaf, thresholds[0], float(levels[1]))
+            if thresholds is None or not np.isfinite(thresholds).all():
+                return None
+            return TwoLevels(chain.leaf, thresholds[0], float(levels[1]))
     return None
 
 
