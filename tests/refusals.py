@@ -248,7 +248,8 @@ def entry(key: str, value: Any, place: Any = ...) -> Any:
 
 
 def renamed(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return {f"net.{key}": value for key, value in state.items()}
+    """Keys of two prefixes, neither of which is that of a wrapper."""
+    return {f"{'net' if 'conv' in key else 'more'}.{key}": value for key, value in state.items()}
 
 
 def without(state: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -400,7 +401,7 @@ REFUSALS: dict[str, Refusal] = {
         CKPT + "refused, because .*Linear; save the weights alone, .*",
     ),
     "wrong keys": Refusal(
-        checkpoint(renamed), CKPT + r"its keys do not fit LeNet5: \d+ missing: .*; \d+ unexpected: net\..*"
+        checkpoint(renamed), CKPT + r"its keys do not fit LeNet5: \d+ missing: .*; \d+ unexpected: (net|more)\..*"
     ),
     "a missing key": Refusal(
         checkpoint(without), CKPT + r"its keys do not fit LeNet5: 1 missing: bin_conv2\.bn\.weight"

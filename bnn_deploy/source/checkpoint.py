@@ -9,7 +9,7 @@ import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ _NUMPY_SCALARS: list[Any] = [
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a checkpoint's state dict without running any code in it.
 
-    The file is a state dict, or a dict that has one under 'state_dict' or 'model_state_dict'. DataParallel's `module.`
-    is stripped from the keys: 'module.conv1.weight' and 'features.module.0.bias' become 'conv1.weight' and
-    'features.0.bias'.
+    The file is a state dict, or a dict that has one under 'state_dict', 'model_state_dict', or any other name if it is
+    the only one. DataParallel's `module.` and torch.compile's `_orig_mod.` are stripped from the keys:
+    'module.conv1.weight' and 'features.module.0.bias' become 'conv1.weight' and 'features.0.bias'.
 
     Raises:
         InputError: the file is missing, truncated or not a checkpoint, or loading it would run code.
@@ -70,22 +70,58 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise InputError(f"{path}: truncated or damaged ({one_line(error, 120)})") from error
         # The unpickler's message does not help the user of a file that is not a pickle.
         raise InputError(f"{path}: not a PyTorch checkpoint; expected what torch.save wrote") from error
-    state = loaded
-    for key in ("state_dict", "model_state_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            state = loaded[key]
-    tensors = (
-        {key: value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, Mapping) else {}
-    )
-    if not tensors:
-        raise InputError(f"{path}: no state dict in it: expected a dict of tensors, or one under 'state_dict'")
     stripped: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        name = ".".join(part for part in key.split(".") if part != "module")
+    for key, value in _weights(loaded, path).items():
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
         if name in stripped:
             raise InputError(f"{path}: {name} is there twice, with and without 'module.'")
         stripped[name] = value
     return stripped
+
+
+_WRAPPERS = ("module", "_orig_mod")
+"""The parts that DataParallel and torch.compile put into keys."""
+
+
+def _weights(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a checkpoint holds: under its usual names, or the only dict of tensors that is there."""
+
+    def tensors(value: Any) -> dict[str, Tensor]:
+        items = value.items() if isinstance(value, Mapping) else ()
+        return {key: item for key, item in items if isinstance(key, str) and isinstance(item, Tensor)}
+
+    found = (
+        {key: own for key, value in loaded.items() if (own := tensors(value))} if isinstance(loaded, Mapping) else {}
+    )
+    for key in ("state_dict", "model_state_dict"):
+        if key in found:
+            return found[key]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if len(found) > 1:
+        listed = ", ".join(f"'{key}' ({len(own)} tensors)" for key, own in list(found.items())[:LISTED])
+        raise InputError(
+            f"{path}: more than one dict of tensors in it: {listed}; save the network's alone, under 'state_dict'"
+        )
+    if own := tensors(loaded):
+        return own
+    keys = f"; it has {', '.join(map(repr, list(loaded)[:LISTED]))}" if isinstance(loaded, Mapping) and loaded else ""
+    raise InputError(
+        f"{path}: no state dict in it: expected a dict of tensors, or one under 'state_dict' or another name{keys}"
+    )
+
+
+def without_prefix(state_dict: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """A state dict without a first part that all its keys share, as Lightning's "model.", if it fits a network so.
+
+    Args:
+        state_dict: of a checkpoint.
+        own: the network's keys.
+    """
+    first = {key.partition(".")[0] for key in state_dict}
+    shorter = {key.partition(".")[2]: value for key, value in state_dict.items()}
+    fits = len(first) == 1 and all(key in shorter for key in own if not key.endswith("num_batches_tracked"))
+    return shorter if fits else dict(state_dict)
 
 
 def load_class(spec: str) -> type[nn.Module]:
@@ -167,6 +203,7 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str)
             infinite, or a running variance is negative.
     """
     own = module.state_dict()
+    state_dict = without_prefix(state_dict, own)
     missing = [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state_dict if key not in own]
     misshaped = [

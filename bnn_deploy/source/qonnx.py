@@ -54,8 +54,8 @@ def constants(model: ModelProto) -> dict[str, TensorProto]:
 def expand_quant(model: ModelProto, name: str) -> None:
     """Replace Quant(x, scale, zero, bits) by scale * (clip(round(x / scale + zero), low, high) - zero).
 
-    This is QONNX's definition. low and high are the smallest and the largest integer of `bits` bits, as the attributes
-    signed and narrow say: -8 and 7 for 4 bits, signed, not narrow.
+    This is QONNX's definition; its new name is IntQuant. low and high are the smallest and the largest integer of
+    `bits` bits, as the attributes signed and narrow say: -8 and 7 for 4 bits, signed, not narrow.
 
     Args:
         model: changed in place.
@@ -67,7 +67,7 @@ def expand_quant(model: ModelProto, name: str) -> None:
     known = constants(model)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        if node.domain not in QONNX or node.op_type != "Quant":
+        if node.domain not in QONNX or node.op_type not in ("Quant", "IntQuant"):
             nodes.append(node)
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}

@@ -193,6 +193,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda path: np.savez(path.open("wb"), x=np.ones(3)),
         "truncated or damaged|not a PyTorch checkpoint",
     ),
+    "two networks": (
+        lambda path: torch.save({"net": {"w": torch.ones(1)}, "ema": {"w": torch.ones(1), "b": torch.ones(1)}}, path),
+        r"more than one dict of tensors in it: 'net' \(1 tensors\), 'ema' \(2 tensors\); save the network's alone",
+    ),
     "a list": (lambda path: torch.save([torch.ones(1)], path), "no state dict in it"),
     "a tensor": (lambda path: torch.save(torch.ones(1), path), "no state dict in it"),
     "an empty state dict": (lambda path: torch.save({"state_dict": {}}, path), "no state dict in it"),
@@ -383,3 +387,35 @@ def test_input_shape() -> None:
     assert input_shape(LeNet5(), (1, 32, 32)) == (1, 32, 32)
     with pytest.raises(InputError, match="Linear has no attribute input_shape: give --input-shape"):
         input_shape(nn.Linear(1, 1), None)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"net": state},
+        lambda state: {"model": state, "lr": torch.tensor(0.1), "optimizer": {"state": {0: {}}, "param_groups": []}},
+        lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "epoch": 3},
+        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {f"net._orig_mod.module.{key}": value for key, value in state.items()}},
+    ],
+    ids=["net", "model and a stray tensor", "Lightning", "torch.compile", "all of them"],
+)
+def test_where_people_put_the_state_dict(wrap: Any, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 2)\n"
+    )
+    state = {
+        "a.weight": torch.ones(3, 2),
+        "a.bias": torch.zeros(3),
+        "b.weight": torch.ones(2, 3),
+        "b.bias": torch.ones(2),
+    }
+    module = load_module(write(tmp_path / "c", wrap(state)), f"{tmp_path}/net.py:Net")
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in state.items())
+
+
+def test_a_prefix_of_some_keys_is_no_wrapper(tmp_path: Path) -> None:
+    module = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    with pytest.raises(InputError, match=r"2 missing: a\.weight, a\.bias; 3 unexpected"):
+        load_weights(module, {"m.a.weight": torch.ones(2, 2), "m.a.bias": torch.ones(2), "x": torch.ones(1)}, "c")

@@ -77,8 +77,12 @@ def test_rounding_and_zero_point(mode: str, function: np.ufunc) -> None:
     assert not np.array_equal(got, without), "the zero point matters"
 
 
-def test_a_layer_behind_it_converts(tmp_path: Path) -> None:
-    onnx.save(quant_model(signed=0), tmp_path / "float.onnx")
+@pytest.mark.parametrize("name", ["Quant", "IntQuant"])
+def test_a_layer_behind_it_converts(name: str, tmp_path: Path) -> None:
+    model = quant_model(signed=0)
+    (quant,) = (node for node in model.graph.node if node.op_type == "Quant")
+    quant.op_type = name
+    onnx.save(model, tmp_path / "float.onnx")
     conversion = convert(tmp_path / "float.onnx", tmp_path / "binary.onnx", strict=True)
     assert conversion.binary_layers == ("conv",)
     result = verify(tmp_path / "binary.onnx", tmp_path / "float.onnx", data=X, reference_samples=1)
