@@ -32,13 +32,11 @@ class Source:
     Attributes:
         description: the software that runs it, for reports.
         replaced: the weights that the reference has binarised instead, by name.
-        scheme: by which scheme.
         run: inputs [N, ...] -> the output.
     """
 
     description: str
     replaced: tuple[str, ...]
-    scheme: str
     run: Callable[[NDArray[np.float32]], NDArray[Any]]
 
 
@@ -176,7 +174,7 @@ def make_reference(
             reference = OnnxReference(onnx_ir.to_proto(binary), name)
             if replaced:
                 reference.source = Source(
-                    own.description, tuple(replaced), scheme, lambda x: own.run(x, {own.output})[own.output]
+                    own.description, tuple(replaced), lambda x: own.run(x, {own.output})[own.output]
                 )
             return reference
         return OnnxReference(model, name)
@@ -193,5 +191,5 @@ def make_reference(
         against = load_module(against, arch, arch_args)
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
     export = float_module(against, shape, weights)
-    source = Source("PyTorch's forward()", export.binarized, weights, eager(against))
+    source = Source("PyTorch's forward()", export.binarized, eager(against))
     return TorchReference(export.program, source)

@@ -90,9 +90,10 @@ def _weights(loaded: Any, path: Path) -> dict[str, Tensor]:
         items = value.items() if isinstance(value, Mapping) else ()
         return {key: item for key, item in items if isinstance(key, str) and isinstance(item, Tensor)}
 
-    found = (
-        {key: own for key, value in loaded.items() if (own := tensors(value))} if isinstance(loaded, Mapping) else {}
-    )
+    top = tensors(loaded)
+    items = loaded.items() if isinstance(loaded, Mapping) else ()
+    # A state dict may hold a small dict as extra state; a checkpoint may hold a stray tensor beside its state dict.
+    found = {key: own for key, value in items if len(own := tensors(value)) > len(top)}
     for key in ("state_dict", "model_state_dict"):
         if key in found:
             return found[key]
@@ -103,8 +104,8 @@ def _weights(loaded: Any, path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: more than one dict of tensors in it: {listed}; save the network's alone, under 'state_dict'"
         )
-    if own := tensors(loaded):
-        return own
+    if top:
+        return top
     keys = f"; it has {', '.join(map(repr, list(loaded)[:LISTED]))}" if isinstance(loaded, Mapping) and loaded else ""
     raise InputError(
         f"{path}: no state dict in it: expected a dict of tensors, or one under 'state_dict' or another name{keys}"

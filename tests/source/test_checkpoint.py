@@ -415,6 +415,11 @@ def test_where_people_put_the_state_dict(wrap: Any, tmp_path: Path) -> None:
     assert all(torch.equal(module.state_dict()[key], value) for key, value in state.items())
 
 
+def test_extra_state_is_not_the_state_dict(tmp_path: Path) -> None:
+    state = {"a": torch.ones(1), "b": torch.ones(2), "a._extra_state": {"scale": torch.ones(1)}}
+    assert list(load_state_dict(write(tmp_path / "c", state))) == ["a", "b"]
+
+
 def test_a_prefix_of_some_keys_is_no_wrapper(tmp_path: Path) -> None:
     module = nn.ModuleDict({"a": nn.Linear(2, 2)})
     with pytest.raises(InputError, match=r"2 missing: a\.weight, a\.bias; 3 unexpected"):
