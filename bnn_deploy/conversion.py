@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from torch import nn
 
 from bnn_deploy.architectures import ARCHITECTURES
@@ -36,8 +34,9 @@ from bnn_deploy.report.summary import (
     quantized_layers,
     write_report,
 )
+from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, whole_batches
 from bnn_deploy.source.float_source import read_source
-from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
+from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,10 @@ def convert(
     *,
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: SampleShape | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
-    calibration: NDArray[np.float32] | None = None,
+    calibration: Data | None = None,
     strict: bool = False,
     report: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
@@ -110,12 +109,13 @@ def convert(
         output: the .onnx file to write; replaced only if the conversion succeeds.
         arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:CLASS.
         arch_args: keyword arguments of that class, of plain types; None or empty for none.
-        input_shape: one sample without the batch dimension; None takes the module's `input_shape`, or the ONNX model's.
+        input_shape: one sample without the batch dimension, or one of each input by name; None takes the module's
+            `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: how to binarise real-valued weights of layers whose input is a sign, see `Weights`. "auto" applies the
             XNOR-Net-PyTorch recipe to the recipe's own architectures; of other networks it leaves them real if the
             network binarises other weights itself, and else refuses to guess.
-        calibration: real inputs [N, ...] float32, to quantise the layers that stay float to 8 bits.
+        calibration: real inputs, as `load_data` takes them, to quantise the layers that stay float to 8 bits.
         strict: fail if a layer whose input is a sign or has few levels stays float.
         report: also write the outcome of each layer here, as JSON (see `report.summary.Report`), even if `strict` fails
             or no layer is binary, when it is needed most.
@@ -141,7 +141,6 @@ def convert(
     if len({path.resolve() for path in written}) < len(written):
         raise InputError(f"{report} is asked for twice, for the report and for a model")
     original = read_source(source, arch, arch_args, input_shape, weights, progress)
-    shape = original.shape
     progress("running the passes")
     seen = Canonical()
     try:
@@ -168,19 +167,18 @@ def convert(
             write_report(report, result)
         raise failed
     if calibration is not None:
-        if calibration.dtype != np.float32 or calibration.shape[1:] != shape or len(calibration) == 0:
-            raise InputError(
-                f"the calibration inputs are {calibration.dtype} {list(calibration.shape)}; "
-                f"the network needs float32 {['N', *shape]}, N >= 1"
-            )
-        progress(f"quantising the float layers with {len(calibration)} inputs")
+        wanted = float_inputs(original.model)
+        inputs = whole_batches(load_data(calibration, None, None, wanted), batch_size(wanted))
+        progress(f"quantising the float layers with {len(inputs)} inputs")
         UnfoldStride()(binary)
-        binary = quantize_edges(binary, calibration)
+        binary = quantize_edges(binary, inputs.batches(batch_size(wanted) or 1))
         LowerQuantized()(binary)
         finish(binary)
         result = replace(result, layers=quantized(result.layers, quantized_layers(binary)))
     for model in (binary, original.model):
-        model.metadata_props.update(origin_metadata(shape, weights, arch if arch in ARCHITECTURES else None, arch_args))
+        model.metadata_props.update(
+            origin_metadata(original.shapes, weights, arch if arch in ARCHITECTURES else None, arch_args)
+        )
     progress("writing")
     if report is not None:
         write_report(report, result)
@@ -197,3 +195,13 @@ def convert(
         result.constant_channels,
         result,
     )
+
+
+def float_inputs(model: ir.Model) -> list[InputSpec]:
+    """The inputs of a float model, as `load_data` wants them."""
+    found = []
+    for value in model.graph.inputs:
+        assert value.dtype is not None and value.shape is not None
+        dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+        found.append(InputSpec(value.name or "", str(value.dtype.numpy()), tuple(dims)))
+    return found

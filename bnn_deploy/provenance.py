@@ -26,7 +26,7 @@ ARCH_ARGS_KEY = "bnn_deploy.arch_args"
 """Model metadata: the architecture's keyword arguments, if there are any, as JSON: {"width": 64}."""
 
 SHAPE_KEY = "bnn_deploy.input_shape"
-"""Model metadata: the input's shape without the batch, such as "3,32,32"."""
+"""Model metadata: the input's shape without the batch, such as "3,32,32"; of several inputs as JSON: {"x": [3, 32]}."""
 
 WEIGHTS_KEY = "bnn_deploy.weights"
 """Model metadata: how the source's weights were binarised, as `convert` takes it: "auto", "as-is", ..."""
@@ -343,10 +343,12 @@ def set_complemented(node: ir.Node, channels: set[int]) -> None:
 
 
 def origin_metadata(
-    shape: Sequence[int], weights: str, arch: str | None, arch_args: Mapping[str, Any] | None
+    shapes: Mapping[str, Sequence[int]], weights: str, arch: str | None, arch_args: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Metadata of a model: its input's shape without the batch, its weights' scheme, and its architecture, if any."""
-    metadata = {SHAPE_KEY: ",".join(map(str, shape)), WEIGHTS_KEY: weights}
+    """Metadata of a model: its inputs' shapes without the batch, its weights' scheme, and its architecture, if any."""
+    several = len(shapes) != 1
+    text = json.dumps(shapes) if several else ",".join(str(size) for shape in shapes.values() for size in shape)
+    metadata = {SHAPE_KEY: text, WEIGHTS_KEY: weights}
     if arch is not None:
         metadata[ARCH_KEY] = arch
         if arch_args:

@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "passes": BASE | {"operators"},
     "source": BASE | {"operators", "passes", "architectures", "training"},
     "report": BASE | {"operators", "passes", "source"},
-    "conversion": BASE | {"operators", "passes", "source", "report", "architectures"},
+    "conversion": BASE | {"operators", "passes", "source", "report", "architectures", "runtime"},
     "inspection": BASE | {"operators"},
     "runtime": BASE,
     "proof": BASE | {"operators", "runtime", "source"},

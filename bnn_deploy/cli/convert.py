@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from bnn_deploy.cli.console import (
 from bnn_deploy.cli.layer_table import print_layers, ratio
 from bnn_deploy.cli.options import parse_arch_args
 from bnn_deploy.errors import InputError
-from bnn_deploy.runtime.inputs import Inputs, load_data
+from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
 
 if TYPE_CHECKING:
@@ -38,17 +38,21 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 WEIGHTS = ("auto", "xnor", "xnor-centred", "sign", "as-is")
 
 
-def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """'3,32,32' -> (3, 32, 32)."""
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise InputError(f"--input-shape {text}: give one sample's shape as C,H,W, for example 3,32,32")
-    return shape
+def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """['3,32,32'] -> (3, 32, 32); ['x=3,32,32', 'm=16'] -> {'x': (3, 32, 32), 'm': (16,)}; [] -> None."""
+    named = {}
+    for text in texts:
+        name, _, numbers = text.rpartition("=")
+        try:
+            shape = tuple(int(part) for part in numbers.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            raise InputError(f"--input-shape {text}: give one sample's shape as C,H,W, for example 3,32,32")
+        if name in named or (len(texts) > 1 and not name):
+            raise InputError(f"--input-shape {text}: of several shapes, each is that of one input: NAME=C,H,W")
+        named[name] = shape
+    return named.get("", named or None)
 
 
 @click.command(name="convert", short_help="Convert a trained binary network to an ONNX model with one bit per weight.")
@@ -64,7 +68,13 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 @click.option(
     "--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare."
 )
-@click.option("--input-shape", metavar="C,H,W", help="One sample's shape, if SOURCE does not say it.")
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="[NAME=]C,H,W",
+    help="One sample's shape, if SOURCE does not say it; of several inputs, once for each.",
+)
 @click.option(
     "--weights",
     type=click.Choice(WEIGHTS),
@@ -94,7 +104,7 @@ def command(
     arch_args: str | None,
     output: Path,
     float_output: Path | None,
-    input_shape: str | None,
+    input_shapes: tuple[str, ...],
     weights: Weights,
     edges: str,
     calibration: Path | None,
@@ -112,8 +122,7 @@ def command(
 
     if (edges == "int8") != (calibration is not None):
         raise click.UsageError("--edges int8 and --calibration FILE go together")
-    inputs = None if calibration is None else load_data(calibration, None, None, "input", None)
-    shape = parse_shape(input_shape)
+    shape = parse_shapes(input_shapes)
     arguments = parse_arch_args(arch_args)
     with progress() as step, tempfile.TemporaryDirectory() as folder:
         float_file = float_output or Path(folder) / "float.onnx"
@@ -125,14 +134,14 @@ def command(
             input_shape=shape,
             float_output=float_file,
             weights=weights,
-            calibration=None if inputs is None else inputs.x,
+            calibration=calibration,
             strict=strict,
             report=report,
             progress=step,
         )
         step("counting")
         before, after = inspect_model(float_file), inspect_model(output)
-        cost = None if inputs is None else quantization_cost(float_file, output, inputs, step)
+        cost = None if calibration is None else quantization_cost(float_file, output, calibration, step)
     if as_json:
         sizes = {"before": before.to_json(), "after": after.to_json(), "quantization": cost}
         print_json(result.to_json() | sizes)
@@ -153,19 +162,20 @@ def command(
 
 
 def quantization_cost(
-    float_model: Path, model: Path, inputs: Inputs, step: Callable[[str], None]
+    float_model: Path, model: Path, calibration: Path, step: Callable[[str], None]
 ) -> dict[str, float | int | None]:
     """The cost of 8-bit edges: predictions of the float and the converted model on the calibration inputs."""
     sessions = [load_session(float_model, kernels=False), load_session(model)]
+    wanted = read_inputs(sessions[0])
+    inputs = whole_batches(load_data(calibration, None, None, wanted), batch_size(wanted))
     classes = []
     for session in sessions:
         step("measuring what 8-bit edges cost")
-        name = session.get_inputs()[0].name
-        parts = [session.run(None, {name: inputs.x[i : i + 50]})[0] for i in range(0, len(inputs.x), 50)]
+        parts = [session.run(None, feed)[0] for feed in inputs.batches(batch_size(wanted) or 50)]
         classes.append(np.concatenate(parts).argmax(-1))
     accuracies = [None if inputs.labels is None else 100 * float((c == inputs.labels).mean()) for c in classes]
     return {
-        "samples": len(inputs.x),
+        "samples": len(inputs),
         "same_class": int((classes[0] == classes[1]).sum()),
         "float_accuracy": accuracies[0],
         "accuracy": accuracies[1],

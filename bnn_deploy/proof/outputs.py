@@ -15,7 +15,7 @@ from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import BATCH, Backends
 from bnn_deploy.proof.margins import absolute_error, classes, has_classes, other_class, relative_error, tie_margin
 from bnn_deploy.proof.results import Disagreement, OutputResult, Tolerances, Verification
-from bnn_deploy.runtime.inputs import load_data, whole_batches
+from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
 
 CLOSE_SHARE = 0.5
@@ -64,15 +64,16 @@ def verify_outputs(
         )
     float_session = load_session(against, sessions.threads, kernels=False)
     graph_input = float_session.get_inputs()[0]
-    batch = graph_input.shape[0] if isinstance(graph_input.shape[0], int) else None
-    inputs = load_data(data, labels, samples, graph_input.name, tuple(graph_input.shape[1:]))
+    wanted = read_inputs(float_session)
+    batch = batch_size(wanted)
+    inputs = load_data(data, labels, samples, wanted)
     inputs = whole_batches(inputs, batch)
     step = batch or BATCH
     result = Verification(
         str(model),
         f"onnxruntime {ort.__version__} running {Path(against).name}",
         inputs.origin,
-        len(inputs.x),
+        len(inputs),
         0,
         [],
         tolerances,
@@ -84,9 +85,9 @@ def verify_outputs(
     runners = {backend: sessions.make(str(model), backend) for backend in sessions.onnxruntime}
     result.outputs = [OutputResult(backend) for backend in runners]
     name = graph_input.name
-    for start in range(0, len(inputs.x), step):
-        progress(f"verifying: outputs, sample {start} of {len(inputs.x)}")
-        x = inputs.x[start : start + step]
+    for start in range(0, len(inputs), step):
+        progress(f"verifying: outputs, sample {start} of {len(inputs)}")
+        x = inputs.arrays[name][start : start + step]
         part_labels = None if inputs.labels is None else inputs.labels[start : start + step]
         expected = bodies = np.asarray(float_session.run(None, {name: x})[0])
         for output in result.outputs:

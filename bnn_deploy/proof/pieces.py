@@ -11,12 +11,13 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import DOMAIN, VERSION, holds_bits, is_layer, operator_of
 from bnn_deploy.proof.cuts import Cut, cuts, value_info
 from bnn_deploy.provenance import SOURCE, properties
+from bnn_deploy.runtime.inputs import InputSpec
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,24 @@ def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
         raise InputError(
             f"{path}: its nodes do not say which float tensors they stand for ({SOURCE}); convert the model again"
         )
+
+
+def model_inputs(model: ModelProto) -> list[InputSpec]:
+    """The inputs of a model, as `load_data` wants them."""
+    found = []
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        shape = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
+        found.append(InputSpec(value.name, str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(shape)))
+    return found
+
+
+def require_single(model: ModelProto, path: str | os.PathLike[str]) -> None:
+    """Refuse a model with several inputs or outputs, or another than a float32 one."""
+    values = [*model.graph.input, *model.graph.output]
+    if len(values) != 2 or any(value.type.tensor_type.elem_type != TensorProto.FLOAT for value in values):
+        names = ", ".join(value.name for value in values)
+        raise InputError(f"{path}: its inputs and outputs are {names}; verify takes one of each, of float32")
 
 
 def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
@@ -27,7 +26,7 @@ from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import BATCH, Backends
 from bnn_deploy.proof.outputs import verify_outputs
 from bnn_deploy.proof.results import Tolerances, Verification
-from bnn_deploy.runtime.inputs import load_data, whole_batches
+from bnn_deploy.runtime.inputs import Data, batch_size, load_data, whole_batches
 from bnn_deploy.runtime.session import library_info
 
 
@@ -37,7 +36,7 @@ def verify(
     *,
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
-    data: NDArray[np.float32] | str | os.PathLike[str] | None = None,
+    data: Data | None = None,
     labels: NDArray[Any] | None = None,
     samples: int | None = None,
     reference_samples: int = 8,
@@ -82,21 +81,23 @@ def verify(
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnx_ir") is None:
         result = verify_outputs(model, against, data, labels, samples, sessions, tolerances, progress)
     else:
-        from bnn_deploy.proof.pieces import has_kernels, load_model, require_converted
+        from bnn_deploy.proof.pieces import has_kernels, load_model, model_inputs, require_converted, require_single
         from bnn_deploy.proof.reference import make_reference
         from bnn_deploy.proof.verifier import Verifier
 
         proto = load_model(model)
         require_converted(proto, model)
+        require_single(proto, model)
         if not has_kernels(proto):
             isas = []  # binary weights only: the library has nothing to run
             sessions = Backends(isas, threads)
         shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)[1:]
-        inputs = load_data(data, labels, samples, proto.graph.input[0].name, shape)
-        batch = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+        wanted = model_inputs(proto)
+        inputs = load_data(data, labels, samples, wanted)
+        batch = batch_size(wanted)
         inputs = whole_batches(inputs, batch)
         reference = make_reference(against, arch, arch_args, proto, shape)
-        few = min(reference_samples, len(inputs.x))
+        few = min(reference_samples, len(inputs))
         if batch is not None:
             few = -(-few // batch) * batch
         verifier = Verifier(str(model), proto, reference, sessions, tolerances, few, batch or BATCH)

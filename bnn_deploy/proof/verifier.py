@@ -83,7 +83,7 @@ class Verifier:
 
     def run(self, inputs: Inputs, progress: Progress) -> Verification:
         """Answer the three questions."""
-        result, x = self.result, inputs.x
+        result, x = self.result, inputs.arrays[self.input]
         result.data, result.samples = inputs.origin, len(x)
         nodes = operator_nodes(self.proto)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,13 @@ def session_inputs(
         return [_sample(Path(data), arrays, info, len(infos) == 1, batch, path) for info in infos]
     rng = np.random.default_rng(0)
     result = []
-    for info in infos:
-        if info.type != "tensor(float)":
-            raise InputError(f"{path}: input {info.name} is {info.type}: only float inputs can be random, give data")
+    for info, item in zip(infos, read_inputs(session), strict=True):
         shape = list(info.shape)
         if shape and not isinstance(shape[0], int):
             shape[0] = batch
         elif shape and batch not in (1, shape[0]):
             raise InputError(f"{path}: input {info.name} has a fixed batch of {shape[0]}: batch {batch} does not fit")
-        if not all(isinstance(size, int) for size in shape):
-            raise InputError(f"{path}: input {info.name} has shape {_shape(info.shape)}: give data, to say how large")
-        result.append(rng.standard_normal(shape, dtype=np.float32))
+        result.append(random_array(rng, item, shape))
     return result
 
 
@@ -77,8 +73,7 @@ def _sample(
     samples = fixed or batch
     if array.ndim and len(array) < samples:
         raise InputError(f"{path}: holds {len(array)} samples, fewer than the batch of {samples}")
-    dtype = {"tensor(float)": "float32", "tensor(double)": "float64"}.get(info.type)
-    dtype = dtype or info.type.removeprefix("tensor(").removesuffix(")")
+    dtype = _dtype(info.type)
     try:
         return np.ascontiguousarray(array[:samples] if array.ndim else array).astype(dtype, casting="same_kind")
     except TypeError:
@@ -109,82 +104,202 @@ def _shape(shape: Sequence[int | str | None]) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
+Data = NDArray[Any] | Mapping[str, NDArray[Any]] | str | os.PathLike[str]
+"""What `load_data` takes: the only input [N, ...], all inputs by name, or the path of a .npy or .npz file."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input of a model.
+
+    Attributes:
+        name: its name.
+        dtype: numpy's name of its type, such as "float32".
+        shape: with the batch; a name or None for a size that the model leaves open.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    @property
+    def sample(self) -> list[int | str | None]:
+        """The shape with N as the batch, for errors."""
+        return ["N", *(size if isinstance(size, int) else size or "?" for size in self.shape[1:])]
+
+
+def read_inputs(session: ort.InferenceSession) -> list[InputSpec]:
+    """The inputs of a session's model."""
+    return [InputSpec(info.name, _dtype(info.type), tuple(info.shape)) for info in session.get_inputs()]
+
+
+def _dtype(kind: str) -> str:
+    """The name in numpy of onnxruntime's "tensor(float)"."""
+    inner = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(inner, inner)
+
+
+def batch_size(wanted: Sequence[InputSpec]) -> int | None:
+    """The batch that a model with these inputs is made for; None if it leaves that open."""
+    first = [item.shape[0] for item in wanted if item.shape]
+    return first[0] if first and isinstance(first[0], int) and all(isinstance(size, int) for size in first) else None
+
+
+def _has_batch(item: InputSpec, batch: int | None) -> bool:
+    """Whether the first dimension of an input of a model with this batch is the batch: no table or number is in it."""
+    return bool(item.shape) and (not isinstance(item.shape[0], int) or item.shape[0] == batch)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The inputs that a network is run on.
 
     Attributes:
-        x: [N, ...] float32.
+        arrays: input -> [N, ...]; an input without the batch as a whole.
+        whole: the names of the inputs without the batch.
         labels: classes [N], or None.
         origin: their file or kind, for reports.
     """
 
-    x: NDArray[np.float32]
+    arrays: dict[str, NDArray[Any]]
+    whole: frozenset[str]
     labels: NDArray[Any] | None
     origin: str
 
+    def __len__(self) -> int:
+        """The number of samples N."""
+        return next((len(array) for name, array in self.arrays.items() if name not in self.whole), 1)
+
+    def part(self, start: int, stop: int | None) -> dict[str, NDArray[Any]]:
+        """The samples from `start` to before `stop`, by input."""
+        return {name: array if name in self.whole else array[start:stop] for name, array in self.arrays.items()}
+
+    def batches(self, size: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """All samples, at most `size` at a time, by input."""
+        return (self.part(start, start + size) for start in range(0, len(self), size))
+
+    def first(self, count: int | None) -> Inputs:
+        """The first `count` samples; None for all."""
+        labels = None if self.labels is None else self.labels[:count]
+        return Inputs(self.part(0, count), self.whole, labels, self.origin)
+
 
 def load_data(
-    data: NDArray[np.float32] | str | os.PathLike[str] | None,
-    labels: NDArray[Any] | None,
-    samples: int | None,
-    name: str,
-    shape: tuple[int, ...] | None,
+    data: Data | None, labels: NDArray[Any] | None, samples: int | None, wanted: Sequence[InputSpec]
 ) -> Inputs:
     """Get inputs for a model.
 
     Args:
-        data: an array, a .npy file, a .npz file, or None for 32 random normal inputs. In a .npz file the inputs are the
-            array named like the model's input, or 'images', 'x', 'data', or the only array; the labels are 'labels' or
-            'y'.
+        data: an array, arrays by input, a .npy file, a .npz file, or None for 32 random samples (floats from a standard
+            normal distribution, integers of 8 bits from their whole range, others 0 or 1). In a .npz file the array of
+            an input has its name; that of an only input may also be 'images', 'x', 'data', or the only array. The
+            labels are 'labels' or 'y'.
         labels: classes [N]; they take precedence over the file's.
         samples: number of samples to keep, from the first; None for all.
-        name: the name of the model's input.
-        shape: one sample's shape; None skips its check.
+        wanted: the model's inputs.
 
     Raises:
-        InputError: no such file, no such array, or not float32 [N, *shape].
+        InputError: no such file, no such array, or not of an input's type and shape.
     """
-    origin = "given array"
+    batch = batch_size(wanted)
+    whole = frozenset(item.name for item in wanted if not _has_batch(item, batch))
+    origin = "given arrays" if isinstance(data, Mapping) else "given array"
     if data is None:
-        assert shape is not None
-        data = np.random.default_rng(0).standard_normal((32, *shape)).astype(np.float32)
+        arrays = _random_samples(wanted, whole)
         origin = "random normal inputs (give --data for real ones)"
-    elif not isinstance(data, np.ndarray):
+    elif isinstance(data, np.ndarray):
+        arrays = _by_name({"": data}, wanted, origin)
+    elif isinstance(data, Mapping):
+        arrays = _by_name(dict(data), wanted, origin)
+    else:
         origin = str(data)
-        data, found = _inputs_and_labels(Path(data), name)
-        labels = found if labels is None else labels
-    if data.dtype != np.float32:
+        found = _load_arrays(Path(data))
+        names = {item.name for item in wanted}
+        own = next((found.pop(key) for key in ("labels", "y") if key in found and key not in names), None)
+        labels = own if labels is None else labels
+        arrays = _by_name(found, wanted, origin)
+    for item in wanted:
+        arrays[item.name] = _checked(arrays[item.name], item, origin, len(wanted) == 1, item.name in whole)
+    result = Inputs(arrays, whole, None if labels is None else np.asarray(labels), origin)
+    for name, array in arrays.items():
+        if name not in whole and len(array) != len(result):
+            raise InputError(f"{origin}: input '{name}' has {len(array)} samples, another one {len(result)}")
+    if labels is not None and np.shape(labels) != (len(result),):
         raise InputError(
-            f"{origin}: the inputs are {data.dtype}; the network needs float32, normalised as in its training"
+            f"{origin}: the labels have shape {list(np.shape(labels))}; {len(result)} inputs need [{len(result)}]"
         )
-    if not np.isfinite(data).all():
-        raise InputError(f"{origin}: the inputs hold NaN or infinity")
-    if data.ndim == 0 or len(data) == 0 or (shape is not None and data.shape[1:] != shape):
-        raise InputError(
-            f"{origin}: the inputs have shape {list(data.shape)}; the model needs {['N', *(shape or ['...'])]}, N >= 1"
-        )
-    if labels is not None and np.shape(labels) != (len(data),):
-        raise InputError(
-            f"{origin}: the labels have shape {list(np.shape(labels))}; {len(data)} inputs need [{len(data)}]"
-        )
-    return Inputs(data[:samples], None if labels is None else np.asarray(labels)[:samples], origin)
+    return result.first(samples)
 
 
-def _inputs_and_labels(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The inputs and, if there are any, the labels in a file, see `load_data`."""
-    arrays = _load_arrays(path)
-    if "" in arrays:
-        return arrays[""], None
-    labels = next((arrays.pop(key) for key in ("labels", "y") if key in arrays), None)
-    key = next((key for key in (name, "images", "x", "data") if key in arrays), None)
-    if key is None and len(arrays) == 1:
-        key = next(iter(arrays))
-    if key is None:
+def _random_samples(wanted: Sequence[InputSpec], whole: frozenset[str]) -> dict[str, NDArray[Any]]:
+    """32 random samples of each input; of an input without the batch, one value."""
+    rng = np.random.default_rng(0)
+    return {
+        item.name: random_array(rng, item, item.shape if item.name in whole else (32, *item.shape[1:]))
+        for item in wanted
+    }
+
+
+def random_array(rng: np.random.Generator, item: InputSpec, shape: Sequence[int | str | None]) -> NDArray[Any]:
+    """A random array of an input's type, see `load_data`.
+
+    Raises:
+        InputError: a size is open.
+    """
+    sizes = [size for size in shape if isinstance(size, int)]
+    if len(sizes) != len(shape):
+        raise InputError(f"input {item.name} has shape {_shape(item.shape)}: give data, to say how large")
+    kind = np.dtype(item.dtype)
+    if kind.kind == "f":
+        return rng.standard_normal(sizes).astype(kind)
+    low, high = (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "iu" and kind.itemsize == 1 else (0, 1)
+    return rng.integers(low, high, sizes, endpoint=True).astype(kind)
+
+
+def _checked(array: NDArray[Any], item: InputSpec, origin: str, only: bool, whole: bool) -> NDArray[Any]:
+    """The array of an input, in its type, without NaN, and of its shape.
+
+    Raises:
+        InputError: it is not so.
+    """
+    which = "the inputs are" if only else f"input '{item.name}' is"
+    wanted = np.dtype(item.dtype)
+    if array.dtype != wanted and not (wanted.kind in "iu" and np.can_cast(array.dtype, wanted, "same_kind")):
+        how = ", normalised as in its training" if wanted == np.float32 else ""
+        raise InputError(f"{origin}: {which} {array.dtype}; the network needs {wanted}{how}")
+    which = "the inputs" if only else f"input '{item.name}'"
+    if wanted.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{origin}: {which} {'hold' if only else 'holds'} NaN or infinity")
+    if whole and not _fits(array.shape, item.shape):
+        raise InputError(f"{origin}: {which} has shape {list(array.shape)}; the model needs {_shape(item.shape)}")
+    if not whole and (array.ndim == 0 or len(array) == 0 or not _fits(array.shape[1:], item.shape[1:])):
+        verb = "have" if only else "has"
+        raise InputError(f"{origin}: {which} {verb} shape {list(array.shape)}; the model needs {item.sample}, N >= 1")
+    return array.astype(wanted, copy=False)
+
+
+def _by_name(arrays: dict[str, NDArray[Any]], wanted: Sequence[InputSpec], origin: str) -> dict[str, NDArray[Any]]:
+    """The array of each input: of its name; for an only input also under a usual name, or the only array.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = [item.name for item in wanted]
+    if len(names) == 1:
+        key = next((key for key in (*names, "images", "x", "data") if key in arrays), None)
+        key = next(iter(arrays)) if key is None and len(arrays) == 1 else key
+        if key is None:
+            raise InputError(
+                f"{origin}: which array holds the inputs? It has {', '.join(arrays) or 'none'}; call it '{names[0]}'"
+            )
+        return {names[0]: arrays[key]}
+    if missing := [name for name in names if name not in arrays]:
+        has = "one array without a name" if list(arrays) == [""] else ", ".join(arrays) or "no array"
         raise InputError(
-            f"{path}: which array holds the inputs? It has {', '.join(arrays) or 'none'}; call it '{name}'"
+            f"{origin}: holds {has}, but the model has the inputs {', '.join(names)}: {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing"
         )
-    return arrays[key], labels
+    return {name: arrays[name] for name in names}
 
 
 def whole_batches(inputs: Inputs, batch: int | None) -> Inputs:
@@ -193,13 +308,12 @@ def whole_batches(inputs: Inputs, batch: int | None) -> Inputs:
     Raises:
         InputError: there are fewer than `batch`.
     """
-    if batch is None or len(inputs.x) % batch == 0:
+    if batch is None or len(inputs) % batch == 0:
         return inputs
-    count = len(inputs.x) // batch * batch
+    count = len(inputs) // batch * batch
     if count == 0:
         raise InputError(
-            f"{inputs.origin}: {len(inputs.x)} inputs, but the model was exported for batches of exactly {batch}; "
+            f"{inputs.origin}: {len(inputs)} inputs, but the model was exported for batches of exactly {batch}; "
             "give more --data, or export it with a dynamic batch dimension"
         )
-    labels = None if inputs.labels is None else inputs.labels[:count]
-    return Inputs(inputs.x[:count], labels, inputs.origin)
+    return inputs.first(count)

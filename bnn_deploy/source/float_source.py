@@ -17,7 +17,7 @@ from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.source.checkpoint import input_shape as module_input_shape
 from bnn_deploy.source.checkpoint import load_module
 from bnn_deploy.source.latent_weights import float_model, float_module
-from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
+from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
 from bnn_deploy.source.weight_form import note_weights
 
 
@@ -28,14 +28,14 @@ class FloatSource:
     Attributes:
         model: the float ONNX model.
         name: the source's name in errors.
-        shape: the shape of one sample, without the batch dimension.
+        shapes: input -> the shape of one sample, without the batch dimension.
         binarized: the binarised weights: parameter name -> number of exact zeros before, for a module or checkpoint;
             node name -> None, for an ONNX model.
     """
 
     model: ir.Model
     name: str
-    shape: tuple[int, ...]
+    shapes: dict[str, tuple[int, ...]]
     binarized: dict[str, int | None]
 
 
@@ -43,7 +43,7 @@ def read_source(
     source: nn.Module | OnnxSource,
     arch: str | None,
     arch_args: Mapping[str, Any] | None,
-    input_shape: tuple[int, ...] | None,
+    input_shape: SampleShape | None,
     weights: Weights,
     progress: Callable[[str], None],
 ) -> FloatSource:
@@ -57,11 +57,7 @@ def read_source(
             raise InputError(f"{name} is an ONNX model, which says itself what it is: leave out --arch {arch}")
         progress("reading the float model")
         model, binarized = float_model(source, input_shape, weights)
-        dims = model.graph.inputs[0].shape
-        assert dims is not None
-        return FloatSource(
-            model, name, tuple(dim for dim in dims[1:] if isinstance(dim, int)), dict.fromkeys(binarized)
-        )
+        return FloatSource(model, name, _shapes(model), dict.fromkeys(binarized))
     if isinstance(source, nn.Module):
         module = source
     else:
@@ -71,17 +67,21 @@ def read_source(
             raise InputError(f"{os.fspath(source)}: say which architecture it is: {known} or FILE.py:CLASS")
         progress("loading the checkpoint")
         module = load_module(source, arch, arch_args)
+    if isinstance(input_shape, Mapping):
+        raise InputError(f"--input-shape names inputs, which a module has not: give the shape alone, not {input_shape}")
     shape = module_input_shape(module, input_shape)
     progress("exporting to float ONNX")
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(module).__name__
     export = float_module(module, shape, weights, name)
-    graph = export.model.graph
-    if len(graph.outputs) != 1 or len(graph.inputs) != 1:
-        raise InputError(
-            f"{name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
-            "convert takes networks with one of each"
-        )
     note_weights(export.model.graph)
     fold(export.model)
     zeros = {name: int((module.get_parameter(name) == 0).sum()) for name in export.binarized}
-    return FloatSource(export.model, name, shape, dict(zeros))
+    return FloatSource(export.model, name, _shapes(export.model), dict(zeros))
+
+
+def _shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
+    """The shape of one sample of each input."""
+    return {
+        value.name or "": tuple(dim for dim in (value.shape or ())[1:] if isinstance(dim, int))
+        for value in model.graph.inputs
+    }

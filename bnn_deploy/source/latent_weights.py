@@ -20,13 +20,13 @@ from bnn_deploy.passes.outcome import display_name
 from bnn_deploy.passes.pipeline import canonicalize, fold, infer_shapes
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.source import onnx_file
-from bnn_deploy.source.onnx_file import OnnxSource
+from bnn_deploy.source.onnx_file import OnnxSource, SampleShape
 from bnn_deploy.source.torch_export import FloatExport, export_float, name_layers, strip_metadata
 from bnn_deploy.source.weight_form import WEIGHT_FORM, note_weights
 from bnn_deploy.training import binarize_weight
 
 
-def float_model(source: OnnxSource, sample: tuple[int, ...] | None, weights: Weights) -> tuple[ir.Model, list[str]]:
+def float_model(source: OnnxSource, sample: SampleShape | None, weights: Weights) -> tuple[ir.Model, list[str]]:
     """Prepare a float ONNX model of any exporter for the passes, and binarise its latent weights.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -24,6 +25,9 @@ MIN_IR_VERSION = 8
 
 OnnxSource = str | os.PathLike[str] | ModelProto | ir.Model
 
+SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+"""The shape of one sample, without the batch: of the first input, or of each input by its name."""
+
 
 def is_onnx(source: object) -> bool:
     """Whether `source` is an ONNX model, or the path of one, and not a module or a checkpoint."""
@@ -33,7 +37,7 @@ def is_onnx(source: object) -> bool:
 
 
 def read(source: OnnxSource) -> ModelProto:
-    """Read a float model with one input, and reduce it to standard operators; its tensors keep their names.
+    """Read a float model, and reduce it to standard operators; its tensors keep their names.
 
     Functions in the file are inlined, QONNX's BipolarQuant is written as Less, Where and Mul and its Quant as
     rounding and clipping, and initializers that are also listed as inputs (as before IR version 4) are constants.
@@ -43,7 +47,7 @@ def read(source: OnnxSource) -> ModelProto:
 
     Raises:
         InputError: no such file, not ONNX, not a float model, exported in training mode, an unknown operator, or
-            other than one float32 input and one output.
+            an input that holds no numbers.
     """
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
@@ -66,29 +70,36 @@ def read(source: OnnxSource) -> ModelProto:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, MIN_IR_VERSION)
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        names = ", ".join(value.name for value in (*inputs, *model.graph.output))
-        raise InputError(
-            f"{name}: it has {len(inputs)} inputs and {len(model.graph.output)} outputs ({names}); "
-            "convert takes networks with one of each, and weights as initializers"
-        )
-    tensor = inputs[0].type.tensor_type
-    if tensor.elem_type != TensorProto.FLOAT:
-        kind = TensorProto.DataType.Name(tensor.elem_type)
-        raise InputError(f"{name}: its input '{inputs[0].name}' is {kind}; convert takes float32")
+    if not inputs or not model.graph.output:
+        raise InputError(f"{name}: it has {len(inputs)} inputs and {len(model.graph.output)} outputs; it needs both")
+    for value in inputs:
+        kind = value.type.tensor_type.elem_type
+        if kind not in _NUMBERS:
+            text = TensorProto.DataType.Name(kind) if kind else "no tensor"
+            raise InputError(
+                f"{name}: its input '{value.name}' is {text}; convert takes float32, integers and booleans"
+            )
     return model
 
 
-def upgrade(model: ModelProto, name: str, sample: tuple[int, ...] | None = None) -> ModelProto:
-    """Convert a model with an older opset to that of the passes, set its input's shape, and infer all other shapes.
+_NUMBERS = (
+    *(TensorProto.FLOAT, TensorProto.BOOL),
+    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+)
+"""The types that an input may have."""
+
+
+def upgrade(model: ModelProto, name: str, sample: SampleShape | None = None) -> ModelProto:
+    """Convert a model with an older opset to that of the passes, set its inputs' shapes, and infer all other shapes.
 
     Args:
         model: the result of `read`.
         name: the model's name in errors.
-        sample: the shape of one sample, for an input whose shape is symbolic; None if only its batch is.
+        sample: the shape of one sample, for inputs whose shape is symbolic; None if only their batch is.
 
     Raises:
-        InputError: onnx cannot convert the model or infer its shapes, or its input's shape is unknown or not `sample`.
+        InputError: onnx cannot convert the model or infer its shapes, or an input's shape is unknown or not `sample`.
     """
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
     if opset < OPSET:
@@ -99,29 +110,58 @@ def upgrade(model: ModelProto, name: str, sample: tuple[int, ...] | None = None)
                 f"{name}: its opset is {opset}, and onnx cannot convert it to {OPSET} ({one_line(error, 120)}); "
                 f"export it with opset {OPSET}"
             ) from error
-    graph_input = model.graph.input[0]
-    shape = graph_input.type.tensor_type.shape
-    own = [dim.dim_value if dim.HasField("dim_value") else None for dim in shape.dim]
-    if len(own) < 2:
-        raise InputError(f"{name}: its input '{graph_input.name}' has {len(own)} dimensions; a batch has 2 or more")
-    if sample is not None and (
-        len(sample) != len(own) - 1 or any(a not in (None, b) for a, b in zip(own[1:], sample, strict=True))
-    ):
-        raise InputError(f"{name}: its input is {['N', *own[1:]]}, which --input-shape {list(sample)} does not fit")
-    for dim, size in zip(shape.dim[1:], sample or (), strict=False):
-        dim.dim_value = size
-    if None in own[1:] and sample is None:
-        raise InputError(
-            f"{name}: its input '{graph_input.name}' has dimensions besides the batch that are not numbers "
-            f"({', '.join(dim.dim_param or '?' for dim in shape.dim)}); give --input-shape"
-        )
-    if own[0] is None:
-        shape.dim[0].dim_param = "batch"
-        del model.graph.value_info[:]  # recorded shapes may have another name for the batch
+    _set_shapes(model, name, sample)
     try:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception as error:  # onnx's own exception types
         raise InputError(f"{name}: the shapes of its tensors do not fit: {one_line(error)}") from error
+
+
+def _set_shapes(model: ModelProto, name: str, sample: SampleShape | None) -> None:
+    """Give the inputs the shapes of `sample`, and the batch its name: of the first input with an open first dimension.
+
+    Raises:
+        InputError: the shape of an input is unknown or not that of `sample`, or `sample` names an input that is none.
+    """
+    inputs = model.graph.input
+    if sample is not None and not isinstance(sample, Mapping):
+        sample = {inputs[0].name: sample}
+    for key in sample or {}:
+        if key not in {value.name for value in inputs}:
+            known = ", ".join(value.name for value in inputs)
+            raise InputError(f"{name}: it has no input '{key}', which --input-shape names; it has {known}")
+    names: dict[str, str] = {}
+    for value in inputs:
+        tensor = value.type.tensor_type
+        shape = tensor.shape
+        own = [dim.dim_value if dim.HasField("dim_value") else None for dim in shape.dim]
+        if not tensor.HasField("shape") or (len(inputs) == 1 and len(own) < 2):
+            raise InputError(f"{name}: its input '{value.name}' has {len(own)} dimensions; a batch has 2 or more")
+        if not own:
+            continue
+        given = (sample or {}).get(value.name)
+        if given is not None and (
+            len(given) != len(own) - 1 or any(a not in (None, b) for a, b in zip(own[1:], given, strict=True))
+        ):
+            which = "its input" if len(inputs) == 1 else f"its input '{value.name}'"
+            raise InputError(f"{name}: {which} is {['N', *own[1:]]}, which --input-shape {list(given)} does not fit")
+        for dim, size in zip(shape.dim[1:], given or (), strict=False):
+            dim.dim_value = size
+        if None in own[1:] and given is None:
+            raise InputError(
+                f"{name}: its input '{value.name}' has dimensions besides the batch that are not numbers "
+                f"({', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in shape.dim)}); give --input-shape"
+            )
+        if own[0] is None:
+            # Two inputs have the same batch if they give it the same name.
+            key = shape.dim[0].dim_param or value.name
+            shape.dim[0].dim_param = names.setdefault(key, f"batch_{value.name}" if names else "batch")
+    if names:
+        del model.graph.value_info[:]  # recorded shapes may have another name for the batch
+        for value in model.graph.output if len(model.graph.output) > 1 else ():
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in names:
+                    dim.dim_param = names[dim.dim_param]
 
 
 def _load(path: Path) -> ModelProto:

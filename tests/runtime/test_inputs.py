@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.runtime.inputs import load_data
+from bnn_deploy.runtime.inputs import InputSpec, load_data
+
+WANTED = [InputSpec("input", "float32", ("batch", 2))]
 
 
 def test_load_data(tmp_path: Path) -> None:
@@ -18,10 +20,10 @@ def test_load_data(tmp_path: Path) -> None:
     np.savez(tmp_path / "named.npz", other=x + 1, input=x, labels=np.arange(3))
     np.savez(tmp_path / "only.npz", whatever=x, y=np.arange(3))
     for name, labelled in (("x.npy", False), ("named.npz", True), ("only.npz", True)):
-        loaded = load_data(tmp_path / name, None, 2, "input", (2,))
-        assert loaded.x.shape == (2, 2) and not loaded.x.any()
+        loaded = load_data(tmp_path / name, None, 2, WANTED)
+        assert loaded.arrays["input"].shape == (2, 2) and not loaded.arrays["input"].any()
         assert (loaded.labels is not None and loaded.labels.tolist() == [0, 1]) == labelled
-    given = load_data(tmp_path / "named.npz", np.array([7, 8, 9]), None, "input", (2,))
+    given = load_data(tmp_path / "named.npz", np.array([7, 8, 9]), None, WANTED)
     assert given.labels is not None and given.labels.tolist() == [7, 8, 9]
 
 
@@ -55,6 +57,6 @@ def test_bad_data(tmp_path: Path, case: str) -> None:
     else:
         np.savez(path, **content)
     with pytest.raises(InputError) as caught:
-        load_data(path, None, None, "input", (2,))
+        load_data(path, None, None, WANTED)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)

@@ -62,7 +62,7 @@ def parse(
     Args:
         nodes: one per line.
         x: shape of the input x.
-        outputs: names of the outputs.
+        outputs: names of the outputs, with a type if that is not float: "int64[] k".
         inputs: more inputs, in ONNX text.
         constants: initializers.
     """
@@ -71,7 +71,7 @@ def parse(
     model = onnx.parser.parse_model(
         f'<ir_version: 10, opset_import: ["": {OPSET}]> '
         f"main (float[{','.join(map(str, x))}] x{inputs and ', ' + inputs}) => "
-        f"({', '.join(f'float[] {name}' for name in outputs)}) {{\n{body}\n}}"
+        f"({', '.join(name if ' ' in name else f'float[] {name}' for name in outputs)}) {{\n{body}\n}}"
     )
     for name, array in constants.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.graph import constant, is_op, reads_abs_mean
 
 
-def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Model:
+def quantize_edges(model: ir.Model, calibration: Iterable[dict[str, NDArray[Any]]]) -> ir.Model:
     """Quantise the float Conv and Gemm layers of a binary model to 8 bits.
 
     Layers with binary weights and the filters of XNOR-Net's K stay as they are.
@@ -25,7 +24,7 @@ def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Mode
 
     Args:
         model: a binary model, without the operators' functions.
-        calibration: real inputs [N, ...] float32; some hundred are enough.
+        calibration: real inputs by name, one batch after the other; some hundred samples are enough.
 
     Returns:
         The quantised model.
@@ -34,10 +33,7 @@ def quantize_edges(model: ir.Model, calibration: NDArray[np.float32]) -> ir.Mode
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            name = model.graph.inputs[0].name or ""
-            self.samples: Iterator[dict[str, Any]] = iter(
-                {name: calibration[i : i + 1]} for i in range(len(calibration))
-            )
+            self.samples = iter(calibration)
 
         def get_next(self) -> dict[str, Any] | None:
             return next(self.samples, None)

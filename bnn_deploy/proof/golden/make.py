@@ -29,7 +29,15 @@ from bnn_deploy.proof.golden.record import (
     feed,
 )
 from bnn_deploy.proof.margins import relative_margin
-from bnn_deploy.proof.pieces import has_kernels, load_model, require_converted, split, with_outputs
+from bnn_deploy.proof.pieces import (
+    has_kernels,
+    load_model,
+    model_inputs,
+    require_converted,
+    require_single,
+    split,
+    with_outputs,
+)
 from bnn_deploy.proof.results import Tolerances
 from bnn_deploy.runtime.inputs import load_data
 from bnn_deploy.runtime.machine import cpu_name
@@ -70,6 +78,7 @@ def make_golden(
     tolerances = tolerances or Tolerances()
     proto = load_model(model)
     require_converted(proto, model)
+    require_single(proto, model)
     if not has_kernels(proto):
         raise InputError(
             f"{model}: it has binary weights only, and no bits between its layers that a board could get wrong: "
@@ -77,8 +86,7 @@ def make_golden(
         )
     content = Path(model).read_bytes()
     name: str = proto.graph.input[0].name
-    shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)[1:]
-    x = load_data(data, None, samples, name, shape).x
+    x = load_data(data, None, samples, model_inputs(proto)).arrays[name]
     plan = _Plan(proto)
     output: str = proto.graph.output[0].name
     progress(f"computing golden results of {len(x)} samples")

@@ -16,7 +16,7 @@ def quantized_weights(w: np.ndarray) -> np.ndarray:
     """The int8 weights of a model of one convolution behind a ReLU."""
     shape = ("N", 32, 6, 6)
     calibration = np.random.default_rng(0).standard_normal((4, *shape[1:])).astype(np.float32)
-    model: ir.Model = quantize_edges(parse(TEXT, shape, w=w), calibration)
+    model: ir.Model = quantize_edges(parse(TEXT, shape, w=w), [{"x": calibration[i : i + 1]} for i in range(4)])
     layer = next(node for node in model.graph if node.op_type == "Conv")
     producer = None if layer.inputs[1] is None else layer.inputs[1].producer()
     assert producer is not None and producer.op_type == "DequantizeLinear"
