@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from torch import nn
 
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import BnnDeployError, InputError
@@ -37,6 +36,7 @@ from bnn_deploy.report.summary import (
 from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, whole_batches
 from bnn_deploy.source.float_source import read_source
 from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
+from bnn_deploy.source.torch_source import TorchInput
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Conversion:
 
 
 def convert(
-    source: nn.Module | OnnxSource,
+    source: TorchInput | OnnxSource,
     output: str | os.PathLike[str],
     *,
     arch: str | None = None,
@@ -104,10 +104,10 @@ def convert(
     """Convert a trained binary network to an ONNX model with binary operators.
 
     Args:
-        source: a torch module, the path of a checkpoint, or a float ONNX model: the path of one (.onnx), an
-            onnx.ModelProto or an onnx_ir.Model.
+        source: a torch module, the path of a checkpoint, a state dict, or a float ONNX model: the path of one (.onnx),
+            an onnx.ModelProto or an onnx_ir.Model.
         output: the .onnx file to write; replaced only if the conversion succeeds.
-        arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:CLASS.
+        arch: for a checkpoint or a state dict: a name of `architectures.ARCHITECTURES`, or FILE.py:CLASS.
         arch_args: keyword arguments of that class, of plain types; None or empty for none.
         input_shape: one sample without the batch dimension, or one of each input by name; None takes the module's
             `input_shape`, or the ONNX model's.
@@ -150,7 +150,7 @@ def convert(
     scheme = "xnor-centred" if weights == "auto" else weights
     reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
-    result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)))
+    result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)), original.notes)
     layers, packed = binary_layers(binary), packed_layers(binary)
     left_float = [left for left in left_float if left.has_sign_input or left.node not in packed]
     declined = [decline for decline in left_float if decline.has_sign_input]

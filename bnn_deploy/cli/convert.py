@@ -191,6 +191,8 @@ def print_conversion(
     show(f"{source}: {binary} binary, {packed}{len(result.left_float)} left float")
     if result.binarized:
         show(f"{plural(len(result.binarized), 'latent weight')} binarised {_SCHEMES[weights]}")
+    for note in result.report.notes:
+        show(f"note: {printable(note)}")
     show("")
     totals = table(None, ["", "float", "binary", "smaller"], {"float", "binary", "smaller"})
     totals.add_row(

@@ -178,18 +178,17 @@ def make_reference(
                 )
             return reference
         return OnnxReference(model, name)
-    from bnn_deploy.source.checkpoint import load_module
-    from bnn_deploy.source.latent_weights import float_module
-    from bnn_deploy.source.torch_export import eager
+    from torch import nn
 
-    if isinstance(against, str | os.PathLike):
-        if arch is None:
-            arch = metadata.get(ARCH_KEY)
-            arch_args = arch_args or read_arch_args(metadata)
-        if arch is None:
-            raise InputError(f"{against}: the model does not say what architecture it is; give --arch FILE.py:CLASS")
-        against = load_module(against, arch, arch_args)
+    from bnn_deploy.source.latent_weights import float_module
+    from bnn_deploy.source.torch_module import eager
+    from bnn_deploy.source.torch_source import torch_source
+
+    if arch is None and not isinstance(against, nn.Module):
+        arch = metadata.get(ARCH_KEY)
+        arch_args = arch_args or read_arch_args(metadata)
+    module = torch_source(against, arch, arch_args).module
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
-    export = float_module(against, shape, weights)
-    source = Source("PyTorch's forward()", export.binarized, eager(against))
+    export = float_module(module, shape, weights)
+    source = Source("PyTorch's forward()", export.binarized, eager(module))
     return TorchReference(export.program, source)

@@ -49,9 +49,9 @@ def verify(
 
     Args:
         model: the converted .onnx file.
-        against: a checkpoint, a float ONNX model (the path of one, an onnx.ModelProto or an onnx_ir.Model), or a torch
-            module in eval mode.
-        arch: for a checkpoint: its architecture; None takes the architecture that the model's metadata records.
+        against: a checkpoint or state dict, a float ONNX model (the path of one, an onnx.ModelProto or an
+            onnx_ir.Model), or a torch module in eval mode.
+        arch: for a checkpoint or state dict: its architecture; None takes the one that the model's metadata records.
         arch_args: keyword arguments of the architecture; None takes the arguments that the metadata records.
         data: inputs [N, ...] float32, normalised as in training; a .npy or .npz file (see `load_data`); None for
             32 random normal inputs.

@@ -182,12 +182,14 @@ class Report:
         layers: one entry per convolution and linear layer, in the order of the float graph.
         not_fused: what the passes declined to fuse, with the reason.
         constant_channels: for each binarisation with channels whose bit never changes: which, how many, of how many.
+        notes: what was done to the source before the passes that its user should know, one line each.
     """
 
     source: str
     layers: tuple[LayerReport, ...]
     not_fused: tuple[Decline, ...]
     constant_channels: tuple[tuple[str, int, int], ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for json.dumps; `counts` has the number of layers of each status, `format` is REPORT_FORMAT."""

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
-from torch import nn
 
-from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.pipeline import fold
 from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.source.checkpoint import input_shape as module_input_shape
-from bnn_deploy.source.checkpoint import load_module
 from bnn_deploy.source.latent_weights import float_model, float_module
 from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
+from bnn_deploy.source.torch_source import TorchInput, torch_source
 from bnn_deploy.source.weight_form import note_weights
 
 
@@ -31,16 +29,18 @@ class FloatSource:
         shapes: input -> the shape of one sample, without the batch dimension.
         binarized: the binarised weights: parameter name -> number of exact zeros before, for a module or checkpoint;
             node name -> None, for an ONNX model.
+        notes: what was done to the source that its user should know, one line each.
     """
 
     model: ir.Model
     name: str
     shapes: dict[str, tuple[int, ...]]
     binarized: dict[str, int | None]
+    notes: tuple[str, ...] = ()
 
 
 def read_source(
-    source: nn.Module | OnnxSource,
+    source: TorchInput | OnnxSource,
     arch: str | None,
     arch_args: Mapping[str, Any] | None,
     input_shape: SampleShape | None,
@@ -51,32 +51,24 @@ def read_source(
     if arch_args and arch is None:
         raise InputError("--arch-args are the arguments of an architecture: give --arch, too")
     if is_onnx(source):
-        assert not isinstance(source, nn.Module)
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
         if arch is not None:
             raise InputError(f"{name} is an ONNX model, which says itself what it is: leave out --arch {arch}")
         progress("reading the float model")
         model, binarized = float_model(source, input_shape, weights)
         return FloatSource(model, name, _shapes(model), dict.fromkeys(binarized))
-    if isinstance(source, nn.Module):
-        module = source
-    else:
-        assert isinstance(source, str | os.PathLike)
-        if arch is None:
-            known = ", ".join(ARCHITECTURES)
-            raise InputError(f"{os.fspath(source)}: say which architecture it is: {known} or FILE.py:CLASS")
-        progress("loading the checkpoint")
-        module = load_module(source, arch, arch_args)
     if isinstance(input_shape, Mapping):
         raise InputError(f"--input-shape names inputs, which a module has not: give the shape alone, not {input_shape}")
+    progress("loading the network")
+    network = torch_source(source, arch, arch_args)
+    module, name = network.module, network.name
     shape = module_input_shape(module, input_shape)
     progress("exporting to float ONNX")
-    name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(module).__name__
     export = float_module(module, shape, weights, name)
     note_weights(export.model.graph)
     fold(export.model)
     zeros = {name: int((module.get_parameter(name) == 0).sum()) for name in export.binarized}
-    return FloatSource(export.model, name, _shapes(export.model), dict(zeros))
+    return FloatSource(export.model, name, _shapes(export.model), dict(zeros), network.notes)
 
 
 def _shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:

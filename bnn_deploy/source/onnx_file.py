@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import onnx
 import onnx_ir as ir
@@ -29,7 +30,7 @@ SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 """The shape of one sample, without the batch: of the first input, or of each input by its name."""
 
 
-def is_onnx(source: object) -> bool:
+def is_onnx(source: object) -> TypeGuard[OnnxSource]:
     """Whether `source` is an ONNX model, or the path of one, and not a module or a checkpoint."""
     if isinstance(source, str | os.PathLike):
         return Path(source).suffix == ".onnx"

@@ -8,7 +8,6 @@ with PyTorch's activation of the same name.
 from __future__ import annotations
 
 import ast
-import copy
 import io
 import logging
 import re
@@ -20,16 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from bnn_deploy.errors import BnnDeployError, InputError, one_line
 from bnn_deploy.operators.contract import OPSET
+from bnn_deploy.source.torch_module import as_written, own_copy
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
     Raises:
         InputError: the module does not run on that shape, or cannot be exported, or the export computes something else.
     """
-    module = copy.deepcopy(module).eval()
+    module = own_copy(module)
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), as_written():
             module(example)
             expected = module(example)  # a first forward pass may still set up weights that later ones use
     except Exception as error:
@@ -69,7 +67,7 @@ def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
         ) from error
     with _quiet():
         try:
-            with _Data():
+            with _Data(), as_written():
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             # Removes in-place operators: sign_() becomes sign, and the tensors have the names of the ONNX model.
             program = program.run_decompositions(_DECOMPOSITIONS)
@@ -122,18 +120,6 @@ _LIBRARIES = (
 def torch_version() -> str:
     """PyTorch's version, without the suffix of its build."""
     return torch.__version__.split("+")[0]
-
-
-def eager(module: nn.Module) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """A module as its user runs it: forward() of a copy in eval mode, inputs [N, ...] -> the first output."""
-    own = copy.deepcopy(module).eval()
-
-    def run(x: NDArray[np.float32]) -> NDArray[Any]:
-        with torch.no_grad():
-            result: NDArray[Any] = tree_leaves(own(torch.from_numpy(x)))[0].numpy()
-        return result
-
-    return run
 
 
 class _Data(TorchFunctionMode):

@@ -17,7 +17,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import library_info, load_session
-from bnn_deploy.source import torch_export
+from bnn_deploy.source import torch_export, torch_module
 
 pytestmark = pytest.mark.usefixtures("own_exports")
 
@@ -167,7 +167,7 @@ def test_verify_holds_the_model_against_the_module_itself(tmp_path: Path, monkey
     result = verify(tmp_path / "m.onnx", module, **options)
     assert result.passed and result.source is not None
     assert (result.source.backend, result.source.same_class) == ("PyTorch's forward()", result.samples)
-    real = torch_export.eager
+    real = torch_module.eager
 
     def wrong(module: nn.Module) -> Any:
         other = copy.deepcopy(module)
@@ -175,7 +175,7 @@ def test_verify_holds_the_model_against_the_module_itself(tmp_path: Path, monkey
             other.get_parameter("last.weight").mul_(-1)
         return real(other)
 
-    monkeypatch.setattr(torch_export, "eager", wrong)
+    monkeypatch.setattr(torch_module, "eager", wrong)
     (failure,) = verify(tmp_path / "m.onnx", module, **options).failures
     assert failure.startswith(
         "PyTorch's forward() gives other outputs than its export, against which the layers were held: only 0 of 32 "

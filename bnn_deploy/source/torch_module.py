@@ -1,0 +1,138 @@
+"""A torch module as its user has it: in a wrapper, compiled, in half precision, or with parts that resist a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+
+def unwrap(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network inside its wrappers: DataParallel, torch.compile, AveragedModel, and what wraps like them.
+
+    A wrapper holds the network as its one child, `module` or `_orig_mod`, and has no other parameters.
+
+    Returns:
+        The network, and a line for each wrapper that was taken off.
+    """
+    notes = []
+    while (inner := _wrapped(module)) is not None:
+        notes.append(f"{type(module).__name__} was taken off: converted is the {type(inner).__name__} inside it")
+        module = inner
+    return module, tuple(notes)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """The network that a wrapper holds; None if `module` is no wrapper."""
+    children = dict(module.named_children())
+    if len(children) != 1 or any(True for _ in module.parameters(recurse=False)):
+        return None
+    kind = type(module)
+    known = isinstance(
+        module, nn.DataParallel | nn.parallel.DistributedDataParallel | torch.optim.swa_utils.AveragedModel
+    )
+    if "_orig_mod" in children:
+        return children["_orig_mod"]
+    # An EMA holder of one's own has no forward() at all, or shows the network's.
+    if known or (kind.forward is nn.Module.forward and not isinstance(module, nn.ModuleDict)):
+        return children.get("module")
+    return None
+
+
+def precision_note(module: nn.Module) -> tuple[str, ...]:
+    """A line about parameters and buffers that are not float32; empty if all are."""
+    others = {str(value.dtype).removeprefix("torch.") for value in _other_floats(module)}
+    return (f"its parameters are {' and '.join(sorted(others))}: converted in float32",) if others else ()
+
+
+def _other_floats(module: nn.Module) -> list[Tensor]:
+    values = (*module.parameters(), *module.buffers())
+    return [value for value in values if value.is_floating_point() and value.dtype != torch.float32]
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module in eval mode and float32, so that no forward pass changes its user's."""
+    try:
+        with _CopyComputed():
+            made = copy.deepcopy(module)
+    except Exception:  # whatever the __deepcopy__, __getattr__ or __reduce__ of an attribute raises
+        made = _rebuilt(module, {})
+    for part in made.modules():
+        # model.forward = torch.compile(model.forward): that is the forward() of the module that was copied.
+        written = getattr(vars(part).get("forward"), "_torchdynamo_orig_callable", None)
+        if isinstance(written, MethodType):
+            vars(part)["forward"] = MethodType(written.__func__, part)
+    made = made.eval()
+    return made.float() if _other_floats(made) else made
+
+
+class _CopyComputed(TorchFunctionMode):
+    """copy.deepcopy copies computed tensors by value: those that a forward pass left in an attribute, say."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, or copy."""
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
+def _rebuilt(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy of a module attribute by attribute; what cannot be copied is shared.
+
+    Args:
+        value: a module, or what it holds.
+        memo: copies by the id of the original, as of copy.deepcopy.
+    """
+    if id(value) in memo:
+        return memo[id(value)]
+    made: Any
+    if isinstance(value, nn.Parameter):
+        made = nn.Parameter(value.detach().clone(), value.requires_grad)
+    elif isinstance(value, Tensor):
+        made = value.detach().clone()
+    elif isinstance(value, nn.Module):
+        # type(), not __class__: containers of exchangeable layers show the class of the layer that they hold.
+        made = memo[id(value)] = object.__new__(type(value))
+        vars(made).update({name: _rebuilt(held, memo) for name, held in vars(value).items()})
+    elif type(value) in (dict, OrderedDict):
+        made = memo[id(value)] = type(value)()
+        made.update({key: _rebuilt(held, memo) for key, held in value.items()})
+    elif type(value) in (list, tuple, set):
+        made = type(value)(_rebuilt(held, memo) for held in value)
+    else:
+        try:
+            made = copy.deepcopy(value, memo)
+        except Exception:  # a lock, a file, a generator
+            made = value
+    memo[id(value)] = made
+    return made
+
+
+def as_written() -> AbstractContextManager[None]:
+    """While it is active, what torch.compile compiled runs as it was written."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def eager(module: nn.Module) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+    """A module as its user runs it: forward() of a copy in eval mode, inputs [N, ...] -> the first output."""
+    own = own_copy(module)
+
+    def run(x: NDArray[np.float32]) -> NDArray[Any]:
+        with torch.no_grad(), as_written():
+            result: NDArray[Any] = tree_leaves(own(torch.from_numpy(x)))[0].numpy()
+        return result
+
+    return run
