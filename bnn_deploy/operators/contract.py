@@ -160,10 +160,9 @@ class Operator:
 
     @property
     def is_affine(self) -> bool:
-        """Whether it is a layer with floats [N, O, ...] = scale * sum + bias, into which a BatchNorm can be folded."""
+        """Whether it is a layer with floats = scale * sum + bias, into which a BatchNorm can be folded."""
         names = {given.name for given in self.inputs}
-        has_line = self.is_layer and {"scale", "bias"} <= names
-        return has_line and self.threshold is None and not self.outputs[0].channels_last
+        return self.is_layer and {"scale", "bias"} <= names and self.threshold is None
 
     @property
     def operand(self) -> int | None:

@@ -135,8 +135,8 @@ def _arithmetic(node: ir.Node, channels: int) -> Monotone | Reason | None:
     return lambda x: evaluate(node, [x, c] if left is None else [c, x])
 
 
-def operand_per_channel(node: ir.Node, index: int, channels: int) -> Floats | Reason:
-    """Input `index` of an elementwise node as [C] float32, if it is constant and broadcasts along axis 1."""
+def operand_per_channel(node: ir.Node, index: int, channels: int, axis: int = 1) -> Floats | Reason:
+    """Input `index` of an elementwise node as [C] float32, if it is constant and broadcasts along `axis`."""
     array = constant(node.inputs[index])
     other = node.inputs[1 - index]
     shape = None if other is None else static_shape(other)
@@ -145,12 +145,12 @@ def operand_per_channel(node: ir.Node, index: int, channels: int) -> Floats | Re
         return OperandUnknown(node.op_type, name)
     if array.ndim > len(shape):
         return OperandDimensions(node.op_type, name)
-    if shape[1] != channels:
+    if shape[axis] != channels:
         return DataBroadcast(node.op_type, name)
     aligned = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     per_channel = [1] * len(shape)
-    per_channel[1] = aligned.shape[1]
-    if list(aligned.shape) != per_channel or aligned.shape[1] not in (1, channels):
+    per_channel[axis] = aligned.shape[axis]
+    if list(aligned.shape) != per_channel or aligned.size not in (1, channels):
         return OperandShape(node.op_type, name, str(list(array.shape)))
     values: Any = np.broadcast_to(aligned.reshape(-1), (channels,))
     return np.array(values, dtype=np.float32)

@@ -46,7 +46,11 @@ def cut_kind(cut: Cut) -> str:
 
 
 def differences(
-    cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any]
+    cut: Cut,
+    got: NDArray[Any],
+    expected: NDArray[Any],
+    before: NDArray[Any],
+    whole: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Mask of the bits, or levels, that differ from the reference's, and their margins.
 
@@ -54,7 +58,8 @@ def differences(
         cut: the cut that both tensors belong to.
         got: the converted model's tensor, packed bits.
         expected: the reference's tensor, [N, C, spatial...].
-        before: the pre-activations of at least N samples, [N or more, C, spatial...].
+        before: the pre-activations, [N, C, spatial...].
+        whole: those of more samples, from which the units of the margins come; None for `before`.
 
     Returns:
         The mask, bool, and the relative margin (see `relative_margin`) where it is True, both shaped as `expected`.
@@ -62,7 +67,7 @@ def differences(
     """
     if cut.levels is None:
         flips = cut.decode(got, expected.shape) != (expected >= 0)
-        return flips, relative_margin(before)[: len(expected)] if flips.any() else np.zeros(flips.shape)
+        return flips, relative_margin(before, whole) if flips.any() else np.zeros(flips.shape)
     found, wanted = cut.decode_levels(got, expected.shape), cut.levels.encode(expected)
     margin = np.zeros(expected.shape)
     if (found == wanted).all():
@@ -76,19 +81,29 @@ def differences(
         distance = np.full(expected.shape, np.inf)
         if level <= len(thresholds):
             finite_thresholds = np.isfinite(thresholds[level - 1])
-            shifted = before - np.where(finite_thresholds, thresholds[level - 1], np.float32(0))
-            distance = np.where(finite_thresholds, relative_margin(shifted)[: len(expected)], np.inf)
+            threshold = np.where(finite_thresholds, thresholds[level - 1], np.float32(0))
+            unit = None if whole is None else whole - threshold
+            distance = np.where(finite_thresholds, relative_margin(before - threshold, unit), np.inf)
         margin = np.where(passed, np.maximum(margin, distance), margin)
     return found != wanted, margin
 
 
-def relative_margin(before: NDArray[Any]) -> NDArray[np.float64]:
-    """|pre-activation| in units of its channel's root mean square; pre-activations are [N, C, ...]."""
-    magnitude = np.abs(before.astype(np.float64))
+def relative_margin(before: NDArray[Any], whole: NDArray[Any] | None = None) -> NDArray[np.float64]:
+    """|pre-activation| in units of its channel's root mean square; pre-activations are [N, C, ...].
+
+    The root mean square is that of `whole`, the pre-activations of more samples; without it, of `before`.
+    """
     axes = (0, *range(2, before.ndim))
-    rms = np.sqrt((magnitude**2).mean(axis=axes, keepdims=True))
-    margin: NDArray[np.float64] = magnitude / np.maximum(rms, np.finfo(np.float64).tiny)
+    rms = np.sqrt(((before if whole is None else whole).astype(np.float64) ** 2).mean(axis=axes, keepdims=True))
+    margin: NDArray[np.float64] = np.abs(before.astype(np.float64)) / np.maximum(rms, np.finfo(np.float64).tiny)
     return margin
+
+
+def rows_of(sample: int, samples: int, rows: int) -> slice:
+    """Which of a tensor's rows belong to one of some samples: of [N * T, C], T rows; all if no such split is even."""
+    if rows % samples == 0 or samples % rows == 0:
+        return slice(sample * rows // samples, -(-(sample + 1) * rows // samples))
+    return slice(0, rows)
 
 
 def absolute_error(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ from bnn_deploy.proof.margins import (
     differing_values,
     other_class,
     relative_error,
+    rows_of,
     settle_zeros,
     tie_margin,
 )
@@ -106,7 +107,9 @@ class Verifier:
         wanted |= {name for cut in self.bit_cuts if (name := self._before_name(cut)) is not None}
         for start in starts:
             part = x[start : start + self.batch]
-            values = self.reference.run(part, wanted)
+            # Run apart, not cut out: what has no sample for its first dimension, [N * T, C] say, cannot be cut.
+            few = self._share(self.sessions.EVALUATOR, start, len(part))
+            values = {count: self.reference.run(part[:count], wanted) for count in {len(part), few} - {0}}
             for piece in self.pieces:
                 done += 1
                 progress(
@@ -115,7 +118,7 @@ class Verifier:
                 self._check_layer(piece, runners[piece.output.tensor], start, part, values)
             labels = None if inputs.labels is None else inputs.labels[start : start + self.batch]
             self._check_outputs(free, start, part, values, labels)
-            self._check_source(part, values, labels)
+            self._check_source(part, values[len(part)], labels)
         result.layers = list(self.layers.values())
         result.outputs = list(self.outputs.values())
         source = result.source
@@ -196,33 +199,34 @@ class Verifier:
         return OperatorResult(name, node.op_type, everything.size, differing, tolerance)
 
     def _check_layer(
-        self, piece: Segment, runners: dict[str, Runner], start: int, x: NDArray[np.float32], values: Arrays
+        self, piece: Segment, runners: dict[str, Runner], start: int, x: NDArray[np.float32], values: dict[int, Arrays]
     ) -> None:
-        """Question 2 for one layer and one batch."""
+        """Question 2 for one layer and one batch; `values` are the reference's for so many samples of it."""
         cut = piece.output
         layer = self.layers[cut.tensor]
-        expected = self._value(cut, values)
+        whole = values[len(x)]
         worst = replace(layer, differing=0, behind_zeros=0)
         for backend, run in runners.items():
             count = self._share(backend, start, len(x))
             if count == 0:
                 continue
             try:
+                own = values[count]
+                expected = self._value(cut, own)
                 feed = {
-                    name: self.cuts[name].encode(self._value(self.cuts[name], values)) if name in self.cuts else x
+                    name: self.cuts[name].encode(self._value(self.cuts[name], own)) if name in self.cuts else x[:count]
                     for name in piece.inputs
                 }
-                got = run({name: array[:count] for name, array in feed.items()})
-                if other := self._with_zeros_negative(piece, feed, values):
-                    low = run({name: array[:count] for name, array in other.items()})
+                got = run(feed)
+                if other := self._with_zeros_negative(piece, feed, own):
+                    low = run(other)
                     worst.behind_zeros = max(worst.behind_zeros, count_differing(cut, got, low))
-                    got = settle_zeros(cut, got, low, expected[:count])
+                    got = settle_zeros(cut, got, low, expected)
                 if cut.is_bits:
-                    now = self._compare_bits(
-                        cut, piece.quantized, got, expected[:count], self._before(cut, values), start
-                    )
+                    before = self._before(cut, own), self._before(cut, whole)
+                    now = self._compare_bits(cut, piece.quantized, got, expected, *before, start)
                 else:
-                    now = self._compare_floats(piece.quantized, got, expected[:count], start)
+                    now = self._compare_floats(piece.quantized, got, expected, start)
             except (RunError, ValueError, IndexError) as error:  # from numpy: shapes that do not fit
                 worst.error, worst.passed = f"it does not fit the reference: {one_line(error)} ({backend})", False
                 continue
@@ -233,6 +237,7 @@ class Verifier:
                     worst.worst = f"{now.worst} ({backend})"
             worst.max_error = max(worst.max_error, now.max_error)
             worst.passed &= now.passed
+        expected = self._value(cut, whole)
         worst.values += expected.size
         worst.differing += layer.differing
         worst.behind_zeros += layer.behind_zeros
@@ -254,11 +259,18 @@ class Verifier:
         return changed if found else {}
 
     def _compare_bits(
-        self, cut: Cut, quantized: bool, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], start: int
+        self,
+        cut: Cut,
+        quantized: bool,
+        got: NDArray[Any],
+        expected: NDArray[Any],
+        before: NDArray[Any],
+        whole: NDArray[Any],
+        start: int,
     ) -> LayerResult:
-        """Compare bits or levels with the reference's; `before` holds the pre-activations of the whole batch."""
+        """Compare bits or levels with the reference's; see `differences`."""
         result = LayerResult("", cut.source, "bits")
-        flips, margin = differences(cut, got, expected, before)
+        flips, margin = differences(cut, got, expected, before, whole)
         result.differing = int(flips.sum())
         if result.differing:
             index = np.unravel_index(int(np.where(flips, margin, -1).argmax()), flips.shape)
@@ -292,28 +304,28 @@ class Verifier:
         free: dict[str, Runner],
         start: int,
         x: NDArray[np.float32],
-        values: Arrays,
+        values: dict[int, Arrays],
         labels: NDArray[Any] | None,
     ) -> None:
-        """Question 3 for one batch."""
-        expected = values[self.reference.output]
+        """Question 3 for one batch; `values` as in `_check_layer`."""
         for backend, run in list(free.items()):
             count = self._share(backend, start, len(x))
             if count == 0:
                 continue
+            expected = values[count][self.reference.output]
             try:
                 got = run({self.input: x[:count]})
-                if got.shape != expected[:count].shape:
+                if got.shape != expected.shape:
                     raise RunError(f"its output has shape {list(got.shape)}, the reference's {list(expected.shape)}")
             except RunError as error:
                 self.result.errors.append(f"{backend}, running free: {error}")
                 del free[backend]
                 continue
             part = None if labels is None else labels[:count]
-            add_output(self.outputs[backend], got, expected[:count], part, self.tolerances)
-            wrong = other_class(got, expected[:count])
+            add_output(self.outputs[backend], got, expected, part, self.tolerances)
+            wrong = other_class(got, expected)
             if len(wrong):
-                self._explain(backend, wrong, start, x[:count], got, values)
+                self._explain(backend, wrong, start, x[:count], got, values[count], values[len(x)])
 
     def _check_source(self, x: NDArray[np.float32], values: Arrays, labels: NDArray[Any] | None) -> None:
         """The reference against the network that it was made from, for one batch."""
@@ -329,6 +341,7 @@ class Verifier:
         x: NDArray[np.float32],
         got: NDArray[Any],
         values: Arrays,
+        whole: Arrays,
     ) -> None:
         """Find, for each sample with another class, the first layer that flips a bit when the model runs free."""
         logits = values[self.reference.output]
@@ -340,18 +353,20 @@ class Verifier:
         for i in wrong:
             layer, margin, allowed = "", 0.0, 0.0
             for cut in self.bit_cuts:
-                signs = self._value(cut, values)[: len(x)]
-                if cut.levels is None and (signs[i] == 0).any():
+                signs = self._value(cut, values)
+                rows = rows_of(int(i), len(logits), len(signs))
+                if cut.levels is None and (signs[rows] == 0).any():
                     # A sign(0), not rounding: from here on the model and the reference differ.
                     layer = self.layers[cut.tensor].layer
                     break
                 try:
-                    flips, margins = differences(cut, traced[cut.tensor], signs, self._before(cut, values))
+                    before = self._before(cut, values), self._before(cut, whole)
+                    flips, margins = differences(cut, traced[cut.tensor], signs, *before)
                 except ValueError:  # another shape: no rounding explains that
                     layer, margin = self.layers[cut.tensor].layer, float("inf")
                     break
-                if flips[i].any():
-                    layer, margin = self.layers[cut.tensor].layer, float(margins[i][flips[i]].max())
+                if flips[rows].any():
+                    layer, margin = self.layers[cut.tensor].layer, float(margins[rows][flips[rows]].max())
                     allowed = self.tolerances.margin(self._is_rounded(cut.tensor))
                     break
             if not layer:

@@ -36,8 +36,9 @@ class FoldBatchNorm(Pass):
        W' = W * a, bias' = bias + W b (over the input channels) after; computed in float64 and rounded once.
     2. The layer and the BatchNorm feed only each other. A Conv after it has no padding, whose zeros would not be
        shifted, one group, and no weights that PackWeights makes bits of.
-    3. Behind a layer, a Mul, Add, Sub or Div by a constant per channel is one too: a learned alpha, Keras's BatchNorm.
-       Behind a BinaryConvScaled, whose factor comes last, it is one without a shift.
+    3. Behind a layer, a Mul, Add, Sub or Div by a constant per channel is one too: a learned alpha, Keras's BatchNorm,
+       the bias of a linear layer on tokens. Behind a BinaryConvScaled, whose factor comes last, it is one without a
+       shift.
 
     This changes the rounding of floats, by about one unit in the last place; FoldThreshold, which is exact, goes first.
 
@@ -50,19 +51,23 @@ class FoldBatchNorm(Pass):
         """Fold every BatchNormalization that qualifies."""
         result = Outcome(model)
         for node in list(model.graph):
-            affine = _affine(node) if is_op(node, "BatchNormalization") else _arithmetic(node)
-            if affine is None:
+            if not is_op(node, "BatchNormalization", "Add", "Div", "Mul", "Sub"):
                 continue
             data = node.inputs[0] if constant(node.inputs[0]) is None else node.inputs[1]
-            assert data is not None
-            before = data.producer()
-            after = sole_consumer(node.outputs[0]) if is_op(node, "BatchNormalization") else None
+            before = None if data is None else data.producer()
             row = None if before is None else operator_of(before)
-            if before is not None and row is not None and row.is_affine and sole_consumer(data) is node:
+            is_norm = is_op(node, "BatchNormalization")
+            axis = -1 if row is not None and row.outputs[0].channels_last else 1
+            affine = _affine(node) if is_norm else _arithmetic(node, axis)
+            if affine is None or data is None:
+                continue
+            after = sole_consumer(node.outputs[0]) if is_norm else None
+            alone = sole_consumer(data) is node
+            if before is not None and row is not None and row.is_affine and alone and (axis == 1 or not is_norm):
                 layer = before
                 if not _fold_before(model.graph, before, node, *affine):
                     continue
-            elif before is not None and is_op(before, "Conv") and sole_consumer(data) is node:
+            elif before is not None and is_op(before, "Conv") and alone:
                 layer = before
                 if not _fold_into_conv(model.graph, before, node, *affine):
                     continue
@@ -86,16 +91,14 @@ def _affine(node: ir.Node) -> tuple[Doubles, Doubles] | None:
     return None if isinstance(line, Reason) else line
 
 
-def _arithmetic(node: ir.Node) -> tuple[Doubles, Doubles] | None:
-    """Return a and b of a * x + b, per channel, of arithmetic with a constant."""
-    if not is_op(node, "Add", "Div", "Mul", "Sub"):
-        return None
+def _arithmetic(node: ir.Node, axis: int) -> tuple[Doubles, Doubles] | None:
+    """Return a and b of a * x + b, per channel, of arithmetic with a constant; the channels are axis `axis`."""
     index = 0 if constant(node.inputs[0]) is not None else 1
     shape = static_shape(node.outputs[0])
-    channels = shape[1] if shape is not None and len(shape) > 1 else None
+    channels = shape[axis] if shape is not None and len(shape) > 1 else None
     if constant(node.inputs[index]) is None or channels is None:
         return None
-    operand = operand_per_channel(node, index, channels)
+    operand = operand_per_channel(node, index, channels, axis)
     if isinstance(operand, Reason) or (is_op(node, "Div") and (index == 0 or not operand.all())):
         return None
     c = operand.astype(np.float64)

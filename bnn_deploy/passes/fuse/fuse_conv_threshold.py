@@ -125,7 +125,11 @@ class FuseConvThreshold(Pass):
             metadata=bit_metadata(binarize),
         )
         for unsqueeze in unsqueezes:
-            replace_value(unsqueeze.outputs[0], new)
+            if new.shape is not None and len(new.shape) == 3:  # a one-dimensional map in front of a 1x1 convolution
+                unsqueeze.replace_input_with(0, new)
+                unsqueeze.replace_input_with(1, add_initializer(graph, f"{name}_axis", np.array([1], np.int64)))
+            else:
+                replace_value(unsqueeze.outputs[0], new)
         if binarize.graph is not None:
             replace_value(old, new)
             remove_if_dead(binarize)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes import common
 
 from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.lower.lower_linear import LowerLinear
 from bnn_deploy.provenance import SOURCE
-from support.graphs import Array, assert_same, copy, eighths, lower, only, op_types, parse, weights
+from support.graphs import Array, assert_same, batch_norm, copy, eighths, lower, only, op_types, parse, weights
 
 X = ("N", 4, 6, 6)
 CONV = "s = Sign(x)\nc = Conv(s, w)\n"
@@ -89,3 +91,30 @@ def test_fan_out_two_products_of_two_convolutions() -> None:
     after = folded(before)
     assert "Mul" not in op_types(after)
     assert_same(before, after)
+
+
+TOKENS = "s = Sign(x)\nc = MatMul(s, w)\n"
+
+
+@pytest.mark.parametrize("text", ["y = Add(c, b)", "y = Add(b, c)", "d = Mul(c, alpha)\ny = Sub(d, b)"])
+def test_folds_behind_a_linear_layer_on_tokens(text: str) -> None:
+    before = parse(TOKENS + text, ("N", 5, 40), w=weights(40, 6), b=eighths(6), alpha=np.float32(4))
+    assert LowerLinear()(before).count == 1
+    common.RemoveUnusedNodesPass()(before)
+    after = folded(before)
+    assert op_types(after) == ["BinarizeChannelsLast", "BinaryLinear"]
+    assert only(after, "BinaryLinear").metadata_props[SOURCE] == "y"
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (2, 1, 1), (2, 6, 6)])
+def test_does_not_fold_what_is_per_token(shape: tuple[int, ...]) -> None:
+    before = parse(f"{TOKENS}y = Add(c, b)", (2, 6, 40), w=weights(40, 6), b=eighths(*shape))
+    assert LowerLinear()(before).count == 1
+    assert FoldBatchNorm()(before).count == 0
+
+
+def test_does_not_fold_a_batch_norm_over_tokens() -> None:
+    before = parse(f"{TOKENS}y = BatchNormalization(c, g, b, m, v)", ("N", 5, 40), w=weights(40, 6), **batch_norm(5))
+    assert LowerLinear()(before).count == 1
+    assert FoldBatchNorm()(before).count == 0

@@ -69,6 +69,16 @@ FUSED: dict[str, tuple[str, list[str]]] = {
 EXTRA = {"k": np.float32(0.3), "h": np.float32([0.25]), "low": np.float32(-1)}
 
 
+def test_linear_layers_behind_a_one_dimensional_map() -> None:
+    """The map's layer has a window of one dimension, the next one of two."""
+    text = "s = Sign(x)\nf = Flatten(s)\na = MatMul(f, w)\nt = Sign(a)\ny = MatMul(t, u)"
+    model = parse(text, ("N", 33, 3), w=weights(99, 8), u=weights(8, 6, seed=1))
+    after, declined = passes(model)
+    assert declined == []
+    assert op_types(after) == ["Binarize", "BinaryConvThreshold", "Unsqueeze", "BinaryConv", "Flatten"]
+    assert_same(model, after)
+
+
 @pytest.mark.parametrize("norm", [batch_norm(8), NEGATIVE])
 @pytest.mark.parametrize("case", FUSED)
 def test_fuses(case: str, norm: dict[str, NDArray[Any]]) -> None:
