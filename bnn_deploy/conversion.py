@@ -93,6 +93,8 @@ def convert(
     *,
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
     input_shape: SampleShape | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
@@ -104,11 +106,13 @@ def convert(
     """Convert a trained binary network to an ONNX model with binary operators.
 
     Args:
-        source: a torch module, the path of a checkpoint, a state dict, or a float ONNX model: the path of one (.onnx),
-            an onnx.ModelProto or an onnx_ir.Model.
+        source: a torch module, the path of a checkpoint or its content, such as a state dict, or a float ONNX model:
+            the path of one (.onnx), an onnx.ModelProto or an onnx_ir.Model.
         output: the .onnx file to write; replaced only if the conversion succeeds.
-        arch: for a checkpoint or a state dict: a name of `architectures.ARCHITECTURES`, or FILE.py:CLASS.
-        arch_args: keyword arguments of that class, of plain types; None or empty for none.
+        arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:NAME, a class or function.
+        arch_args: keyword arguments of that class or function, of plain types; None or empty for none.
+        key: for a checkpoint with several state dicts: where the network's is, such as "ema.model".
+        prefix: for a checkpoint with several networks in one state dict: what its keys begin with, such as "student".
         input_shape: one sample without the batch dimension, or one of each input by name; None takes the module's
             `input_shape`, or the ONNX model's.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
@@ -140,7 +144,7 @@ def convert(
         raise InputError(f"{output} is asked for twice, for the binary model and for the float one")
     if len({path.resolve() for path in written}) < len(written):
         raise InputError(f"{report} is asked for twice, for the report and for a model")
-    original = read_source(source, arch, arch_args, input_shape, weights, progress)
+    original = read_source(source, arch, arch_args, key, prefix, input_shape, weights, progress)
     progress("running the passes")
     seen = Canonical()
     try:

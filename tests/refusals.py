@@ -417,18 +417,19 @@ REFUSALS: dict[str, Refusal] = {
     ),
     # Architectures.
     "no --arch": Refusal(
-        lambda folder: checkpoint()(folder)[:1], CKPT + "say which architecture it is: lenet5, .* or FILE.py:CLASS"
+        lambda folder: checkpoint()(folder)[:1], CKPT + "say which architecture it is: lenet5, .* or FILE.py:NAME"
     ),
     "an unknown --arch": Refusal(
         checkpoint(lambda s, f: s, "--arch", "resnet"),
-        "unknown architecture 'resnet': choose lenet5, .*, or FILE.py:CLASS",
+        "unknown architecture 'resnet': choose lenet5, .*, or FILE.py:NAME",
     ),
     "a file that raises": Refusal(
         arch_file("raise OSError('no data')"),
         r"--arch FOLDER/net\.py:Net: importing .*net\.py failed: OSError: no data",
     ),
     "a class that is not there": Refusal(
-        arch_file("class Other: pass"), r"--arch .*net\.py has no nn\.Module class 'Net'; it has none"
+        arch_file("class Other: pass"),
+        r"--arch .*net\.py has no class or function 'Net' that makes a network; it has none",
     ),
     "arguments missing": Refusal(
         arch_file(NET),

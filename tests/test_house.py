@@ -33,10 +33,21 @@ ROOMS: dict[str, set[str]] = {
 }
 """Room -> the rooms that it may import, besides itself. Imports follow the data."""
 
-LIBRARIES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "google", "click", "packaging", "rich"}
+LIBRARIES = {
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "onnxruntime",
+    "torch",
+    "google",
+    "safetensors",
+    "click",
+    "packaging",
+    "rich",
+}
 """Libraries that not every room may use; numpy and the standard library are everywhere."""
 
-HEAVY = {"onnx", "onnx_ir", "onnxscript", "torch", "google"}
+HEAVY = {"onnx", "onnx_ir", "onnxscript", "torch", "google", "safetensors"}
 """The extra `convert`: what a board does not have."""
 
 ALLOWED: dict[str, set[str]] = {
@@ -46,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"torch"},
     "architectures": {"torch"},
     "passes": {"onnx_ir", "onnxscript", "onnxruntime"},
-    "source": {"onnx", "onnx_ir", "google", "torch"},
+    "source": {"onnx", "onnx_ir", "google", "torch", "safetensors"},
     "report": {"onnx_ir"},
     "conversion": {"onnx_ir", "torch"},
     "inspection": {"onnx", "google"},

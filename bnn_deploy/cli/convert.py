@@ -23,7 +23,7 @@ from bnn_deploy.cli.console import (
     table,
 )
 from bnn_deploy.cli.layer_table import print_layers, ratio
-from bnn_deploy.cli.options import parse_arch_args
+from bnn_deploy.cli.options import checkpoint_options, parse_arch_args
 from bnn_deploy.errors import InputError
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
@@ -61,9 +61,10 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int,
     "--arch",
     metavar="NAME",
     help="Of a checkpoint: lenet5, nin, alexnet, birealnet18, xnor-alexnet, binarynet-vgg, binarynet-mlp, reactnet, "
-    "dorefa-vgg, or FILE.py:CLASS.",
+    "dorefa-vgg, or FILE.py:NAME.",
 )
-@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the architecture's class, a JSON object.")
+@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object.")
+@checkpoint_options
 @click.option("-o", "--output", required=True, type=_PATH, metavar="MODEL.onnx", help="The file to write.")
 @click.option(
     "--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare."
@@ -102,6 +103,8 @@ def command(
     source: Path,
     arch: str | None,
     arch_args: str | None,
+    key: str | None,
+    prefix: str | None,
     output: Path,
     float_output: Path | None,
     input_shapes: tuple[str, ...],
@@ -131,6 +134,8 @@ def command(
             output,
             arch=arch,
             arch_args=arguments,
+            key=key,
+            prefix=prefix,
             input_shape=shape,
             float_output=float_file,
             weights=weights,

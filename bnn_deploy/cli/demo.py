@@ -40,7 +40,7 @@ class _Network:
 
     @property
     def own_arch(self) -> str | None:
-        """The architecture to pass to `verify`: FILE.py:CLASS; None for a name, which the converted model records."""
+        """The architecture to pass to `verify`: FILE.py:NAME; None for a name, which the converted model records."""
         return self.arch if self.arch is not None and ":" in self.arch else None
 
 

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+import click
+
 from bnn_deploy.errors import InputError
+
+
+def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where a network's weights are in a checkpoint."""
+    key = click.option(
+        "--key", metavar="KEY", help="Of a checkpoint with several state dicts: where the network's is, as ema.model."
+    )
+    prefix = click.option(
+        "--prefix", metavar="PREFIX", help="Of a checkpoint: what the keys of the network's tensors begin with."
+    )
+    return key(prefix(command))
 
 
 def parse_arch_args(text: str | None) -> dict[str, Any] | None:

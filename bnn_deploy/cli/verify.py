@@ -8,7 +8,7 @@ import click
 
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import plural, print_json, printable, progress, show, table
-from bnn_deploy.cli.options import parse_arch_args
+from bnn_deploy.cli.options import checkpoint_options, parse_arch_args
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
 from bnn_deploy.proof.results import OutputResult, Verification
 from bnn_deploy.proof.verification import verify
@@ -20,8 +20,9 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
 @click.option("--against", type=_PATH, metavar="FILE", help="The checkpoint, or the float .onnx file.")
 @click.option("--golden", type=_PATH, metavar="FILE", help="Instead: the golden.npz of a bundle; needs no torch.")
-@click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:CLASS.")
-@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the architecture's class, a JSON object.")
+@click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:NAME.")
+@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object.")
+@checkpoint_options
 @click.option(
     "--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs (and labels); random if left out."
 )
@@ -40,6 +41,8 @@ def command(
     golden: Path | None,
     arch: str | None,
     arch_args: str | None,
+    key: str | None,
+    prefix: str | None,
     data: Path | None,
     samples: int | None,
     reference_samples: int,
@@ -66,6 +69,8 @@ def command(
             against,
             arch=arch,
             arch_args=arguments,
+            key=key,
+            prefix=prefix,
             data=data,
             samples=samples,
             reference_samples=reference_samples,
@@ -82,7 +87,7 @@ def command(
 
 def _refuse_with_golden(ctx: click.Context) -> None:
     """Refuse the options for inputs and reference: a golden file has its own inputs, and needs no reference."""
-    for name in ("against", "arch", "arch_args", "data", "samples", "reference_samples"):
+    for name in ("against", "arch", "arch_args", "key", "prefix", "data", "samples", "reference_samples"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} and --golden exclude each other")
 

@@ -146,7 +146,13 @@ class OnnxReference:
 
 
 def make_reference(
-    against: Any, arch: str | None, arch_args: Mapping[str, Any] | None, proto: ModelProto, shape: tuple[int, ...]
+    against: Any,
+    arch: str | None,
+    arch_args: Mapping[str, Any] | None,
+    key: str | None,
+    prefix: str | None,
+    proto: ModelProto,
+    shape: tuple[int, ...],
 ) -> Reference:
     """The reference that `against` names: PyTorch for a checkpoint or module, onnxruntime for a float .onnx file."""
     from bnn_deploy.source import onnx_file
@@ -187,7 +193,7 @@ def make_reference(
     if arch is None and not isinstance(against, nn.Module):
         arch = metadata.get(ARCH_KEY)
         arch_args = arch_args or read_arch_args(metadata)
-    module = torch_source(against, arch, arch_args).module
+    module = torch_source(against, arch, arch_args, key, prefix).module
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
     export = float_module(module, shape, weights)
     source = Source("PyTorch's forward()", export.binarized, eager(module))

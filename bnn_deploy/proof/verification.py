@@ -36,6 +36,8 @@ def verify(
     *,
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
     data: Data | None = None,
     labels: NDArray[Any] | None = None,
     samples: int | None = None,
@@ -53,6 +55,8 @@ def verify(
             onnx_ir.Model), or a torch module in eval mode.
         arch: for a checkpoint or state dict: its architecture; None takes the one that the model's metadata records.
         arch_args: keyword arguments of the architecture; None takes the arguments that the metadata records.
+        key: for a checkpoint with several state dicts: where the network's is, as for `convert`.
+        prefix: what the keys of its tensors begin with, as for `convert`.
         data: inputs [N, ...] float32, normalised as in training; a .npy or .npz file (see `load_data`); None for
             32 random normal inputs.
         labels: classes [N], for accuracy; a .npz file may hold them.
@@ -96,7 +100,7 @@ def verify(
         inputs = load_data(data, labels, samples, wanted)
         batch = batch_size(wanted)
         inputs = whole_batches(inputs, batch)
-        reference = make_reference(against, arch, arch_args, proto, shape)
+        reference = make_reference(against, arch, arch_args, key, prefix, proto, shape)
         few = min(reference_samples, len(inputs))
         if batch is not None:
             few = -(-few // batch) * batch

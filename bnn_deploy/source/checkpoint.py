@@ -1,13 +1,10 @@
-"""Checkpoint -> torch module: safe loading, key clean-up, and every mismatch named."""
+"""Checkpoint -> torch module: safe loading, the state dict wherever it is in the file, and every mismatch named."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import pickle
 import re
-import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,194 +14,281 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_deploy.architectures import ARCHITECTURES, Network
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, SetupError, one_line
+from bnn_deploy.source.network_file import build
 
 LISTED = 8
 """How many keys an error names."""
 
-# The function that rebuilds a numpy scalar: numpy 2 moved it from numpy.core to numpy._core.
+# The functions that rebuild a numpy scalar and array: numpy 2 moved them from numpy.core to numpy._core.
 _numpy_scalar = np.float64(0).__reduce__()[0]
+_numpy_array = np.zeros(1).__reduce__()[0]
 
-# Checkpoints of the recipe may store the accuracy as a numpy scalar; these globals build one and run no code.
-_NUMPY_SCALARS: list[Any] = [
+# Checkpoints may store the accuracy as a numpy scalar, or random states as arrays; these globals run no code.
+_NUMPY: list[Any] = [
     (np.dtype, "numpy.dtype"),
+    (np.ndarray, "numpy.ndarray"),
     (np.float64, "numpy.float64"),
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
-    *((getattr(np.dtypes, name), f"numpy.dtypes.{name}") for name in ("Float32DType", "Float64DType", "Int64DType")),
+    *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_numpy_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *(
+        (getattr(np.dtypes, name), f"numpy.dtypes.{name}")
+        for name in ("Float32DType", "Float64DType", "Int64DType", "UInt32DType")
+    ),
 ]
 
 
-def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a checkpoint's state dict without running any code in it.
+class _Option(dict[Any, Any]):
+    """Stands for an object that holds options of the training; the code of its own class does not run."""
 
-    The file is a state dict, or a dict that has one under 'state_dict', 'model_state_dict', or any other name if it is
-    the only one. DataParallel's `module.` and torch.compile's `_orig_mod.` are stripped from the keys:
-    'module.conv1.weight' and 'features.module.0.bias' become 'conv1.weight' and 'features.0.bias'.
+    def __new__(cls, *args: Any) -> _Option:
+        """One without content."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Take no state."""
+
+    def extend(self, items: Any) -> None:
+        """Take no items."""
+
+
+_OPTIONS = re.compile(
+    r"argparse\.Namespace|types\.SimpleNamespace|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|typing\.Any"
+    r"|collections\.defaultdict|builtins\.(dict|list|int)|datetime\.(datetime|timedelta)"
+    r"|(pytorch_lightning|lightning|lightning_fabric)\.[\w.]+\.AttributeDict|omegaconf\.[\w.]+"
+    r"|yacs\.config\.CfgNode|easydict\.EasyDict|addict(\.addict)?\.Dict"
+)
+"""The classes that `_Option` stands for: options that a script saved beside the weights."""
+
+
+def state_dicts(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Read the state dicts in a checkpoint without running any code in it.
+
+    A file is what torch.save wrote, with dicts of tensors at any depth, or a safetensors file. DataParallel's
+    `module.` and torch.compile's `_orig_mod.` are stripped from the keys of the tensors: 'module.conv1.weight' and
+    'features.module.0.bias' become 'conv1.weight' and 'features.0.bias'.
+
+    Returns:
+        The state dicts by their keys in the file: "ema.model" is under "model" in the dict under "ema", "0" the first
+        of a tuple, "" the file itself. The state of optimizers, and smaller dicts in a state dict, are left out.
 
     Raises:
         InputError: the file is missing, truncated or not a checkpoint, or loading it would run code.
     """
-    path = Path(path)
+    path = checkpoint_name(source)
+    loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
+    found: dict[str, dict[str, Tensor]] = {}
+    _collect(loaded, "", found)
+    if not found:
+        has = (
+            f"; it has {', '.join(map(repr, list(loaded)[:LISTED]))}" if isinstance(loaded, Mapping) and loaded else ""
+        )
+        raise InputError(f"{path}: no state dict in it: expected a dict of tensors, or one under some name{has}")
+    return {key: _without_wrappers(own, path) for key, own in found.items()}
+
+
+def checkpoint_name(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
+    """What to call a checkpoint in errors."""
+    return "the state dict" if isinstance(source, Mapping) else os.fspath(source)
+
+
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if "Unsupported operand" in str(error) and zipfile.is_zipfile(path):
+    return _load_safetensors(path) if _is_safetensors(path) else _load(path)
+
+
+def _load(path: Path) -> Any:
+    """What torch.save wrote, but for objects of `_OPTIONS`."""
+    allowed = list(_NUMPY)
+    while True:
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if found is not None and _OPTIONS.fullmatch(found[1]) and (_Option, found[1]) not in allowed:
+                allowed.append((_Option, found[1]))
+                continue
+            if "Unsupported operand" in str(error) and zipfile.is_zipfile(path):
+                raise InputError(
+                    f"{path}: its pickle protocol is not the one that torch.save writes by default and that can be "
+                    "read without running code (2): save it again without pickle_protocol"
+                ) from error
+            if found is None or found[1] == "persistent_load":
+                raise InputError(f"{path}: not a PyTorch checkpoint") from error
             raise InputError(
-                f"{path}: its pickle protocol is not the one that torch.save writes by default and that can be read "
-                "without running code (2): save it again without pickle_protocol"
+                f"{path}: refused, because loading it would run code: it needs the Python object {found[1]}; "
+                "save the weights alone, torch.save({'state_dict': model.state_dict()}, ...)"
             ) from error
-        if found is None or found[1] == "persistent_load":
-            raise InputError(f"{path}: not a PyTorch checkpoint") from error
-        raise InputError(
-            f"{path}: refused, because loading it would run code: it needs the Python object {found[1]}; "
-            "save the weights alone, torch.save({'state_dict': model.state_dict()}, ...)"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        if path.open("rb").read(2) == b"PK":
-            raise InputError(f"{path}: truncated or damaged ({one_line(error, 120)})") from error
-        # The unpickler's message does not help the user of a file that is not a pickle.
-        raise InputError(f"{path}: not a PyTorch checkpoint; expected what torch.save wrote") from error
-    stripped: dict[str, Tensor] = {}
-    for key, value in _weights(loaded, path).items():
-        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-        if name in stripped:
-            raise InputError(f"{path}: {name} is there twice, with and without 'module.'")
-        stripped[name] = value
-    return stripped
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            if path.open("rb").read(2) == b"PK":
+                raise InputError(
+                    f"{path}: {_other_zip(path) or f'truncated or damaged ({one_line(error, 120)})'}"
+                ) from error
+            # The unpickler's message does not help the user of a file that is not a pickle.
+            raise InputError(f"{path}: not a PyTorch checkpoint; expected what torch.save wrote") from error
+
+
+def _other_zip(path: Path) -> str | None:
+    """What a zip file is that torch.load cannot read; None for a damaged one."""
+    if not zipfile.is_zipfile(path):
+        return None
+    names = zipfile.ZipFile(path).namelist()
+    if any(name.endswith(".npy") for name in names):
+        return "a NumPy archive, not a PyTorch checkpoint"
+    if any(name.endswith("archive_format") for name in names):
+        return "a program of torch.export, not a checkpoint; load it with torch.export.load and give its module()"
+    if any("/code/" in name for name in names):
+        return "a TorchScript program, not a checkpoint; load it with torch.jit.load and give its state_dict()"
+    return None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors' do: with the length of a header in JSON, 8 bytes, little-endian."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or (start[8:] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000)
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise SetupError(f"{path}: reading it needs the package safetensors: pip install safetensors") from error
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file, or a damaged one ({one_line(error, 120)})") from error
+    return tensors
+
+
+def _collect(value: Any, key: str, found: dict[str, dict[str, Tensor]]) -> None:
+    """Add the state dicts in `value`, which stands under `key` in the file, to `found`."""
+    own = {}
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping) and not ("param_groups" in value and "state" in value):
+        items = value.items()
+        own = {name: item for name, item in items if isinstance(name, str) and isinstance(item, Tensor)}
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    inner: dict[str, dict[str, Tensor]] = {}
+    for name, item in items:
+        _collect(item, f"{key}.{name}" if key else str(name), inner)
+    # A state dict may hold a small dict as extra state; a checkpoint may hold a stray tensor beside its state dict.
+    larger = {name: tensors for name, tensors in inner.items() if len(tensors) > len(own)}
+    found.update(larger or ({key: own} if own else {}))
 
 
 _WRAPPERS = ("module", "_orig_mod")
 """The parts that DataParallel and torch.compile put into keys."""
 
 
-def _weights(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint holds: under its usual names, or the only dict of tensors that is there."""
-
-    def tensors(value: Any) -> dict[str, Tensor]:
-        items = value.items() if isinstance(value, Mapping) else ()
-        return {key: item for key, item in items if isinstance(key, str) and isinstance(item, Tensor)}
-
-    top = tensors(loaded)
-    items = loaded.items() if isinstance(loaded, Mapping) else ()
-    # A state dict may hold a small dict as extra state; a checkpoint may hold a stray tensor beside its state dict.
-    found = {key: own for key, value in items if len(own := tensors(value)) > len(top)}
-    for key in ("state_dict", "model_state_dict"):
-        if key in found:
-            return found[key]
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if len(found) > 1:
-        listed = ", ".join(f"'{key}' ({len(own)} tensors)" for key, own in list(found.items())[:LISTED])
-        raise InputError(
-            f"{path}: more than one dict of tensors in it: {listed}; save the network's alone, under 'state_dict'"
-        )
-    if top:
-        return top
-    keys = f"; it has {', '.join(map(repr, list(loaded)[:LISTED]))}" if isinstance(loaded, Mapping) and loaded else ""
-    raise InputError(
-        f"{path}: no state dict in it: expected a dict of tensors, or one under 'state_dict' or another name{keys}"
-    )
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
-def without_prefix(state_dict: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
-    """A state dict without a first part that all its keys share, as Lightning's "model.", if it fits a network so.
+def _without_wrappers(state_dict: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    stripped: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        name = _unwrapped(key)
+        if name in stripped:
+            raise InputError(f"{path}: {name} is there twice, with and without 'module.'")
+        stripped[name] = value
+    return stripped
+
+
+def _candidates(found: Mapping[str, dict[str, Tensor]], key: str | None, path: str) -> list[str]:
+    """The keys under which the network may be: the one that the user or its name says, or all."""
+    if key is not None:
+        if key not in found:
+            raise InputError(f"{path}: no state dict under --key {key}; it has {_listed(found)}")
+        return [key]
+    usual = [name for name in ("state_dict", "model_state_dict") if name in found]
+    return usual[:1] or list(found)
+
+
+def _listed(found: Mapping[str, dict[str, Tensor]]) -> str:
+    shown = ", ".join(f"'{key}' ({len(own)} tensors)" for key, own in list(found.items())[:LISTED])
+    return shown + (", ..." if len(found) > LISTED else "")
+
+
+def with_prefix(state_dict: Mapping[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
+    """The tensors of a state dict whose keys begin with `prefix`, which ends in a dot or not, without it.
+
+    Raises:
+        InputError: there are none.
+    """
+    prefix = prefix.rstrip(".") + "."
+    chosen = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    if not chosen:
+        firsts = list(dict.fromkeys(key.partition(".")[0] for key in state_dict))
+        listed = ", ".join(firsts[:LISTED]) + (", ..." if len(firsts) > LISTED else "")
+        raise InputError(f"{name}: no key begins with --prefix {prefix}; they begin with {listed}")
+    return chosen
+
+
+def _prefixes(state_dict: Mapping[str, Tensor], own: Iterable[str]) -> list[str]:
+    """The prefixes, "" or such as "model.", with which all keys of a network are in a state dict."""
+    wanted = [key for key in own if not key.endswith("num_batches_tracked")]
+    if not wanted:
+        return [""]
+    ends = [key for key in state_dict if key == wanted[0] or key.endswith(f".{wanted[0]}")]
+    possible = [key.removesuffix(wanted[0]) for key in ends]
+    return [prefix for prefix in possible if all(prefix + key in state_dict for key in wanted)]
+
+
+def fit(state_dict: Mapping[str, Tensor], keys: Iterable[str], name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A state dict with the keys of a network: without a prefix, such as Lightning's "model.", with which it fits.
 
     Args:
         state_dict: of a checkpoint.
-        own: the network's keys.
-    """
-    first = {key.partition(".")[0] for key in state_dict}
-    shorter = {key.partition(".")[2]: value for key, value in state_dict.items()}
-    fits = len(first) == 1 and all(key in shorter for key in own if not key.endswith("num_batches_tracked"))
-    return shorter if fits else dict(state_dict)
+        keys: the network's.
+        name: the checkpoint's name in errors.
 
-
-def load_class(spec: str) -> type[nn.Module]:
-    """Import CLASS from FILE.py; `spec` is FILE.py:CLASS.
+    Returns:
+        The state dict, as it is if no prefix makes it fit; and a line about the keys that were left out, if any were.
 
     Raises:
-        InputError: no such file, no such class, not an nn.Module, or the file raises when it is imported.
+        InputError: it fits with several prefixes.
     """
-    file, _, name = spec.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"--arch {spec}: no such file {path}")
-    # FILE.py may import modules beside it, as when it is run as a script.
-    folder = str(path.parent.resolve())
-    sys.path.insert(0, folder)
-    # A prefixed module name: a file called json.py must not replace the standard library's json.
-    import_name = f"bnn_deploy_arch_{path.stem}"
-    try:
-        module_spec = importlib.util.spec_from_file_location(import_name, path)
-        assert module_spec is not None and module_spec.loader is not None
-        module = importlib.util.module_from_spec(module_spec)
-        sys.modules[import_name] = module  # dataclasses, for one, look the module up here
-        module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"--arch {spec}: importing {path} failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
-    finally:
-        sys.path.remove(folder)
-    found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        classes = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
-        raise InputError(
-            f"--arch {spec}: {path} has no nn.Module class '{name}'; it has {', '.join(classes) or 'none'}"
-        )
-    return found
+    own = {_unwrapped(key): key for key in keys}
+    # AveragedModel counts in it what it averaged.
+    state_dict = {key: value for key, value in state_dict.items() if key != "n_averaged" or key in own}
+    prefixes = _prefixes(state_dict, own)
+    if "" in prefixes or not prefixes:
+        return {own.get(key, key): value for key, value in state_dict.items()}, ()
+    if len(prefixes) > 1:
+        raise InputError(f"{name}: its keys fit with several prefixes: {', '.join(prefixes)}; say which with --prefix")
+    chosen = {own.get(key, key): value for key, value in with_prefix(state_dict, prefixes[0], name).items()}
+    left = [key for key in state_dict if not key.startswith(prefixes[0])]
+    listed = ", ".join(left[:LISTED]) + (", ..." if len(left) > LISTED else "")
+    return chosen, ((f"{len(left)} tensors outside of '{prefixes[0]}' were left out: {listed}",) if left else ())
 
 
-def build(arch: str, state_dict: Mapping[str, Tensor], arch_args: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build the network `arch`, a name of ARCHITECTURES or FILE.py:CLASS, without weights.
-
-    Args:
-        arch: the name.
-        state_dict: the weights that will be loaded; a built-in network with variants chooses one by them.
-        arch_args: keyword arguments of the class.
-
-    Raises:
-        InputError: the name is unknown, or the class cannot be constructed with `arch_args`, or without arguments.
-    """
-    found: type[nn.Module]
-    if arch in ARCHITECTURES:
-        found = ARCHITECTURES[arch]
-    elif ":" in arch:
-        found = load_class(arch)
-    else:
-        raise InputError(f"unknown architecture '{arch}': choose {', '.join(ARCHITECTURES)}, or FILE.py:CLASS")
-    try:
-        if arch_args:
-            return found(**arch_args)
-        return found.for_state_dict(dict(state_dict)) if issubclass(found, Network) else found()
-    except Exception as error:
-        given = f"with --arch-args {json.dumps(dict(arch_args))}" if arch_args else "without arguments"
-        hint = "" if arch_args or "required" not in str(error) else "; give them as JSON with --arch-args"
-        raise InputError(
-            f"--arch {arch}: {found.__name__}() cannot be made {given}: {type(error).__name__}: {one_line(error)}{hint}"
-        ) from error
-
-
-def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> tuple[str, ...]:
     """Load a state dict strictly, except that num_batches_tracked may be missing: inference does not use it.
+
+    See `fit` for prefixes of its keys.
 
     Args:
         module: the network; loaded in place.
         state_dict: the tensors.
         name: the checkpoint's name in errors.
 
+    Returns:
+        A line about tensors that were left out, if any were.
+
     Raises:
         InputError: keys are missing, unexpected or of another shape (the message lists them), a value is NaN or
             infinite, or a running variance is negative.
     """
     own = module.state_dict()
-    state_dict = without_prefix(state_dict, own)
+    state_dict, notes = fit(state_dict, own, name)
     missing = [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state_dict if key not in own]
     misshaped = [
@@ -228,19 +312,61 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str)
                 f"{name}: {key} is {float(value[channel]):g} in channel {channel}; a variance cannot be negative: "
                 "the file is damaged, use another checkpoint"
             )
-    module.load_state_dict(dict(state_dict), strict=False)
+    module.load_state_dict(state_dict, strict=False)
+    return notes
+
+
+def load_network(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    arch: str,
+    arch_args: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Load a checkpoint into a network, in eval mode; its weights stay latent.
+
+    Args:
+        source: a checkpoint's path, or its content.
+        arch: as `build` takes it.
+        arch_args: likewise.
+        key: where its state dict is, as of `state_dicts`; None for `state_dict`, `model_state_dict`, the only one, or
+            the only one that fits the network.
+        prefix: of the keys of the network's tensors; None for the only one with which they fit.
+
+    Returns:
+        The network, and what its user should know: a line for what was left out, and for other state dicts that fit.
+
+    Raises:
+        InputError: as `state_dicts`, `build` and `load_weights`; or several state dicts fit, or there is none at `key`.
+    """
+    found, path = state_dicts(source), checkpoint_name(source)
+    names = _candidates(found, key, path)
+    largest = max((found[name] for name in names), key=len)
+    module = build(arch, largest, arch_args)
+    own = [_unwrapped(name) for name in module.state_dict()]
+    fitting = [name for name, state in found.items() if _prefixes(state, own)]
+    if len(names) > 1:
+        names = [name for name in names if name in fitting]
+        if len(names) != 1:
+            which = "more than one fits" if names else "none fits"
+            raise InputError(
+                f"{path}: it has several dicts of tensors, and {which} {type(module).__name__}: {_listed(found)}; "
+                "say which with --key"
+            )
+    state_dict = found[names[0]]
+    if state_dict is not largest:
+        module = build(arch, state_dict, arch_args)
+    others = [name for name in fitting if name not in names]
+    also = (f"loaded was '{names[0]}'; --key takes another that fits: {', '.join(others[:LISTED])}",) if others else ()
+    if prefix is not None:
+        state_dict = with_prefix(state_dict, prefix, path)
+    notes = load_weights(module, state_dict, path)
+    return module.eval(), (() if key is not None else also) + notes
 
 
 def load_module(path: str | os.PathLike[str], arch: str, arch_args: Mapping[str, Any] | None = None) -> nn.Module:
-    """Load a checkpoint into a network, in eval mode; its weights stay latent.
-
-    Raises:
-        InputError: as `load_state_dict`, `build` and `load_weights`.
-    """
-    state_dict = load_state_dict(path)
-    module = build(arch, state_dict, arch_args)
-    load_weights(module, state_dict, str(path))
-    return module.eval()
+    """`load_network` without its notes."""
+    return load_network(path, arch, arch_args)[0]
 
 
 def input_shape(module: nn.Module, given: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -43,6 +43,8 @@ def read_source(
     source: TorchInput | OnnxSource,
     arch: str | None,
     arch_args: Mapping[str, Any] | None,
+    key: str | None,
+    prefix: str | None,
     input_shape: SampleShape | None,
     weights: Weights,
     progress: Callable[[str], None],
@@ -50,6 +52,8 @@ def read_source(
     """Read any source as float ONNX."""
     if arch_args and arch is None:
         raise InputError("--arch-args are the arguments of an architecture: give --arch, too")
+    if arch is None and (key, prefix) != (None, None):
+        raise InputError("--key and --prefix say where a network's weights are in a checkpoint: give --arch, too")
     if is_onnx(source):
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
         if arch is not None:
@@ -60,7 +64,7 @@ def read_source(
     if isinstance(input_shape, Mapping):
         raise InputError(f"--input-shape names inputs, which a module has not: give the shape alone, not {input_shape}")
     progress("loading the network")
-    network = torch_source(source, arch, arch_args)
+    network = torch_source(source, arch, arch_args, key, prefix)
     module, name = network.module, network.name
     shape = module_input_shape(module, input_shape)
     progress("exporting to float ONNX")

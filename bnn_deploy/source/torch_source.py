@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import InputError
-from bnn_deploy.source.checkpoint import build, load_module, load_weights
+from bnn_deploy.source.checkpoint import checkpoint_name, load_network
 from bnn_deploy.source.torch_module import precision_note, unwrap
 
-TorchInput = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
-"""A module, a state dict, or the path of a checkpoint."""
+TorchInput = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
+"""A module, the path of a checkpoint, or its content, such as a state dict."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +33,37 @@ class TorchSource:
     notes: tuple[str, ...]
 
 
-def torch_source(source: object, arch: str | None, arch_args: Mapping[str, Any] | None) -> TorchSource:
+def torch_source(
+    source: object,
+    arch: str | None,
+    arch_args: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> TorchSource:
     """The network of any PyTorch source.
 
     Args:
-        source: a module, the path of a checkpoint, or a state dict.
-        arch: of a checkpoint or a state dict: its architecture.
+        source: a module, the path of a checkpoint, or its content, such as a state dict.
+        arch: of a checkpoint: its architecture.
         arch_args: keyword arguments of the architecture.
+        key: of a checkpoint: where its state dict is, see `load_network`.
+        prefix: of a checkpoint: what its keys begin with, see `load_network`.
 
     Raises:
-        InputError: it is something else, or its architecture is missing, or see `load_module`.
+        InputError: it is something else, or its architecture is missing, or see `load_network`.
     """
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        loaded = load_module(source, _needed(arch, name), arch_args)
-    elif isinstance(source, nn.Module):
+    notes: tuple[str, ...] = ()
+    if isinstance(source, nn.Module):
         name, loaded = "", source
-    elif isinstance(source, Mapping) and source and all(isinstance(value, Tensor) for value in source.values()):
-        name = "the state dict"
-        loaded = build(_needed(arch, name), source, arch_args)
-        load_weights(loaded, source, name)
-        loaded = loaded.eval()
+    elif isinstance(source, str | os.PathLike) or (isinstance(source, Mapping) and source):
+        name = checkpoint_name(source)
+        if arch is None:
+            raise InputError(f"{name}: say which architecture it is: {', '.join(ARCHITECTURES)} or FILE.py:NAME")
+        loaded, notes = load_network(source, arch, arch_args, key, prefix)
     else:
         raise InputError(_what_it_is(source))
-    module, notes = unwrap(loaded)
-    return TorchSource(module, name or type(module).__name__, (*notes, *precision_note(module)))
-
-
-def _needed(arch: str | None, name: str) -> str:
-    if arch is None:
-        raise InputError(f"{name}: say which architecture it is: {', '.join(ARCHITECTURES)} or FILE.py:CLASS")
-    return arch
+    module, taken_off = unwrap(loaded)
+    return TorchSource(module, name or type(module).__name__, (*notes, *taken_off, *precision_note(module)))
 
 
 def _what_it_is(source: object) -> str:
@@ -71,7 +71,4 @@ def _what_it_is(source: object) -> str:
     sources = "a torch.nn.Module, a checkpoint's path or state dict with arch=, or an ONNX model"
     if isinstance(source, type):
         return f"{source.__name__} is a class: give a module made of it, with its weights loaded; sources are {sources}"
-    if isinstance(source, Mapping):
-        keys = ", ".join(repr(key) for key in list(source)[:8])
-        return f"the dict with the keys {keys or 'none'} is no state dict, name -> tensor; sources are {sources}"
     return f"{type(source).__name__} is no source: give {sources}"

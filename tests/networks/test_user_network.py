@@ -13,7 +13,8 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import library_info, load_session
-from bnn_deploy.source.checkpoint import load_class, load_module
+from bnn_deploy.source.checkpoint import load_module
+from bnn_deploy.source.network_file import load_named
 from bnn_deploy.training import WeightBinarizer
 from support.networks import mnist, write_checkpoint
 
@@ -107,7 +108,7 @@ def user_network(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, P
     (tmp_path / "user_net.py").write_text(USER_NETWORK.replace("{sign}", sign))
     spec = f"{tmp_path}/user_net.py:Net"
     torch.manual_seed(0)
-    network = load_class(spec)()
+    network = load_named(spec)()
     network.train()
     with torch.no_grad():
         for batch in mnist()[0][:256].split(64):

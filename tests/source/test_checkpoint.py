@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import pickle
 import re
@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from bnn_deploy.architectures import LeNet5
-from bnn_deploy.conversion import convert
-from bnn_deploy.errors import InputError
-from bnn_deploy.proof.verification import verify
-from bnn_deploy.source.checkpoint import build, input_shape, load_class, load_module, load_state_dict, load_weights
+from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.source.checkpoint import input_shape, load_module, load_network, load_weights, state_dicts
 from support.networks import DEMO_DATA
 
 
@@ -30,6 +29,12 @@ def state() -> dict[str, torch.Tensor]:
 def write(path: Path, content: Any, **options: Any) -> Path:
     torch.save(content, path, **options)
     return path
+
+
+def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The only state dict of a checkpoint."""
+    (found,) = state_dicts(path).values()
+    return found
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
@@ -191,11 +196,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "old format, truncated": (old_truncated, "not a PyTorch checkpoint|truncated or damaged"),
     "another zip file": (
         lambda path: np.savez(path.open("wb"), x=np.ones(3)),
-        "truncated or damaged|not a PyTorch checkpoint",
-    ),
-    "two networks": (
-        lambda path: torch.save({"net": {"w": torch.ones(1)}, "ema": {"w": torch.ones(1), "b": torch.ones(1)}}, path),
-        r"more than one dict of tensors in it: 'net' \(1 tensors\), 'ema' \(2 tensors\); save the network's alone",
+        "a NumPy archive, not a PyTorch checkpoint",
     ),
     "a list": (lambda path: torch.save([torch.ones(1)], path), "no state dict in it"),
     "a tensor": (lambda path: torch.save(torch.ones(1), path), "no state dict in it"),
@@ -271,148 +272,127 @@ def test_load_module_is_in_eval_mode_and_keeps_the_latent_weights() -> None:
     assert len(weight[0].abs().unique()) > 100
 
 
-# Architectures.
+SMALL = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 2)
+"""
 
 
-def test_unknown_architecture() -> None:
-    with pytest.raises(
-        InputError, match=r"unknown architecture 'resnet': choose lenet5, nin, .*, reactnet, .*, or FILE"
-    ):
-        build("resnet", {})
+def small_state(first: float = 1.0) -> dict[str, torch.Tensor]:
+    shapes = {"a.weight": (3, 2), "a.bias": (3,), "b.weight": (2, 3), "b.bias": (2,)}
+    return {key: torch.full(shape, first + i) for i, (key, shape) in enumerate(shapes.items())}
 
 
-def test_a_class_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "helper_of_net.py").write_text("WIDTH = 3\n")
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\nimport helper_of_net\nclass Net(nn.Linear):\n"
-        "    def __init__(self): super().__init__(helper_of_net.WIDTH, 2)\nclass Other: pass\n"
-    )
-    module = build(f"{tmp_path}/net.py:Net", {})
-    assert module.state_dict()["weight"].shape == (2, 3)
-    with pytest.raises(InputError, match=r"net\.py has no nn\.Module class 'Other'; it has Net"):
-        load_class(f"{tmp_path}/net.py:Other")
-    with pytest.raises(InputError, match=r"has no nn\.Module class 'Missing'; it has Net"):
-        load_class(f"{tmp_path}/net.py:Missing")
+def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
 
 
-def test_the_arguments_of_a_class(tmp_path: Path) -> None:
-    """`convert` and `verify` make it alike; a checkpoint of another size does not fit."""
-    (tmp_path / "net_w.py").write_text(
-        "import torch\nclass Net(torch.nn.Module):\n    input_shape = (4,)\n"
-        "    def __init__(self, width=8, bias=True):\n        super().__init__()\n"
-        "        self.a, self.b = torch.nn.Linear(4, width), torch.nn.Linear(width, 3, bias)\n"
-        "    def forward(self, x):\n        return self.b(torch.sign(self.a(x)))\n"
-    )
-    spec, arguments = f"{tmp_path}/net_w.py:Net", {"width": 16, "bias": False}
-    path = write(tmp_path / "c", build(spec, {}, arguments).state_dict())
-    assert convert(path, tmp_path / "m.onnx", arch=spec, arch_args=arguments, weights="xnor-centred").binary_layers == (
-        "b",
-    )
-    assert verify(tmp_path / "m.onnx", path, arch=spec, arch_args=arguments, reference_samples=0).passed
-    with pytest.raises(InputError, match=r"its keys do not fit Net: .*a\.weight is \[16, 4\], not \[8, 4\]"):
-        convert(path, tmp_path / "m.onnx", arch=spec)
-    with pytest.raises(InputError, match="its keys do not fit Net"):
-        verify(tmp_path / "m.onnx", path, arch=spec, reference_samples=0)
+def small(folder: Path, content: Any, **options: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """The small network with the weights of a checkpoint, and the notes."""
+    (folder / "net.py").write_text(SMALL)
+    return load_network(write(folder / "c", content), f"{folder}/net.py:Net", **options)
 
 
-def test_the_arguments_of_a_built_in_architecture() -> None:
-    """AlexNet's variant is its one argument; an unknown name is an error."""
-    assert build("alexnet", {}, {"channels": 256}).classifier[0].bn.num_features == 256  # type: ignore[union-attr, index]
-    with pytest.raises(InputError, match=r"--arch lenet5: LeNet5\(\) cannot be made with --arch-args .*'width'"):
-        build("lenet5", {}, {"width": 3})
+class Whole(argparse.Namespace):
+    """An object of a class of one's own."""
 
 
-def test_loading_a_class_leaves_the_import_path_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "net_b.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(tmp_path / 'more')!r})\n"
-        "from torch import nn\nclass Net(nn.Module): pass\n"
-    )
-    before = list(sys.path)
-    load_class(f"{tmp_path}/net_b.py:Net")
-    after = list(sys.path)
-    sys.path[:] = before
-    assert after == [str(tmp_path / "more"), *before]
+OPTIONS = argparse.Namespace(lr=0.1, path=Path("data"), sizes=[1, 2])
 
-
-def test_a_file_called_like_a_module_does_not_replace_it(tmp_path: Path) -> None:
-    (tmp_path / "json.py").write_text("from torch import nn\nclass Net(nn.Module): pass\n")
-    load_class(f"{tmp_path}/json.py:Net")
-    assert sys.modules["json"] is json
-
-
-BAD_FILES = {
-    "raises": ("raise ValueError('no data here')", "importing .* failed: ValueError: no data here"),
-    "raises over two lines": ("raise ValueError('one\\ntwo')", "importing .* failed: ValueError: one two"),
-    "exits": ("import sys; sys.exit(3)", "importing .* failed: SystemExit: 3"),
-    "parses arguments": (
-        "import argparse\np = argparse.ArgumentParser()\np.add_argument('--x', required=True)\np.parse_args([])",
-        "importing .* failed: SystemExit: 2",
+FOUND: dict[str, tuple[Any, dict[str, str], tuple[str, ...]]] = {
+    "net": (lambda s: {"net": s}, {}, ()),
+    "a stray tensor": (lambda s: {"model": s, "lr": torch.tensor(0.1)}, {}, ()),
+    "an optimizer": (
+        lambda s: {"model": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(9)}}, "param_groups": []}},
+        {},
+        (),
     ),
-    "syntax error": ("class Net(:", "importing .* failed: SyntaxError"),
-    "imports what is not there": ("import no_such_module_anywhere", "importing .* failed: ModuleNotFoundError"),
-    "needs arguments": (
-        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, width): pass",
-        r"Net\(\) cannot be made without arguments: .*width",
+    "Lightning": (lambda s: {"state_dict": prefixed("model.", s), "epoch": 3}, {}, ()),
+    "Lightning with a loss": (
+        lambda s: {"state_dict": prefixed("net.", s) | {"loss.weight": torch.ones(2)}},
+        {},
+        ("1 tensors outside of 'net.' were left out: loss.weight",),
     ),
-    "raises when made": (
-        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self): raise OSError('no disk')",
-        r"Net\(\) cannot be made without arguments: OSError: no disk",
+    "torch.compile": (lambda s: prefixed("_orig_mod.", s), {}, ()),
+    "several wrappers": (lambda s: {"state_dict": prefixed("net._orig_mod.module.", s)}, {}, ()),
+    "AveragedModel": (lambda s: prefixed("module.", s) | {"n_averaged": torch.tensor(3)}, {}, ()),
+    "options": (lambda s: {"args": OPTIONS, "state_dict": s, "history": {"loss": [(1, 0.5)]}}, {}, ()),
+    "random states": (lambda s: {"model": s, "rng": np.random.RandomState(0).get_state()}, {}, ()),
+    "a tuple": (lambda s: (s, 17, OPTIONS), {}, ()),
+    "nested": (lambda s: {"checkpoint": {"model": s, "epoch": 1}}, {}, ()),
+    "two networks of which one fits": (lambda s: {"G": s, "D": {"c.weight": torch.ones(9, 9)}}, {}, ()),
+    "an average beside it": (
+        lambda s: {"state_dict": s, "state_dict_ema": small_state(9)},
+        {},
+        ("loaded was 'state_dict'; --key takes another that fits: state_dict_ema",),
+    ),
+    "--key": (lambda s: {"state_dict": small_state(9), "ema": {"model": s}}, {"key": "ema.model"}, ()),
+    "--prefix": (lambda s: prefixed("student.", s) | prefixed("teacher.", small_state(9)), {"prefix": "student"}, ()),
+    "--key of a tuple": (lambda s: (small_state(9), s), {"key": "1"}, ()),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_the_state_dict_is_found_wherever_people_put_it(case: str, tmp_path: Path) -> None:
+    wrap, options, notes = FOUND[case]
+    module, found = small(tmp_path, wrap(small_state()), **options)
+    assert same(dict(module.state_dict()), small_state()) and found == notes
+
+
+NOT_FOUND: dict[str, tuple[Any, dict[str, str], str]] = {
+    "two that fit": (
+        lambda s: {"net": s, "ema": s},
+        {},
+        r"it has several dicts of tensors, and more than one fits Net: 'net' \(4 tensors\), 'ema' \(4 tensors\); "
+        "say which with --key",
+    ),
+    "two that do not": (
+        lambda s: {"G": {"x": torch.ones(1)}, "D": {"y": torch.ones(1)}},
+        {},
+        r"it has several dicts of tensors, and none fits Net: 'G' \(1 tensors\), 'D' \(1 tensors\); say which",
+    ),
+    "two prefixes": (
+        lambda s: prefixed("student.", s) | prefixed("teacher.", s),
+        {},
+        r"its keys fit with several prefixes: student\., teacher\.; say which with --prefix",
+    ),
+    "another --key": (lambda s: {"net": s}, {"key": "model"}, r"no state dict under --key model; it has 'net' \(4 ten"),
+    "another --prefix": (
+        lambda s: s,
+        {"prefix": "model."},
+        r"no key begins with --prefix model\.; they begin with a, b",
+    ),
+    "a key within the prefix": (
+        lambda s: prefixed("model.", s | {"c.weight": torch.ones(1)}),
+        {},
+        r"its keys do not fit Net: 1 unexpected: c\.weight",
+    ),
+    "a class of one's own": (
+        lambda s: {"net": s, "args": Whole(lr=1)},
+        {},
+        r"refused, because loading it would run code: it needs the Python object [\w.]+\.Whole",
     ),
 }
 
 
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_files_that_cannot_be_used(tmp_path: Path, case: str, capfd: pytest.CaptureFixture[str]) -> None:
-    text, message = BAD_FILES[case]
-    path = tmp_path / "bad_net.py"
-    path.write_text(text)
-    with pytest.raises(InputError, match=f"--arch .*{message}"):
-        build(f"{path}:Net", {})
+@pytest.mark.parametrize("case", NOT_FOUND)
+def test_what_is_not_clear_is_refused_with_what_was_found(case: str, tmp_path: Path) -> None:
+    wrap, options, message = NOT_FOUND[case]
+    with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path / 'c'))}: {message}"):
+        small(tmp_path, wrap(small_state()), **options)
 
 
-def test_a_file_that_is_not_there() -> None:
-    for spec in ("no/such/file.py:Net", ":Net"):
-        with pytest.raises(InputError, match="no such file"):
-            build(spec, {})
-
-
-def test_a_file_that_is_not_python(tmp_path: Path) -> None:
-    (tmp_path / "net.txt").write_text("hello")
-    with pytest.raises(InputError, match=r"importing .* failed"):
-        build(f"{tmp_path}/net.txt:Net", {})
-
-
-def test_input_shape() -> None:
-    assert input_shape(LeNet5(), None) == (1, 28, 28)
-    assert input_shape(LeNet5(), (1, 32, 32)) == (1, 32, 32)
-    with pytest.raises(InputError, match="Linear has no attribute input_shape: give --input-shape"):
-        input_shape(nn.Linear(1, 1), None)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: {"net": state},
-        lambda state: {"model": state, "lr": torch.tensor(0.1), "optimizer": {"state": {0: {}}, "param_groups": []}},
-        lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "epoch": 3},
-        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
-        lambda state: {"state_dict": {f"net._orig_mod.module.{key}": value for key, value in state.items()}},
-    ],
-    ids=["net", "model and a stray tensor", "Lightning", "torch.compile", "all of them"],
-)
-def test_where_people_put_the_state_dict(wrap: Any, tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 2)\n"
+def test_options_run_no_code(tmp_path: Path) -> None:
+    """The classes of options are not even imported, and what they hold is still checked."""
+    path = write(
+        tmp_path / "c", {"args": argparse.Namespace(x=Exploit(tmp_path / "it ran")), "state_dict": small_state()}
     )
-    state = {
-        "a.weight": torch.ones(3, 2),
-        "a.bias": torch.zeros(3),
-        "b.weight": torch.ones(2, 3),
-        "b.bias": torch.ones(2),
-    }
-    module = load_module(write(tmp_path / "c", wrap(state)), f"{tmp_path}/net.py:Net")
-    assert all(torch.equal(module.state_dict()[key], value) for key, value in state.items())
+    with pytest.raises(InputError, match=r"it needs the Python object posix\.mkdir"):
+        state_dicts(path)
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_extra_state_is_not_the_state_dict(tmp_path: Path) -> None:
@@ -420,7 +400,38 @@ def test_extra_state_is_not_the_state_dict(tmp_path: Path) -> None:
     assert list(load_state_dict(write(tmp_path / "c", state))) == ["a", "b"]
 
 
-def test_a_prefix_of_some_keys_is_no_wrapper(tmp_path: Path) -> None:
-    module = nn.ModuleDict({"a": nn.Linear(2, 2)})
-    with pytest.raises(InputError, match=r"2 missing: a\.weight, a\.bias; 3 unexpected"):
-        load_weights(module, {"m.a.weight": torch.ones(2, 2), "m.a.bias": torch.ones(2), "x": torch.ones(1)}, "c")
+def test_the_networks_own_data_parallel(tmp_path: Path) -> None:
+    """A network that wraps a part of itself has `module.` in its own keys."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.features = nn.DataParallel(nn.Linear(2, 3))\n"
+    )
+    state = {"features.module.weight": torch.ones(3, 2), "features.module.bias": torch.ones(3)}
+    module, _ = load_network(write(tmp_path / "c", prefixed("model.", state)), f"{tmp_path}/net.py:Net")
+    assert same(dict(module.state_dict()), state)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    """By their content, whatever the suffix."""
+    (tmp_path / "net.py").write_text(SMALL)
+    for name in ("c.safetensors", "c.bin"):
+        safetensors.torch.save_file(prefixed("module.", small_state()), tmp_path / name)
+        module = load_module(tmp_path / name, f"{tmp_path}/net.py:Net")
+        assert same(dict(module.state_dict()), small_state())
+    (tmp_path / "c.safetensors").write_bytes((tmp_path / "c.safetensors").read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"c\.safetensors: not a safetensors file, or a damaged one"):
+        state_dicts(tmp_path / "c.safetensors")
+
+
+def test_without_the_package_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    safetensors.torch.save_file(small_state(), tmp_path / "c")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(SetupError, match=r"c: reading it needs the package safetensors: pip install safetensors"):
+        state_dicts(tmp_path / "c")
+
+
+def test_input_shape() -> None:
+    assert input_shape(LeNet5(), None) == (1, 28, 28)
+    assert input_shape(LeNet5(), (1, 32, 32)) == (1, 32, 32)
+    with pytest.raises(InputError, match="Linear has no attribute input_shape: give --input-shape"):
+        input_shape(nn.Linear(1, 1), None)

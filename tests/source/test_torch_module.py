@@ -203,7 +203,7 @@ def test_a_state_dict_with_its_architecture(plain_bytes: bytes, tmp_path: Path) 
             3,
             "^int is no source: give a torch.nn.Module, a checkpoint's path or state dict with arch=, or an ONNX model",
         ),
-        ({"a": torch.ones(1)}, "^the state dict: say which architecture it is: lenet5, .* or FILE.py:CLASS"),
+        ({"a": torch.ones(1)}, "^the state dict: say which architecture it is: lenet5, .* or FILE.py:NAME"),
     ],
 )
 def test_what_is_no_source(source: Any, message: str, tmp_path: Path) -> None:
