@@ -1,4 +1,4 @@
-"""checkpoint -> module -> float ONNX -> passes -> binary ONNX; a float ONNX model of any exporter skips two steps."""
+"""checkpoint -> module -> float ONNX -> passes -> binary ONNX; ONNX models and Darknet networks skip two steps."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from bnn_deploy.report.summary import (
     write_report,
 )
 from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, whole_batches
+from bnn_deploy.source.darknet.network import XnorPadding, darknet_network
 from bnn_deploy.source.float_source import read_source
 from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
 from bnn_deploy.source.torch_source import TorchInput
@@ -98,6 +99,9 @@ def convert(
     input_shape: SampleShape | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
+    darknet_weights: str | os.PathLike[str] | None = None,
+    xnor_padding: XnorPadding | None = None,
+    decode: bool = False,
     calibration: Data | None = None,
     strict: bool = False,
     report: str | os.PathLike[str] | None = None,
@@ -106,8 +110,8 @@ def convert(
     """Convert a trained binary network to an ONNX model with binary operators.
 
     Args:
-        source: a torch module, the path of a checkpoint or its content, such as a state dict, or a float ONNX model:
-            the path of one (.onnx), an onnx.ModelProto or an onnx_ir.Model.
+        source: a torch module, the path of a checkpoint or its content, such as a state dict, a float ONNX model: the
+            path of one (.onnx), an onnx.ModelProto or an onnx_ir.Model; or the path of a Darknet network (.cfg).
         output: the .onnx file to write; replaced only if the conversion succeeds.
         arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:NAME, a class or function.
         arch_args: keyword arguments of that class or function, of plain types; None or empty for none.
@@ -119,6 +123,10 @@ def convert(
         weights: how to binarise real-valued weights of layers whose input is a sign, see `Weights`. "auto" applies the
             XNOR-Net-PyTorch recipe to the recipe's own architectures; of other networks it leaves them real if the
             network binarises other weights itself, and else refuses to guess.
+        darknet_weights: the .weights file of a Darknet network.
+        xnor_padding: what its xnor layers are padded with: -1, as Darknet's inference on a CPU does, or 0, as its
+            training on a GPU; None for -1.
+        decode: whether the boxes of its detection layers are outputs, too: "boxes" and "scores", see `read_darknet`.
         calibration: real inputs, as `load_data` takes them, to quantise the layers that stay float to 8 bits.
         strict: fail if a layer whose input is a sign or has few levels stays float.
         report: also write the outcome of each layer here, as JSON (see `report.summary.Report`), even if `strict` fails
@@ -134,9 +142,10 @@ def convert(
     """
     outputs = [Path(output)] if float_output is None else [Path(output), Path(float_output)]
     written = outputs if report is None else [*outputs, Path(report)]
+    kind = "model" if is_onnx(source) else "checkpoint" if darknet_weights is None else "network"
+    read = [Path(file).resolve() for file in (source, darknet_weights) if isinstance(file, str | os.PathLike)]
     for path in written:
-        if isinstance(source, str | os.PathLike) and path.resolve() == Path(source).resolve():
-            kind = "model" if is_onnx(source) else "checkpoint"
+        if path.resolve() in read:
             raise InputError(f"{path} is the {kind} itself: choose another name for the output")
         if not path.parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist")
@@ -144,7 +153,8 @@ def convert(
         raise InputError(f"{output} is asked for twice, for the binary model and for the float one")
     if len({path.resolve() for path in written}) < len(written):
         raise InputError(f"{report} is asked for twice, for the report and for a model")
-    original = read_source(source, arch, arch_args, key, prefix, input_shape, weights, progress)
+    darknet = darknet_network(source, darknet_weights, xnor_padding, decode)
+    original = read_source(darknet or source, arch, arch_args, key, prefix, input_shape, weights, progress)
     progress("running the passes")
     seen = Canonical()
     try:

@@ -84,6 +84,16 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int,
     "architectures, else not at all (an error if the network binarises no weights itself); xnor: mean |W| times sign; "
     "xnor-centred: centred and clamped first; sign; as-is: they stay real.",
 )
+@click.option("--darknet-weights", type=_PATH, metavar="FILE.weights", help="The weights of a Darknet network.")
+@click.option(
+    "--xnor-padding",
+    type=click.Choice(["-1", "0"]),
+    help="What the xnor layers of a Darknet network are padded with: -1, as its inference on a CPU does (the default), "
+    "or 0, as its training on a GPU.",
+)
+@click.option(
+    "--decode", is_flag=True, help="Also give the boxes of a Darknet network's detection layers, and their scores."
+)
 @click.option(
     "--edges",
     type=click.Choice(["float", "int8"]),
@@ -109,6 +119,9 @@ def command(
     float_output: Path | None,
     input_shapes: tuple[str, ...],
     weights: Weights,
+    darknet_weights: Path | None,
+    xnor_padding: str | None,
+    decode: bool,
     edges: str,
     calibration: Path | None,
     strict: bool,
@@ -117,8 +130,9 @@ def command(
 ) -> None:
     """Convert a trained binary network to an ONNX model whose binary layers are one bit per weight.
 
-    SOURCE is a float .onnx file of any exporter, or a checkpoint with --arch. The checkpoint holds latent weights, as
-    the XNOR-Net-PyTorch recipe saves them; no code in it is run. FILE.py, which --arch names, is run.
+    SOURCE is a float .onnx file of any exporter, a checkpoint with --arch, or a Darknet .cfg file with
+    --darknet-weights. The checkpoint holds latent weights, as the XNOR-Net-PyTorch recipe saves them; no code in it is
+    run. FILE.py, which --arch names, is run.
     """
     from bnn_deploy.conversion import convert
     from bnn_deploy.inspection import inspect_model
@@ -139,6 +153,9 @@ def command(
             input_shape=shape,
             float_output=float_file,
             weights=weights,
+            darknet_weights=darknet_weights,
+            xnor_padding=None if xnor_padding is None else -1 if xnor_padding == "-1" else 0,
+            decode=decode,
             calibration=calibration,
             strict=strict,
             report=report,

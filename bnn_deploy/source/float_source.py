@@ -1,4 +1,4 @@
-"""Reads any source (a module, a checkpoint or an ONNX file) as a float ONNX model."""
+"""Reads any source (a module, a checkpoint, an ONNX file or a Darknet network) as a float ONNX model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.passes.pipeline import fold
 from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.source.checkpoint import input_shape as module_input_shape
+from bnn_deploy.source.darknet.network import Darknet, read_darknet
 from bnn_deploy.source.latent_weights import float_model, float_module
 from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
 from bnn_deploy.source.torch_source import TorchInput, torch_source
@@ -40,7 +41,7 @@ class FloatSource:
 
 
 def read_source(
-    source: TorchInput | OnnxSource,
+    source: TorchInput | OnnxSource | Darknet,
     arch: str | None,
     arch_args: Mapping[str, Any] | None,
     key: str | None,
@@ -54,6 +55,15 @@ def read_source(
         raise InputError("--arch-args are the arguments of an architecture: give --arch, too")
     if arch is None and (key, prefix) != (None, None):
         raise InputError("--key and --prefix say where a network's weights are in a checkpoint: give --arch, too")
+    if isinstance(source, Darknet):
+        name = os.fspath(source.cfg)
+        if arch is not None or input_shape is not None:
+            raise InputError(
+                f"{name}: a .cfg file says its layers and sizes itself: leave out --arch and --input-shape"
+            )
+        progress("reading the Darknet network")
+        model, _ = float_model(read_darknet(source), None, weights)
+        return FloatSource(model, name, _shapes(model), {}, (source.note,))
     if is_onnx(source):
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
         if arch is not None:
