@@ -14,7 +14,7 @@ from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes
 from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS, Operator, operator_of
 from bnn_deploy.operators.shapes import Call, Made, Shape, product
-from bnn_deploy.provenance import SOURCE, properties
+from bnn_deploy.provenance import PART_OF, SOURCE, properties
 
 try:
     import onnx
@@ -57,6 +57,7 @@ class Layer:
         quantized: whether its constants are stored in 8 bits; constant_bytes then counts the 8-bit values and scales.
         binary_weights: whether its weights are stored in one bit each (UnpackWeights), as constant_bytes counts them.
         source: the tensor of the float graph that the output stands for, as the converter noted it.
+        part_of: the name of the layer that it computes a further part of, as the converter noted it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Layer:
     quantized: bool
     binary_weights: bool
     source: str | None
+    part_of: str | None
 
     @property
     def binary(self) -> bool:
@@ -192,6 +194,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
                 quantized=any(name in stored and name not in packed for name in node.input),
                 binary_weights=any(name in packed for name in node.input),
                 source=properties(node).get(SOURCE),
+                part_of=properties(node).get(PART_OF),
             )
         )
     return ModelReport(

@@ -56,6 +56,9 @@ LEVELS = "bnn_deploy.levels"
 The thresholds apply to the tensor that BEFORE names.
 """
 
+PART_OF = "bnn_deploy.part_of"
+"""Node metadata: the name of the layer that the node computes a further part of: a transposed convolution's phases."""
+
 ZERO = "bnn_deploy.zero"
 """Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""
 
@@ -327,6 +330,16 @@ def take_bit_metadata(node: ir.Node, other: ir.Node) -> None:
     node.metadata_props.update(bit_metadata(other))
     for key in BIT_KEYS:
         other.metadata_props.pop(key, None)
+
+
+def part_metadata(layer: str | None) -> dict[str, str]:
+    """The metadata of a node that computes a further part of `layer`; empty for None."""
+    return {} if layer is None else {PART_OF: layer}
+
+
+def part_of(node: ir.Node) -> str | None:
+    """The layer that a node computes a further part of; None if it is none, or the first."""
+    return node.metadata_props.get(PART_OF)
 
 
 def complemented(node: ir.Node) -> set[int]:

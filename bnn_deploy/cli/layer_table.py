@@ -48,7 +48,8 @@ def _print_sizes(layers: Sequence[LayerReport], before: ModelReport, after: Mode
     floats, binaries = ({layer.name: layer for layer in report.layers} for report in (before, after))
     for layer in layers:
         old, new = floats.get(layer.name), binaries.get(layer.name)
-        sizes.add_row(printable(layer.name), layer.shape, _becomes(layer), *_size_cells(old, new))
+        further = sum(part.constant_bytes for part in after.layers if part.part_of == layer.name)
+        sizes.add_row(printable(layer.name), layer.shape, _becomes(layer), *_size_cells(old, new, further))
     show(sizes)
     show("")
 
@@ -63,11 +64,12 @@ def _becomes(layer: LayerReport) -> str:
     return f"{layer.becomes} ({layer.status})"
 
 
-def _size_cells(old: Layer | None, new: Layer | None) -> tuple[str, str, str, str]:
+def _size_cells(old: Layer | None, new: Layer | None, further: int) -> tuple[str, str, str, str]:
+    """MACs, bytes before and after, and their ratio; `further` bytes are those of further parts of the new layer."""
     macs = "?" if old is None or old.float_macs is None else human_count(old.float_macs)
     if old is None or new is None:
         return macs, "" if old is None else human_bytes(old.constant_bytes), "", ""
-    sizes = old.constant_bytes, new.constant_bytes
+    sizes = old.constant_bytes, new.constant_bytes + further
     return macs, human_bytes(sizes[0]), human_bytes(sizes[1]), ratio(*sizes)
 
 

@@ -58,6 +58,19 @@ def ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
     return list(default) if attribute is None else list(attribute.as_ints())
 
 
+def group_of(node: ir.Node) -> int:
+    """The number of groups of a convolution."""
+    attribute = node.attributes.get("group")
+    return 1 if attribute is None else attribute.as_int()
+
+
+def swap_filters(weight: NDArray[Any], group: int) -> NDArray[Any]:
+    """The weight of a ConvTranspose [C, O/group, kernel...] as that of a Conv, [O, C/group, kernel...], or back."""
+    first, second = weight.shape[:2]
+    groups = weight.reshape(group, first // group, second, *weight.shape[2:]).swapaxes(1, 2)
+    return groups.reshape(group * second, first // group, *weight.shape[2:])
+
+
 def auto_pad(node: ir.Node) -> str | None:
     """The rule from which a Conv or MaxPool takes its pads; None if its `pads` say them."""
     attribute = node.attributes.get("auto_pad")

@@ -10,6 +10,7 @@ import onnx_ir.passes.common as common
 
 from bnn_deploy.operators.bodies import functions
 from bnn_deploy.operators.contract import DOMAIN, VERSION
+from bnn_deploy.passes.fuse.commute_interleave import CommuteInterleave
 from bnn_deploy.passes.fuse.commute_max_pool import CommuteMaxPool
 from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
@@ -49,7 +50,7 @@ SIGNS = (CanonicalizeSign, SinkSign, LiftSign, HoistPad)
 LOWER = (LowerLevels, LowerLinear, LowerBinaryConv)
 """Levels first: Sign(Relu(x)) is 0 or 1, not ±1."""
 
-BITS = (FoldThreshold, FuseAbsMean, CommuteMaxPool, FuseConvThreshold)
+BITS = (FoldThreshold, FuseAbsMean, CommuteMaxPool, CommuteInterleave, FuseConvThreshold)
 """Each exposes work for the others: BatchNorm, then the MaxPool behind it, then the ReLU behind that."""
 
 FLOATS = (FoldBatchNorm, FuseFactor)

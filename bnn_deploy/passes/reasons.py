@@ -204,6 +204,15 @@ class AutoPad(LayerReason):
 
 
 @dataclass(frozen=True)
+class OutputShape(LayerReason):
+    """A transposed convolution that says its output's size, and not its pads."""
+
+    template = "output_shape gives its pads: export with explicit pads"
+    example = "ConvTranspose<output_shape=[8, 8]>(Sign(x), w)"
+    advice = "export with explicit pads and output_padding, which PyTorch does"
+
+
+@dataclass(frozen=True)
 class SpatialDimensions(LayerReason):
     """A convolution over more than two dimensions."""
 
@@ -446,17 +455,6 @@ class UnevenLevels(LayerReason):
 
 
 # The operators around.
-
-
-@dataclass(frozen=True)
-class NoBinaryOperator(LayerReason):
-    """A layer of signs that is none of the known ones."""
-
-    operator: str
-
-    template = "{operator} has no binary operator"
-    example = "ConvTranspose(Sign(x), w)"
-    advice = "write it as a Conv, Gemm or MatMul with constant weights"
 
 
 @dataclass(frozen=True)

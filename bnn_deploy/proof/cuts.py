@@ -103,11 +103,9 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
         names: the reference's tensors. A float tensor among them that is used more than once is a cut, too, so that a
             residual path does not tie all layers into one segment. The model's float outputs are always cuts.
     """
-    ranks = {
-        info.name: len(info.type.tensor_type.shape.dim)
-        for info in (*model.graph.value_info, *model.graph.output)
-        if info.type.tensor_type.HasField("shape")
-    }
+    known = {info.name: info.type.tensor_type for info in (*model.graph.value_info, *model.graph.output)}
+    ranks = {name: len(kind.shape.dim) for name, kind in known.items() if kind.HasField("shape")}
+    types = {name: kind.elem_type for name, kind in known.items()}
     found = []
     outputs = {info.name for info in model.graph.output}
     uses = Counter(name for node in model.graph.node for name in node.input)
@@ -116,7 +114,8 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
         for i, tensor in enumerate(node.output):
             place = source_place(metadata, i)
             if tensor and place is not None:
-                bits, channels = holds_bits(node, i), read_complemented(metadata, i)
+                bits = holds_bits(node, i) or types.get(tensor) == TensorProto.UINT32  # made, or moved
+                channels = read_complemented(metadata, i)
                 before, levels = read_before(metadata, i), read_levels(metadata, i)
                 found.append(Cut(tensor, place, bits, channels, ranks.get(tensor), before, levels))
             elif tensor in outputs or (node.domain != DOMAIN and uses[tensor] > 1 and tensor in names):

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import DOMAIN, VERSION, holds_bits, is_layer, operator_of
 from bnn_deploy.proof.cuts import Cut, cuts, value_info
-from bnn_deploy.provenance import SOURCE, properties
+from bnn_deploy.provenance import PART_OF, SOURCE, properties
 from bnn_deploy.runtime.inputs import InputSpec
 
 
@@ -123,7 +123,7 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
                     nodes[position[id(node)]] = node
                     pending += node.input
         ordered = [nodes[i] for i in sorted(nodes)]
-        layers = [n.name for n in ordered if is_layer(n)]
+        layers = [n.name for n in ordered if is_layer(n) and PART_OF not in properties(n)]
         infos = [
             graph_inputs[name]
             if name in graph_inputs

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from bnn_deploy.operators.contract import BINARY, OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
-from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, ints, is_binary_op, is_op
+from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, group_of, ints, is_binary_op, is_op
 from bnn_deploy.passes.outcome import Decline, display_name, parts
 from bnn_deploy.passes.reasons import CancelsOut
 from bnn_deploy.provenance import read_levels
@@ -132,14 +132,11 @@ class _Builder:
         """What the float graph alone says."""
         filters = layer_filters(node)
         linear = is_op(node, "Gemm", "MatMul")
-        group = node.attributes.get("group")
-        groups = 1 if group is None else group.as_int()
+        groups = group_of(node)
         kernel = () if filters is None or linear else tuple(filters.shape[2:])
         inputs = outputs = None
         if filters is not None:
-            transposed = is_op(node, "ConvTranspose")  # [I, O/group, kernel...]
-            inputs = filters.shape[0] if transposed else filters.shape[1] * groups
-            outputs = filters.shape[1] * groups if transposed else filters.shape[0]
+            inputs, outputs = filters.shape[1] * groups, filters.shape[0]
         form = node.meta.get(WEIGHT_FORM)
         latent = next((key for key in (display_name(node), form and form.tensor) if key in binarized), None)
         text, spread, zeros, scale = describe_weights(filters, form, scheme if latent is not None else None)

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnn_deploy.files import write_files
 from bnn_deploy.operators.contract import is_binary_layer, operator_of
 from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.outcome import Decline, display_name
+from bnn_deploy.provenance import part_of
 
 
 def join_reasons(declined: Iterable[Decline]) -> str:
@@ -44,7 +46,7 @@ def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
 
     A BatchNorm with gamma 0 makes one; a ReLU right before a sign makes all of them so, which is hardly meant.
     """
-    found = []
+    found: dict[str, NDArray[np.bool_]] = {}
     for node in model.graph:
         row = operator_of(node)
         if row is None or row.threshold is None:
@@ -53,24 +55,26 @@ def constant_channels(model: ir.Model) -> list[tuple[str, int, int]]:
         assert thresholds is not None
         # Levels have a row for each threshold: they are constant where all of these are.
         constant_bits = np.isin(thresholds, row.threshold.limits).reshape(-1, thresholds.shape[-1]).all(axis=0)
-        if constant_bits.any():
-            found.append((_bits_name(node), int(constant_bits.sum()), thresholds.shape[-1]))
-    return found
+        name = _bits_name(node)
+        # The phases of a transposed convolution have one name, and a channel is constant if it is so in all of them.
+        found[name] = np.logical_and(constant_bits, found.get(name, True))
+    return [(name, int(constant.sum()), len(constant)) for name, constant in found.items() if constant.any()]
 
 
 def _bits_name(node: ir.Node) -> str:
     """What to call the bits that a node makes: by the layer, or if it is none, by the layer that reads them."""
     if is_binary_layer(node):
-        return f"the output of {display_name(node)}"
+        return f"the output of {part_of(node) or display_name(node)}"
     reader: ir.Node | None = node
     while reader is not None and not is_binary_layer(reader):
         reader = next(iter(reader.outputs[0].consumers()), None)
-    return f"the input of {display_name(node if reader is None else reader)}"
+    reader = node if reader is None else reader
+    return f"the input of {part_of(reader) or display_name(reader)}"
 
 
 def binary_layers(model: ir.Model) -> list[str]:
     """The names of the binary convolutions and linear layers of a converted model."""
-    return [node.name or "" for node in model.graph if is_binary_layer(node)]
+    return [node.name or "" for node in model.graph if is_binary_layer(node) and part_of(node) is None]
 
 
 REPORT_FORMAT = 1

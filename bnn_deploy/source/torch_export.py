@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from bnn_deploy.errors import BnnDeployError, InputError, one_line
-from bnn_deploy.operators.contract import OPSET
+from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
 from bnn_deploy.source.torch_module import as_written, own_copy
 
 
@@ -215,7 +215,7 @@ def name_layers(model: ir.Model) -> None:
     taken: set[str] = set()
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-        if node.op_type in ("Conv", "Gemm", "MatMul") and len(scopes) > 1 and scopes[-2] not in ("", *taken):
+        if node.op_type in FLOAT_LAYERS and len(scopes) > 1 and scopes[-2] not in ("", *taken):
             node.name = scopes[-2]
             taken.add(scopes[-2])
 

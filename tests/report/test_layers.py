@@ -185,7 +185,11 @@ LEFT: dict[str, tuple[str, dict[str, Any], str]] = {
         {"w": W, "c": np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1)},
         "Mul stands between the sign and it",
     ),
-    "ConvTranspose": ("s = Sign(x)\ny = ConvTranspose(s, w)", {"w": weights(4, 8, 3, 3)}, "has no binary operator"),
+    "output_shape": (
+        "s = Sign(x)\ny = ConvTranspose<output_shape=[8, 8]>(s, w)",
+        {"w": weights(4, 8, 3, 3)},
+        "output_shape gives its pads",
+    ),
 }
 
 

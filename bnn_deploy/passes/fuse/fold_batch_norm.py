@@ -15,13 +15,15 @@ from bnn_deploy.passes.graph import (
     ints,
     is_binary_op,
     is_op,
+    maker,
     replace_value,
     sole_consumer,
     static_shape,
 )
+from bnn_deploy.passes.interleave import interleaved
 from bnn_deploy.passes.lower.binary_filters import BinaryFilters, binary_filters
 from bnn_deploy.passes.monotone import batch_norm_line, operand_per_channel
-from bnn_deploy.passes.outcome import Outcome, Pass, display_name
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name, take_in
 from bnn_deploy.passes.reasons import Reason
 from bnn_deploy.provenance import set_source
 
@@ -63,10 +65,16 @@ class FoldBatchNorm(Pass):
                 continue
             after = sole_consumer(node.outputs[0]) if is_norm else None
             alone = sole_consumer(data) is node
-            if before is not None and row is not None and row.is_affine and alone and (axis == 1 or not is_norm):
-                layer = before
-                if not _fold_before(model.graph, before, node, *affine):
+            layers = _layers(before) if before is not None and alone and (axis == 1 or not is_norm) else []
+            if layers:
+                if not all(_can_fold(layer, *affine) for layer in layers):
                     continue
+                for layer in layers:
+                    _fold_before(model.graph, layer, node, *affine)
+                _take_place(node, data)
+                for other in layers[1:]:
+                    take_in(other, node)
+                layer = layers[0]
             elif before is not None and is_op(before, "Conv") and alone:
                 layer = before
                 if not _fold_into_conv(model.graph, before, node, *affine):
@@ -115,22 +123,39 @@ def _set_input(graph: ir.Graph, node: ir.Node, index: int, name: str, array: Dou
     node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))
 
 
-def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> bool:
-    """Fold into the binary layer before the BatchNorm; False if it cannot have the scale."""
-    scale, bias = constant(conv.inputs[2]), constant(conv.inputs[3])
-    assert scale is not None and bias is not None
-    row = operator_of(conv)
+def _layers(before: ir.Node) -> list[ir.Node]:
+    """The binary layers in front of a BatchNorm that can be folded into: one, or the phases of a transposed one."""
+    made = interleaved(before.outputs[0])
+    layers = [before] if made is None else [maker(phase) for phase in made.phases]
+    rows = [operator_of(layer) for layer in layers]
+    return layers if all(row is not None and row.is_affine for row in rows) else []
+
+
+def _can_fold(conv: ir.Node, a: Doubles, b: Doubles) -> bool:
+    """Whether a binary layer can have the scale and the bias of the BatchNorm behind it."""
+    scale, row = constant(conv.inputs[2]), operator_of(conv)
+    assert scale is not None
     if row is not None and row.operand is not None and b.any():
         return False
-    if is_binary_op(conv, "BinaryConvLevels") and ((a * scale != 0) & (np.abs(a * scale) < LEAST_LEVEL_SCALE)).any():
-        return False
+    small = (a * scale != 0) & (np.abs(a * scale) < LEAST_LEVEL_SCALE)
+    return not (is_binary_op(conv, "BinaryConvLevels") and small.any())
+
+
+def _fold_before(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> None:
+    """Fold into a binary layer before the BatchNorm."""
+    scale, bias = constant(conv.inputs[2]), constant(conv.inputs[3])
+    assert scale is not None and bias is not None
     name = norm.outputs[0].name or ""
     _set_input(graph, conv, 2, f"{name}_scale", a * scale)
     _set_input(graph, conv, 3, f"{name}_bias", a * bias + b)
-    set_source(conv, norm.outputs[0])
-    replace_value(norm.outputs[0], conv.outputs[0])
-    conv.outputs[0].name = name
-    return True
+
+
+def _take_place(norm: ir.Node, data: ir.Value) -> None:
+    """Let what feeds a folded BatchNorm stand for what it computed."""
+    name = norm.outputs[0].name
+    set_source(maker(data), norm.outputs[0])
+    replace_value(norm.outputs[0], data)
+    data.name = name
 
 
 def _fold_into_conv(graph: ir.Graph, conv: ir.Node, norm: ir.Node, a: Doubles, b: Doubles) -> bool:

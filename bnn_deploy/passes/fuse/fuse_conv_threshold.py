@@ -23,7 +23,7 @@ from bnn_deploy.passes.graph import (
     sole_consumer,
 )
 from bnn_deploy.passes.outcome import Outcome, Pass
-from bnn_deploy.provenance import SOURCE, bit_metadata
+from bnn_deploy.provenance import SOURCE, bit_metadata, part_metadata, part_of
 
 
 def integer_threshold(
@@ -110,7 +110,7 @@ class FuseConvThreshold(Pass):
         assert x is not None and w is not None and pad_value is not None
         conv_shape = conv.outputs[0].shape
         integer = add_initializer(
-            graph, f"{conv.metadata_props[SOURCE]}_threshold", integer_threshold(scale, bias, threshold, terms)
+            graph, f"{conv.outputs[0].name}_threshold", integer_threshold(scale, bias, threshold, terms)
         )
         new = insert_node(
             conv,
@@ -122,7 +122,7 @@ class FuseConvThreshold(Pass):
             shape=None if conv_shape is None else [conv_shape[0], *conv_shape[2:], words(len(scale))],
             domain=DOMAIN,
             name=conv.name,
-            metadata=bit_metadata(binarize),
+            metadata=bit_metadata(binarize) | part_metadata(part_of(conv)),
         )
         for unsqueeze in unsqueezes:
             if new.shape is not None and len(new.shape) == 3:  # a one-dimensional map in front of a 1x1 convolution

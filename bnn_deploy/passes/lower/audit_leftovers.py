@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, is_op, reads_abs_mean
+from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, is_op, maker, reads_abs_mean
 from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
-from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, NoBinaryOperator, RealInput, Reason, Stranger
+from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, RealInput, Reason, Stranger
 
 _KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose output is ±1 (or the padding's 0) if their first input is."""
@@ -32,14 +32,8 @@ class AuditLeftovers(Pass):
                 declined = self.declined.get(display_name(node))
                 if declined is not None:
                     result.declined.append(declined)
-                elif sign := nearest_sign(node):
-                    stranger = node.inputs[0].producer() if node.inputs[0] is not None else None
-                    result.decline(
-                        node,
-                        NoBinaryOperator(node.op_type)
-                        if stranger is sign or stranger is None
-                        else Stranger(stranger.op_type),
-                    )
+                elif nearest_sign(node) is not None and node.inputs[0] is not None:
+                    result.decline(node, Stranger(maker(node.inputs[0]).op_type))
                 else:
                     result.decline(node, _reason(node))
         return result

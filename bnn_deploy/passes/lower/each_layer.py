@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import onnx_ir as ir
 
 from bnn_deploy.errors import InputError
+from bnn_deploy.operators.contract import FLOAT_LAYERS
 from bnn_deploy.passes.graph import is_op
 from bnn_deploy.passes.lower.layer import FloatLayer, NotTwoValuedError, read_layer
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
@@ -17,7 +18,9 @@ LayerInput = TypeVar("LayerInput")
 
 
 class EachLayer(Pass, Generic[LayerInput]):
-    """Conv | Gemm | MatMul  ==>  its binary form, for the inputs (of type LayerInput) that the subclass knows.
+    """Conv | ConvTranspose | Gemm | MatMul  ==>  its binary form, for the inputs that the subclass knows.
+
+    These are of type LayerInput.
 
     Raises InputError for a filter that is all zeros.
     """
@@ -27,7 +30,7 @@ class EachLayer(Pass, Generic[LayerInput]):
         result = Outcome(model)
         self._binarized: dict[ir.Value, ir.Value] = {}  # the bits or planes that were made, by the float tensor
         for node in list(model.graph):
-            source = self._source(node) if is_op(node, "Conv", "Gemm", "MatMul") else None
+            source = self._source(node) if is_op(node, *FLOAT_LAYERS) else None
             if source is None:
                 continue
             try:

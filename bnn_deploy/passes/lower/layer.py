@@ -16,6 +16,7 @@ from bnn_deploy.passes.graph import (
     add_initializer,
     auto_pad,
     constant,
+    group_of,
     insert_node,
     ints,
     is_op,
@@ -23,7 +24,9 @@ from bnn_deploy.passes.graph import (
     read_pad,
     replace_value,
     static_shape,
+    swap_filters,
 )
+from bnn_deploy.passes.lower.transposed import replace_transposed
 from bnn_deploy.passes.outcome import display_name
 from bnn_deploy.passes.reasons import (
     AutoPad,
@@ -39,6 +42,7 @@ from bnn_deploy.passes.reasons import (
     ManyProducts,
     NotFinite,
     NotFloat32,
+    OutputShape,
     PadMode,
     PadPlace,
     PoolForm,
@@ -167,7 +171,10 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
 
 @dataclass
 class FloatLayer:
-    """A candidate: weight [O, C/group, kernel...], bias [O] or None, and the attributes of a convolution."""
+    """A candidate: weight [O, C/group, kernel...], bias [O] or None, and the attributes of a convolution.
+
+    `output_padding` is None, but for a transposed convolution, whose taps are in ONNX's order.
+    """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32] | None
@@ -176,6 +183,7 @@ class FloatLayer:
     dilations: list[int]
     group: int
     linear: bool
+    output_padding: list[int] | None = None
 
 
 @dataclass
@@ -271,21 +279,24 @@ def read_layer(node: ir.Node) -> FloatLayer | Reason:
         return BiasNotConstant()
     if weight.dtype != np.float32:
         return NotFloat32(str(weight.dtype))
-    if is_op(node, "Conv"):
+    if is_op(node, "Conv", "ConvTranspose"):
         if rule := auto_pad(node):
             return AutoPad(rule)
         rank = weight.ndim - 2
         if rank > 2:
             return SpatialDimensions(rank)
-        group = node.attributes.get("group")
+        if "output_shape" in node.attributes:
+            return OutputShape()
+        group = group_of(node)
         return FloatLayer(
-            weight,
+            swap_filters(weight, group) if is_op(node, "ConvTranspose") else weight,
             bias,
             ints(node, "strides", [1] * rank),
             ints(node, "pads", [0] * (2 * rank)),
             ints(node, "dilations", [1] * rank),
-            1 if group is None else group.as_int(),
+            group,
             linear=False,
+            output_padding=ints(node, "output_padding", [0] * rank) if is_op(node, "ConvTranspose") else None,
         )
     if weight.ndim != 2:
         return WeightDimensions(weight.ndim)
@@ -343,8 +354,10 @@ def replace_layer(
 ) -> ir.Node:
     """Replace a layer by a binary convolution, with what makes a linear layer's [N, C] a map and the map [N, O].
 
+    A transposed convolution becomes one for each phase of its output, see `lower.phases`.
+
     Args:
-        node: the Conv, Gemm or MatMul.
+        node: the Conv, ConvTranspose, Gemm or MatMul.
         op_type: of the new node.
         bits: its input, [N, words] or [N, spatial..., words].
         constants: its other inputs, in order; their names go into the tensors' names.
@@ -353,8 +366,10 @@ def replace_layer(
         attributes: its other attributes, kernel_shape among them.
 
     Returns:
-        The binary convolution.
+        The binary convolution; of several, the first.
     """
+    if layer.output_padding is not None:
+        return replace_transposed(node, op_type, bits, constants, layer, attributes)
     output = node.outputs[0]
     name, graph, outputs = output.name or "", node.graph, len(layer.weight)
     assert isinstance(graph, ir.Graph)

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.passes.graph import add_initializer, constant, is_op
+from bnn_deploy.operators.contract import FLOAT_LAYERS
+from bnn_deploy.passes.graph import add_initializer, constant, group_of, is_op, swap_filters
 from bnn_deploy.passes.lower.layer import MAX_SPREAD, LevelsInput, levels_input, sign_input
 from bnn_deploy.passes.outcome import Outcome, Pass, Rewrite, display_name
 from bnn_deploy.passes.reasons import OneMagnitude
@@ -28,7 +29,7 @@ Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
 
 
 class BinarizeWeights(Pass):
-    """Conv | Gemm | MatMul of a sign or few levels, with real-valued weights W  ==>  the same with alpha * sign(W).
+    """Conv | ConvTranspose | Gemm | MatMul of a sign or few levels, with real W  ==>  the same with alpha * sign(W).
 
     1. W is constant, and not two-valued within 1e-3 per filter: binarising twice would shrink alpha.
     2. The layer gets a tensor of its own; another that shares W keeps W.
@@ -69,7 +70,7 @@ class BinarizeWeights(Pass):
         latent = {}
         computed = False  # whether the graph binarises weights itself
         for node in model.graph:
-            if is_op(node, "Conv", "Gemm", "MatMul") and _has_few_levels(node):
+            if is_op(node, *FLOAT_LAYERS) and _has_few_levels(node):
                 weight = constant(node.inputs[1])
                 if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
                     continue
@@ -129,6 +130,8 @@ def _has_few_levels(node: ir.Node) -> bool:
 
 def _filters(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any]:
     """The weight as [O, ...]; of such a one, the weight as `node` takes it."""
+    if is_op(node, "ConvTranspose"):
+        return swap_filters(weight, group_of(node))
     if is_op(node, "Conv") or ("transB" in node.attributes and node.attributes["transB"].as_int()):
         return weight
     return np.swapaxes(weight, 0, -1)

@@ -182,6 +182,7 @@ class _Plan:
         self._nodes: list[NodeProto] = []
         self._exact: dict[str, tuple[str, str]] = {}  # floats of golden bits -> layer, its bit output or ""
         self._makers: dict[str, NodeProto] = {}
+        self._bits_above: dict[str, GoldenTensor] = {}  # bits, moved or not -> the golden ones that they come from
         self._constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         names = {piece.output.tensor: piece.name for piece in split(proto)}
         layers: dict[str, str] = {}  # float tensor -> the layer that it comes from
@@ -210,7 +211,11 @@ class _Plan:
                         np.empty(0, np.uint32),
                         None,
                     )
+                    self._bits_above[tensor] = self.tensors[tensor]
                     continue
+                above = next((self._bits_above[name] for name in node.input if name in self._bits_above), None)
+                if row is None and above is not None:
+                    self._bits_above[tensor] = above
                 layers[tensor] = layer
                 if rounded:
                     self.quantized.add(tensor)
@@ -234,7 +239,7 @@ class _Plan:
     def _channels(self, node: NodeProto) -> int:
         """The number of channels of a node's bit output: one per threshold, or as many as its input has."""
         threshold = self._threshold(node)
-        return self.tensors[node.input[0]].channels if threshold is None else int(threshold.shape[-1])
+        return self._bits_above[node.input[0]].channels if threshold is None else int(threshold.shape[-1])
 
     def _planes(self, node: NodeProto) -> int:
         """The number of bit planes of a node's output: 3 thresholds (levels 0 to 3) need 2."""
