@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from bnn_deploy.operators.bits import pack_bits, unpack_bits
 from bnn_deploy.operators.contract import DOMAIN, holds_bits
@@ -27,6 +27,8 @@ from bnn_deploy.provenance import (
     source_place,
 )
 
+_FLOAT = TensorProto.FLOAT
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -38,6 +40,7 @@ class Cut:
         is_bits: True for bits (`place` is then the place of the output of a Sign), False for floats.
         complemented: channels whose bits are stored complemented.
         rank: its number of dimensions; None if unknown.
+        dtype: its element type, of onnx.TensorProto.DataType: UINT32 for bits.
         before: for bits, the place of the pre-activation; None if `Reference.before_sign` finds it.
         levels: for bit planes of levels, their encoding; `place` is then the place of the quantised tensor.
     """
@@ -47,8 +50,14 @@ class Cut:
     is_bits: bool
     complemented: tuple[int, ...]
     rank: int | None
+    dtype: int
     before: Place | None = None
     levels: Levels | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds floats: not bits, nor integers such as the output of an ArgMax."""
+        return self.dtype == _FLOAT
 
     @property
     def source(self) -> str:
@@ -63,10 +72,10 @@ class Cut:
     def encode(self, value: NDArray[Any]) -> NDArray[Any]:
         """The reference's value [N, C, spatial...] as the converted model stores it.
 
-        Bits of [N, 40, 7, 7] become uint32 [N, 7, 7, 2], levels of k bits k times as many words; floats stay float32.
+        Bits of [N, 40, 7, 7] become uint32 [N, 7, 7, 2], levels of k bits k times as many words.
         """
         if not self.is_bits:
-            return self._reshape(value.astype(np.float32), axis=len(value.shape))
+            return self._reshape(value.astype(helper.tensor_dtype_to_np_dtype(self.dtype)), axis=len(value.shape))
         if self.levels is not None:
             last = np.moveaxis(self.levels.encode(value), 1, -1)
             planes = [pack_bits(last >> plane & 1 == 1) for plane in range(self.levels.bits)]
@@ -101,30 +110,38 @@ def cuts(model: ModelProto, names: Collection[str] = ()) -> list[Cut]:
     Args:
         model: the converted model.
         names: the reference's tensors. A float tensor among them that is used more than once is a cut, too, so that a
-            residual path does not tie all layers into one segment. The model's float outputs are always cuts.
+            residual path does not tie all layers into one segment; and one that a node rounds, or turns into integers
+            or bools, so that an error within the tolerance does not become another number, index or mask. The model's
+            outputs are always cuts.
     """
-    known = {info.name: info.type.tensor_type for info in (*model.graph.value_info, *model.graph.output)}
-    ranks = {name: len(kind.shape.dim) for name, kind in known.items() if kind.HasField("shape")}
-    types = {name: kind.elem_type for name, kind in known.items()}
+    infos = {info.name: info.type.tensor_type for info in (*model.graph.value_info, *model.graph.output)}
+    ranks = {name: len(info.shape.dim) for name, info in infos.items() if info.HasField("shape")}
+    dtypes = {name: info.elem_type for name, info in infos.items() if info.elem_type}
     found = []
     outputs = {info.name for info in model.graph.output}
     uses = Counter(name for node in model.graph.node for name in node.input)
+    decided = {name for node in model.graph.node if _decides(node, dtypes) for name in node.input}
     for node in model.graph.node:
         metadata = properties(node)
         for i, tensor in enumerate(node.output):
             place = source_place(metadata, i)
             if tensor and place is not None:
-                bits = holds_bits(node, i) or types.get(tensor) == TensorProto.UINT32  # made, or moved
+                bits = holds_bits(node, i) or dtypes.get(tensor) == TensorProto.UINT32  # made, or moved
                 channels = read_complemented(metadata, i)
                 before, levels = read_before(metadata, i), read_levels(metadata, i)
-                found.append(Cut(tensor, place, bits, channels, ranks.get(tensor), before, levels))
-            elif tensor in outputs or (node.domain != DOMAIN and uses[tensor] > 1 and tensor in names):
-                found.append(Cut(tensor, Place(tensor), False, (), ranks.get(tensor)))
+                dtype = TensorProto.UINT32 if bits else dtypes.get(tensor, _FLOAT)
+                found.append(Cut(tensor, place, bits, channels, ranks.get(tensor), dtype, before, levels))
+                continue
+            dtype = dtypes.get(tensor, _FLOAT)
+            shared = node.domain != DOMAIN and (uses[tensor] > 1 or tensor in decided)
+            if tensor in outputs or (shared and tensor in names and dtype == _FLOAT):
+                found.append(Cut(tensor, Place(tensor), False, (), ranks.get(tensor), dtype))
     return found
 
 
-def value_info(name: str, is_bits: bool, rank: int | None) -> ValueInfoProto:
-    """The declaration of a tensor: uint32 for bits, else float32, of this rank."""
-    kind = TensorProto.UINT32 if is_bits else TensorProto.FLOAT
-    info: ValueInfoProto = helper.make_tensor_value_info(name, kind, None if rank is None else [None] * rank)
-    return info
+def _decides(node: NodeProto, dtypes: Mapping[str, int]) -> bool:
+    """Whether a standard node is a step function of its floats: a small error becomes a large one, or none."""
+    if node.domain == DOMAIN:
+        return False
+    steps = node.op_type in ("Sign", "Round", "Floor", "Ceil")
+    return steps or any(dtypes.get(tensor, _FLOAT) != _FLOAT for tensor in node.output)

@@ -29,7 +29,9 @@ def settle_zeros(cut: Cut, got: NDArray[Any], low: NDArray[Any], expected: NDArr
 
 def count_differing(cut: Cut, got: NDArray[Any], low: NDArray[Any]) -> int:
     """The number of floats, or of bits, that differ between two results of a segment."""
-    return int(np.unpackbits((got ^ low).view(np.uint8)).sum()) if cut.is_bits else int((got != low).sum())
+    if not cut.is_bits:
+        return int((got != low).sum())
+    return int(np.unpackbits(np.ascontiguousarray(got ^ low).view(np.uint8)).sum())
 
 
 def differing_values(got: NDArray[Any], expected: NDArray[Any], tolerance: float) -> NDArray[np.bool_]:
@@ -42,15 +44,67 @@ def differing_values(got: NDArray[Any], expected: NDArray[Any], tolerance: float
 
 def cut_kind(cut: Cut) -> str:
     """The `kind` of a cut in LayerResult."""
-    return "floats" if not cut.is_bits else "bits" if cut.levels is None else "levels"
+    if cut.is_bits:
+        return "bits" if cut.levels is None else "levels"
+    return "floats" if cut.is_float else "integers"
+
+
+class Magnitudes:
+    """The magnitudes of each channel of a tensor [N, C, ...] in all batches so far: the units of its tolerances.
+
+    Attributes:
+        largest: the largest |x|, [1, C, 1, ...] float64.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self.largest: NDArray[np.float64] = np.zeros(1)
+        self._sum: NDArray[np.float64] = np.zeros(1)
+        self._squares: NDArray[np.float64] = np.zeros(1)
+        self._count = 0
+
+    def add(self, batch: NDArray[Any]) -> None:
+        """Add a batch; where the second dimension is none of channels, but of samples, it is alone."""
+        if self._count and not self.fits(batch):
+            self._clear()
+        exact = batch.astype(np.float64)
+        axes = (0, *range(2, batch.ndim))[: batch.ndim]
+        self.largest = np.maximum(self.largest, np.abs(exact).max(axis=axes, keepdims=True))
+        self._sum = self._sum + exact.sum(axis=axes, keepdims=True)
+        self._squares = self._squares + (exact**2).sum(axis=axes, keepdims=True)
+        self._count += exact.size // max(self._sum.size, 1)
+
+    def fits(self, tensor: NDArray[Any]) -> bool:
+        """Whether a tensor has these channels."""
+        return self.largest.shape == tuple(size if i == 1 else 1 for i, size in enumerate(tensor.shape))
+
+    def rms(self, threshold: NDArray[Any] | float = 0.0) -> NDArray[np.float64]:
+        """The root mean square of the distances from the channel's threshold, [1, C, 1, ...]."""
+        mean, square = self._sum / max(self._count, 1), self._squares / max(self._count, 1)
+        root: NDArray[np.float64] = np.sqrt(np.maximum(square - threshold * (2 * mean - threshold), 0))
+        return root
+
+    def unit(self) -> NDArray[np.float64]:
+        """The unit of relative errors: `largest`, but at least a hundredth of the largest of all channels.
+
+        With one unit for the whole tensor, a wrong filter whose alpha is small would hide behind the others; and a
+        channel may be 0 on all the data.
+        """
+        least: NDArray[np.float64] = np.maximum(self.largest, 0.01 * self.largest.max())
+        return least
+
+
+def magnitudes(tensor: NDArray[Any]) -> Magnitudes:
+    """The magnitudes of one tensor alone."""
+    result = Magnitudes()
+    result.add(tensor)
+    return result
 
 
 def differences(
-    cut: Cut,
-    got: NDArray[Any],
-    expected: NDArray[Any],
-    before: NDArray[Any],
-    whole: NDArray[Any] | None = None,
+    cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], scale: Magnitudes
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Mask of the bits, or levels, that differ from the reference's, and their margins.
 
@@ -59,7 +113,7 @@ def differences(
         got: the converted model's tensor, packed bits.
         expected: the reference's tensor, [N, C, spatial...].
         before: the pre-activations, [N, C, spatial...].
-        whole: those of more samples, from which the units of the margins come; None for `before`.
+        scale: the magnitudes of the pre-activations on all the data.
 
     Returns:
         The mask, bool, and the relative margin (see `relative_margin`) where it is True, both shaped as `expected`.
@@ -67,7 +121,7 @@ def differences(
     """
     if cut.levels is None:
         flips = cut.decode(got, expected.shape) != (expected >= 0)
-        return flips, relative_margin(before, whole) if flips.any() else np.zeros(flips.shape)
+        return flips, relative_margin(before, scale.rms()) if flips.any() else np.zeros(flips.shape)
     found, wanted = cut.decode_levels(got, expected.shape), cut.levels.encode(expected)
     margin = np.zeros(expected.shape)
     if (found == wanted).all():
@@ -82,19 +136,14 @@ def differences(
         if level <= len(thresholds):
             finite_thresholds = np.isfinite(thresholds[level - 1])
             threshold = np.where(finite_thresholds, thresholds[level - 1], np.float32(0))
-            unit = None if whole is None else whole - threshold
-            distance = np.where(finite_thresholds, relative_margin(before - threshold, unit), np.inf)
+            shifted = relative_margin(before - threshold, scale.rms(threshold))
+            distance = np.where(finite_thresholds, shifted, np.inf)
         margin = np.where(passed, np.maximum(margin, distance), margin)
     return found != wanted, margin
 
 
-def relative_margin(before: NDArray[Any], whole: NDArray[Any] | None = None) -> NDArray[np.float64]:
-    """|pre-activation| in units of its channel's root mean square; pre-activations are [N, C, ...].
-
-    The root mean square is that of `whole`, the pre-activations of more samples; without it, of `before`.
-    """
-    axes = (0, *range(2, before.ndim))
-    rms = np.sqrt(((before if whole is None else whole).astype(np.float64) ** 2).mean(axis=axes, keepdims=True))
+def relative_margin(before: NDArray[Any], rms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|pre-activation| in units of its channel's root mean square; pre-activations are [N, C, ...]."""
     margin: NDArray[np.float64] = np.abs(before.astype(np.float64)) / np.maximum(rms, np.finfo(np.float64).tiny)
     return margin
 
@@ -113,16 +162,11 @@ def absolute_error(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.floa
     return infinite
 
 
-def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
-    """The absolute error in units of the largest |expected| in the channel; tensors are [N, C, ...].
-
-    With one unit for the whole tensor, a wrong filter whose alpha is small would hide behind the others. A hundredth of
-    the tensor's largest value is the least unit: a channel may be 0 on all the data.
-    """
-    magnitude = np.abs(expected.astype(np.float64))
-    channel = magnitude.max(axis=(0, *range(2, expected.ndim)), keepdims=True)
-    unit = np.maximum(channel, 0.01 * magnitude.max())
-    relative: NDArray[np.float64] = absolute_error(got, expected) / np.maximum(unit, np.finfo(np.float64).tiny)
+def relative_error(got: NDArray[Any], expected: NDArray[Any], scale: Magnitudes) -> NDArray[np.float64]:
+    """The absolute error in units of its channel, see `Magnitudes.unit`; of integers, infinite where they differ."""
+    if expected.dtype.kind != "f":
+        return np.where(got == expected, 0.0, np.inf)
+    relative: NDArray[np.float64] = absolute_error(got, expected) / np.maximum(scale.unit(), np.finfo(np.float64).tiny)
     return relative
 
 

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import BATCH, Backends
-from bnn_deploy.proof.margins import absolute_error, classes, has_classes, other_class, relative_error, tie_margin
+from bnn_deploy.proof.margins import (
+    Magnitudes,
+    absolute_error,
+    classes,
+    has_classes,
+    other_class,
+    relative_error,
+    tie_margin,
+)
 from bnn_deploy.proof.results import Disagreement, OutputResult, Tolerances, Verification
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
@@ -28,12 +36,13 @@ def add_output(
     expected: NDArray[Any],
     labels: NDArray[Any] | None,
     tolerances: Tolerances,
+    scale: Magnitudes,
 ) -> None:
-    """Add a batch of free-running outputs to a backend's result."""
+    """Add a batch of free-running outputs to a backend's result; `scale` holds the reference's magnitudes."""
     error = absolute_error(got, expected)
     result.samples += len(got)
     result.max_error = max(result.max_error, float(error.max()))
-    limit = tolerances.float_relative * float(np.abs(expected).max())
+    limit = tolerances.float_relative * float(scale.largest.max())
     result.close += int((error.reshape(len(error), -1).max(axis=1) <= limit).sum())
     if has_classes(expected):
         result.same_class = (result.same_class or 0) + len(got) - len(other_class(got, expected))
@@ -85,11 +94,16 @@ def verify_outputs(
     runners = {backend: sessions.make(str(model), backend) for backend in sessions.onnxruntime}
     result.outputs = [OutputResult(backend) for backend in runners]
     name = graph_input.name
+    float_scale, bodies_scale = Magnitudes(), Magnitudes()
+    for feed in inputs.more().batches(step):
+        float_scale.add(np.asarray(float_session.run(None, feed)[0]))
+        bodies_scale.add(runners[sessions.BODIES](feed))
     for start in range(0, len(inputs), step):
         progress(f"verifying: outputs, sample {start} of {len(inputs)}")
         x = inputs.arrays[name][start : start + step]
         part_labels = None if inputs.labels is None else inputs.labels[start : start + step]
         expected = bodies = np.asarray(float_session.run(None, {name: x})[0])
+        float_scale.add(expected)
         for output in result.outputs:
             got = runners[output.backend]({name: x})
             if got.shape != expected.shape:
@@ -97,9 +111,11 @@ def verify_outputs(
                     f"{model}: its output has shape {list(got.shape)}, that of {against} {list(expected.shape)}: "
                     "it is not what this model was converted from"
                 )
-            add_output(output, got, expected, part_labels, tolerances)
-            bodies = got if output.backend == sessions.BODIES else bodies
-            spread = float(relative_error(got, bodies).max())
+            add_output(output, got, expected, part_labels, tolerances, float_scale)
+            if output.backend == sessions.BODIES:
+                bodies = got
+                bodies_scale.add(bodies)
+            spread = float(relative_error(got, bodies, bodies_scale).max())
             if spread > tolerances.float_relative:
                 result.errors.append(
                     f"{output.backend} differs from the function bodies by {spread:.2g} of the largest in a channel"

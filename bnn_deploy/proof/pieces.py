@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.operators.contract import DOMAIN, VERSION, holds_bits, is_layer, operator_of
-from bnn_deploy.proof.cuts import Cut, cuts, value_info
+from bnn_deploy.operators.contract import DOMAIN, VERSION, is_layer, operator_of
+from bnn_deploy.proof.cuts import Cut, cuts
 from bnn_deploy.provenance import PART_OF, SOURCE, properties
 from bnn_deploy.runtime.inputs import InputSpec
 
@@ -90,10 +90,11 @@ def model_inputs(model: ModelProto) -> list[InputSpec]:
     return found
 
 
-def require_single(model: ModelProto, path: str | os.PathLike[str]) -> None:
-    """Refuse a model with several inputs or outputs, or another than a float32 one."""
+def require_single(model: ModelProto, path: str | os.PathLike[str], floats: bool = True) -> None:
+    """Refuse a model with several inputs or outputs, or an input (with `floats` an output) that is not float32."""
     values = [*model.graph.input, *model.graph.output]
-    if len(values) != 2 or any(value.type.tensor_type.elem_type != TensorProto.FLOAT for value in values):
+    checked = values if floats else model.graph.input
+    if len(values) != 2 or any(value.type.tensor_type.elem_type != TensorProto.FLOAT for value in checked):
         names = ", ".join(value.name for value in values)
         raise InputError(f"{path}: its inputs and outputs are {names}; verify takes one of each, of float32")
 
@@ -124,13 +125,7 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
                     pending += node.input
         ordered = [nodes[i] for i in sorted(nodes)]
         layers = [n.name for n in ordered if is_layer(n) and PART_OF not in properties(n)]
-        infos = [
-            graph_inputs[name]
-            if name in graph_inputs
-            else value_info(name, by_tensor[name].is_bits, by_tensor[name].rank)
-            for name in inputs
-        ]
-        output = value_info(cut.tensor, cut.is_bits, cut.rank)
+        infos = [graph_inputs[name] if name in graph_inputs else _declaration(by_tensor[name]) for name in inputs]
         segments.append(
             Segment(
                 " + ".join(layers) or cut.source,
@@ -138,7 +133,7 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
                 tuple(inputs),
                 cut,
                 any(n.op_type == "QuantizeLinear" for n in ordered),
-                piece(model, ordered, infos, [output]),
+                piece(model, ordered, infos, [cut.tensor]),
             )
         )
     return segments
@@ -160,7 +155,7 @@ def single_node(model: ModelProto, node: NodeProto, output: int, inputs: dict[st
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
         for name, array in inputs.items()
     ]
-    return piece(model, [node], infos, [value_info(node.output[output], holds_bits(node, output), None)])
+    return piece(model, [node], infos, [node.output[output]])
 
 
 def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:
@@ -169,16 +164,26 @@ def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:
     return [name for name in node.input if name and name not in constants]
 
 
+def _declaration(cut: Cut) -> ValueInfoProto:
+    """The declaration of a cut as an input of a piece."""
+    shape = None if cut.rank is None else [None] * cut.rank
+    info: ValueInfoProto = helper.make_tensor_value_info(cut.tensor, cut.dtype, shape)
+    return info
+
+
 def piece(
-    model: ModelProto, nodes: Sequence[NodeProto], inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+    model: ModelProto, nodes: Sequence[NodeProto], inputs: Sequence[ValueInfoProto], outputs: Sequence[str]
 ) -> ModelProto:
-    """A model of some nodes of `model`, with the constants that they use and all of its functions."""
+    """A model of some nodes of `model`, with the constants that they use and all of its functions.
+
+    Its outputs have no type: onnxruntime infers it.
+    """
     used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         list(nodes),
         "piece",
         list(inputs),
-        list(outputs),
+        [ValueInfoProto(name=name) for name in outputs],
         [tensor for tensor in model.graph.initializer if tensor.name in used],
     )
     return helper.make_model(
@@ -187,11 +192,9 @@ def piece(
 
 
 def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
-    """A copy of `model` whose outputs are the named tensors."""
+    """A copy of `model` whose outputs are the named tensors; onnxruntime infers their types."""
     copy = ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]
-    known = {info.name: info for info in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
-    bits = {tensor for node in model.graph.node for i, tensor in enumerate(node.output) if holds_bits(node, i)}
-    copy.graph.output.extend(known.get(tensor) or value_info(tensor, tensor in bits, None) for tensor in tensors)
+    copy.graph.output.extend(ValueInfoProto(name=tensor) for tensor in tensors)
     return copy

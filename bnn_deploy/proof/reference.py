@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,13 +14,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
-from bnn_deploy.proof.pieces import with_outputs
+from bnn_deploy.proof.pieces import piece, with_outputs
 from bnn_deploy.provenance import ARCH_KEY, WEIGHTS_KEY, properties, read_arch_args
 from bnn_deploy.runtime.session import PROVIDERS
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from bnn_deploy.source.torch_export import FloatExport
 
 Values = dict[str, NDArray[Any]]
 
@@ -65,17 +66,24 @@ class Reference(Protocol):
 
 
 class TorchReference:
-    """PyTorch, running the graph of torch.export node by node; tensors are named like the float ONNX model's."""
+    """PyTorch, running the graph of torch.export node by node; tensors are named like the float ONNX model's.
 
-    def __init__(self, program: Any, source: Source) -> None:
+    The ONNX model has tensors between PyTorch's: x - 2 * y is one operator there, and two here. Those onnxruntime
+    computes from PyTorch's tensors around them.
+    """
+
+    def __init__(self, export: FloatExport, source: Source) -> None:
         from bnn_deploy.source.torch_export import torch_version
 
         self.description = f"PyTorch {torch_version()}"
         self.source: Source | None = source
-        self._module = program.module()
+        self._model = export.model
+        self._producers = {output.name: node for node in export.model.graph for output in node.outputs}
+        self._between: dict[tuple[str, ...], _Between] = {}
+        self._module = export.program.module()
         nodes = list(self._module.graph.nodes)
         self._nodes = {node.name: node for node in nodes}
-        self.names = set(self._nodes)
+        self.names = {*self._nodes, *(name for name in self._producers if name)}
         result = next(node for node in nodes if node.op == "output").args[0]
         while isinstance(result, tuple | list):
             result = result[0]
@@ -85,6 +93,10 @@ class TorchReference:
         """See Reference."""
         import torch
 
+        if name not in self._nodes:
+            producer = self._producers[name]
+            before = producer.inputs[0] if producer.op_type == "Sign" else None
+            return None if before is None else before.name
         node = self._nodes[name]
         return node.args[0].name if node.target in (torch.ops.aten.sign.default, torch.ops.aten.sgn.default) else None
 
@@ -92,7 +104,12 @@ class TorchReference:
         """See Reference."""
         import torch
 
-        keep = set(wanted)
+        between = tuple(sorted(set(wanted) - self._nodes.keys()))
+        if between and between not in self._between:
+            import onnx_ir
+
+            self._between[between] = _Between(onnx_ir.to_proto(self._model), between, self._nodes.keys())
+        keep = {*wanted, *(self._between[between].needed if between else ())}
         values: Values = {}
 
         class Recorder(torch.fx.Interpreter):
@@ -100,12 +117,49 @@ class TorchReference:
                 result = super().run_node(n)
                 if n.name in keep:
                     # A copy: an in-place operator may overwrite the tensor later.
-                    values[n.name] = np.array(result.numpy())
+                    values[n.name] = np.array(result.numpy() if isinstance(result, torch.Tensor) else result)
                 return result
 
         with torch.no_grad():
             Recorder(self._module).run(torch.from_numpy(x))
-        return values
+        return values | (self._between[between].run(x, values) if between else {})
+
+
+class _Between:
+    """Tensors of a float ONNX model, computed from others of it.
+
+    Attributes:
+        needed: the names of those others, and of the model's input if it is among them.
+    """
+
+    def __init__(self, model: onnx.ModelProto, tensors: tuple[str, ...], known: Collection[str]) -> None:
+        self._model = model
+        self._tensors = tensors
+        self._input: str = model.graph.input[0].name
+        self._session: ort.InferenceSession | None = None
+        constants = {tensor.name for tensor in model.graph.initializer}
+        self.needed: set[str] = set()
+        self._nodes: list[onnx.NodeProto] = []
+        wanted = set(tensors)
+        for node in reversed(model.graph.node):
+            if not wanted.isdisjoint(node.output):
+                self._nodes.insert(0, node)
+                read = {name for name in node.input if name} - constants
+                self.needed |= {name for name in read if name in known or name == self._input}
+                wanted |= read - self.needed
+
+    def run(self, x: NDArray[np.float32], values: Values) -> Values:
+        """The tensors for the inputs [N, ...] and the needed values."""
+        feed = {name: x if name == self._input else values[name] for name in self.needed}
+        if self._session is None:
+            infos = [
+                onnx.helper.make_tensor_value_info(
+                    name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
+                )
+                for name, array in feed.items()
+            ]
+            self._session = _plain_session(piece(self._model, self._nodes, infos, self._tensors))
+        return dict(zip(self._tensors, map(np.asarray, self._session.run(list(self._tensors), feed)), strict=True))
 
 
 class OnnxReference:
@@ -130,19 +184,23 @@ class OnnxReference:
         """See Reference."""
         tensors = tuple(sorted(wanted))
         if tensors not in self._sessions:
-            options = ort.SessionOptions()
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.log_severity_level = 3
-            data = with_outputs(self._model, tensors).SerializeToString()
-            try:
-                self._sessions[tensors] = ort.InferenceSession(data, options, providers=PROVIDERS)
-            except Exception as error:  # onnxruntime's exception types are not public
-                raise InputError(f"onnxruntime cannot load the float model: {one_line(error)}") from error
+            self._sessions[tensors] = _plain_session(with_outputs(self._model, tensors))
         try:
             results = self._sessions[tensors].run(list(tensors), {self._input: x})
         except Exception as error:  # onnxruntime's exception types are not public
             raise InputError(f"{self.description}: it does not run on the model's inputs: {one_line(error)}") from error
         return dict(zip(tensors, map(np.asarray, results), strict=True))
+
+
+def _plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session without graph optimisation."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
+    except Exception as error:  # onnxruntime's exception types are not public
+        raise InputError(f"onnxruntime cannot load the float model: {one_line(error)}") from error
 
 
 def make_reference(
@@ -197,4 +255,4 @@ def make_reference(
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
     export = float_module(module, shape, weights)
     source = Source("PyTorch's forward()", export.binarized, eager(module))
-    return TorchReference(export.program, source)
+    return TorchReference(export, source)

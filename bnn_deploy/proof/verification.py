@@ -91,7 +91,7 @@ def verify(
 
         proto = load_model(model)
         require_converted(proto, model)
-        require_single(proto, model)
+        require_single(proto, model, floats=False)
         if not has_kernels(proto):
             isas = []  # binary weights only: the library has nothing to run
             sessions = Backends(isas, threads)

@@ -150,6 +150,10 @@ def _has_batch(item: InputSpec, batch: int | None) -> bool:
     return bool(item.shape) and (not isinstance(item.shape[0], int) or item.shape[0] == batch)
 
 
+MORE_SAMPLES = 8
+"""Samples that the magnitudes of tensors are taken over at least: a single number may happen to lie near 0."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The inputs that a network is run on.
@@ -182,6 +186,19 @@ class Inputs:
         """The first `count` samples; None for all."""
         labels = None if self.labels is None else self.labels[:count]
         return Inputs(self.part(0, count), self.whole, labels, self.origin)
+
+    def more(self) -> Inputs:
+        """Samples beside these if they are fewer than MORE_SAMPLES: the same numbers in random order; else none."""
+        if len(self) >= MORE_SAMPLES:
+            return self.first(0)
+        rng, times = np.random.default_rng(0), -(-MORE_SAMPLES // len(self))
+
+        def shuffled(array: NDArray[Any]) -> NDArray[Any]:
+            rows = np.tile(array.reshape(len(array), -1), (times, 1))
+            return rng.permuted(rows, axis=1).reshape(-1, *array.shape[1:])
+
+        arrays = {name: array if name in self.whole else shuffled(array) for name, array in self.arrays.items()}
+        return Inputs(arrays, self.whole, None, self.origin)
 
 
 def load_data(

@@ -21,7 +21,7 @@ from bnn_deploy.proof.cuts import cuts
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.golden.record import write_golden
-from bnn_deploy.proof.margins import differences, relative_margin
+from bnn_deploy.proof.margins import differences, magnitudes, relative_margin
 from bnn_deploy.proof.pieces import load_model
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.proof.verification import verify
@@ -240,26 +240,31 @@ def test_a_level_may_differ_only_beside_a_threshold_that_it_passes() -> None:
     levels = Levels(2, 0.5, np.float32([[0.25], [0.75], [1.25]]))
     cut = cuts_of(levels)
     before = np.float32([[0.1, 0.3, 0.7499999, 2.0]]).T
+    scale = magnitudes(before)
+
+    def distance(threshold: float) -> np.ndarray:
+        return relative_margin(before - np.float32(threshold), scale.rms(threshold))
+
     expected = levels_of(before, levels) * np.float32(0.5)
     assert expected.ravel().tolist() == [0, 0.5, 0.5, 1.5]
     got = np.uint32([[0, 0], [1, 0], [0, 1], [1, 1]])  # planes of one word: levels 0, 1, 2, 3
-    flips, margin = differences(cut, got, expected, before)
+    flips, margin = differences(cut, got, expected, before, scale)
     assert flips.ravel().tolist() == [False, False, True, False]
-    assert margin[2, 0] == relative_margin(before - np.float32(0.75))[2, 0] < 1e-6
+    assert margin[2, 0] == distance(0.75)[2, 0] < 1e-6
     # Two levels further: the other threshold is far.
     got[2] = [1, 1]
-    flips, margin = differences(cut, got, expected, before)
-    assert margin[2, 0] == relative_margin(before - np.float32(1.25))[2, 0] > 0.1
+    flips, margin = differences(cut, got, expected, before, scale)
+    assert margin[2, 0] == distance(1.25)[2, 0] > 0.1
     # A level that the reference does not have.
     three = Levels(2, 0.5, np.float32([[0.25], [0.75]]))
-    flips, margin = differences(cuts_of(three), got, np.minimum(expected, 1), before)
+    flips, margin = differences(cuts_of(three), got, np.minimum(expected, 1), before, scale)
     assert margin[3, 0] == np.inf
 
 
 def cuts_of(levels: Levels) -> object:
     from bnn_deploy.proof.cuts import Cut
 
-    return Cut("planes", Place("source"), True, (), 2, levels=levels)
+    return Cut("planes", Place("source"), True, (), 2, onnx.TensorProto.UINT32, levels=levels)
 
 
 def levels_of(before: np.ndarray, levels: Levels) -> np.ndarray:

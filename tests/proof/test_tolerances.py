@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from bnn_deploy.conversion import convert
-from bnn_deploy.proof.margins import relative_margin
+from bnn_deploy.proof.margins import Magnitudes, magnitudes, relative_margin
 from bnn_deploy.proof.results import Tolerances
 from bnn_deploy.proof.verification import verify
+from bnn_deploy.training import binarize_weight
 from support.converted import Converted, check
 from support.golden_files import BEST
 
@@ -110,6 +111,33 @@ def test_float_tolerance(lenet5: Converted) -> None:
 
 def test_relative_margin() -> None:
     before = np.array([[1.0, 10], [-1, -20], [1, 10], [-1, 20]])
-    np.testing.assert_allclose(relative_margin(before)[:, 0], 1)
-    np.testing.assert_allclose(relative_margin(before)[:2, 1], [10 / np.sqrt(250), 20 / np.sqrt(250)])
-    assert (relative_margin(np.zeros((2, 3))) == 0).all()
+    scale = Magnitudes()
+    scale.add(before[:3])
+    scale.add(before[3:])  # two batches, one unit
+    margin = relative_margin(before, scale.rms())
+    np.testing.assert_allclose(margin[:, 0], 1)
+    np.testing.assert_allclose(margin[:2, 1], [10 / np.sqrt(250), 20 / np.sqrt(250)])
+    threshold = np.array([[0.5, -3]])
+    np.testing.assert_allclose(scale.rms(threshold), magnitudes(before - threshold).rms())
+    assert (relative_margin(np.zeros((2, 3)), magnitudes(np.zeros((2, 3))).rms()) == 0).all()
+
+
+def first_output(module: Tiny, x: np.ndarray) -> float:
+    """The first output of the network as it is converted, with binary weights."""
+    own = copy.deepcopy(module)
+    own.conv.weight.copy_(binarize_weight(own.conv.weight))
+    return float(own(torch.from_numpy(x))[0, 0])
+
+
+def test_one_sample_has_the_tolerance_of_many(tmp_path: Path, rng: np.random.Generator) -> None:
+    """An output near 0 is no small channel: the unit of its error is what the channel usually holds."""
+    module = Tiny().eval()
+    x = rng.standard_normal((1, 4, 3, 3)).astype(np.float32)
+    with torch.no_grad():
+        usual = 6 * float(module.conv.weight.abs().mean())  # of a sum of 36 products
+        module.conv.bias[0] += 1e-3 * usual - first_output(module, x)
+        model = convert(module, tmp_path / "tiny.onnx", weights="xnor-centred").output
+        module.conv.bias[0] += 1e-5 * usual
+        assert verify(model, module, data=x, isas=BEST).passed, "a hundredth of the output, but not of the channel"
+        module.conv.bias[0] += 1e-2 * usual
+        assert not verify(model, module, data=x, isas=BEST).passed

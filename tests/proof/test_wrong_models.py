@@ -114,17 +114,6 @@ class Sign(nn.Module):
         return torch.sign(x)
 
 
-def test_two_outputs_are_refused(tmp_path: Path) -> None:
-    class Two(Stack):
-        def forward(self, x: Tensor) -> Any:
-            y = super().forward(x)
-            return y, y.mean()
-
-    with pytest.raises(InputError, match="has 1 inputs and 2 outputs; convert takes networks with one of each"):
-        convert(Two(nn.Conv2d(4, 8, 3)).eval(), tmp_path / "model.onnx", weights="xnor-centred")
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_output_that_is_a_map_has_no_classes(tmp_path: Path) -> None:
     net = Stack(nn.Conv2d(4, 8, 3)).eval()
     result = prove(convert(net, tmp_path / "model.onnx", weights="xnor-centred").output, net)

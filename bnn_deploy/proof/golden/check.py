@@ -18,7 +18,7 @@ from bnn_deploy.operators.bits import WORD, words
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
 from bnn_deploy.proof.golden.record import GOLDEN_BATCH, Golden, GoldenTensor, checksums, feed, read_golden
-from bnn_deploy.proof.margins import absolute_error, classes, has_classes, relative_error
+from bnn_deploy.proof.margins import absolute_error, classes, has_classes, magnitudes, relative_error
 from bnn_deploy.proof.results import finite
 from bnn_deploy.runtime.session import library_info, load_session
 
@@ -395,7 +395,7 @@ def _compare_outputs(
         if not chosen:
             continue
         # The unit of the relative error is taken over all samples, whichever are compared.
-        relative = relative_error(got, expected)[chosen]
+        relative = relative_error(got, expected, magnitudes(expected))[chosen]
         worst = np.unravel_index(int(relative.argmax()), relative.shape)
         output.max_error = max(output.max_error, float(absolute_error(got, expected)[chosen].max()))
         output.relative_error = max(output.relative_error, float(relative[worst]))

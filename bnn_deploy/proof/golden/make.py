@@ -28,7 +28,7 @@ from bnn_deploy.proof.golden.record import (
     checksums,
     feed,
 )
-from bnn_deploy.proof.margins import relative_margin
+from bnn_deploy.proof.margins import magnitudes, relative_margin
 from bnn_deploy.proof.pieces import (
     has_kernels,
     load_model,
@@ -160,7 +160,8 @@ def _near(row: Operator, values: NDArray[Any], threshold: NDArray[Any], margin: 
         near = (levels > 0) & (levels < 256) & ((values == levels) | (values == levels - 1))
     else:
         crossed = np.isfinite(threshold)
-        near = relative_margin(values - np.where(crossed, threshold, 0).reshape(shape)) <= margin
+        shifted = values - np.where(crossed, threshold, 0).reshape(shape)
+        near = relative_margin(shifted, magnitudes(shifted).rms()) <= margin
         near &= crossed.reshape(shape)
     return pack_bits(np.moveaxis(near, 1, -1))
 

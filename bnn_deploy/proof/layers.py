@@ -1,0 +1,204 @@
+"""Question 2 of the proof: each segment of the model, fed with the reference's activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnn_deploy.errors import one_line
+from bnn_deploy.proof.backends import Arrays, RunError, Runner
+from bnn_deploy.proof.margins import (
+    Magnitudes,
+    absolute_error,
+    count_differing,
+    cut_kind,
+    differences,
+    magnitudes,
+    relative_error,
+    settle_zeros,
+)
+from bnn_deploy.proof.results import LayerResult, Tolerances
+
+if TYPE_CHECKING:
+    from bnn_deploy.proof.cuts import Cut
+    from bnn_deploy.proof.pieces import Segment
+    from bnn_deploy.proof.reference import Reference
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples.
+
+    Attributes:
+        start: the index of the first one in the data.
+        x: the model's inputs, [N, ...].
+        values: the reference's tensors for them.
+    """
+
+    start: int
+    x: NDArray[np.float32]
+    values: Arrays
+
+
+class Expectations:
+    """The reference's values of the cuts.
+
+    Attributes:
+        wanted: the reference's tensors that they need.
+    """
+
+    def __init__(self, reference: Reference, cuts: Sequence[Cut]) -> None:
+        self._reference = reference
+        before = (self._before_name(cut) for cut in cuts if cut.is_bits)
+        self.wanted = {self._source(cut) for cut in cuts} | {name for name in before if name is not None}
+
+    def _source(self, cut: Cut) -> str:
+        """The reference's tensor for a cut; for the model's output, the reference's output, whatever its name."""
+        return cut.source if cut.source in self._reference.names else self._reference.output
+
+    def value(self, cut: Cut, values: Arrays) -> NDArray[Any]:
+        """The reference's value of a cut."""
+        return cut.place.apply(values[self._source(cut)])
+
+    def _before_name(self, cut: Cut) -> str | None:
+        """The reference's tensor whose sign a bit cut holds; None behind a pool of signs."""
+        return cut.before.tensor if cut.before is not None else self._reference.before_sign(cut.source)
+
+    def before(self, cut: Cut, values: Arrays) -> NDArray[Any]:
+        """The pre-activations of a bit cut; behind a pool of signs the signs themselves, which no rounding flips."""
+        value = self.value(cut, values)
+        if cut.before is not None:
+            return cut.pre_activation(values, value.shape)
+        name = self._before_name(cut)
+        return value if name is None else values[name]
+
+    def measured(self, cut: Cut, values: Arrays) -> NDArray[Any]:
+        """The tensor in whose magnitudes the differences of a cut are stated: a float itself, bits' pre-activations."""
+        return self.before(cut, values) if cut.is_bits else self.value(cut, values)
+
+
+class LayerCheck:
+    """One segment against the reference, batch by batch.
+
+    Attributes:
+        result: what the batches so far have shown.
+        scale: the magnitudes of its output's `Expectations.measured`.
+    """
+
+    def __init__(
+        self, piece: Segment, cuts: Mapping[str, Cut], expectations: Expectations, tolerances: Tolerances
+    ) -> None:
+        self.piece = piece
+        self.cut = piece.output
+        self.result = LayerResult(piece.name, self.cut.source, cut_kind(self.cut), piece.quantized)
+        self.scale = Magnitudes()
+        self._cuts = cuts
+        self._expectations = expectations
+        self._tolerances = tolerances
+
+    def measure(self, values: Arrays) -> None:
+        """Add a batch to `scale`; of shapes that do not fit, `check` will complain."""
+        try:
+            self.scale.add(self._expectations.measured(self.cut, values))
+        except (ValueError, IndexError):  # from numpy
+            return
+
+    def scale_of(self, values: Arrays) -> Magnitudes:
+        """The magnitudes for some samples: `scale`, or their own where the channels are samples, as in [T, N, C]."""
+        measured = self._expectations.measured(self.cut, values)
+        return self.scale if self.scale.fits(measured) else magnitudes(measured)
+
+    def check(self, runners: dict[str, Runner], batches: dict[str, Batch]) -> None:
+        """Compare the backends on one batch, of which slow ones may take fewer samples.
+
+        Args:
+            runners: backend -> its runner of the segment.
+            batches: backend -> the samples that it runs; the largest batch comes first.
+        """
+        before = self.result
+        worst = self.result = replace(before, differing=0, behind_zeros=0)
+        for backend, batch in batches.items():
+            try:
+                expected = self._expectations.value(self.cut, batch.values)
+                feed = {name: self._fed(name, batch) for name in self.piece.inputs}
+                got = runners[backend](feed)
+                if other := self._with_zeros_negative(feed, batch.values):
+                    low = runners[backend](other)
+                    worst.behind_zeros = max(worst.behind_zeros, count_differing(self.cut, got, low))
+                    got = settle_zeros(self.cut, got, low, expected)
+                compare = self._compare_bits if self.cut.is_bits else self._compare_floats
+                now = compare(got, expected, batch)
+            except (RunError, ValueError, IndexError) as error:  # from numpy: shapes that do not fit
+                worst.error, worst.passed = f"it does not fit the reference: {one_line(error)} ({backend})", False
+                continue
+            worst.differing = max(worst.differing, now.differing)
+            for name in ("margin", "relative_error"):
+                if getattr(now, name) > getattr(worst, name):
+                    setattr(worst, name, getattr(now, name))
+                    worst.worst = f"{now.worst} ({backend})"
+            worst.max_error = max(worst.max_error, now.max_error)
+            worst.passed &= now.passed
+        expected = self._expectations.value(self.cut, next(iter(batches.values())).values)
+        worst.values += expected.size
+        worst.zeros += int((expected == 0).sum()) if self._has_signs(self.cut) else 0
+        worst.differing += before.differing
+        worst.behind_zeros += before.behind_zeros
+
+    @staticmethod
+    def _has_signs(cut: Cut) -> bool:
+        return cut.is_bits and cut.levels is None
+
+    def _fed(self, name: str, batch: Batch) -> NDArray[Any]:
+        """The reference's value of an input of the segment, as the model stores it."""
+        cut = self._cuts.get(name)
+        return batch.x if cut is None else cut.encode(self._expectations.value(cut, batch.values))
+
+    def _with_zeros_negative(self, feed: Arrays, values: Arrays) -> Arrays:
+        """The inputs of the segment with -1 instead of +1 where the reference's sign is 0; empty if no sign is 0."""
+        changed = dict(feed)
+        found = False
+        for name in self.piece.inputs:
+            cut = self._cuts.get(name)
+            if cut is None or not self._has_signs(cut):
+                continue
+            value = self._expectations.value(cut, values)
+            if (value == 0).any():
+                found = True
+                changed[name] = cut.encode(np.where(value == 0, np.float32(-1), value))
+        return changed if found else {}
+
+    def _compare_bits(self, got: NDArray[Any], expected: NDArray[Any], batch: Batch) -> LayerResult:
+        """Compare bits or levels with the reference's."""
+        result = LayerResult("", self.cut.source, "bits")
+        before = self._expectations.before(self.cut, batch.values)
+        flips, margin = differences(self.cut, got, expected, before, self.scale_of(batch.values))
+        result.differing = int(flips.sum())
+        if result.differing:
+            index = np.unravel_index(int(np.where(flips, margin, -1).argmax()), flips.shape)
+            result.margin = float(margin[index])
+            place = [int(i) for i in index]
+            result.worst = (
+                f"worst at sample {batch.start + place[0]}, channel {place[1]}"
+                f"{f', position {place[2:]}' if place[2:] else ''}: pre-activation {float(before[index]):.3g}"
+            )
+            result.passed = result.margin <= self._tolerances.margin(self.piece.quantized)
+        return result
+
+    def _compare_floats(self, got: NDArray[Any], expected: NDArray[Any], batch: Batch) -> LayerResult:
+        """Compare floats, or integers, with the reference's."""
+        result = LayerResult("", "", "floats")
+        got = got.reshape(expected.shape)
+        relative = relative_error(got, expected, self.scale_of(batch.values))
+        index = np.unravel_index(int(relative.argmax()), relative.shape)
+        result.relative_error = float(relative[index])
+        result.max_error = float(absolute_error(got, expected).max())
+        place = [int(i) for i in index]
+        result.worst = f"{f'worst at sample {batch.start + place[0]}, index {place[1:]}: ' if place else ''}" + (
+            f"{float(got[index]):.6g} instead of {float(expected[index]):.6g}"
+        )
+        result.passed = result.relative_error <= self._tolerances.relative(self.piece.quantized)
+        return result
