@@ -34,6 +34,7 @@ from bnn_deploy.report.summary import (
     write_report,
 )
 from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, whole_batches
+from bnn_deploy.runtime.trial import require_runs
 from bnn_deploy.source.darknet.network import XnorPadding, darknet_network
 from bnn_deploy.source.float_source import read_source
 from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
@@ -138,7 +139,8 @@ def convert(
 
     Raises:
         InputError: the checkpoint, model, architecture or shape cannot be used, or no layer is binary.
-        BnnDeployError: `strict`, and a layer whose input is a sign or has few levels stays float.
+        BnnDeployError: `strict`, and a layer whose input is a sign or has few levels stays float; or the converted
+            model does not run, which is a fault of this package.
     """
     outputs = [Path(output)] if float_output is None else [Path(output), Path(float_output)]
     written = outputs if report is None else [*outputs, Path(report)]
@@ -193,11 +195,13 @@ def convert(
         model.metadata_props.update(
             origin_metadata(original.shapes, weights, arch if arch in ARCHITECTURES else None, arch_args)
         )
+    progress("running the converted model once")
+    contents = [ir.to_proto(model).SerializeToString() for model in (binary, original.model)]
+    require_runs(contents[0], contents[1], float_inputs(original.model), original.name)
     progress("writing")
     if report is not None:
         write_report(report, result)
-    models = dict(zip(outputs, (binary, original.model), strict=False))
-    write_files({path: ir.to_proto(model).SerializeToString() for path, model in models.items()})
+    write_files(dict(zip(outputs, contents, strict=False)))
     return Conversion(
         Path(output),
         None if float_output is None else Path(float_output),

@@ -156,7 +156,8 @@ def test_to_json(lenet5: Converted) -> None:
 def test_progress_names_the_steps(tmp_path: Path) -> None:
     steps: list[str] = []
     convert(LeNet5(), tmp_path / "m.onnx", progress=steps.append)
-    assert steps == ["exporting to float ONNX", "running the passes", "writing"]
+    reading = ["loading the network", "exporting to float ONNX"]
+    assert steps == [*reading, "running the passes", "running the converted model once", "writing"]
 
 
 # What stays float, and --strict.

@@ -145,7 +145,7 @@ def batch_size(wanted: Sequence[InputSpec]) -> int | None:
     return first[0] if first and isinstance(first[0], int) and all(isinstance(size, int) for size in first) else None
 
 
-def _has_batch(item: InputSpec, batch: int | None) -> bool:
+def has_batch(item: InputSpec, batch: int | None) -> bool:
     """Whether the first dimension of an input of a model with this batch is the batch: no table or number is in it."""
     return bool(item.shape) and (not isinstance(item.shape[0], int) or item.shape[0] == batch)
 
@@ -219,7 +219,7 @@ def load_data(
         InputError: no such file, no such array, or not of an input's type and shape.
     """
     batch = batch_size(wanted)
-    whole = frozenset(item.name for item in wanted if not _has_batch(item, batch))
+    whole = frozenset(item.name for item in wanted if not has_batch(item, batch))
     origin = "given arrays" if isinstance(data, Mapping) else "given array"
     if data is None:
         arrays = _random_samples(wanted, whole)

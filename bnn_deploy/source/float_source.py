@@ -69,8 +69,9 @@ def read_source(
         if arch is not None:
             raise InputError(f"{name} is an ONNX model, which says itself what it is: leave out --arch {arch}")
         progress("reading the float model")
-        model, binarized = float_model(source, input_shape, weights)
-        return FloatSource(model, name, _shapes(model), dict.fromkeys(binarized))
+        notes: list[str] = []
+        model, binarized = float_model(source, input_shape, weights, notes)
+        return FloatSource(model, name, _shapes(model), dict.fromkeys(binarized), tuple(notes))
     if isinstance(input_shape, Mapping):
         raise InputError(f"--input-shape names inputs, which a module has not: give the shape alone, not {input_shape}")
     progress("loading the network")

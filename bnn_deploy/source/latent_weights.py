@@ -26,13 +26,16 @@ from bnn_deploy.source.weight_form import WEIGHT_FORM, note_weights
 from bnn_deploy.training import binarize_weight
 
 
-def float_model(source: OnnxSource, sample: SampleShape | None, weights: Weights) -> tuple[ir.Model, list[str]]:
+def float_model(
+    source: OnnxSource, sample: SampleShape | None, weights: Weights, notes: list[str] | None = None
+) -> tuple[ir.Model, list[str]]:
     """Prepare a float ONNX model of any exporter for the passes, and binarise its latent weights.
 
     Args:
         source: a file, or a model, which is not changed.
         sample: the shape of one sample, if the model leaves it open.
         weights: the scheme for real-valued weights of layers whose input is a sign.
+        notes: gets what the user should know about the model, one line each.
 
     Returns:
         The model with its constants folded, and the names of the nodes whose weights were binarised.
@@ -41,7 +44,7 @@ def float_model(source: OnnxSource, sample: SampleShape | None, weights: Weights
         InputError: see `onnx_file.read` and `BinarizeWeights`.
     """
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
-    model = ir.from_proto(onnx_file.upgrade(onnx_file.read(source), name, sample))
+    model = ir.from_proto(onnx_file.upgrade(onnx_file.read(source, notes), name, sample))
     name_layers(model)
     strip_metadata(model)
     model.graph.name = "float"

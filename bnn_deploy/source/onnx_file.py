@@ -10,10 +10,12 @@ from typing import TypeGuard
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto, inliner, version_converter
+from onnx import ModelProto, TensorProto, inliner
 
 from bnn_deploy.errors import InputError, one_line
-from bnn_deploy.operators.contract import DOMAIN, OPSET
+from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.source.half import to_float32
+from bnn_deploy.source.opset import all_nodes, set_opset
 from bnn_deploy.source.qonnx import expand_bipolar_quant, expand_quant
 from bnn_deploy.source.soundness import (
     require_inference,
@@ -37,14 +39,16 @@ def is_onnx(source: object) -> TypeGuard[OnnxSource]:
     return isinstance(source, ModelProto | ir.Model)
 
 
-def read(source: OnnxSource) -> ModelProto:
+def read(source: OnnxSource, notes: list[str] | None = None) -> ModelProto:
     """Read a float model, and reduce it to standard operators; its tensors keep their names.
 
-    Functions in the file are inlined, QONNX's BipolarQuant is written as Less, Where and Mul and its Quant as
-    rounding and clipping, and initializers that are also listed as inputs (as before IR version 4) are constants.
+    Functions in the file are inlined, float16 and bfloat16 become float32 (see `to_float32`), QONNX's BipolarQuant is
+    written as Less, Where and Mul and its Quant as rounding and clipping, and initializers that are also listed as
+    inputs (as before IR version 4) are constants.
 
     Args:
         source: a file, or a model, which is not changed.
+        notes: gets what the user should know about it, one line each.
 
     Raises:
         InputError: no such file, not ONNX, not a float model, exported in training mode, an unknown operator, or
@@ -59,6 +63,8 @@ def read(source: OnnxSource) -> ModelProto:
         model.CopyFrom(source if isinstance(source, ModelProto) else ir.to_proto(source))
     if any(node.domain == DOMAIN for node in model.graph.node):
         raise InputError(f"{name}: has operators of the domain {DOMAIN}: it is converted already")
+    for graph in (model.graph, *(a.g for node in all_nodes(model.graph) for a in node.attribute if a.g.node)):
+        graph.name = graph.name or "graph"  # onnx demands one, onnxruntime does not
     require_tensors(model, name)
     model = inliner.inline_local_functions(model) if model.functions else model
     expand_bipolar_quant(model)
@@ -66,6 +72,9 @@ def read(source: OnnxSource) -> ModelProto:
     require_known_operators(model, name)
     require_inference(model, name)
     require_sound_parameters(model, name)
+    found = to_float32(model)
+    if notes is not None:
+        notes.extend(found)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
@@ -92,7 +101,7 @@ _NUMBERS = (
 
 
 def upgrade(model: ModelProto, name: str, sample: SampleShape | None = None) -> ModelProto:
-    """Convert a model with an older opset to that of the passes, set its inputs' shapes, and infer all other shapes.
+    """Convert a model of another opset to that of the passes, set its inputs' shapes, and infer all other shapes.
 
     Args:
         model: the result of `read`.
@@ -102,15 +111,7 @@ def upgrade(model: ModelProto, name: str, sample: SampleShape | None = None) -> 
     Raises:
         InputError: onnx cannot convert the model or infer its shapes, or an input's shape is unknown or not `sample`.
     """
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
-    if opset < OPSET:
-        try:
-            model = version_converter.convert_version(model, OPSET)
-        except Exception as error:  # whatever the C++ converter raises
-            raise InputError(
-                f"{name}: its opset is {opset}, and onnx cannot convert it to {OPSET} ({one_line(error, 120)}); "
-                f"export it with opset {OPSET}"
-            ) from error
+    model = set_opset(model, name)
     _set_shapes(model, name, sample)
     try:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
+from bnn_deploy.source.opset import inner_nodes
 from bnn_deploy.source.qonnx import QONNX, constants
 
 
@@ -45,21 +44,12 @@ def require_known_operators(model: ModelProto, name: str) -> None:
             )
 
 
-def _inner(node: NodeProto) -> Iterator[NodeProto]:
-    """The nodes in the branches and bodies of an If, Loop or Scan, those of inner ones included."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield inner
-                yield from _inner(inner)
-
-
 def require_sound_parameters(model: ModelProto, name: str) -> None:
     """Refuse parameters that make outputs NaN, and layers inside an If or Loop, which no pass visits."""
     known = constants(model)
     for node in model.graph.node:
         label = f"{name}: {node.op_type} '{node.name or node.output[0]}'"
-        for inner in _inner(node):
+        for inner in inner_nodes(node):
             if inner.op_type in FLOAT_LAYERS:
                 raise InputError(
                     f"{label} has a {inner.op_type} '{inner.name or inner.output[0]}' in a branch or loop, where no "
@@ -86,11 +76,15 @@ def require_sound_parameters(model: ModelProto, name: str) -> None:
 def require_inference(model: ModelProto, name: str) -> None:
     """Refuse a model that was exported in training mode: it draws random numbers and normalises by batch statistics."""
     known = constants(model)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
     for node in model.graph.node:
         mode = known.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
         training = mode is not None and bool(numpy_helper.to_array(mode))
         if node.op_type == "BatchNormalization":
-            training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
+            # Before opset 14 it is in training mode if it gives statistics, too.
+            training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute) or (
+                opset < 14 and sum(map(bool, node.output)) > 1
+            )
         if training:
             raise InputError(
                 f"{name}: {node.op_type} '{node.name or node.output[0]}' is in training mode; "
