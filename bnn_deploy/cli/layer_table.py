@@ -91,13 +91,16 @@ def _print_found(layers: Sequence[LayerReport]) -> None:
     }
     cells = {name: [printable(cell(layer)) for layer in layers] for name, cell in columns.items()}
     common = {name: texts[0] for name, texts in cells.items() if len(layers) > 1 and len(set(texts)) == 1}
-    found = table("What they are made of", ["layer", *(name for name in columns if name not in common)])
+    own = [name for name in columns if name not in common]
+    found = table("What they are made of", ["layer", *own])
     for i, layer in enumerate(layers):
-        found.add_row(printable(layer.name), *(cells[name][i] for name in columns if name not in common))
-    show(found)
+        found.add_row(printable(layer.name), *(cells[name][i] for name in own))
     said = [f"{name}: {text}" for name, text in common.items() if text not in ("", "none")]
+    if own:
+        show(found)
     if said:
-        show(f"In all {len(layers)} layers: {'; '.join(said)}.")
+        which = f"In all {len(layers)} layers" if own else f"What all {len(layers)} layers are made of"
+        show(f"{which}: {'; '.join(said)}.")
     if any(layer.binarisation or layer.fused for layer in layers):
         show(
             "Fused in front: into the binarisation of its input; behind: into the layer; a sign at the end makes bits."

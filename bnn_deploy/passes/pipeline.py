@@ -136,6 +136,10 @@ def finish(model: ir.Model) -> None:
             if BEFORE in value.metadata_props and node.domain != DOMAIN and len(list(value.uses())) > 1:
                 node.metadata_props.update(source_metadata(value))  # a cut for verify, as the original would be
             value.metadata_props.clear()
+        for constant in node.inputs if node.domain == DOMAIN else ():
+            # onnxruntime's quantiser takes what is called "t_scale" for the quantisation scale of tensor t.
+            if constant is not None and constant.is_initializer() and (constant.name or "").endswith("_scale"):
+                constant.name = f"{constant.name}s"
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     common.NameFixPass()(model)

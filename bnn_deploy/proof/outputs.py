@@ -66,7 +66,7 @@ def verify_outputs(
     Kernels and function bodies must give the same outputs but for rounding. Against the float model, a sign
     that flips within rounding changes a sample's outputs, but few samples have such a flip: most must be close.
     """
-    if not str(against).endswith(".onnx"):
+    if not str(against).lower().endswith(".onnx"):
         raise SetupError(
             f"{against}: to verify against a checkpoint, install torch and onnx: pip install 'bnn-deploy[convert]'; "
             "without them, verify against a float .onnx file"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_deploy.errors import InputError, SetupError, one_line
+from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.network_file import build
 
 LISTED = 8
@@ -119,7 +120,7 @@ def _load(path: Path) -> Any:
                     "read without running code (2): save it again without pickle_protocol"
                 ) from error
             if found is None or found[1] == "persistent_load":
-                raise InputError(f"{path}: not a PyTorch checkpoint") from error
+                raise InputError(f"{path}: {other_kind(path) or 'not a PyTorch checkpoint'}") from error
             raise InputError(
                 f"{path}: refused, because loading it would run code: it needs the Python object {found[1]}; "
                 "save the weights alone, torch.save({'state_dict': model.state_dict()}, ...)"
@@ -127,24 +128,11 @@ def _load(path: Path) -> Any:
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             if path.open("rb").read(2) == b"PK":
                 raise InputError(
-                    f"{path}: {_other_zip(path) or f'truncated or damaged ({one_line(error, 120)})'}"
+                    f"{path}: {other_kind(path) or f'truncated or damaged ({one_line(error, 120)})'}"
                 ) from error
             # The unpickler's message does not help the user of a file that is not a pickle.
-            raise InputError(f"{path}: not a PyTorch checkpoint; expected what torch.save wrote") from error
-
-
-def _other_zip(path: Path) -> str | None:
-    """What a zip file is that torch.load cannot read; None for a damaged one."""
-    if not zipfile.is_zipfile(path):
-        return None
-    names = zipfile.ZipFile(path).namelist()
-    if any(name.endswith(".npy") for name in names):
-        return "a NumPy archive, not a PyTorch checkpoint"
-    if any(name.endswith("archive_format") for name in names):
-        return "a program of torch.export, not a checkpoint; load it with torch.export.load and give its module()"
-    if any("/code/" in name for name in names):
-        return "a TorchScript program, not a checkpoint; load it with torch.jit.load and give its state_dict()"
-    return None
+            what = other_kind(path) or "not a PyTorch checkpoint; expected what torch.save wrote"
+            raise InputError(f"{path}: {what}") from error
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, inliner
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.half import to_float32
 from bnn_deploy.source.opset import all_nodes, set_opset
 from bnn_deploy.source.qonnx import expand_bipolar_quant, expand_quant
@@ -35,8 +36,22 @@ SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 def is_onnx(source: object) -> TypeGuard[OnnxSource]:
     """Whether `source` is an ONNX model, or the path of one, and not a module or a checkpoint."""
     if isinstance(source, str | os.PathLike):
-        return Path(source).suffix == ".onnx"
+        return Path(source).suffix.lower() == ".onnx" or _holds_onnx(Path(source))
     return isinstance(source, ModelProto | ir.Model)
+
+
+def _holds_onnx(path: Path) -> bool:
+    """Whether a file of any name is ONNX by its content."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(2) in (b"PK", b"\x80\x02"):  # a zip file or a pickle, as torch.save writes
+            return False
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError, OSError):
+        return False
+    return bool(model.ir_version and model.graph.node)
 
 
 def read(source: OnnxSource, notes: list[str] | None = None) -> ModelProto:
@@ -170,14 +185,15 @@ def _load(path: Path) -> ModelProto:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, format="protobuf")
     except onnx.checker.ValidationError as error:  # about the external data files
         raise InputError(
             f"{path}: its external data cannot be read ({one_line(error, 160)}); keep them beside it, or save the "
             "model as one file"
         ) from error
     except (DecodeError, ValueError, OSError) as error:
-        raise InputError(f"{path}: not a valid ONNX file, or a truncated one ({one_line(error, 160)})") from error
+        what = other_kind(path) or f"not a valid ONNX file, or a truncated one ({one_line(error, 160)})"
+        raise InputError(f"{path}: {what}") from error
     if not model.graph.node:
         raise InputError(f"{path}: not a valid ONNX file, or a truncated one (it has no nodes)")
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import InputError
 from bnn_deploy.source.checkpoint import checkpoint_name, load_network
+from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.torch_module import precision_note, unwrap
 
 TorchInput = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
@@ -58,6 +60,11 @@ def torch_source(
     elif isinstance(source, str | os.PathLike) or (isinstance(source, Mapping) and source):
         name = checkpoint_name(source)
         if arch is None:
+            file = None if isinstance(source, Mapping) else Path(source)
+            if file is not None and not file.is_file():
+                raise InputError(f"{name}: no such file")
+            if file is not None and (what := other_kind(file)):
+                raise InputError(f"{name}: {what}")
             raise InputError(f"{name}: say which architecture it is: {', '.join(ARCHITECTURES)} or FILE.py:NAME")
         loaded, notes = load_network(source, arch, arch_args, key, prefix)
     else:

@@ -56,7 +56,6 @@ y = Relu(q)""",
 }
 
 EDGES: dict[str, tuple[str, dict[str, Array]]] = {
-    # onnxruntime's quantiser calls the scale of tensor t "t_scale", which is what our constants are called, too.
     "a binary layer in front of an 8-bit one": (
         "a = Conv <pads=[1,1,1,1]> (x, first)\ns = Sign(a)\nc = Conv <pads=[1,1,1,1]> (s, w)\ny = Conv(c, last)",
         {"first": real(8, 4, 3, 3), "w": weights(8, 8, 3, 3), "last": real(8, 8, 1, 1)},

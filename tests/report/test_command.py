@@ -152,3 +152,13 @@ def test_printed_at_100_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     for layer in nin.conversion.layers:
         assert any(line.startswith(f"{layer.name} ") for line in lines)
     assert sum("as in the papers, whose first layers stay float" in line for line in lines) == 1
+
+
+def test_what_is_the_same_in_all_layers_is_no_table(tmp_path: Path) -> None:
+    nodes = "s = Sign (x)\na = Conv (s, v)\nb = Conv (s, w)"
+    model = parse(nodes, outputs=("a", "b"), v=weights(5, 4, 3, 3), w=weights(6, 4, 3, 3, seed=1))
+    ir.save(model, tmp_path / "f.onnx")
+    result = run("convert", tmp_path / "f.onnx", "-o", tmp_path / "m.onnx")
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.stdout.splitlines() if "made of" in line)
+    assert "What all 2 layers are made of: activation: Sign(x); sign(0): 0, here +1; weights: constant, two-" in line

@@ -196,7 +196,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "old format, truncated": (old_truncated, "not a PyTorch checkpoint|truncated or damaged"),
     "another zip file": (
         lambda path: np.savez(path.open("wb"), x=np.ones(3)),
-        "a NumPy archive, not a PyTorch checkpoint",
+        "a NumPy archive, not a model",
     ),
     "a list": (lambda path: torch.save([torch.ones(1)], path), "no state dict in it"),
     "a tensor": (lambda path: torch.save(torch.ones(1), path), "no state dict in it"),

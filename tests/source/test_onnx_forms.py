@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from bnn_deploy import conversion
 from bnn_deploy.conversion import convert
@@ -256,3 +259,66 @@ def test_a_model_that_does_not_run_is_not_written(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match=r"onnxruntime cannot run it on random inputs 'x' \[1, 3, 4, 4\]: .*Gather"):
         convert(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_result_can_be_quantised_by_its_user(tmp_path: Path) -> None:
+    """onnxruntime's quantiser takes "d_scale" for the scale of tensor d."""
+    source = network(NODES.replace("t = Sign (o)", "t = Conv (o, real)").replace("(f, last)", "(f, end)"), **REAL)
+    convert(source, tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    tensors = {name for node in model.graph.node for name in node.output}
+    assert not [t.name for t in model.graph.initializer if t.name.removesuffix("_scale") in tensors]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.samples = iter([{"x": X}])
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(self.samples, None)
+
+    quantize_static(
+        tmp_path / "m.onnx", tmp_path / "q.onnx", Reader(), op_types_to_quantize=["Conv"], nodes_to_quantize=["t"]
+    )
+    got = load_session(tmp_path / "q.onnx").run(None, {"x": X})[0]
+    expected = load_session(tmp_path / "m.onnx").run(None, {"x": X})[0]
+    assert not np.array_equal(got, expected)
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+REAL = {
+    "real": np.random.default_rng(3).standard_normal((4, 6, 1, 1)).astype(np.float32),
+    "end": np.random.default_rng(4).standard_normal((64, 5)).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("name", ["X.ONNX", "model", "model.pb", "model.pth"])
+def test_any_suffix(name: str, tmp_path: Path) -> None:
+    onnx.save(network(), tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").rename(tmp_path / name)
+    assert convert(tmp_path / name, tmp_path / "out.onnx").binary_layers == ("d", "y")
+
+
+OTHER_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "arrays.npz": (lambda path: np.savez(path, x=X), "a NumPy archive, not a model"),
+    "array.npy": (lambda path: np.save(path, X), "a NumPy array, not a model"),
+    "script.pt": (
+        lambda path: torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(path),
+        "a TorchScript program, not a checkpoint; load it with torch.jit.load",
+    ),
+    "lite.tflite": (lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(99)), "a TensorFlow Lite model; convert"),
+    "keras.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "an HDF5 file, as Keras writes"),
+    "fast.ort": (lambda path: path.write_bytes(b"\x1c\0\0\0ORTM" + bytes(99)), "a model in onnxruntime's own format"),
+}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"arch": "lenet5"}])
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_other_files_are_named(name: str, arguments: dict[str, str], tmp_path: Path) -> None:
+    make, line = OTHER_FILES[name]
+    make(tmp_path / name)
+    with pytest.raises(InputError) as caught:
+        convert(tmp_path / name, tmp_path / "m.onnx", **arguments)  # type: ignore[arg-type]
+    assert f"{name}: {line}" in str(caught.value)
+    (tmp_path / name).rename(tmp_path / "called.onnx")
+    with pytest.raises(InputError, match=re.escape(f"called.onnx: {line}")):
+        convert(tmp_path / "called.onnx", tmp_path / "m.onnx")
