@@ -129,6 +129,45 @@ class Crop(Move):
 
 
 @dataclass(frozen=True)
+class Take(Move):
+    """x  ==>  the slices of x along an axis, in the order of their indices; `picks` is [axis, [index, ...]]."""
+
+    kind: ClassVar[str] = "take"
+    picks: Sequence[Any]
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The slices, such as those of a Slice, a Gather or a nearest Resize."""
+        axis, indices = self.picks
+        return np.asarray(value.take(indices, axis=axis))
+
+
+@dataclass(frozen=True)
+class Concat(Move):
+    """x  ==>  x between other tensors, along an axis.
+
+    `parts` is [axis, number of tensors before x, [Place of each other tensor as JSON, ...]].
+    """
+
+    kind: ClassVar[str] = "concat"
+    parts: Sequence[Any]
+
+    @property
+    def others(self) -> tuple[Place, ...]:
+        """The places of the other tensors, in order."""
+        return tuple(Place(tensor, _from_json(moves)) for tensor, *moves in self.parts[2])
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """Not of one tensor alone; see `Place.read`."""
+        raise TypeError("a Concat needs its other tensors")
+
+    def join(self, value: NDArray[Any], values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The tensors one behind the other."""
+        axis, before, _ = self.parts
+        others = [other.read(values) for other in self.others]
+        return np.concatenate([*others[:before], value, *others[before:]], axis=axis)
+
+
+@dataclass(frozen=True)
 class Subtract(Move):
     """x  ==>  x - threshold; the threshold is one number or a nested list that broadcasts to x."""
 
@@ -164,7 +203,7 @@ class MaxPool(Move):
         return np.asarray(windows[(slice(None), slice(None), *starts, *taps)].max(axis=tuple(range(-rank, 0))))
 
 
-_KINDS: dict[str, type[Any]] = {move.kind: move for move in (Transpose, Reshape, Crop, Subtract, MaxPool)}
+_KINDS: dict[str, type[Any]] = {move.kind: move for move in (Transpose, Reshape, Crop, Take, Concat, Subtract, MaxPool)}
 
 
 @dataclass(frozen=True)
@@ -183,15 +222,34 @@ class Place:
         """This place with further moves appended."""
         return replace(self, moves=(*self.moves, *moves))
 
-    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
-        """The value at this place, for the value of `tensor`."""
+    def beside(self, before: Sequence[Place], behind: Sequence[Place], axis: int) -> Place:
+        """This place between others, concatenated along an axis."""
+        return self.then(Concat([axis, len(before), [other.to_json() for other in (*before, *behind)]]))
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all tensors that `read` needs."""
+        joined = [other for move in self.moves if isinstance(move, Concat) for other in move.others]
+        return self.tensor, *(name for other in joined for name in other.tensors)
+
+    def read(self, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The value at this place, for the values of `tensors`, by name."""
+        value = values[self.tensor]
         for move in self.moves:
-            value = move.apply(value)
+            value = move.join(value, values) if isinstance(move, Concat) else move.apply(value)
         return value
+
+    def apply(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The value at this place, for the value of `tensor`, which is its only tensor."""
+        return self.read({self.tensor: value})
+
+    def to_json(self) -> list[Any]:
+        """[tensor, move, ...], of plain types."""
+        return [self.tensor, *_to_json(self.moves)]
 
     def as_before(self) -> dict[str, str]:
         """The metadata BEFORE of bits whose pre-activation is at this place."""
-        return {BEFORE: json.dumps([self.tensor, *_to_json(self.moves)])}
+        return {BEFORE: json.dumps(self.to_json())}
 
     def as_source(self) -> dict[str, str]:
         """The metadata SOURCE, and MOVES if there are any, of a node whose output stands for this place."""

@@ -32,7 +32,7 @@ from bnn_deploy.operators.bits import pack_bits, unpack_bits
 from bnn_deploy.operators.contract import is_binary_layer
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.proof.results import Verification
-from support import author_networks, networks
+from support import author_networks, moving_networks, networks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPORTS = Path(__file__).parent / "exports"
@@ -130,6 +130,9 @@ CASES = [
     Case("BinaryNet MLP", "module", 3, lambda: module(BinaryNetMLP, (1, 28, 28)), full=True),
     Case("XNOR-Net AlexNet with K", "module", 6, lambda: module(XnorAlexNet, (3, 227, 227), 8), full=True),
     Case("Bi-Real Net 18", "module", 16, lambda: module(BiRealNet18, (3, 224, 224), 8), full=True),
+    Case("dense blocks of signs", "module", 5, lambda: module(moving_networks.DenseNet, (3, 8, 8)), full=True),
+    Case("shuffled signs", "module", 5, lambda: module(moving_networks.ShuffleNet, (3, 8, 8)), full=True),
+    Case("U-Net of signs", "module", 4, lambda: module(moving_networks.UNet, (3, 8, 8)), full=True),
     Case("ReActNet-A", "module", 31, lambda: module(ReActNet, (3, 224, 224), 8), full=True),
 ]
 

@@ -345,13 +345,13 @@ class MixedPads(LayerReason):
 
 @dataclass(frozen=True)
 class PadMode(LayerReason):
-    """Padding with what the map holds, or that crops it."""
+    """Padding by how much only the data say, or that crops the map."""
 
     pad: str
 
-    template = "Pad '{pad}' has another mode than constant, or pads that are not constant or negative"
-    example = 'Conv(Pad<mode="reflect">(Sign(x), pads), w)'
-    advice = "pad with a constant: reflected or repeated borders have no binary form"
+    template = "Pad '{pad}' has pads that are not constant, or negative"
+    example = "Conv(Pad(Sign(x), pads), w), pads of -1"
+    advice = "pad by constant numbers, none of them negative; crop with a Slice"
 
 
 @dataclass(frozen=True)
@@ -464,8 +464,17 @@ class Stranger(LayerReason):
     operator: str
 
     template = "{operator} stands between the sign and it, which no pass looks through"
-    example = "Conv(Concat(Sign(x), Sign(Neg(x))), w)"
-    advice = "take the sign behind that operator, right in front of the layer, which computes the same"
+    example = "Conv(Concat(Sign(x), 0.5 * Sign(Neg(x))), w)"
+    advice = "take the sign right in front of the layer, with one magnitude for all its channels"
+
+
+@dataclass(frozen=True)
+class ChannelFactors(LayerReason):
+    """Signs of different magnitudes."""
+
+    template = "its signs are multiplied by a number per channel, which weights of one magnitude per filter cannot hold"
+    example = "Conv(Sign(x) * c, w), c of [4, 1, 1]"
+    advice = "train with one number for all channels; numbers per channel can stand behind the layer"
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Cut:
     def pre_activation(self, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
         """The input of the Sign minus the threshold, reshaped to `shape`, [N, C, spatial...]."""
         assert self.before is not None
-        return self.before.apply(values[self.before.tensor]).reshape(shape)
+        return self.before.read(values).reshape(shape)
 
     def encode(self, value: NDArray[Any]) -> NDArray[Any]:
         """The reference's value [N, C, spatial...] as the converted model stores it.

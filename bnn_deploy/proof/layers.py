@@ -53,28 +53,31 @@ class Expectations:
 
     def __init__(self, reference: Reference, cuts: Sequence[Cut]) -> None:
         self._reference = reference
-        before = (self._before_name(cut) for cut in cuts if cut.is_bits)
-        self.wanted = {self._source(cut) for cut in cuts} | {name for name in before if name is not None}
+        self.wanted = {name for cut in cuts for name in self._sources(cut)}
+        self.wanted |= {name for cut in cuts if cut.is_bits for name in self._before_names(cut)}
 
-    def _source(self, cut: Cut) -> str:
-        """The reference's tensor for a cut; for the model's output, the reference's output, whatever its name."""
-        return cut.source if cut.source in self._reference.names else self._reference.output
+    def _sources(self, cut: Cut) -> tuple[str, ...]:
+        """The reference's tensors for a cut; for the model's output, the reference's output, whatever its name."""
+        return cut.place.tensors if cut.source in self._reference.names else (self._reference.output,)
 
     def value(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The reference's value of a cut."""
-        return cut.place.apply(values[self._source(cut)])
+        first, *_ = self._sources(cut)
+        return cut.place.read(values | {cut.source: values[first]})
 
-    def _before_name(self, cut: Cut) -> str | None:
-        """The reference's tensor whose sign a bit cut holds; None behind a pool of signs."""
-        return cut.before.tensor if cut.before is not None else self._reference.before_sign(cut.source)
+    def _before_names(self, cut: Cut) -> tuple[str, ...]:
+        """The reference's tensors whose sign a bit cut holds; none behind a pool of signs."""
+        if cut.before is not None:
+            return cut.before.tensors
+        name = self._reference.before_sign(cut.source)
+        return () if name is None else (name,)
 
     def before(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The pre-activations of a bit cut; behind a pool of signs the signs themselves, which no rounding flips."""
         value = self.value(cut, values)
         if cut.before is not None:
             return cut.pre_activation(values, value.shape)
-        name = self._before_name(cut)
-        return value if name is None else values[name]
+        return next((values[name] for name in self._before_names(cut)), value)
 
     def measured(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The tensor in whose magnitudes the differences of a cut are stated: a float itself, bits' pre-activations."""

@@ -56,7 +56,7 @@ GRAPHS: dict[str, tuple[int, str, dict[str, Any]]] = {
         {"w": weights(8, 8, 3, 3)},
     ),
     "a Concat of signs": (
-        0,
+        1,
         "a = Sign(x)\nb = Sub(x, half)\nc = Sign(b)\ns = Concat <axis=1> (a, c)",
         {"w": weights(8, 8, 3, 3)},
     ),

@@ -166,7 +166,7 @@ CASES: dict[type[Reason], Case] = {
     ),
     reasons.PadValue: case("s = Sign(x)\np = Pad(s, pads, two)\ny = Conv(p, w)", w=W, pads=PADS),
     reasons.MixedPads: case("s = Sign(x)\np = Pad(s, pads, one)\ny = Conv<pads=[1,1,1,1]>(p, w)", w=W, pads=PADS),
-    reasons.PadMode: case('s = Sign(x)\np = Pad<mode="reflect">(s, pads)\ny = Conv(p, w)', w=W, pads=PADS),
+    reasons.PadMode: case("s = Sign(x)\np = Pad(s, pads)\ny = Conv(p, w)", w=W, pads=-PADS),
     reasons.PadPlace: case(
         "s = Sign(x)\np = Pad(s, pads)\nm = MaxPool<kernel_shape=[2,2]>(p)\ny = Conv(m, w)", w=W, pads=PADS
     ),
@@ -185,7 +185,10 @@ CASES: dict[type[Reason], Case] = {
         "p = Greater(x, one)\nq = Greater(x, zero)\nr = Where(q, one, zero)\na = Where(p, three, r)\ny = Conv(a, w)",
         w=W,
     ),
-    reasons.Stranger: case("s = Sign(x)\na = Mul(s, k)\ny = Conv(a, w)", w=W, k=STEP),
+    reasons.Stranger: case(
+        "s = Sign(x)\na = Mul(s, two)\nb = Concat<axis=1>(a, s)\ny = Conv(b, w)", w=weights(8, 8, 3, 3)
+    ),
+    reasons.ChannelFactors: case("s = Sign(x)\na = Mul(s, k)\ny = Conv(a, w)", w=W, k=STEP),
     reasons.OneMagnitude: ternary,
     reasons.SmallFilters: case("y = Conv<group=512>(x, w)", ("N", 512, 4, 4), w=weights(512, 1, 2, 2)),
     reasons.ZeroFilter: case("y = Conv(x, w)", ("N", 64, 6, 6), w=np.append(weights(63, 64, 3, 3), ZEROS, axis=0)),

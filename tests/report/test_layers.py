@@ -150,10 +150,10 @@ LEFT: dict[str, tuple[str, dict[str, Any], str]] = {
         {"w": W, "b": eighths(8), "axis": np.array([0, 1, 2, 3])},
         "its bias is not constant",
     ),
-    "reflected borders": (
-        's = Sign(x)\np = Pad<mode="reflect">(s, pads)\ny = Conv(p, w)',
-        {"w": W, "pads": PADS},
-        "another mode than constant",
+    "borders cut off": (
+        "s = Sign(x)\np = Pad(s, pads)\ny = Conv(p, w)",
+        {"w": W, "pads": -PADS},
+        "pads that are not constant, or negative",
     ),
     "padded channels": (
         "s = Sign(x)\np = Pad(s, pads)\ny = Conv(p, w)",
@@ -183,7 +183,7 @@ LEFT: dict[str, tuple[str, dict[str, Any], str]] = {
     "a stranger": (
         "s = Sign(x)\na = Mul(s, c)\ny = Conv(a, w)",
         {"w": W, "c": np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1)},
-        "Mul stands between the sign and it",
+        "multiplied by a number per channel",
     ),
     "output_shape": (
         "s = Sign(x)\ny = ConvTranspose<output_shape=[8, 8]>(s, w)",

@@ -33,24 +33,33 @@ def test_grouped_and_dilated_convolutions(group: int, dilation: int, pads: int) 
 
 CONCAT = {
     "of signs": "s = Sign(x)\nb = Neg(x)\nt = Sign(b)\na = Concat<axis=1>(s, t)",
+    "of two magnitudes": "s = Sign(x)\nb = Neg(x)\nt = Sign(b)\nm = Mul(t, two)\na = Concat<axis=1>(s, m)",
     "behind the advice": "b = Neg(x)\nc = Concat<axis=1>(x, b)\na = Sign(c)",
     "of a sign and something real": "s = Sign(x)\nb = Neg(x)\na = Concat<axis=1>(s, b)",
 }
 
 
 def test_a_concat_of_signs() -> None:
-    """Declined, with an advice that works: the sign of the Concat is the same, and becomes bits."""
+    """It is the sign of the Concat; that of two magnitudes is declined, and so is one of a sign and something real."""
     # The bias keeps sums away from exact zeros.
     constants = {"w": weights(8, 8, 3, 3), "k": np.full(8, 1 / 16, np.float32), "u": weights(3, 8, 1, 1)}
-    models = [parse(f"{text}\nd = Conv(a, w, k)\ne = Sign(d)\ny = Conv(e, u)", **constants) for text in CONCAT.values()]
-    signs, advised, mixed = (report_on(model)[0] for model in models)
-    assert (signs.status, signs.binary_in_training, signs.activation) == ("float", True, "Sign(x)")
-    assert signs.reason == "Concat stands between the sign and it, which no pass looks through"
-    assert signs.advice is not None and "take the sign behind that operator" in signs.advice
+    models = [
+        parse(
+            f"{text}\nd = Conv(a, w, k)\ne = Sign(d)\ny = Conv(e, u)",
+            **constants,
+            **({"two": np.float32(2)} if "two" in text else {}),
+        )
+        for text in CONCAT.values()
+    ]
+    signs, scaled, advised, mixed = (report_on(model)[0] for model in models)
+    assert (signs.status, signs.activation) == ("binary", "Sign(x)")
+    assert (scaled.status, scaled.binary_in_training) == ("float", True)
+    assert scaled.reason == "Concat stands between the sign and it, which no pass looks through"
+    assert scaled.advice is not None and "with one magnitude for all its channels" in scaled.advice
     assert (mixed.status, mixed.binary_in_training, mixed.activation) == ("float", False, None)
     assert mixed.reason == "its input is real-valued: the output of Concat, not of a sign"
     assert advised.status == "binary"
-    assert equal(run_float(models[0], samples(models[0])), run_float(models[1], samples(models[1])))
+    assert equal(run_float(models[0], samples(models[0])), run_float(models[2], samples(models[2])))
     for model in models:
         x = samples(model)
         assert equal(run_binary(to_binary(model)[0], x, True), run_float(model, x))

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, is_op, maker, reads_abs_mean
+from bnn_deploy.passes.moves import moves_only
 from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
-from bnn_deploy.passes.reasons import MeanMagnitude, ModelInput, RealInput, Reason, Stranger
+from bnn_deploy.passes.reasons import ChannelFactors, MeanMagnitude, ModelInput, RealInput, Reason, Stranger
 
-_KEEPS_SIGNS = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-"""Operators whose output is ±1 (or the padding's 0) if their first input is."""
+_KEEPS_SIGNS = ("Concat", "Identity", "MaxPool", "Pad")
+"""Operators whose output is ±1 (or the padding's 0) if their first input is, besides those that only move it."""
 
 
 class AuditLeftovers(Pass):
@@ -33,7 +34,8 @@ class AuditLeftovers(Pass):
                 if declined is not None:
                     result.declined.append(declined)
                 elif nearest_sign(node) is not None and node.inputs[0] is not None:
-                    result.decline(node, Stranger(maker(node.inputs[0]).op_type))
+                    stranger = maker(node.inputs[0])
+                    result.decline(node, ChannelFactors() if _scales(stranger) else Stranger(stranger.op_type))
                 else:
                     result.decline(node, _reason(node))
         return result
@@ -48,7 +50,7 @@ def _sign_above(value: ir.Value | None) -> ir.Node | None:
     while value is not None and (node := value.producer()) is not None:
         if is_op(node, "Sign"):
             return node
-        if not is_op(node, *_KEEPS_SIGNS) and not _scales(node):
+        if not is_op(node, *_KEEPS_SIGNS) and not _scales(node) and not moves_only(node):
             return None
         data = [v for v in node.inputs if constant(v) is None]
         if is_op(node, "Concat") and not all(_sign_above(v) for v in data[1:]):
