@@ -37,7 +37,8 @@ from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, wh
 from bnn_deploy.runtime.trial import require_runs
 from bnn_deploy.source.darknet.network import XnorPadding, darknet_network
 from bnn_deploy.source.float_source import read_source
-from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
+from bnn_deploy.source.input_sizes import SampleShape
+from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
 from bnn_deploy.source.torch_source import TorchInput
 
 
@@ -183,7 +184,7 @@ def convert(
             write_report(report, result)
         raise failed
     if calibration is not None:
-        wanted = float_inputs(original.model)
+        wanted = float_inputs(original.model, original.examples.shapes)
         inputs = whole_batches(load_data(calibration, None, None, wanted), batch_size(wanted))
         progress(f"quantising the float layers with {len(inputs)} inputs")
         UnfoldStride()(binary)
@@ -193,11 +194,12 @@ def convert(
         result = replace(result, layers=quantized(result.layers, quantized_layers(binary)))
     for model in (binary, original.model):
         model.metadata_props.update(
-            origin_metadata(original.shapes, weights, arch if arch in ARCHITECTURES else None, arch_args)
+            origin_metadata(original.examples.shapes, weights, arch if arch in ARCHITECTURES else None, arch_args)
         )
     progress("running the converted model once")
     contents = [ir.to_proto(model).SerializeToString() for model in (binary, original.model)]
-    require_runs(contents[0], contents[1], float_inputs(original.model), original.name)
+    for shapes in filter(None, (original.examples.shapes, original.examples.others)):
+        require_runs(contents[0], contents[1], float_inputs(original.model, shapes), original.name)
     progress("writing")
     if report is not None:
         write_report(report, result)
@@ -215,11 +217,12 @@ def convert(
     )
 
 
-def float_inputs(model: ir.Model) -> list[InputSpec]:
-    """The inputs of a float model, as `load_data` wants them."""
+def float_inputs(model: ir.Model, examples: Mapping[str, tuple[int, ...]]) -> list[InputSpec]:
+    """The inputs of a float model, as `load_data` wants them, with example shapes without the batch."""
     found = []
     for value in model.graph.inputs:
         assert value.dtype is not None and value.shape is not None
         dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
-        found.append(InputSpec(value.name or "", str(value.dtype.numpy()), tuple(dims)))
+        name = value.name or ""
+        found.append(InputSpec(name, str(value.dtype.numpy()), tuple(dims), examples[name]))
     return found

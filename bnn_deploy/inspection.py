@@ -14,7 +14,7 @@ from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes
 from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS, Operator, operator_of
 from bnn_deploy.operators.shapes import Call, Made, Shape, product
-from bnn_deploy.provenance import PART_OF, SOURCE, properties
+from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
 
 try:
     import onnx
@@ -51,7 +51,7 @@ class Layer:
         dilations: likewise.
         group: likewise.
         binary_macs: products of bits per sample: k products for a level of k bits times ±1. None if a shape that they
-            depend on is unknown.
+            depend on is unknown. Where sizes are open, those that the converter noted are meant.
         float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul; None as above.
         constant_bytes: bytes of the constant inputs: weights, thresholds, scales, shapes.
         quantized: whether its constants are stored in 8 bits; constant_bytes then counts the 8-bit values and scales.
@@ -172,10 +172,12 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
         if node.op_type == "Transpose" and node.input[0] in packed:
             packed.add(node.output[0])
             stored[node.output[0]] = stored[node.input[0]]
+    sized = _at_example_sizes(model)
+    known = shapes if sized is None else _infer(path, sized)[0]
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             continue
-        binary_macs, float_macs = _macs(path, node, shapes, bit_channels)
+        binary_macs, float_macs = _macs(path, node, known, bit_channels)
         layers.append(
             Layer(
                 name=_node_name(node),
@@ -292,6 +294,21 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
         if not new:
             return shapes, dtypes, channels
         found |= new
+
+
+def _at_example_sizes(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """A copy with the sizes that the converter noted in place of open ones, to count MACs; None if none are open."""
+    examples = read_shapes(properties(model), [value.name for value in model.graph.input])
+    sizes = [dim for value in model.graph.input for dim in value.type.tensor_type.shape.dim[1:]]
+    if not examples or all(dim.HasField("dim_value") for dim in sizes):
+        return None
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim[1:], examples.get(value.name, ()), strict=False):
+            dim.dim_value = size
+    del copy.graph.value_info[:]
+    return copy
 
 
 def _standard_inference(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, str]]:

@@ -427,6 +427,14 @@ def origin_metadata(
     return metadata
 
 
+def read_shapes(metadata: Properties, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes without the batch of a model's inputs, by name; empty if none are noted."""
+    text = metadata.get(SHAPE_KEY, "")
+    if text.startswith("{"):
+        return {name: tuple(shape) for name, shape in json.loads(text).items()}
+    return {name: tuple(map(int, text.split(","))) for name in names if len(names) == 1 and text}
+
+
 def read_arch_args(metadata: Properties) -> dict[str, Any]:
     """The keyword arguments of the architecture that a model was converted from; empty if none are noted."""
     arguments: dict[str, Any] = json.loads(metadata.get(ARCH_ARGS_KEY, "{}"))

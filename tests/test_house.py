@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"torch"},
     "architectures": {"torch"},
     "passes": {"onnx_ir", "onnxscript", "onnxruntime"},
-    "source": {"onnx", "onnx_ir", "google", "torch", "safetensors"},
+    "source": {"onnx", "onnx_ir", "google", "torch", "safetensors", "onnxruntime"},
     "report": {"onnx_ir"},
     "conversion": {"onnx_ir", "torch"},
     "inspection": {"onnx", "google"},

@@ -167,13 +167,13 @@ def fold(model: ir.Model) -> None:
 
 def infer_shapes(model: ir.Model) -> None:
     """Infer shapes that are not known, until no more Reshape is simple: what was rewritten lets more be known."""
-    batch = model.graph.inputs[0].shape[0] if model.graph.inputs[0].shape else None
+    open_sizes = [dim for value in model.graph.inputs for dim in value.shape or () if not isinstance(dim, int)]
     while True:
         unknown = [
             value
             for node in model.graph
             for value in node.outputs
-            if value.shape is None or any(not isinstance(dim, int) and dim != batch for dim in value.shape)
+            if value.shape is None or any(not isinstance(dim, int) and dim not in open_sizes for dim in value.shape)
         ]
         for value in unknown:
             if not value.is_graph_output():

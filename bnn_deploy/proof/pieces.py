@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import DOMAIN, VERSION, is_layer, operator_of
 from bnn_deploy.proof.cuts import Cut, cuts
-from bnn_deploy.provenance import PART_OF, SOURCE, properties
+from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
 from bnn_deploy.runtime.inputs import InputSpec
 
 
@@ -83,10 +83,12 @@ def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
 def model_inputs(model: ModelProto) -> list[InputSpec]:
     """The inputs of a model, as `load_data` wants them."""
     found = []
+    examples = read_shapes(properties(model), [value.name for value in model.graph.input])
     for value in model.graph.input:
         tensor = value.type.tensor_type
         shape = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
-        found.append(InputSpec(value.name, str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(shape)))
+        dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        found.append(InputSpec(value.name, dtype, tuple(shape), examples.get(value.name, ())))
     return found
 
 

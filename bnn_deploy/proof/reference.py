@@ -233,7 +233,7 @@ def make_reference(
 
             from bnn_deploy.source.latent_weights import float_model
 
-            binary, replaced = float_model(against, shape, scheme)
+            binary, _, replaced = float_model(against, shape, scheme)
             own = OnnxReference(model, name)
             reference = OnnxReference(onnx_ir.to_proto(binary), name)
             if replaced:

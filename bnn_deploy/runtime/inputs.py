@@ -15,6 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.provenance import read_shapes
 
 
 def session_inputs(
@@ -33,7 +34,7 @@ def session_inputs(
             shape[0] = batch
         elif shape and batch not in (1, shape[0]):
             raise InputError(f"{path}: input {info.name} has a fixed batch of {shape[0]}: batch {batch} does not fit")
-        result.append(random_array(rng, item, shape))
+        result.append(random_array(rng, item, shape[0] if shape and isinstance(shape[0], int) else None))
     return result
 
 
@@ -116,11 +117,13 @@ class InputSpec:
         name: its name.
         dtype: numpy's name of its type, such as "float32".
         shape: with the batch; a name or None for a size that the model leaves open.
+        example: a shape without the batch, for random inputs of a model that leaves sizes open; empty if unknown.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str | None, ...]
+    example: tuple[int, ...] = ()
 
     @property
     def sample(self) -> list[int | str | None]:
@@ -130,7 +133,9 @@ class InputSpec:
 
 def read_inputs(session: ort.InferenceSession) -> list[InputSpec]:
     """The inputs of a session's model."""
-    return [InputSpec(info.name, _dtype(info.type), tuple(info.shape)) for info in session.get_inputs()]
+    infos = session.get_inputs()
+    examples = read_shapes(session.get_modelmeta().custom_metadata_map, [info.name for info in infos])
+    return [InputSpec(info.name, _dtype(info.type), tuple(info.shape), examples.get(info.name, ())) for info in infos]
 
 
 def _dtype(kind: str) -> str:
@@ -251,18 +256,18 @@ def load_data(
 def _random_samples(wanted: Sequence[InputSpec], whole: frozenset[str]) -> dict[str, NDArray[Any]]:
     """32 random samples of each input; of an input without the batch, one value."""
     rng = np.random.default_rng(0)
-    return {
-        item.name: random_array(rng, item, item.shape if item.name in whole else (32, *item.shape[1:]))
-        for item in wanted
-    }
+    return {item.name: random_array(rng, item, None if item.name in whole else 32) for item in wanted}
 
 
-def random_array(rng: np.random.Generator, item: InputSpec, shape: Sequence[int | str | None]) -> NDArray[Any]:
-    """A random array of an input's type, see `load_data`.
+def random_array(rng: np.random.Generator, item: InputSpec, batch: int | None) -> NDArray[Any]:
+    """A random array of an input's type, see `load_data`; `batch` is its first size, None for that of the model.
 
     Raises:
-        InputError: a size is open.
+        InputError: a size is open, and no example says how large it may be.
     """
+    shape = item.shape if batch is None else (batch, *item.shape[1:])
+    if len(item.example) == len(shape) - 1:
+        shape = (shape[0], *item.example)
     sizes = [size for size in shape if isinstance(size, int)]
     if len(sizes) != len(shape):
         raise InputError(f"input {item.name} has shape {_shape(item.shape)}: give data, to say how large")

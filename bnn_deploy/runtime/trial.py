@@ -17,7 +17,7 @@ def require_runs(converted: bytes, source: bytes, wanted: Sequence[InputSpec], n
     Args:
         converted: the model.
         source: the float model that it was made of, run only if the converted one fails: to say whose fault it is.
-        wanted: their inputs, with all sizes but the batch.
+        wanted: their inputs, with examples for open sizes.
         name: the source's name in errors.
 
     Raises:
@@ -26,10 +26,7 @@ def require_runs(converted: bytes, source: bytes, wanted: Sequence[InputSpec], n
         SetupError: as `load_session`.
     """
     rng, batch = np.random.default_rng(0), batch_size(wanted)
-    feed = {
-        item.name: random_array(rng, item, (batch or 1, *item.shape[1:]) if has_batch(item, batch) else item.shape)
-        for item in wanted
-    }
+    feed = {item.name: random_array(rng, item, batch or 1 if has_batch(item, batch) else None) for item in wanted}
     try:
         load_session(converted, 1).run(None, feed)
     except SetupError:

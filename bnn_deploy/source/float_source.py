@@ -14,8 +14,9 @@ from bnn_deploy.passes.pipeline import fold
 from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.source.checkpoint import input_shape as module_input_shape
 from bnn_deploy.source.darknet.network import Darknet, read_darknet
+from bnn_deploy.source.input_sizes import Examples, SampleShape
 from bnn_deploy.source.latent_weights import float_model, float_module
-from bnn_deploy.source.onnx_file import OnnxSource, SampleShape, is_onnx
+from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
 from bnn_deploy.source.torch_source import TorchInput, torch_source
 from bnn_deploy.source.weight_form import note_weights
 
@@ -27,7 +28,7 @@ class FloatSource:
     Attributes:
         model: the float ONNX model.
         name: the source's name in errors.
-        shapes: input -> the shape of one sample, without the batch dimension.
+        examples: shapes of one sample of each input, without the batch dimension.
         binarized: the binarised weights: parameter name -> number of exact zeros before, for a module or checkpoint;
             node name -> None, for an ONNX model.
         notes: what was done to the source that its user should know, one line each.
@@ -35,7 +36,7 @@ class FloatSource:
 
     model: ir.Model
     name: str
-    shapes: dict[str, tuple[int, ...]]
+    examples: Examples
     binarized: dict[str, int | None]
     notes: tuple[str, ...] = ()
 
@@ -62,16 +63,16 @@ def read_source(
                 f"{name}: a .cfg file says its layers and sizes itself: leave out --arch and --input-shape"
             )
         progress("reading the Darknet network")
-        model, _ = float_model(read_darknet(source), None, weights)
-        return FloatSource(model, name, _shapes(model), {}, (source.note,))
+        model, examples, _ = float_model(read_darknet(source), None, weights)
+        return FloatSource(model, name, examples, {}, (source.note,))
     if is_onnx(source):
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
         if arch is not None:
             raise InputError(f"{name} is an ONNX model, which says itself what it is: leave out --arch {arch}")
         progress("reading the float model")
         notes: list[str] = []
-        model, binarized = float_model(source, input_shape, weights, notes)
-        return FloatSource(model, name, _shapes(model), dict.fromkeys(binarized), tuple(notes))
+        model, examples, binarized = float_model(source, input_shape, weights, notes)
+        return FloatSource(model, name, examples, dict.fromkeys(binarized), tuple(notes))
     if isinstance(input_shape, Mapping):
         raise InputError(f"--input-shape names inputs, which a module has not: give the shape alone, not {input_shape}")
     progress("loading the network")
@@ -83,12 +84,5 @@ def read_source(
     note_weights(export.model.graph)
     fold(export.model)
     zeros = {name: int((module.get_parameter(name) == 0).sum()) for name in export.binarized}
-    return FloatSource(export.model, name, _shapes(export.model), dict(zeros), network.notes)
-
-
-def _shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
-    """The shape of one sample of each input."""
-    return {
-        value.name or "": tuple(dim for dim in (value.shape or ())[1:] if isinstance(dim, int))
-        for value in model.graph.inputs
-    }
+    examples = Examples({value.name or "": shape for value in export.model.graph.inputs}, {})
+    return FloatSource(export.model, name, examples, dict(zeros), network.notes)

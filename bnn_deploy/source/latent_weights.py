@@ -20,7 +20,8 @@ from bnn_deploy.passes.outcome import display_name
 from bnn_deploy.passes.pipeline import canonicalize, fold, infer_shapes
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.source import onnx_file
-from bnn_deploy.source.onnx_file import OnnxSource, SampleShape
+from bnn_deploy.source.input_sizes import Examples, SampleShape
+from bnn_deploy.source.onnx_file import OnnxSource
 from bnn_deploy.source.torch_export import FloatExport, export_float, name_layers, strip_metadata
 from bnn_deploy.source.weight_form import WEIGHT_FORM, note_weights
 from bnn_deploy.training import binarize_weight
@@ -28,7 +29,7 @@ from bnn_deploy.training import binarize_weight
 
 def float_model(
     source: OnnxSource, sample: SampleShape | None, weights: Weights, notes: list[str] | None = None
-) -> tuple[ir.Model, list[str]]:
+) -> tuple[ir.Model, Examples, list[str]]:
     """Prepare a float ONNX model of any exporter for the passes, and binarise its latent weights.
 
     Args:
@@ -38,13 +39,15 @@ def float_model(
         notes: gets what the user should know about the model, one line each.
 
     Returns:
-        The model with its constants folded, and the names of the nodes whose weights were binarised.
+        The model with its constants folded, shapes of its inputs, and the names of the nodes whose weights were
+        binarised.
 
     Raises:
         InputError: see `onnx_file.read` and `BinarizeWeights`.
     """
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
-    model = ir.from_proto(onnx_file.upgrade(onnx_file.read(source, notes), name, sample))
+    proto, examples = onnx_file.upgrade(onnx_file.read(source, notes), name, sample)
+    model = ir.from_proto(proto)
     name_layers(model)
     strip_metadata(model)
     model.graph.name = "float"
@@ -59,7 +62,7 @@ def float_model(
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     step.apply(model)
-    return model, list(step.binarized)
+    return model, examples, list(step.binarized)
 
 
 def float_module(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
 
@@ -16,6 +15,7 @@ from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.half import to_float32
+from bnn_deploy.source.input_sizes import Examples, SampleShape, settle_sizes
 from bnn_deploy.source.opset import all_nodes, set_opset
 from bnn_deploy.source.qonnx import expand_bipolar_quant, expand_quant
 from bnn_deploy.source.soundness import (
@@ -28,9 +28,6 @@ from bnn_deploy.source.soundness import (
 MIN_IR_VERSION = 8
 
 OnnxSource = str | os.PathLike[str] | ModelProto | ir.Model
-
-SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
-"""The shape of one sample, without the batch: of the first input, or of each input by its name."""
 
 
 def is_onnx(source: object) -> TypeGuard[OnnxSource]:
@@ -115,70 +112,27 @@ _NUMBERS = (
 """The types that an input may have."""
 
 
-def upgrade(model: ModelProto, name: str, sample: SampleShape | None = None) -> ModelProto:
+def upgrade(model: ModelProto, name: str, sample: SampleShape | None = None) -> tuple[ModelProto, Examples]:
     """Convert a model of another opset to that of the passes, set its inputs' shapes, and infer all other shapes.
 
     Args:
         model: the result of `read`.
         name: the model's name in errors.
-        sample: the shape of one sample, for inputs whose shape is symbolic; None if only their batch is.
+        sample: the shape of one sample, for inputs whose shape is symbolic; None if only their batch is, see
+            `settle_sizes`.
+
+    Returns:
+        The model, and shapes of its inputs at which it runs.
 
     Raises:
-        InputError: onnx cannot convert the model or infer its shapes, or an input's shape is unknown or not `sample`.
+        InputError: onnx cannot convert the model or infer its shapes, or see `settle_sizes`.
     """
     model = set_opset(model, name)
-    _set_shapes(model, name, sample)
+    examples = settle_sizes(model, name, sample)
     try:
-        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True), examples
     except Exception as error:  # onnx's own exception types
         raise InputError(f"{name}: the shapes of its tensors do not fit: {one_line(error)}") from error
-
-
-def _set_shapes(model: ModelProto, name: str, sample: SampleShape | None) -> None:
-    """Give the inputs the shapes of `sample`, and the batch its name: of the first input with an open first dimension.
-
-    Raises:
-        InputError: the shape of an input is unknown or not that of `sample`, or `sample` names an input that is none.
-    """
-    inputs = model.graph.input
-    if sample is not None and not isinstance(sample, Mapping):
-        sample = {inputs[0].name: sample}
-    for key in sample or {}:
-        if key not in {value.name for value in inputs}:
-            known = ", ".join(value.name for value in inputs)
-            raise InputError(f"{name}: it has no input '{key}', which --input-shape names; it has {known}")
-    names: dict[str, str] = {}
-    for value in inputs:
-        tensor = value.type.tensor_type
-        shape = tensor.shape
-        own = [dim.dim_value if dim.HasField("dim_value") else None for dim in shape.dim]
-        if not tensor.HasField("shape") or (len(inputs) == 1 and len(own) < 2):
-            raise InputError(f"{name}: its input '{value.name}' has {len(own)} dimensions; a batch has 2 or more")
-        if not own:
-            continue
-        given = (sample or {}).get(value.name)
-        if given is not None and (
-            len(given) != len(own) - 1 or any(a not in (None, b) for a, b in zip(own[1:], given, strict=True))
-        ):
-            which = "its input" if len(inputs) == 1 else f"its input '{value.name}'"
-            raise InputError(f"{name}: {which} is {['N', *own[1:]]}, which --input-shape {list(given)} does not fit")
-        for dim, size in zip(shape.dim[1:], given or (), strict=False):
-            dim.dim_value = size
-        if None in own[1:] and given is None:
-            raise InputError(
-                f"{name}: its input '{value.name}' has dimensions besides the batch that are not numbers "
-                f"({', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in shape.dim)}); give --input-shape"
-            )
-        if own[0] is None:
-            # Two inputs have the same batch if they give it the same name.
-            key = shape.dim[0].dim_param or value.name
-            shape.dim[0].dim_param = names.setdefault(key, f"batch_{value.name}" if names else "batch")
-    if names:
-        del model.graph.value_info[:]  # recorded shapes may have another name for the batch
-        for value in model.graph.output if len(model.graph.output) > 1 else ():
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param in names:
-                    dim.dim_param = names[dim.dim_param]
 
 
 def _load(path: Path) -> ModelProto:

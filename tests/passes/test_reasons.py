@@ -152,11 +152,13 @@ CASES: dict[type[Reason], Case] = {
     reasons.WeightDimensions: case("s = Sign(x)\ny = MatMul(s, w)", ("N", 2, 4), w=weights(1, 4, 5)),
     reasons.GemmFactors: case("s = Sign(x)\ny = Gemm<alpha=2.0>(s, w)", ("N", 4), w=weights(4, 5)),
     reasons.BiasShape: case("s = Sign(x)\ny = Gemm(s, w, c)", ("N", 4), w=weights(4, 5), c=eighths(1, 5)),
-    reasons.AutoPad: case('s = Sign(x)\ny = Conv<auto_pad="SAME_UPPER">(s, w)', ("N", 4, "H", "V"), w=W),
+    reasons.AutoPad: case('s = Sign(x)\ny = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(s, w)', ("N", 4, "H", "V"), w=W),
     reasons.SpatialDimensions: case("s = Sign(x)\ny = Conv(s, w)", ("N", 4, 3, 3, 3), w=weights(8, 4, 3, 3, 3)),
     reasons.InputShape: case("s = Sign(x)\ny = Conv(s, w)", ("N", "C", 6, 6), w=W),
     reasons.PoolForm: case(
-        's = Sign(x)\np = MaxPool<kernel_shape=[2,2],auto_pad="SAME_UPPER">(s)\ny = Conv(p, w)', ("N", 4, "H", "V"), w=W
+        's = Sign(x)\np = MaxPool<kernel_shape=[2,2],strides=[2,2],auto_pad="SAME_UPPER">(s)\ny = Conv(p, w)',
+        ("N", 4, "H", "V"),
+        w=W,
     ),
     reasons.InputDimensions: case(
         "s = Sign(x)\np = MaxPool <kernel_shape=[2]> (s)\ny = MatMul(p, w)", ("N", 3, 5), w=weights(4, 5)
@@ -259,7 +261,7 @@ CASES: dict[type[Reason], Case] = {
         "s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\ng = GlobalAveragePool(x)\ny = Mul(d, g)", w=weights(4, 4, 3, 3)
     ),
     fusion_reasons.PoolStays: case(
-        f'{BITS}\np = MaxPool<kernel_shape=[2,2],auto_pad="SAME_UPPER">(d)\nt = Sign(p)\ny = Conv(t, u)',
+        f'{BITS}\np = MaxPool<kernel_shape=[2,2],strides=[2,2],auto_pad="SAME_UPPER">(d)\nt = Sign(p)\ny = Conv(t, u)',
         ("N", 4, "H", "V"),
         **BEHIND,
     ),

@@ -13,7 +13,8 @@ class ResolveAutoPad(Pass):
 
     TensorFlow's exporter writes "SAME", which at stride 2 is asymmetric.
 
-    Conditions: the kernel's and the input's spatial sizes are known (for VALID, nothing has to be).
+    Conditions: the kernel's and the input's spatial sizes are known (with stride 1, only the kernel's has to be; for
+        VALID, nothing).
 
     Declines: sizes that are not known; the layer stays as it is, and LowerBinaryConv says so.
     """
@@ -40,12 +41,15 @@ def _pads(node: ir.Node, rule: str) -> list[int] | None:
         return None
     if rule == "VALID":
         return [0] * (2 * len(kernel))
-    sizes = [] if shape is None else [size for size in shape[2:] if size is not None]
+    sizes = [] if shape is None else shape[2:]
     if len(sizes) != len(kernel):
         return None
     strides, dilations = (ints(node, name, [1] * len(kernel)) for name in ("strides", "dilations"))
     small, large = [], []
     for size, taps, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        if size is None and stride > 1:
+            return None
+        size = size or 1  # with stride 1 the pads are the same for any size
         total = max((-(-size // stride) - 1) * stride + dilation * (taps - 1) + 1 - size, 0)
         small.append(total // 2)
         large.append(total - total // 2)

@@ -45,8 +45,11 @@ def test_does_not_fire_on_explicit_pads() -> None:
 
 
 def test_does_not_fire_on_unknown_sizes() -> None:
-    model = parse('y = Conv <auto_pad="SAME_UPPER"> (x, w)', ("N", 4, "H", "W"), w=weights(8, 4, 3, 3))
-    assert resolve(model)[1] == 0
+    shape, w = ("N", 4, "H", "W"), weights(8, 4, 3, 3)
+    assert resolve(parse('y = Conv <auto_pad="SAME_UPPER", strides=[1,2]> (x, w)', shape, w=w))[1] == 0
+    # At stride 1 the pads are the same for any size.
+    after, modified = resolve(parse('y = Conv <auto_pad="SAME_UPPER"> (x, w)', shape, w=w))
+    assert modified == 1 and next(iter(after.graph)).attributes["pads"].as_ints() == (1, 1, 1, 1)
 
 
 def test_weights_shared_by_two_nodes_and_fan_out() -> None:
