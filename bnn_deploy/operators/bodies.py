@@ -155,6 +155,22 @@ def _binary_linear(body: Body) -> tuple[ir.Value, ...]:
     return (body.op("Reshape", line, body.op("Shape", acc)),)
 
 
+@_defines("BinaryMatMul")
+def _binary_matmul(body: Body) -> tuple[ir.Value, ...]:
+    one, channels, a, b = body.const([1]), body.attribute("channels"), body.inputs["A"], body.inputs["B"]
+    levels = body.levels(a, channels, one)
+    # 2 * level - 1 if they are signs.
+    signs = body.op("Cast", body.attribute("signs"), to=ir.DataType.FLOAT.value)
+    factor = body.op("Add", signs, body.const(1, np.float32))
+    left = body.op("Sub", body.op("Mul", levels, factor), signs)
+    right = body.unpack_signs(b, body.op("Reshape", channels, one))
+    acc = body.op("MatMul", body.matrices(left), body.op("Transpose", body.matrices(right), perm=[0, 2, 1]))
+    # A sum of products 0 * -1 may be -0; the cast to int32 makes it 0.
+    exact = body.op("Cast", body.op("Cast", acc, to=ir.DataType.INT32.value), to=ir.DataType.FLOAT.value)
+    shape = body.concat(body.op("Shape", a, start=0, end=-1), body.op("Shape", b, start=-2, end=-1))
+    return (body.op("Reshape", body.op("Mul", exact, body.inputs["scale"]), shape),)
+
+
 def functions() -> list[ir.Function]:
     """New functions, in the order of the table: an ir.Function belongs to one model."""
     made = []

@@ -138,10 +138,8 @@ class Body:
         numbers = self.op("Range", self.const(0), self.attribute("bits"), self.const(1))
         return self.op("Cast", numbers, to=ir.DataType.UINT32.value)
 
-    def accumulate_levels(self) -> ir.Value:
-        """Planes X, W -> float32 [N, O, spatial'...], the exact integer sum of level * ±1."""
-        channels = self.attribute("channels")
-        x, one = self.inputs["X"], self.const([1])
+    def levels(self, x: ir.Value, channels: ir.Value, one: ir.Value) -> ir.Value:
+        """Planes [A, ..., bits * words] -> float32 [A, ..., channels] of levels; channels is a scalar, `one` is [1]."""
         lead = self.op("Shape", x, start=0, end=-1)
         bits = self.op("Reshape", self.attribute("bits"), one)
         words = self.op("Div", self.op("Shape", x, start=-1), bits)
@@ -149,7 +147,17 @@ class Body:
         used = self.op("Slice", unit, self.const([0]), self.op("Reshape", channels, one), self.const([-1]))
         powers = self.op("BitShift", self.const([1], np.uint32), self.shifts(), direction="LEFT")
         weights = self.op("Unsqueeze", self.op("Cast", powers, to=ir.DataType.FLOAT.value), one)
-        levels = self.op("ReduceSum", self.op("Mul", used, weights), self.const([-2]), keepdims=0)
+        return self.op("ReduceSum", self.op("Mul", used, weights), self.const([-2]), keepdims=0)
+
+    def matrices(self, x: ir.Value) -> ir.Value:
+        """[..., rows, columns] -> [A, rows, columns]."""
+        return self.op("Reshape", x, self.concat(self.const([-1]), self.op("Shape", x, start=-2)))
+
+    def accumulate_levels(self) -> ir.Value:
+        """Planes X, W -> float32 [N, O, spatial'...], the exact integer sum of level * ±1."""
+        channels = self.attribute("channels")
+        x, one = self.inputs["X"], self.const([1])
+        levels = self.levels(x, channels, one)
         per_group = self.op("Div", channels, self.attribute("group"))
         w = self.unpack_signs(self.inputs["W"], self.op("Reshape", per_group, one))
         padded = self.op("Pad", levels, self.around_spatial(*self.split_pads()))

@@ -29,6 +29,8 @@ from bnn_deploy.operators.shapes import (
     convolved_to_bits,
     linear,
     linear_macs,
+    matmul_macs,
+    multiplied,
     no_macs,
     pooled,
     unpacked,
@@ -369,6 +371,23 @@ _ROWS = (
         attributes={"channels": "INT"},
         status=BINARY,
         macs=linear_macs,
+    ),
+    Operator(
+        name="BinaryMatMul",
+        inputs=(
+            Input("A", "uint32", "[..., M, bits * ceil(C/32)]"),
+            Input("B", "uint32", "[..., N, ceil(C/32)]"),
+            Input("scale", "float32", "[1]"),
+        ),
+        outputs=(Output("Y", "floats", "[..., M, N]", channels_last=True),),
+        formula="scale * acc, of two activations",
+        note="acc is the exact integer sum over c of a[m, c] * b[n, c]: binary attention",
+        contract="b is ±1. a is ±1 if signs is 1, and bits then 1; else it is levels of so many planes, as those of "
+        "BinaryConvLevels. Both have the same leading dimensions. scale is at least 2^-125.",
+        shapes=multiplied,
+        attributes={"channels": "INT", "bits": "INT", "signs": "INT"},
+        status=BINARY,
+        macs=matmul_macs,
     ),
 )
 

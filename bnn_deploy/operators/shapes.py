@@ -94,6 +94,12 @@ def linear(call: Call) -> tuple[Made, ...] | None:
     return (Made((*lead, (call.inputs[1] or (None,))[0])),)
 
 
+def multiplied(call: Call) -> tuple[Made, ...] | None:
+    """Bits [..., M, words] and bits [..., N, words] -> floats [..., M, N]."""
+    *lead, _ = call.inputs[0] or ()
+    return (Made((*lead, (call.inputs[1] or (None, None))[-2])),)
+
+
 def unpacked(call: Call) -> tuple[Made, ...] | None:
     """Words [O, ceil(n/32)] -> floats [O, *shape]."""
     outputs, *_ = call.inputs[0] or ()
@@ -142,6 +148,11 @@ def conv_macs(call: Call, made: Made) -> int | None:
 def linear_macs(call: Call, made: Made) -> int | None:
     """Channels times output elements."""
     return product((*made.shape[1:], *call.attributes["channels"]))
+
+
+def matmul_macs(call: Call, made: Made) -> int | None:
+    """Channels times output elements, once per plane of levels."""
+    return product((*made.shape[1:], *call.attributes["channels"], *call.attributes["bits"]))
 
 
 def product(dims: Sequence[Dim]) -> int | None:

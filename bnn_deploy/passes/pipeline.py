@@ -24,6 +24,7 @@ from bnn_deploy.passes.lower.expand_sign import ExpandSign
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower.lower_levels import LowerLevels
 from bnn_deploy.passes.lower.lower_linear import LowerLinear
+from bnn_deploy.passes.lower.lower_matmul import LowerMatMul
 from bnn_deploy.passes.lower.pack_weights import PackWeights
 from bnn_deploy.passes.normalise.fold_constants import FoldConstants
 from bnn_deploy.passes.normalise.push_transpose import PushTranspose
@@ -47,8 +48,8 @@ IR_VERSION = 10
 SIGNS = (CanonicalizeSign, SinkSign, LiftSign, HoistPad)
 """Bring signs into one form next to their layers; until nothing changes."""
 
-LOWER = (LowerLevels, LowerLinear, LowerBinaryConv)
-"""Levels first: Sign(Relu(x)) is 0 or 1, not ±1."""
+LOWER = (LowerMatMul, LowerLevels, LowerLinear, LowerBinaryConv)
+"""Levels before layers of signs: Sign(Relu(x)) is 0 or 1, not ±1."""
 
 BITS = (FoldThreshold, FuseAbsMean, CommuteMaxPool, CommuteInterleave, FuseConvThreshold)
 """Each exposes work for the others: BatchNorm, then the MaxPool behind it, then the ReLU behind that."""

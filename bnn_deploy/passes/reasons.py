@@ -133,7 +133,7 @@ class WeightsNotConstant(LayerReason):
     """Weights that are computed from data."""
 
     template = "its weights are not constant"
-    example = "MatMul(Sign(x), Relu(x))"
+    example = "Conv(Sign(x), Relu(x))"
     advice = _INITIALIZERS
 
 
@@ -452,6 +452,50 @@ class UnevenLevels(LayerReason):
     template = "its input has {count} levels from {low:.4g} to {high:.4g} that are not evenly spaced ({levels})"
     example = "Conv(Where(x > 1, 3, Where(x > 0, 1, 0)), w)"
     advice = _LEVELS
+
+
+# The product of two activations.
+
+
+@dataclass(frozen=True)
+class RealOperand(LayerReason):
+    """A product of bits and real numbers."""
+
+    operand: str
+    operator: str
+
+    template = "it multiplies two activations, and the {operand} one is real-valued: the output of {operator}"
+    example = "MatMul(Sign(x), Softmax(x))"
+    advice = "take the sign of both operands and train again; a real-valued one has no binary form"
+
+
+@dataclass(frozen=True)
+class OperandLevels(LayerReason):
+    """A product of levels that are not supported."""
+
+    operand: str
+
+    template = (
+        "it multiplies two activations, and the {operand} one has other levels than ±1, or, of the first one, than 0 "
+        "and one number for all"
+    )
+    example = "MatMul(Sign(x), Cast(Greater(x, 0)))"
+    advice = "train with signs, or with 0/1 in the first operand"
+
+
+@dataclass(frozen=True)
+class OperandShapes(LayerReason):
+    """A product whose operands are repeated, or whose sizes are not known."""
+
+    first: str
+    second: str
+
+    template = (
+        "it multiplies activations {first} and {second}; they need the same leading dimensions, and the products' sum "
+        "a known number of terms"
+    )
+    example = "MatMul(Sign(x), Sign(y)), x of [N, 4, 5, 8], y of [1, 8, 6]"
+    advice = "export with fixed sizes besides the batch; repeat an operand that is shared, with Expand"
 
 
 # The operators around.

@@ -186,6 +186,7 @@ constexpr Kernels MakeKernels() {
   kernels.accumulate = Accumulate;
   kernels.accumulate_bits = AccumulateBits;
   kernels.finish_float = FinishFloat;
+  kernels.finish_rows = FinishRows;
   kernels.binarize = Binarize;
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;

@@ -97,6 +97,21 @@ struct FinishFloatArgs {
 };
 using FinishFloatFn = void (*)(const FinishFloatArgs& args);
 
+// out[p * row_stride + o] = scale[o] * (products[p] - 2 * sums[p][o]) + bias[o] for p < pixels and
+// o < channels: FinishFloat without an epilogue, where the channels of a pixel lie together, as the
+// outputs of linear layers do. The other conditions are those of FinishFloatArgs.
+struct FinishRowsArgs {
+  const int32_t* sums;
+  const float* products;
+  const float* scale;
+  const float* bias;
+  int64_t pixels;
+  int64_t channels;
+  float* out;
+  int64_t row_stride;
+};
+using FinishRowsFn = void (*)(const FinishRowsArgs& args);
+
 // The last operation on the value of FinishFloatArgs; a unit has one code path for each.
 enum class Epilogue { kBias, kResidual, kFactor };
 
@@ -222,6 +237,7 @@ struct Kernels {
   AccumulateFn accumulate = nullptr;
   AccumulateBitsFn accumulate_bits = nullptr;
   FinishFloatFn finish_float = nullptr;
+  FinishRowsFn finish_rows = nullptr;
   BinarizeFn binarize = nullptr;
   BinarizeAbsMeanFn binarize_abs_mean = nullptr;
   BinarizeRowsFn binarize_rows = nullptr;
@@ -239,8 +255,9 @@ namespace {
   return kernels.channel_block > 0 && 32 % kernels.channel_block == 0 && kernels.granule > 0 &&
          (kernels.granule & (kernels.granule - 1)) == 0 && kernels.accumulate != nullptr &&
          kernels.accumulate_bits != nullptr && kernels.finish_float != nullptr &&
-         kernels.binarize != nullptr && kernels.binarize_abs_mean != nullptr &&
-         kernels.binarize_rows != nullptr && kernels.binarize_bytes != nullptr &&
+         kernels.finish_rows != nullptr && kernels.binarize != nullptr &&
+         kernels.binarize_abs_mean != nullptr && kernels.binarize_rows != nullptr &&
+         kernels.binarize_bytes != nullptr &&
          (kernels.split_row == nullptr) == (kernels.convolve_planes == nullptr) &&
          (kernels.encode == nullptr) == (kernels.encoded_words == 0);
 }

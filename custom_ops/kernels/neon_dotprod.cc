@@ -187,6 +187,7 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
 }
 
 void FinishFloat(const FinishFloatArgs& args) { kNeonKernels.finish_float(args); }
+void FinishRows(const FinishRowsArgs& args) { kNeonKernels.finish_rows(args); }
 void Binarize(const BinarizeArgs& args) { kNeonKernels.binarize(args); }
 void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) { kNeonKernels.binarize_abs_mean(args); }
 void BinarizeRows(const BinarizeRowsArgs& args) { kNeonKernels.binarize_rows(args); }
@@ -199,6 +200,7 @@ constexpr Kernels MakeKernels() {
   kernels.accumulate = Accumulate;
   kernels.accumulate_bits = AccumulateBits;
   kernels.finish_float = FinishFloat;
+  kernels.finish_rows = FinishRows;
   kernels.binarize = Binarize;
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;

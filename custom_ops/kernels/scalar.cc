@@ -96,6 +96,16 @@ void FinishFloat(const FinishFloatArgs& args) {
   }
 }
 
+void FinishRows(const FinishRowsArgs& args) {
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    for (int64_t o = 0; o < args.channels; ++o) {
+      const float sum = static_cast<float>(args.sums[p * kTileChannels + o]);
+      args.out[p * args.row_stride + o] =
+          args.scale[o] * (args.products[p] - 2.0f * sum) + args.bias[o];
+    }
+  }
+}
+
 void Binarize(const BinarizeArgs& args) {
   const int64_t words = (args.channels + 31) / 32;
   for (int64_t word = 0; word < words; ++word) {
@@ -168,6 +178,7 @@ constexpr Kernels MakeKernels() {
   kernels.accumulate = Accumulate;
   kernels.accumulate_bits = AccumulateBits;
   kernels.finish_float = FinishFloat;
+  kernels.finish_rows = FinishRows;
   kernels.binarize = Binarize;
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;

@@ -5,6 +5,7 @@
 #include "ops/binarize.h"
 #include "ops/binary_conv.h"
 #include "ops/binary_linear.h"
+#include "ops/binary_matmul.h"
 #include "ops/binary_max_pool.h"
 #include "ops/library_info.h"
 #include "ort/api.h"
@@ -30,6 +31,7 @@ OrtCustomOpDomain* CreateDomain() {
       DefineOp<BinaryConvThreshold>(),
       DefineOp<BinaryConvResidual>(),
       DefineOp<BinaryLinear>(),
+      DefineOp<BinaryMatMul>(),
       DefineOp<BinaryMaxPool>(),
       DefineOp<LibraryInfo>(),
   };

@@ -109,6 +109,8 @@ TEST(EveryTailOfOutputChannels) {
   for (int64_t channels = 1; channels <= 2 * kTileChannels + 1; ++channels) {
     const ConvCase one({40, 1, channels, kPoint, kPoint, {}}, 1, 3, 3);
     for (const Epilogue epilogue : kEpilogues) CompareWithScalar(one, epilogue);
+    const ConvCase rows({40, 1, channels, kPoint, kPoint, {}}, 3, 1, 1);  // a linear layer
+    CompareWithScalar(rows, Epilogue::kFloat);
   }
 }
 
@@ -116,6 +118,7 @@ TEST(EveryTailOfPixels) {
   for (int64_t pixels = 1; pixels <= 2 * kTilePixels + 1; ++pixels) {
     const ConvCase one({40, 1, 9, kPoint, kPoint, {}}, 1, 1, pixels);
     for (const Epilogue epilogue : kEpilogues) CompareWithScalar(one, epilogue);
+    CompareWithScalar(ConvCase({40, 1, 9, kPoint, kPoint, {}}, pixels, 1, 1), Epilogue::kFloat);
   }
 }
 

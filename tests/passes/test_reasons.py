@@ -142,7 +142,14 @@ CASES: dict[type[Reason], Case] = {
     reasons.RealWeights: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), 2)),
     reasons.ExactZeros: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), 0)),
     reasons.NotFinite: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), np.nan)),
-    reasons.WeightsNotConstant: case("s = Sign(x)\nr = Relu(x)\ny = MatMul(s, r)", (4, 4)),
+    reasons.WeightsNotConstant: case("s = Sign(x)\nr = Relu(x)\ny = Conv(s, r)", (4, 4, 3, 3)),
+    reasons.RealOperand: case("s = Sign(x)\nr = Relu(x)\ny = MatMul(s, r)", (4, 4)),
+    reasons.OperandLevels: case(
+        "s = Sign(x)\ng = Greater(x, zero)\nr = Cast <to=1> (g)\ny = MatMul(s, r)", ("N", 4, 4)
+    ),
+    reasons.OperandShapes: case(
+        "s = Sign(x)\nm = ReduceMean(x, axes)\nr = Sign(m)\ny = MatMul(s, r)", ("N", 4, 5, 5), axes=np.array([1])
+    ),
     reasons.BiasNotConstant: case(
         "s = Sign(x)\nm = ReduceMean<keepdims=0>(x, axes)\ny = Conv(s, w, m)",
         (1, 8, 6, 6),

@@ -152,11 +152,14 @@ def corruptions(model: ir.Model) -> list[tuple[str, list[ir.Model]]]:
         copies = []
         for value in values:
             wrong = copy(model)
-            target = list(wrong.graph)[index].inputs[place]
+            inputs = list(wrong.graph)[index].inputs
+            target = inputs[place] if constant(inputs[place]) is not None else inputs[-1]
             assert target is not None
             array = np.array(constant(target))
-            if value is None:
+            if value is None and target is inputs[place]:
                 array.flat[0] ^= 1  # channel 0 of the first tap of filter 0
+            elif value is None:
+                array *= 2  # the scale of a product of two activations
             else:
                 array[0] = value
             target.const_value = ir.tensor(array, name=target.name)

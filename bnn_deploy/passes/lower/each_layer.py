@@ -10,7 +10,7 @@ import onnx_ir as ir
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import FLOAT_LAYERS
 from bnn_deploy.passes.graph import is_op
-from bnn_deploy.passes.lower.layer import FloatLayer, NotTwoValuedError, read_layer
+from bnn_deploy.passes.lower.layer import FloatLayer, NotTwoValuedError, is_product, read_layer
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import Reason
 
@@ -30,7 +30,8 @@ class EachLayer(Pass, Generic[LayerInput]):
         result = Outcome(model)
         self._binarized: dict[ir.Value, ir.Value] = {}  # the bits or planes that were made, by the float tensor
         for node in list(model.graph):
-            source = self._source(node) if is_op(node, *FLOAT_LAYERS) else None
+            is_layer = is_op(node, *FLOAT_LAYERS) and not is_product(node)
+            source = self._source(node) if is_layer else None
             if source is None:
                 continue
             try:

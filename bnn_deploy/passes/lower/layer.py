@@ -207,8 +207,8 @@ class SignInput:
     pad_value: float
 
 
-def sign_input(node: ir.Node) -> SignInput | Reason | None:
-    """Walk up from a layer's first input to a Sign.
+def sign_input(node: ir.Node, index: int = 0) -> SignInput | Reason | None:
+    """Walk up from a layer's first input, or another one, to a Sign.
 
     Returns:
         What is between; a reason if that is nothing that a binary layer can have before it; None if there is no Sign.
@@ -216,7 +216,7 @@ def sign_input(node: ir.Node) -> SignInput | Reason | None:
     pools: list[ir.Node] = []
     flattened, factor, pads, pad_value = None, 1.0, None, 0.0
     problem: Reason | None = None
-    value = node.inputs[0]
+    value = node.inputs[index]
     while value is not None and (producer := value.producer()) is not None:
         data = producer.inputs[0]
         if is_op(producer, "Sign"):
@@ -257,6 +257,11 @@ def sign_input(node: ir.Node) -> SignInput | Reason | None:
             return None
         value = data
     return None
+
+
+def is_product(node: ir.Node) -> bool:
+    """Whether `node` multiplies two activations, and is no layer with weights."""
+    return is_op(node, "MatMul") and all(value is not None and value.producer() is not None for value in node.inputs)
 
 
 def is_on_rows(source: SignInput | Reason | None) -> bool:

@@ -9,11 +9,6 @@
 namespace bnn_deploy {
 namespace {
 
-// Work of more than some 10 microseconds (with vector units) is shared between threads: waking
-// a thread takes less. Smaller tasks let the threads finish together.
-constexpr double kMinSharedWordOps = 1 << 19;
-constexpr double kTaskWordOps = 1 << 17;
-constexpr int64_t kMaxTasks = 256;
 // Keeps gathered windows in the second-level cache.
 constexpr int64_t kMaxGatheredWords = int64_t{1} << 15;
 // Rows of different channels that are a multiple of 4096 bytes apart map to the same cache sets
@@ -86,41 +81,6 @@ std::shared_ptr<const ConvPlan> ConvDriver::PlanFor(const BitBatch& input) const
   });
 }
 
-// isa.accumulate over all bit planes. The windows of plane j begin at args.windows + j *
-// kBlockPixels.
-void ConvDriver::Accumulate(const AccumulateArgs& args) const {
-  if (layer_.bit_planes == 1) return layer_.isa.accumulate(args);
-  alignas(64) static constexpr int32_t kZeros[kTileChannels] = {};
-  const int32_t* zero_rows[kTilePixels];
-  std::fill_n(zero_rows, args.pixels, kZeros);
-  AccumulateArgs higher = args;  // all planes but the last
-  higher.initial = zero_rows;
-  higher.initial_offset = 0;
-  higher.windows = args.windows + (layer_.bit_planes - 1) * kBlockPixels;
-  layer_.isa.accumulate(higher);
-  alignas(64) int32_t plane_sums[kTilePixels * kTileChannels];
-  const int64_t channels = args.blocks * layer_.isa.channel_block;
-  for (int64_t plane = layer_.bit_planes - 2; plane >= 0; --plane) {
-    AccumulateArgs next = plane > 0 ? higher : args;
-    next.windows = args.windows + plane * kBlockPixels;
-    next.sums = plane_sums;
-    layer_.isa.accumulate(next);
-    for (int64_t p = 0; p < args.pixels; ++p) {
-      int32_t* const to = args.sums + p * kTileChannels;
-      const int32_t* const from = plane_sums + p * kTileChannels;
-      for (int64_t o = 0; o < channels; ++o) to[o] = 2 * to[o] + from[o];
-    }
-  }
-}
-
-// The number of tasks for the convolution of `pixels` pixels, at most `most`.
-int64_t ConvDriver::TaskCount(int64_t pixels, int64_t most) const {
-  const double work = static_cast<double>(pixels) * static_cast<double>(layer_.spec.out_channels) *
-                      static_cast<double>(layer_.bit_planes * layer_.window_words);
-  if (work < kMinSharedWordOps) return 1;
-  return static_cast<int64_t>(std::min(work / kTaskWordOps, static_cast<double>(most)));
-}
-
 // Calls process(tile, pixels, products, args) for every channel tile and block of up to
 // kBlockPixels pixels, numbered through the whole batch; args covers all pixels of the block and
 // lacks the output. Tasks get disjoint ranges of pixels, cut at multiples of `grain`, and, if
@@ -136,7 +96,7 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
 
   const int64_t grains = CeilDiv(pixels, grain);
   const auto channel_tiles = static_cast<int64_t>(layer_.tiles.size());
-  const int64_t wanted = TaskCount(pixels, kMaxTasks);
+  const int64_t wanted = TaskCount(layer_, pixels);
   const int64_t pixel_parts = std::min(wanted, grains);
   const int64_t channel_parts =
       split_channels ? std::min(CeilDiv(wanted, pixel_parts), channel_tiles) : 1;
@@ -236,6 +196,8 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
   if (plan->uses_planes) return RunWithPlanes(input, *plan, output, runner);
   const int64_t image_pixels = plan->out_height * plan->out_width;
   const bool staged = output.out != nullptr && image_pixels % kConflictPixels == 0;
+  // Linear layers: the channels of an image of one pixel lie together.
+  const bool in_rows = image_pixels == 1 && output.residual == nullptr && output.factor == nullptr;
   static_assert(kConflictPixels % kBlockPixels == 0, "a staged block lies in one image");
   const int64_t grain = staged ? kBlockPixels : kTilePixels;
   const bool split_channels = output.bits == nullptr || GroupsAreWholeWords();
@@ -262,7 +224,14 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
     }
     ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
       part.sums = sums;
-      Accumulate(part);
+      Accumulate(layer_, part);
+      if (in_rows) {
+        float* const out =
+            output.out + (block.begin + first) * layer_.spec.out_channels + tile.channel;
+        return layer_.isa.finish_rows({sums, products + first, scale_.data() + tile.table_offset,
+                                       bias_.data() + tile.table_offset, part.pixels, tile.channels,
+                                       out, layer_.spec.out_channels});
+      }
       // A tile can extend over several images; each has its own output planes.
       for (int64_t p = 0; p < part.pixels;) {
         const int64_t pixel = block.begin + first + p;
@@ -310,7 +279,7 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const ConvPlan& plan,
   const int64_t image_pixels = plan.out_height * plan.out_width;
   const int64_t image_tiles = CeilDiv(image_pixels, kTilePixels);
   const int64_t tiles = input.batch * image_tiles;
-  const int64_t tasks = TaskCount(input.batch * image_pixels, std::min(tiles, kMaxTasks));
+  const int64_t tasks = std::min(TaskCount(layer_, input.batch * image_pixels), tiles);
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(tiles, tasks, task);
     ConvolvePlanesArgs args{};

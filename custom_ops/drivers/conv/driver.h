@@ -75,10 +75,8 @@ class ConvDriver {
  private:
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights);
   std::shared_ptr<const ConvPlan> PlanFor(const BitBatch& input) const;
-  void Accumulate(const AccumulateArgs& args) const;
   void RunWithPlanes(const BitBatch& input, const ConvPlan& plan, const FloatOutput& output,
                      const TaskRunner& runner) const;
-  int64_t TaskCount(int64_t pixels, int64_t most) const;
   template <typename Process>
   void ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64_t grain, bool split_channels,
                     const TaskRunner& runner, const Process& process) const;

@@ -75,6 +75,13 @@ int64_t CopyTasks(int64_t rows, int64_t row_words) {
                     std::min(rows, kMaxCopyTasks));
 }
 
+// Completes a gathered row, of which the words up to `end` are filled, and returns the next one.
+uint32_t* EndRow(const ConvLayer& layer, uint32_t* row, uint32_t* end) {
+  std::fill(end, row + layer.window_words, 0u);
+  if (layer.encodes) layer.isa.encode(row, layer.window_words, false);
+  return row + layer.window_words;
+}
+
 }  // namespace
 
 ConvImage PrepareInput(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input,
@@ -188,10 +195,37 @@ void GatherWindows(const ConvLayer& layer, const ConvPlan& plan, int64_t pixels,
       for (const int64_t offset : plan.run_offsets) {
         to = std::copy_n(windows[p] + offset, plan.run_words, to);
       }
-      std::fill(to, rows + layer.window_words, 0u);
-      if (layer.encodes) layer.isa.encode(rows, layer.window_words, false);
       windows[p] = rows;
-      rows += layer.window_words;
+      rows = EndRow(layer, rows, to);
+    }
+  }
+}
+
+uint32_t* GatherRow(const ConvLayer& layer, const uint32_t* from, uint32_t* row) {
+  return EndRow(layer, row, std::copy_n(from, layer.group_words, row));
+}
+
+void Accumulate(const ConvLayer& layer, const AccumulateArgs& args) {
+  if (layer.bit_planes == 1) return layer.isa.accumulate(args);
+  alignas(64) static constexpr int32_t kZeros[kTileChannels] = {};
+  const int32_t* zero_rows[kTilePixels];
+  std::fill_n(zero_rows, args.pixels, kZeros);
+  AccumulateArgs higher = args;  // all planes but the last
+  higher.initial = zero_rows;
+  higher.initial_offset = 0;
+  higher.windows = args.windows + (layer.bit_planes - 1) * kBlockPixels;
+  layer.isa.accumulate(higher);
+  alignas(64) int32_t plane_sums[kTilePixels * kTileChannels];
+  const int64_t channels = args.blocks * layer.isa.channel_block;
+  for (int64_t plane = layer.bit_planes - 2; plane >= 0; --plane) {
+    AccumulateArgs next = plane > 0 ? higher : args;
+    next.windows = args.windows + plane * kBlockPixels;
+    next.sums = plane_sums;
+    layer.isa.accumulate(next);
+    for (int64_t p = 0; p < args.pixels; ++p) {
+      int32_t* const to = args.sums + p * kTileChannels;
+      const int32_t* const from = plane_sums + p * kTileChannels;
+      for (int64_t o = 0; o < channels; ++o) to[o] = 2 * to[o] + from[o];
     }
   }
 }

@@ -1,4 +1,4 @@
-// The input of a convolution, padded and laid out as the micro-kernels read it.
+// The input of a convolution, padded and laid out as the micro-kernels read it, and its sums.
 
 #ifndef BNN_DEPLOY_DRIVERS_CONV_INPUT_H_
 #define BNN_DEPLOY_DRIVERS_CONV_INPUT_H_
@@ -61,6 +61,13 @@ void LocatePixels(const ConvLayer& layer, const ConvPlan& plan, const ConvImage&
 // and points the windows of `block` to these rows. rows: [bit plane][pixels][window_words].
 void GatherWindows(const ConvLayer& layer, const ConvPlan& plan, int64_t pixels, uint32_t* rows,
                    PixelBlock* block);
+
+// The same for one window of a 1x1 kernel, at `from`. Returns the end of the row.
+uint32_t* GatherRow(const ConvLayer& layer, const uint32_t* from, uint32_t* row);
+
+// isa.accumulate over all bit planes. The windows of plane j begin at args.windows + j *
+// kBlockPixels.
+void Accumulate(const ConvLayer& layer, const AccumulateArgs& args);
 
 }  // namespace bnn_deploy
 

@@ -11,6 +11,12 @@ namespace {
 constexpr int64_t kMaxPlaneWords = 128;
 constexpr int64_t kMaxPlaneCopies = 8;
 
+// Work of more than some 10 microseconds (with vector units) is shared between threads: waking
+// a thread takes less. Smaller tasks let the threads finish together.
+constexpr double kMinSharedWordOps = 1 << 19;
+constexpr double kTaskWordOps = 1 << 17;
+constexpr double kMaxTasks = 256;
+
 bool HasPadding(const Axis& axis) { return axis.pad_begin > 0 || axis.pad_end > 0; }
 
 }  // namespace
@@ -44,6 +50,13 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
       weights_size += blocks * isa.channel_block * window_words;
     }
   }
+}
+
+int64_t TaskCount(const ConvLayer& layer, int64_t pixels) {
+  const double work = static_cast<double>(pixels) * static_cast<double>(layer.spec.out_channels) *
+                      static_cast<double>(layer.bit_planes * layer.window_words);
+  if (work < kMinSharedWordOps) return 1;
+  return static_cast<int64_t>(std::min(work / kTaskWordOps, kMaxTasks));
 }
 
 }  // namespace bnn_deploy

@@ -56,6 +56,9 @@ struct ConvLayer {
   int64_t weights_size = 0;  // words of the packed weights
 };
 
+// The number of tasks for the convolution of `pixels` output pixels.
+int64_t TaskCount(const ConvLayer& layer, int64_t pixels);
+
 }  // namespace bnn_deploy
 
 #endif  // BNN_DEPLOY_DRIVERS_CONV_LAYER_H_

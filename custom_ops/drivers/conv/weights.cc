@@ -5,16 +5,22 @@
 namespace bnn_deploy {
 
 Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights) {
+  Buffer<uint32_t> packed(layer.weights_size, 0);
+  PackWeights(layer, weights, packed.data());
+  return packed;
+}
+
+void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out) {
   const Isa& isa = layer.isa;
   const ConvSpec& spec = layer.spec;
   const int64_t words = spec.height.kernel * spec.width.kernel * layer.group_words;
   const int64_t run_words = isa.gathers || layer.encodes ? layer.window_words
                             : layer.rows_are_runs        ? spec.width.kernel * layer.group_words
                                                          : layer.group_words;
-  Buffer<uint32_t> all(layer.weights_size, 0);
+  std::fill_n(out, layer.weights_size, 0u);
   std::vector<uint32_t> row(static_cast<size_t>(layer.window_words));  // of one channel
   for (const ChannelTile& tile : layer.tiles) {
-    auto* const packed = reinterpret_cast<uint8_t*>(all.data() + tile.weights_offset);
+    auto* const packed = reinterpret_cast<uint8_t*>(out + tile.weights_offset);
     // The number of channels whose pieces alternate.
     const int64_t width = isa.channel_block * (isa.blocks_together ? tile.blocks : 1);
     for (int64_t o = 0; o < tile.channels; ++o) {
@@ -31,7 +37,6 @@ Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights) {
       }
     }
   }
-  return all;
 }
 
 std::vector<uint32_t> PackPlaneWeights(const ConvLayer& layer, const uint32_t* weights) {

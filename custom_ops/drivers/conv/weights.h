@@ -16,6 +16,8 @@ namespace bnn_deploy {
 
 // Packs weights in the layout of AccumulateArgs::weights, each tile from its weights_offset on.
 Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights);
+// The same into `out`, [weights_size], 64-byte aligned.
+void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out);
 
 // Packs weights in the layout of ConvolvePlanesArgs::weights, each tile from channel * window_words
 // on.

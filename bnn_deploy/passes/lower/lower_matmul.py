@@ -1,0 +1,196 @@
+"""LowerMatMul: products of two activations of ±1, or of 0/1 and ±1, become BinaryMatMul: binary attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bnn_deploy.operators.bits import words
+from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
+from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, maker, replace_value, static_shape
+from bnn_deploy.passes.lower.layer import SMALLEST, SignInput, is_product, sign_input
+from bnn_deploy.passes.outcome import Outcome, Pass, display_name, take_in
+from bnn_deploy.passes.reasons import ManyProducts, OperandLevels, OperandShapes, RealOperand, Reason
+from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
+from bnn_deploy.provenance import SOURCE, Levels, Place, Transpose, node_place, place, place_before, zero_value
+
+
+@dataclass
+class _Operand:
+    """An operand as bits: `bit` is data >= threshold, and stands for ±factor, or for 0 and factor.
+
+    Attributes:
+        value: what is binarised: the output of a Sign, or the 0/1 tensor.
+        data: what the threshold applies to.
+        threshold: one number for all.
+        factor: > 0.
+        source: the place of `value`.
+        before: the place of the pre-activation.
+        levels: the encoding of 0/1; None for ±1.
+        shape: of `value`.
+    """
+
+    value: ir.Value
+    data: ir.Value
+    threshold: float
+    factor: float
+    source: Place
+    before: Place
+    levels: Levels | None
+    shape: list[int | None]
+
+
+class LowerMatMul(Pass):
+    """MatMul(p, Sign(z))  ==>  BinaryMatMul(BinarizeChannelsLast(x), BinarizeChannelsLast(Transpose(z))).
+
+    p is Sign(x), or 0/1 where x is below or above a number. z [..., C, N] is transposed so that C, over which the
+    products are summed, is the last dimension, as that of x [..., M, C] is: sign(Q) sign(K)^T of binary attention, and
+    0/1 attention maps times sign(V).
+
+    1. The numbers that signs and 0/1 are multiplied by become `scale`.
+    2. A Transpose in front of z is taken together with the new one: a K^T that is made of K is not made at all.
+    3. One BinarizeChannelsLast per operand; one that something float reads, too, stays for that.
+
+    Declines, with the reason: a real-valued operand beside a sign, other levels, operands of which one is repeated,
+    sizes that are not known, 2^24 or more products per output. A product of real numbers is not looked at.
+    """
+
+    needs = (constants_folded, shapes_known, signs_canonical)
+
+    def call(self, model: ir.Model) -> Outcome:
+        """Rewrite every product that qualifies."""
+        result = Outcome(model)
+        self._binarized: dict[tuple[ir.Value, bool], ir.Value] = {}
+        for node in list(model.graph):
+            if not is_product(node):
+                continue
+            first, second = (_operand(node, index) for index in (0, 1))
+            if all(isinstance(found, RealOperand) for found in (first, second)):
+                continue
+            new = self._lower(node, first, second)
+            if isinstance(new, Reason):
+                result.decline(node, new)
+            else:
+                result.rewrote(new, node)
+        return result
+
+    def _lower(self, node: ir.Node, first: _Operand | Reason, second: _Operand | Reason) -> ir.Node | Reason:
+        if isinstance(first, Reason):
+            return first
+        if isinstance(second, Reason):
+            return second
+        if second.levels is not None:
+            return OperandLevels("second")
+        channels, rank = first.shape[-1], len(first.shape)
+        a, b = first.value.shape, second.value.shape
+        same = a is not None and b is not None and rank == len(b) >= 2 and list(a[:-2]) == list(b[:-2])
+        if not same or channels is None or second.shape[-2] != channels:
+            return OperandShapes(*(str(value.shape) for value in (first.value, second.value)))
+        if channels >= MAX_TERMS:
+            return ManyProducts(channels)
+        output, graph = node.outputs[0], node.graph
+        assert isinstance(graph, ir.Graph)
+        name = output.name or ""
+        scale = np.array([np.float64(first.factor) * second.factor], np.float32)
+        new = insert_node(
+            node,
+            "BinaryMatMul",
+            [
+                self._bits(first, channels, transposed=False),
+                self._bits(second, channels, transposed=True),
+                add_initializer(graph, f"{name}_scale", scale),
+            ],
+            {"channels": channels, "bits": 1, "signs": int(first.levels is None)},
+            f"{name}_new",
+            dtype=ir.DataType.FLOAT,
+            shape=output.shape,
+            domain=DOMAIN,
+            name=display_name(node),
+            metadata={SOURCE: name},
+        )
+        replace_value(output, new)
+        new.name = name
+        return maker(new)
+
+    def _bits(self, operand: _Operand, channels: int, transposed: bool) -> ir.Value:
+        """The bits of an operand, made once for each."""
+        value = operand.value
+        producer = value.producer()
+        if (value, transposed) in self._binarized:
+            return self._binarized[value, transposed]
+        assert producer is not None and isinstance(producer.graph, ir.Graph) and value.shape is not None
+        rank, shape, data = len(value.shape), list(value.shape), operand.data
+        name = f"{value.name}_last"
+        # The float graph's tensor with its channels second, as those of other bits are: [N, T, C] -> [N, C, T].
+        moves = [Transpose([0, rank - 1, *range(1, rank - 1)])] if rank > 2 else []
+        if transposed:
+            swap = [*range(rank - 2), rank - 1, rank - 2]
+            moves.insert(0, Transpose(swap))
+            shape[-2:] = shape[-1], shape[-2]
+            data = _transposed(producer, data, swap, shape, f"{name}_transposed")
+            name = f"{value.name}_second_last"
+        levels = {} if operand.levels is None else operand.levels.as_metadata()
+        threshold = np.full(channels, operand.threshold, np.float32)
+        bits = insert_node(
+            producer,
+            "BinarizeChannelsLast",
+            [data, add_initializer(producer.graph, f"{name}_threshold", threshold)],
+            {},
+            f"{name}_bits",
+            dtype=ir.DataType.UINT32,
+            shape=[*shape[:-1], words(channels)],
+            domain=DOMAIN,
+            metadata=operand.source.then(*moves).as_source() | operand.before.then(*moves).as_before() | levels,
+        )
+        take_in(maker(bits), producer)
+        self._binarized[value, transposed] = bits
+        return bits
+
+
+def _transposed(before: ir.Node, data: ir.Value, perm: list[int], shape: Sequence[object], name: str) -> ir.Value:
+    """Insert the Transpose of `data`, one together with what transposes it, or take what that was made of."""
+    first = data.producer()
+    if first is not None and is_op(first, "Transpose") and "perm" in first.attributes and first.inputs[0] is not None:
+        own = list(first.attributes["perm"].as_ints())
+        data, perm = first.inputs[0], [own[axis] for axis in perm]
+    if perm == sorted(perm):
+        return data
+    return insert_node(before, "Transpose", [data], {"perm": perm}, name, dtype=ir.DataType.FLOAT, shape=shape)
+
+
+def _operand(node: ir.Node, index: int) -> _Operand | Reason:
+    """An operand of a product as bits, or why it is none."""
+    value, which = node.inputs[index], ("first", "second")[index]
+    assert value is not None
+    signs = sign_input(node, index)
+    if isinstance(signs, SignInput) and not signs.pools and signs.flattened is None:
+        sign = signs.sign
+        output, data = sign.outputs[0], sign.inputs[0]
+        assert data is not None
+        threshold = float(SMALLEST) if zero_value(sign) < 0 else 0.0
+        places = node_place(sign, output), place_before(sign)
+        return _Operand(output, data, threshold, signs.factor, *places, None, static_shape(output) or [])
+    if isinstance(signs, Reason):
+        return signs
+    levels = quantizer(value)
+    producer = value.producer()
+    assert producer is not None
+    if levels is None:
+        return RealOperand(which, producer.op_type)
+    if isinstance(levels, Reason) or levels.perm or levels.before_perm or not _is_one_step(levels):
+        return OperandLevels(which)
+    encoding = Levels(1, levels.step, levels.before_thresholds[:, :1])
+    places = node_place(producer, value), place(levels.before)
+    threshold = float(levels.thresholds[0, 0])
+    return _Operand(value, levels.data, threshold, levels.step, *places, encoding, static_shape(value) or [])
+
+
+def _is_one_step(levels: Quantizer) -> bool:
+    """Whether there are two levels, with one threshold for all channels."""
+    return all(
+        len(found) == 1 and (found == found[0, 0]).all() for found in (levels.thresholds, levels.before_thresholds)
+    )
