@@ -39,6 +39,7 @@ ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "Neg": np.negative,
     "Not": np.logical_not,
     "Or": np.logical_or,
+    "Pow": lambda x, y: np.power(x, y.astype(x.dtype)),
     "Relu": lambda x: np.maximum(x, np.zeros((), x.dtype)),
     "Round": np.rint,
     "Sub": np.subtract,
@@ -79,6 +80,11 @@ def _sign(node: ir.Node, x: Array) -> Array:
     return np.where(x == 0, np.float32(zero), np.sign(x)) if (zero := zero_value(node)) else np.sign(x)
 
 
+def _table(node: ir.Node, table: Array, indices: Array) -> Array:
+    size = table.size
+    return np.take(table, np.where(indices < 0, indices + size, indices).astype(np.int64), mode="clip")
+
+
 def _quantize_linear(node: ir.Node, x: Array, scale: Array, zero: Array | None = None) -> Array:
     zero = np.zeros((), np.uint8) if zero is None else zero
     limits = np.iinfo(zero.dtype)
@@ -97,14 +103,27 @@ WITH_ATTRIBUTES: dict[str, Callable[..., Array]] = {
     "Cast": _cast,
     "Clip": _clip,
     "DequantizeLinear": _dequantize_linear,
+    "Gather": _table,
     "HardSigmoid": _hard_sigmoid,
     "QuantizeLinear": _quantize_linear,
     "Sign": _sign,
 }
 """Operator -> the function of its node and its inputs, where an attribute or metadata matters; else as ELEMENTWISE."""
 
-_CASTS = (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64)
+APPROXIMATE: dict[str, Callable[[Array], Array]] = {
+    "Sigmoid": lambda x: np.float32(1) / (np.float32(1) + np.exp(-x)),
+    "Tanh": np.tanh,
+}
+"""Operator -> its numpy function, which rounds in its own way: what rises still rises, but to other last bits."""
+
+_CASTS = (
+    *(ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16),
+    *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
+)
 """The types that a Cast may have; to them numpy rounds as ONNX does."""
+
+_WHOLE = (ir.DataType.BOOL, ir.DataType.UINT8)
+"""The types of which a Cast to unsigned integers is defined for all values."""
 
 
 def is_elementwise(node: ir.Node) -> bool:
@@ -112,7 +131,14 @@ def is_elementwise(node: ir.Node) -> bool:
     if is_op(node, "Clip"):
         return not node.attributes  # the bounds of Clip before opset 11
     if is_op(node, "Cast"):
-        return ir.DataType(node.attributes["to"].as_int()) in _CASTS
+        to, data = ir.DataType(node.attributes["to"].as_int()), node.inputs[0]
+        return to in _CASTS or (to == ir.DataType.UINT8 and data is not None and data.dtype in _WHOLE)
+    if is_op(node, "Gather"):  # from a table
+        table = constant(node.inputs[0])
+        return table is not None and table.ndim == 1 and constant(node.inputs[1]) is None
+    if is_op(node, "Pow"):  # numpy's are others' to the last bit for -1 alone
+        base = uniform(node.inputs[0])
+        return base is not None and bool((base == -1).all())
     return is_op(node, *ELEMENTWISE, *WITH_ATTRIBUTES)
 
 
@@ -120,13 +146,16 @@ def evaluate(node: ir.Node, operands: Sequence[Array | None]) -> Array:
     """Run one elementwise operator in numpy, with its arithmetic: float32 stays float32.
 
     Args:
-        node: `is_elementwise`.
+        node: `is_elementwise`, or one of APPROXIMATE.
         operands: its inputs, in shapes that broadcast; None for one that is left out. A scale or zero point per channel
             of QuantizeLinear and DequantizeLinear comes in such a shape, too.
 
     Raises:
         TypeError, ValueError: the shapes or types do not fit each other, or it is a Div of integers.
     """
+    if node.op_type in APPROXIMATE:
+        with np.errstate(over="ignore"):
+            return APPROXIMATE[node.op_type](*operands)  # type: ignore[arg-type]
     if node.op_type in WITH_ATTRIBUTES:
         return WITH_ATTRIBUTES[node.op_type](node, *operands)
     return ELEMENTWISE[node.op_type](*operands)

@@ -21,6 +21,7 @@ from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
 from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
 from bnn_deploy.passes.lower.expand_sign import ExpandSign
+from bnn_deploy.passes.lower.few_values import name_few_values
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.lower.lower_levels import LowerLevels
 from bnn_deploy.passes.lower.lower_linear import LowerLinear
@@ -91,7 +92,7 @@ def to_binary(
     Raises:
         InputError: a filter is all zeros.
     """
-    model = model.clone()
+    original, model = model, model.clone()
     names = {value.name or "" for node in model.graph for value in node.outputs}
     fold(model)
     canonicalize(model)
@@ -99,7 +100,7 @@ def to_binary(
     declined = [decline for step in LOWER for decline in step()(model).declined]
     common.RemoveUnusedNodesPass()(model)
     not_fused = until_stable(model, BITS) + until_stable(model, FLOATS) + FuseResidual()(model).declined
-    leftovers = AuditLeftovers(declined)(model).declined
+    leftovers = name_few_values(original, AuditLeftovers(declined)(model).declined)
     unpacked = {decline.node: decline.why for decline in PackWeights(names)(model).declined}
     leftovers = [
         replace(left, unpacked=unpacked[left.node]) if unpacked.get(left.node, left.why) != left.why else left

@@ -513,6 +513,20 @@ class Stranger(LayerReason):
 
 
 @dataclass(frozen=True)
+class FewValues(LayerReason):
+    """A sign or levels in a form of their own; `what` says which values there are."""
+
+    what: str
+    operator: str
+
+    template = "its input, the output of {operator}, has only {what} on random inputs, but is no sign that a pass reads"
+    example = "Conv(Sign(x) * Sign(x + 1), w)"
+    advice = (
+        "write the sign as torch.sign(x), or as where(x >= 0, 1, -1), right in front of the layer, times one number"
+    )
+
+
+@dataclass(frozen=True)
 class ChannelFactors(LayerReason):
     """Signs of different magnitudes."""
 

@@ -20,7 +20,6 @@ from bnn_deploy.passes.elementwise import (
 )
 from bnn_deploy.passes.graph import (
     LAYER_OPERATORS,
-    MOVING_OPERATORS,
     add_initializer,
     between,
     constant,
@@ -29,9 +28,10 @@ from bnn_deploy.passes.graph import (
     maker,
     remove_if_dead,
 )
+from bnn_deploy.passes.moves import moves_of, moves_only
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.recognise.few_levels import TwoLevels, two_levels
-from bnn_deploy.provenance import Subtract, place, sign_metadata
+from bnn_deploy.provenance import Subtract, note_place, place, sign_metadata
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class CanonicalizeSign(Pass):
        the values that it has: it is evaluated there, and not matched by its form.
     2. The straight-through trick `(a - S) + S` or `(a + S) - S` counts as a, whatever S is. In float32 it is exactly
        ±1 if S has the sign of x and |S| < 2^24 (S being x, Clip(x), Tanh(x) or a polynomial of the kind).
-    3. t, from comparisons with other numbers than 0, is one number or one per channel. A falling f gets the Neg.
+    3. t, from comparisons with other numbers than 0, is one number or one per channel. A falling f gets the Neg. An x
+       that is compared with several numbers, as in a thermometer code, is repeated.
     4. Any other chain of elementwise operators in front of a layer, such as `Where(x < 0, -1, Where(x >= 0, 1, x))` of
        `o[x >= 0] = 1; o[x < 0] = -1`, or `2 * Ceil(Clip(x, 0, 1)) - 1`, is evaluated over all float32 by bisection.
     5. The value at x = t is kept: 0 as of ONNX's Sign, or +1 or -1, which the new node carries in its metadata (ZERO)
@@ -125,7 +126,9 @@ class CanonicalizeSign(Pass):
                 value = node.outputs[0]
                 known[value] = stepwise
                 leaf = stepwise.leaf
-                if leaf is None or leaf.dtype != ir.DataType.FLOAT or not same_shape(value, leaf):
+                if leaf is None or leaf.dtype != ir.DataType.FLOAT:
+                    continue
+                if not same_shape(value, leaf) and not _repeats(value, leaf):
                     continue
                 step = _read_step(stepwise.table, probes[leaf])
                 if step is not None:
@@ -138,6 +141,15 @@ class CanonicalizeSign(Pass):
         data = leaf
         before = place(leaf)
         shape = None if leaf.shape is None else list(leaf.shape)
+        if not same_shape(old, leaf) and old.shape is not None and shape is not None:
+            sizes = [1 if size == known else size for size, known in zip(old.shape, shape, strict=True)]
+            target = add_initializer(graph, f"{name}_repeats", np.array(sizes, np.int64))
+            shape = list(old.shape)
+            data = insert_node(
+                node, "Expand", [data, target], {}, f"{name}_repeated", dtype=ir.DataType.FLOAT, shape=shape
+            )
+            before = before.then(*(moves_of(data) or ()))
+            note_place(data, before)
         if step.falling:
             data = insert_node(node, "Neg", [data], {}, f"{name}_negative", dtype=ir.DataType.FLOAT, shape=shape)
         if step.threshold.any():
@@ -164,17 +176,35 @@ class CanonicalizeSign(Pass):
 def _layer_inputs(graph: ir.Graph) -> list[ir.Value]:
     """What elementwise operators make for layers, directly or through operators that keep the values as they are."""
     found: dict[ir.Value, None] = {}
-    for node in graph:
-        value = node.inputs[0] if is_op(node, *LAYER_OPERATORS) else None
-        while value is not None and is_op(value.producer(), *MOVING_OPERATORS, "MaxPool", "Pad"):
-            value = maker(value).inputs[0]
-        if value is not None and (producer := value.producer()) is not None and is_elementwise(producer):
+    pending = [node.inputs[0] for node in graph if is_op(node, *LAYER_OPERATORS)]
+    seen: set[ir.Value] = set()
+    while pending:
+        value = pending.pop(0)
+        producer = None if value is None or value in seen else value.producer()
+        if value is None or producer is None:
+            continue
+        seen.add(value)
+        if is_op(producer, "Concat"):
+            pending += producer.inputs
+        elif is_op(producer, "MaxPool", "Pad") or moves_only(producer):
+            pending.append(producer.inputs[0])
+        elif is_elementwise(producer):
             found[value] = None
     return list(found)
 
 
+def _repeats(value: ir.Value, leaf: ir.Value) -> bool:
+    """Whether `value` has the shape of `leaf`, but for known sizes in place of some that are 1."""
+    if value.shape is None or leaf.shape is None or len(value.shape) != len(leaf.shape):
+        return False
+    pairs = zip(value.shape, leaf.shape, strict=True)
+    return all(size == known or (known == 1 and isinstance(size, int)) for size, known in pairs)
+
+
 def _reaches(levels: TwoLevels, rank: int) -> _Step:
     """The step of two levels in a tensor of this rank: at its threshold it is +1, or, if that is next to 0, -1 at 0."""
+    if levels.zero:
+        return _Step(np.zeros((), np.float32), levels.scale, 0, False)
     if (levels.thresholds == np.nextafter(np.float32(0), np.float32(1))).all():
         return _Step(np.zeros((), np.float32), levels.scale, -1, False)
     thresholds = levels.thresholds + np.float32(0)
@@ -214,7 +244,7 @@ def _probes(graph: ir.Graph) -> dict[ir.Value, _Probes]:
 
 def _atom(node: ir.Node) -> tuple[ir.Value, NDArray[np.float32]] | None:
     """The tensor and the thresholds of a Sign, or of a comparison with a constant; None if it is neither."""
-    if is_op(node, "Sign") and node.inputs[0] is not None:
+    if (is_op(node, "Sign") or _is_unit(node)) and node.inputs[0] is not None:
         return node.inputs[0], np.zeros((), np.float32)
     if not is_op(node, *COMPARISONS):
         return None
@@ -225,11 +255,20 @@ def _atom(node: ir.Node) -> tuple[ir.Value, NDArray[np.float32]] | None:
     return None
 
 
+def _is_unit(node: ir.Node) -> bool:
+    """Whether a node is x / |x|, which is the sign of x but for 0, where it is nothing."""
+    data, divisor = node.inputs[:2] if is_op(node, "Div") else (None, None)
+    absolute = None if divisor is None else divisor.producer()
+    return absolute is not None and is_op(absolute, "Abs") and absolute.inputs[0] is data
+
+
 def _evaluate(node: ir.Node, known: dict[ir.Value, _Stepwise], probes: dict[ir.Value, _Probes]) -> _Stepwise | None:
     """The output of `node` at the probes of what it depends on; None if it is not stepwise."""
     for kept in straight_through(node):
         if kept in known and known[kept].leaf is not None:
             return known[kept]
+    if _is_unit(node) and (data := node.inputs[0]) is not None and data in probes and uniform(data) is None:
+        return _Stepwise(data, np.sign(probes[data].points))
     if not is_elementwise(node) or is_op(node, "QuantizeLinear", "DequantizeLinear"):  # whose scales have an axis
         return None
     operands: list[_Stepwise | None] = []

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import MAX_LEVEL_BITS
-from bnn_deploy.passes.elementwise import Array, evaluate, is_elementwise, straight_through, uniform
-from bnn_deploy.passes.graph import is_op, static_shape
+from bnn_deploy.passes.elementwise import APPROXIMATE, Array, evaluate, is_elementwise, straight_through, uniform
+from bnn_deploy.passes.graph import constant, is_op, static_shape
 from bnn_deploy.passes.monotone import (
     LARGEST,
     Floats,
@@ -26,6 +26,9 @@ from bnn_deploy.passes.reasons import FallingLevels, LevelsBelowZero, Reason, Un
 
 EVEN = 1e-6
 """Levels may differ from multiples of the step by this times the highest, which is more than their own rounding."""
+
+HALF = 2.0**-24
+"""The smallest positive float16: what is nearer to 0 becomes 0, or this."""
 
 MAX_LEVELS = 2**MAX_LEVEL_BITS
 
@@ -72,6 +75,8 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
        construction, ties of Round included.
     4. A function further up (BatchNormalization, Relu, ...) is taken into f where f then still rises in every channel.
     5. The straight-through trick `x + (q - x)` counts as q.
+    6. Sigmoid and Tanh may be in f where there are no few levels without them, as in round(sigmoid(x)): a threshold is
+       then right to their rounding.
 
     Returns:
         The quantiser; a reason if the tensor has a few levels, but not such; None if it is nothing of the kind.
@@ -86,6 +91,8 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
     for chain in _chains(value, len(shape), channels):
         if chain.leaf.dtype != ir.DataType.FLOAT:
             continue
+        if nearest is not None and _rounds(chain) > _rounds(nearest[0]):
+            break  # the thresholds would be those of another rounding
         if nearest is None:
             levels = _discover(chain.evaluate, chain.columns(channels))
             if levels is None:
@@ -120,11 +127,13 @@ class TwoLevels:
         data: the other tensor, of the same layout.
         thresholds: [C] float32, or [1] where all channels have the same.
         scale: > 0.
+        zero: whether it is 0 where the other one is 0, or so near to it that half precision is 0; all thresholds are 0.
     """
 
     data: ir.Value
     thresholds: Floats
     scale: float
+    zero: bool = False
 
 
 def two_levels(value: ir.Value) -> TwoLevels | None:
@@ -136,11 +145,14 @@ def two_levels(value: ir.Value) -> TwoLevels | None:
         columns = chain.columns(shape[1])
         levels = None if chain.perm or chain.leaf.dtype != ir.DataType.FLOAT else _discover(chain.evaluate, columns)
         if levels is not None:
-            if len(levels) != 2 or levels[0] != -levels[1]:
+            if len(levels) > 3 or levels[0] != -levels[-1] or levels[1] not in (0, levels[-1]):
                 return None
             thresholds = _thresholds(chain.evaluate, levels, columns)
             if thresholds is None or not np.isfinite(thresholds).all():
                 return None
+            if len(levels) == 3:
+                zero = np.zeros_like(thresholds[0])
+                return TwoLevels(chain.leaf, zero, float(levels[2]), True) if np.abs(thresholds).max() < HALF else None
             return TwoLevels(chain.leaf, thresholds[0], float(levels[1]))
     return None
 
@@ -224,6 +236,11 @@ def _chains(value: ir.Value, rank: int, channels: int) -> list[_Chain]:
             return found  # a constant
 
 
+def _rounds(chain: _Chain) -> int:
+    """How many operators of a chain round in their own way."""
+    return sum(is_op(node, *APPROXIMATE) for node, _ in chain.steps)
+
+
 def _operands(node: ir.Node, rank: int, axis: int, channels: int) -> list[Any] | None:
     """The operands of an elementwise node, as in _Chain; None if it is another, or a constant does not fit."""
     if (quantized := next(straight_through(node), None)) is not None:
@@ -233,7 +250,9 @@ def _operands(node: ir.Node, rank: int, axis: int, channels: int) -> list[Any] |
     if is_op(node, *PER_CHANNEL):
         first, function = node.inputs[0], monotone(node, channels)
         return None if axis != 1 or first is None or function is None or isinstance(function, Reason) else [first]
-    if not is_elementwise(node):
+    if is_op(node, "Gather") and is_elementwise(node):
+        return [constant(node.inputs[0]), node.inputs[1]]
+    if not is_elementwise(node) and not is_op(node, *APPROXIMATE):
         return None
     if is_op(node, "Div") and node.outputs[0].dtype != ir.DataType.FLOAT:  # rounds, and not as numpy's
         return None

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from bnn_deploy.passes.conditions import signs_canonical
 from bnn_deploy.passes.elementwise import evaluate
-from bnn_deploy.passes.graph import constant, is_op, static_shape
+from bnn_deploy.passes.graph import constant, insert_node, is_op, maker, remove_if_dead, static_shape
+from bnn_deploy.passes.lower.layer import is_plain_pool, pool_window
 from bnn_deploy.passes.monotone import monotone
-from bnn_deploy.passes.outcome import Outcome, Pass
+from bnn_deploy.passes.outcome import Outcome, Pass, take_in
 from bnn_deploy.passes.reasons import Reason, StepSign
 from bnn_deploy.provenance import REFUSED, zero_value
 
@@ -70,7 +71,9 @@ class RefuseStep(Pass):
     2. Between it and the Sign there may be pools, moves, functions per channel that take the constant to exactly 0 in
        some channel, and sums, products, maxima, Concat and Where of several such.
 
-    Declines: what is behind a BatchNormalization, whose shift is hardly ever the constant itself. It rewrites nothing:
+    3. Such a Sign behind MaxPools goes in front of them, where a Relu and it are the levels 0 and 1.
+
+    Declines: what is behind a BatchNormalization, whose shift is hardly ever the constant itself. It is no error:
         where sign(0) is +1 or -1 in the source, ±1 is right.
     """
 
@@ -82,11 +85,12 @@ class RefuseStep(Pass):
     def call(self, model: ir.Model) -> Outcome:
         """Mark every such Sign."""
         result = Outcome(model)
-        for node in model.graph:
+        for node in list(model.graph):
             if not is_op(node, "Sign") or zero_value(node) or node.inputs[0] is None:
                 continue
             flat = next((flat.node for flat in self._flats(node.inputs[0]) if (flat.level == 0).any()), None)
             if flat is not None:
+                node = _above_pools(node)
                 node.meta[REFUSED] = StepSign(flat.op_type, flat.outputs[0].name or "")
                 result.rewrote(node)
         return result
@@ -146,6 +150,27 @@ class RefuseStep(Pass):
         if is_op(node, "BatchNormalization"):
             return found
         return found + [_Flat(step(_fit(flat.level, channels)), flat.node) for flat in self._flats(data[0])]
+
+
+def _above_pools(sign: ir.Node) -> ir.Node:
+    """Sign(MaxPool(x)) -> MaxPool(Sign(x)), for any number of pools; return the Sign."""
+    data, old = sign.inputs[0], sign.outputs[0]
+    pool = None if data is None else data.producer()
+    if pool is None or not is_op(pool, "MaxPool") or not is_plain_pool(pool):
+        return sign
+    x, name = pool.inputs[0], old.name or ""
+    assert x is not None
+    above = insert_node(sign, "Sign", [x], {}, f"{name}_above_pool", dtype=ir.DataType.FLOAT, shape=x.shape)
+    new = insert_node(
+        sign, "MaxPool", [above], pool_window(pool), f"{name}_pooled", dtype=ir.DataType.FLOAT, shape=old.shape
+    )
+    new.metadata_props.update(old.metadata_props)
+    maker(new).metadata_props.update(sign.metadata_props)
+    take_in(maker(above), sign)
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    remove_if_dead(sign)
+    old.name, new.name = f"{name}_below_pool", name
+    return _above_pools(maker(above))
 
 
 _TOGETHER = ("Add", "Max", "Min", "Mul", "Sub")

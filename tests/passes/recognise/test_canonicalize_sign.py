@@ -11,7 +11,7 @@ import pytest
 from bnn_deploy.passes.lower.expand_sign import ExpandSign
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
-from bnn_deploy.provenance import BEFORE, SOURCE, ZERO
+from bnn_deploy.provenance import BEFORE, SOURCE, ZERO, read_before
 from support.graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
 NUMBERS = {"zero": 0.0, "one": 1.0, "minus": -1.0, "two": 2.0, "half": 0.5}
@@ -73,6 +73,17 @@ FORMS: dict[str, tuple[str, int]] = {
         1,
     ),
     "Ceil of a Clip": ("a = Clip(x, zero, one)\nb = Ceil(a)\nc = Mul(b, two)\ns = Sub(c, one)", -1),
+    "through float16": ("a = Sign(x)\nb = Cast <to=10> (a)\ns = Cast <to=1> (b)", 0),
+    "in float16": ("a = Cast <to=10> (x)\nb = Sign(a)\ns = Cast <to=1> (b)", 0),
+    "in float64": ("a = Cast <to=11> (x)\nb = Sign(a)\ns = Cast <to=1> (b)", 0),
+    "through int16": ("a = Sign(x)\nb = Cast <to=5> (a)\ns = Cast <to=1> (b)", 0),
+    "through uint8": (
+        "a = Greater(x, zero)\nb = Cast <to=2> (a)\nc = Cast <to=1> (b)\nd = Mul(c, two)\ns = Sub(d, one)",
+        -1,
+    ),
+    "a power of -1": ("a = Less(x, zero)\nb = Cast <to=1> (a)\ns = Pow(minus, b)", 1),
+    "a power of -1, of integers": ("a = LessOrEqual(x, zero)\nb = Cast <to=7> (a)\ns = Pow(minus, b)", -1),
+    "a table": ("a = GreaterOrEqual(x, zero)\nb = Cast <to=7> (a)\ns = Gather(table, b)", 1),
     "HardSigmoid": ("a = Sign(x)\nb = Mul(a, nine)\nc = HardSigmoid(b)\nd = Mul(c, two)\ns = Sub(d, one)", 0),
 }
 
@@ -81,7 +92,8 @@ FORMS: dict[str, tuple[str, int]] = {
 def test_any_elementwise_operator_of_a_sign(name: str) -> None:
     text, zero = FORMS[name]
     ones = np.ones((4, 1, 1), np.float32)
-    model = graph(text + CONV, w=weights(8, 4, 3, 3), most=np.float32(0.75), nine=np.float32(9), low=-ones, high=ones)
+    numbers = {"most": np.float32(0.75), "nine": np.float32(9), "table": np.float32([-1, 1])}
+    model = graph(text + CONV, w=weights(8, 4, 3, 3), low=-ones, high=ones, **numbers)
     after, _ = canonical(model)
     assert op_types(after) == ["Sign", "Conv"]
     sign = only(after, "Sign")
@@ -98,6 +110,37 @@ def test_any_elementwise_operator_of_a_sign(name: str) -> None:
         assert_same(model, to_binary(model)[0], x)
     else:  # a bit has +1 at 0
         assert_same(model, to_binary(model)[0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = Abs(x)\ns = Div(x, a)",
+        "a = Sigmoid(x)\nb = Round(a)\nc = Mul(b, two)\ns = Sub(c, one)",
+        "a = Sigmoid(x)\nb = Add(a, half)\nc = Floor(b)\nd = Mul(c, two)\ns = Sub(d, one)",
+    ],
+)
+def test_forms_that_round_near_zero_or_are_nothing_at_it(text: str) -> None:
+    model = graph(text + CONV, w=weights(8, 4, 3, 3))
+    after, _ = canonical(model)
+    assert op_types(after)[-2:] == ["Sign", "Conv"]
+    assert_same(model, to_binary(model)[0])
+
+
+def test_a_thermometer_code() -> None:
+    """One bit per threshold: x is compared with several numbers, which become channels."""
+    code = "u = Unsqueeze(x, third)\na = GreaterOrEqual(u, t)\nb = Where(a, one, minus)\ns = Reshape(b, shape)"
+    constants = {"third": np.array([2]), "shape": np.array([0, 12, 6, 6]), "w": weights(8, 12, 3, 3)}
+    model = graph(code + CONV, t=np.float32([-0.5, 0, 0.5]).reshape(1, 1, 3, 1, 1), **constants)
+    binary, left, _ = to_binary(model)
+    assert not left
+    assert_same(model, binary, with_zeros(model, -0.5, 0.5))
+    x = samples(model)
+    sign = next(node for node in binary.graph if node.op_type == "Binarize")
+    before = read_before(sign.metadata_props)
+    assert before is not None
+    repeated = np.repeat(x[:, :, np.newaxis], 3, axis=2) - np.float32([-0.5, 0, 0.5]).reshape(3, 1, 1)
+    np.testing.assert_array_equal(before.read({before.tensor: x[:, :, np.newaxis]}), repeated.reshape(-1, 12, 6, 6))
 
 
 def test_a_factor_stays_behind_the_sign() -> None:
@@ -145,11 +188,11 @@ def test_does_not_fire_on_what_is_no_sign(text: str) -> None:
     assert equal(run_float(after, with_zeros(model, 0.5, -1)), run_float(model, with_zeros(model, 0.5, -1)))
 
 
-def test_does_not_fire_where_a_constant_enlarges_x() -> None:
+def test_does_not_fire_where_a_constant_gives_x_more_dimensions() -> None:
     model = parse(
         "a = Greater(x, t)\ns = Where(a, one, minus)\ny = Relu(s)",
         ("N", 1, 3, 3),
-        t=np.zeros((4, 1, 1), np.float32),
+        t=np.zeros((4, 1, 1, 1, 1), np.float32),
         one=np.float32(1),
         minus=np.float32(-1),
     )
