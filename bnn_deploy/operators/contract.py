@@ -49,6 +49,9 @@ MAX_LEVEL_BITS = 4
 MAX_TERMS = 2**24
 """Upper bound, exclusive, of products per output: the bodies sum them in float32, whose integers are exact below it."""
 
+MAX_SPATIAL = 3
+"""Most spatial dimensions of a convolution or pool."""
+
 FLOAT_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The standard operators that are layers: convolutions and linear layers with weights as their second input."""
 

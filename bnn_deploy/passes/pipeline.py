@@ -27,6 +27,7 @@ from bnn_deploy.passes.lower.lower_levels import LowerLevels
 from bnn_deploy.passes.lower.lower_linear import LowerLinear
 from bnn_deploy.passes.lower.lower_matmul import LowerMatMul
 from bnn_deploy.passes.lower.pack_weights import PackWeights
+from bnn_deploy.passes.normalise.drop_zero_bias import DropZeroBias
 from bnn_deploy.passes.normalise.fold_constants import FoldConstants
 from bnn_deploy.passes.normalise.push_transpose import PushTranspose
 from bnn_deploy.passes.normalise.resolve_auto_pad import ResolveAutoPad
@@ -159,6 +160,7 @@ def finish(model: ir.Model) -> None:
 def fold(model: ir.Model) -> None:
     """Fold all constants, and give each node a name of its own, by which reports and the records of passes go."""
     FoldConstants()(model)
+    DropZeroBias()(model)
     SimplifyReshape()(model)
     for node in model.graph:
         node.name = display_name(node)

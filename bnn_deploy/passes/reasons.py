@@ -214,13 +214,13 @@ class OutputShape(LayerReason):
 
 @dataclass(frozen=True)
 class SpatialDimensions(LayerReason):
-    """A convolution over more than two dimensions."""
+    """A convolution over more than three dimensions."""
 
     dimensions: int
 
-    template = "it has {dimensions} spatial dimensions; BinaryConv has 1 or 2"
-    example = "Conv(Sign(x), w), x of [N, C, D, H, W]"
-    advice = "write it as convolutions or a linear layer of at most 2 dimensions"
+    template = "it has {dimensions} spatial dimensions; BinaryConv has 1 to 3"
+    example = "Conv(Sign(x), w), x of [N, C, T, D, H, W]"
+    advice = "write it as convolutions or a linear layer of at most 3 dimensions"
 
 
 @dataclass(frozen=True)
@@ -283,13 +283,13 @@ class Channels(LayerReason):
 
 @dataclass(frozen=True)
 class FlattenedDimensions(LayerReason):
-    """A linear layer behind a map of more than two dimensions."""
+    """A linear layer behind a map of more than three dimensions."""
 
     dimensions: int
 
-    template = "it flattens {dimensions} spatial dimensions; BinaryConv has 1 or 2"
-    example = "MatMul(Flatten(Sign(x)), w), x of [N, C, D, H, W]"
-    advice = "flatten maps of at most 2 spatial dimensions in front of the layer"
+    template = "it flattens {dimensions} spatial dimensions; BinaryConv has 1 to 3"
+    example = "MatMul(Flatten(Sign(x)), w), x of [N, C, T, D, H, W]"
+    advice = "flatten maps of at most 3 spatial dimensions in front of the layer"
 
 
 _SPLIT = "split the layer along its input channels into several that are added"

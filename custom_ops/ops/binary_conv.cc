@@ -50,6 +50,7 @@ ConvNode::ConvNode(const NodeInfo& node) : window_(node) {
 }
 
 void ConvNode::ReadAttributes(const NodeInfo& node) {
+  spec_.depth = window_.depth();
   spec_.height = window_.height();
   spec_.width = window_.width();
   spec_.channels = node.Int("channels", 1, kMaxExtent);
@@ -59,7 +60,8 @@ void ConvNode::ReadAttributes(const NodeInfo& node) {
          " must divide channels = " + Text(spec_.channels));
   }
   const int64_t group_channels = spec_.channels / spec_.group;
-  const int64_t taps = spec_.height.kernel * spec_.width.kernel;
+  const int64_t taps = CheckedProduct({spec_.depth.kernel, spec_.height.kernel, spec_.width.kernel},
+                                      "attribute kernel_shape");
   const int64_t highest = spec_.level_bits > 0 ? (1 << spec_.level_bits) - 1 : 1;
   if (taps > kMaxProducts / highest / group_channels) {
     const std::string levels =
@@ -75,7 +77,8 @@ void ConvNode::ReadWeights(const NodeInfo& node) {
   const int64_t words = WordsForBits(group_channels);
   Shape expected;
   expected.Append(weights.shape[0]);
-  if (window_.rank() == 2) expected.Append(spec_.height.kernel);
+  if (window_.rank() == 3) expected.Append(spec_.depth.kernel);
+  if (window_.rank() >= 2) expected.Append(spec_.height.kernel);
   expected.Append(spec_.width.kernel);
   expected.Append(words);
   if (!(weights.shape == expected) || weights.shape[0] < 1) {
@@ -91,13 +94,12 @@ void ConvNode::ReadWeights(const NodeInfo& node) {
   }
   weights_ = weights.As<uint32_t>();
   if (group_channels % 32 == 0) return;
-  const int64_t filter_taps = spec_.out_channels * spec_.height.kernel * spec_.width.kernel;
+  const int64_t filter_taps = spec_.out_channels * spec_.taps();
   for (int64_t tap = 0; tap < filter_taps; ++tap) {
     const uint32_t last = weights_[(tap + 1) * words - 1];
     if (last >> (group_channels % 32) != 0) {
       Fail("input W has bits set beyond channel " + Text(group_channels - 1) + " (output channel " +
-           Text(tap / (spec_.height.kernel * spec_.width.kernel)) +
-           "): the unused bits of a last word must be 0");
+           Text(tap / spec_.taps()) + "): the unused bits of a last word must be 0");
     }
   }
 }
@@ -142,8 +144,8 @@ BitBatch ConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
   const int64_t planes = std::max<int64_t>(spec_.level_bits, 1);
   window_.CheckInput(x.shape, planes * WordsForBits(spec_.channels));
   *out_pixels = window_.OutputPixels(x.shape, Rounding::kFloor);
-  const int64_t height = window_.rank() == 2 ? x.shape[1] : 1;
-  return {x.As<uint32_t>(), x.shape[0], height, x.shape[window_.rank()]};
+  return {x.As<uint32_t>(), x.shape[0], window_.Height(x.shape), window_.Width(x.shape),
+          window_.Depth(x.shape)};
 }
 
 const OpSchema BinaryConv::kSchema = {

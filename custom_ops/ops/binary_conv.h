@@ -17,7 +17,7 @@
 //       [N, spatial..., bits * ceil(C / 32)], least significant first; acc is the sum of
 //       level * ±1, y as for BinaryConv, and a padded tap holds level 0. One more attribute: bits
 //
-// X bits [N, spatial..., ceil(C / 32)], W bits [O, kernel..., ceil(C / group / 32)], 1 or 2 spatial
+// X bits [N, spatial..., ceil(C / 32)], W bits [O, kernel..., ceil(C / group / 32)], 1 to 3 spatial
 // dimensions. pad_value ([1] or [C]): all 0, a padded tap adds nothing; else ±1 per input channel.
 // Attributes, all required: channels, kernel_shape, strides, pads, dilations, group.
 

@@ -13,7 +13,8 @@ constexpr int64_t kMaxTasks = 256;
 Rounding RoundingOf(int64_t ceil_mode) { return ceil_mode ? Rounding::kCeil : Rounding::kFloor; }
 
 struct Image {
-  const uint32_t* data;  // [height][width][words]
+  const uint32_t* data;  // [depth][height][width][words]
+  int64_t depth;
   int64_t height;
   int64_t width;
   int64_t words;
@@ -21,17 +22,21 @@ struct Image {
 
 // One output row: ORs the image rows of the windows, then the columns of the result. A window
 // wholly in the padding is 0: -1 in every channel.
-void PoolRow(const Image& image, const Axis& rows, const Axis& columns, int64_t out_y,
-             int64_t out_width, uint32_t* out) {
+void PoolRow(const Image& image, const Axis& slices, const Axis& rows, const Axis& columns,
+             int64_t out_z, int64_t out_y, int64_t out_width, uint32_t* out) {
   const int64_t row_words = image.width * image.words;
+  const TapRange z_taps = TapsInside(slices, image.depth, out_z);
   const TapRange y_taps = TapsInside(rows, image.height, out_y);
   thread_local Buffer<uint32_t> merged_rows;
   uint32_t* const merged = merged_rows.Reserve(row_words);
   std::fill_n(merged, row_words, 0u);
-  for (int64_t i = y_taps.first; i < y_taps.last; ++i) {
-    const int64_t y = out_y * rows.stride - rows.pad_begin + i * rows.dilation;
-    const uint32_t* const from = image.data + y * row_words;
-    for (int64_t k = 0; k < row_words; ++k) merged[k] |= from[k];
+  for (int64_t j = z_taps.first; j < z_taps.last; ++j) {
+    const int64_t z = out_z * slices.stride - slices.pad_begin + j * slices.dilation;
+    for (int64_t i = y_taps.first; i < y_taps.last; ++i) {
+      const int64_t y = out_y * rows.stride - rows.pad_begin + i * rows.dilation;
+      const uint32_t* const from = image.data + (z * image.height + y) * row_words;
+      for (int64_t k = 0; k < row_words; ++k) merged[k] |= from[k];
+    }
   }
   const int64_t last_tap = (columns.kernel - 1) * columns.dilation;
   for (int64_t out_x = 0; out_x < out_width; ++out_x, out += image.words) {
@@ -64,22 +69,26 @@ void BinaryMaxPool::Compute(const Context& context) const {
   shape.Append(words);
   auto* const out = static_cast<uint32_t*>(context.Output(0, shape));
 
+  const Axis depth = window_.depth();
   const Axis height = window_.height();
   const Axis width = window_.width();
-  const int64_t in_height = window_.rank() == 2 ? x.shape[1] : 1;
-  const int64_t in_width = x.shape[window_.rank()];
-  const int64_t out_height = window_.rank() == 2 ? shape[1] : 1;
-  const int64_t out_width = shape[window_.rank()];
-  const int64_t rows = x.shape[0] * out_height;
+  const Image volume{x.As<uint32_t>(), window_.Depth(x.shape), window_.Height(x.shape),
+                     window_.Width(x.shape), words};
+  const int64_t image_words = volume.depth * volume.height * volume.width * words;
+  const int64_t out_height = window_.Height(shape);
+  const int64_t out_rows = window_.Depth(shape) * out_height;
+  const int64_t out_width = window_.Width(shape);
+  const int64_t rows = x.shape[0] * out_rows;
   if (rows == 0 || words == 0) return;
   const int64_t tasks =
       std::clamp(rows * out_width * words / kMinTaskWords, int64_t{1}, std::min(rows, kMaxTasks));
   RunTasks(context, tasks, [&](int64_t task) {
     const Range range = Part(rows, tasks, task);
     for (int64_t row = range.begin; row < range.end; ++row) {
-      const Image image{x.As<uint32_t>() + row / out_height * in_height * in_width * words,
-                        in_height, in_width, words};
-      PoolRow(image, height, width, row % out_height, out_width, out + row * out_width * words);
+      Image image = volume;
+      image.data += row / out_rows * image_words;
+      PoolRow(image, depth, height, width, row % out_rows / out_height, row % out_height, out_width,
+              out + row * out_width * words);
     }
   });
 }

@@ -1,5 +1,5 @@
 // BinaryMaxPool(X bits [N, spatial..., words]) -> bits: the OR over each window, which is the
-// maximum of ±1 values; padding adds nothing. 1 or 2 spatial dimensions. Attributes, all required:
+// maximum of ±1 values; padding adds nothing. 1 to 3 spatial dimensions. Attributes, all required:
 // kernel_shape, strides, pads, dilations, ceil_mode. Output sizes as ONNX MaxPool.
 
 #ifndef BNN_DEPLOY_OPS_BINARY_MAX_POOL_H_

@@ -6,6 +6,8 @@
 namespace bnn_deploy {
 namespace {
 
+constexpr const char* kLayouts[] = {"[N, L, ", "[N, H, W, ", "[N, D, H, W, "};
+
 bool AllIn(const int64_t* values, size_t count, int64_t min) {
   return std::all_of(values, values + count,
                      [min](int64_t v) { return v >= min && v <= kMaxExtent; });
@@ -16,7 +18,7 @@ bool AllIn(const int64_t* values, size_t count, int64_t min) {
 WindowAttributes::WindowAttributes(const NodeInfo& node) : rank_(node.IntsCount("kernel_shape")) {
   if (rank_ < 1 || rank_ > kMaxRank) {
     Fail("attribute kernel_shape has " + std::to_string(rank_) +
-         " values: it must have 1 or 2, one per spatial dimension");
+         " values: it must have 1 to 3, one per spatial dimension");
   }
   int64_t kernel[kMaxRank], strides[kMaxRank], pads[2 * kMaxRank], dilations[kMaxRank];
   node.Ints("kernel_shape", kernel, rank_, 1, kMaxExtent);
@@ -53,9 +55,8 @@ void WindowAttributes::CheckInput(const Shape& x, int64_t words) const {
                     std::all_of(x.dims.begin(), x.dims.begin() + x.rank,
                                 [](int64_t dim) { return dim <= kMaxExtent; });
   if (fits) return;
-  Fail("input X has shape " + x.ToString() + ", but it must be " +
-       (rank_ == 1 ? "[N, L, " : "[N, H, W, ") + std::to_string(words) + "], each at most " +
-       std::to_string(kMaxExtent));
+  Fail("input X has shape " + x.ToString() + ", but it must be " + kLayouts[rank_ - 1] +
+       std::to_string(words) + "], each at most " + std::to_string(kMaxExtent));
 }
 
 Shape WindowAttributes::OutputPixels(const Shape& x, Rounding rounding) const {
@@ -80,7 +81,7 @@ std::optional<Shape> InferOutputPixels(const ShapeContext& context, Rounding rou
   if (!x || x->rank < 3) return std::nullopt;
   const auto attributes = WindowAttributes::Infer(context, x->rank - 2);
   if (!attributes) return std::nullopt;
-  const Axis axes[] = {attributes->height(), attributes->width()};
+  const Axis axes[] = {attributes->depth(), attributes->height(), attributes->width()};
   Shape shape;
   shape.Append((*x)[0]);
   for (size_t i = 0; i < attributes->rank(); ++i) {

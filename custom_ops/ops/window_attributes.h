@@ -1,5 +1,5 @@
 // The attributes kernel_shape, strides, pads (begins, then ends: [top, left, bottom, right]) and
-// dilations of windows over bits [N, spatial..., words] with 1 or 2 spatial dimensions, and the
+// dilations of windows over bits [N, spatial..., words] with 1 to 3 spatial dimensions, and the
 // output shapes that they give.
 
 #ifndef BNN_DEPLOY_OPS_WINDOW_ATTRIBUTES_H_
@@ -14,16 +14,21 @@ namespace bnn_deploy {
 
 class WindowAttributes {
  public:
-  static constexpr size_t kMaxRank = 2;
+  static constexpr size_t kMaxRank = 3;
 
   explicit WindowAttributes(const NodeInfo& node);
   // Nullopt when an attribute is missing or malformed.
   static std::optional<WindowAttributes> Infer(const ShapeContext& context, size_t rank);
 
   size_t rank() const { return rank_; }
-  // A single dimension is the width of an image of height 1.
-  Axis height() const { return rank_ == 2 ? axes_[0] : Axis{1, 1, 1, 0, 0}; }
+  // A single dimension is the width of an image of height 1, and two are those of one of depth 1.
+  Axis depth() const { return rank_ == 3 ? axes_[0] : Axis{1, 1, 1, 0, 0}; }
+  Axis height() const { return rank_ >= 2 ? axes_[rank_ - 2] : Axis{1, 1, 1, 0, 0}; }
   Axis width() const { return axes_[rank_ - 1]; }
+  // The sizes of x, [N, spatial..., words] or [N, spatial...], along them.
+  int64_t Depth(const Shape& x) const { return rank_ == 3 ? x[1] : 1; }
+  int64_t Height(const Shape& x) const { return rank_ >= 2 ? x[rank_ - 1] : 1; }
+  int64_t Width(const Shape& x) const { return x[rank_]; }
 
   // Throws unless x is [N, spatial..., words].
   void CheckInput(const Shape& x, int64_t words) const;

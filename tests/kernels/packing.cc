@@ -102,22 +102,36 @@ TEST(EachWeightHasItsOwnBit) {
   }
 }
 
-TEST(TapBitsCountsRectangles) {
-  const ConvSpec spec{72, 1, 3, kPadded3, {4, 1, 1, 0, 0}, {}};
+TEST(TapBitsCountsBoxes) {
+  ConvSpec spec{72, 1, 3, kPadded3, {4, 1, 1, 0, 0}, {}};
+  spec.depth = {2, 1, 1, 0, 0};
   const ConvLayer layer(*AvailableIsas().back(), spec);
-  const std::vector<uint32_t> weights = RandomBits(3 * 3 * 4, 72);
+  const std::vector<uint32_t> weights = RandomBits(3 * 2 * 3 * 4, 72);
   const TapBits tap_bits(layer, weights.data());
+  const auto count_box = [&](int64_t o, const TapBox& box) {
+    int32_t count = 0;
+    for (int64_t z = box.slices.first; z < box.slices.last; ++z)
+      for (int64_t y = box.rows.first; y < box.rows.last; ++y)
+        for (int64_t word = box.columns.first * 3; word < box.columns.last * 3; ++word)
+          count +=
+              __builtin_popcount(weights[static_cast<size_t>(((o * 2 + z) * 3 + y) * 12 + word)]);
+    return count;
+  };
+  std::vector<TapRange> slices, rows, columns;
+  const auto add_ranges = [](int64_t size, std::vector<TapRange>* ranges) {
+    for (int64_t first = 0; first <= size; ++first)
+      for (int64_t last = first; last <= size; ++last) ranges->push_back({first, last});
+  };
+  add_ranges(2, &slices);
+  add_ranges(3, &rows);
+  add_ranges(4, &columns);
   for (int64_t o = 0; o < 3; ++o)
-    for (int64_t top = 0; top <= 3; ++top)
-      for (int64_t bottom = top; bottom <= 3; ++bottom)
-        for (int64_t left = 0; left <= 4; ++left)
-          for (int64_t right = left; right <= 4; ++right) {
-            int32_t count = 0;
-            for (int64_t y = top; y < bottom; ++y)
-              for (int64_t word = left * 3; word < right * 3; ++word)
-                count += __builtin_popcount(weights[static_cast<size_t>((o * 3 + y) * 12 + word)]);
-            CHECK(tap_bits.Inside(o, {top, bottom}, {left, right}) == count);
-          }
+    for (const TapRange& slice : slices)
+      for (const TapRange& row : rows)
+        for (const TapRange& column : columns) {
+          const TapBox box{slice, row, column};
+          CHECK(tap_bits.Inside(o, box) == count_box(o, box));
+        }
 }
 
 }  // namespace

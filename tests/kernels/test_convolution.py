@@ -154,6 +154,27 @@ def test_one_dimensional(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pad_value", PAD_VALUES)
+def test_volumes(isa: str, pad_value: str) -> None:
+    """Three spatial dimensions: also of the tile sizes of images, and where depth alone is padded, or strided."""
+    cases = [
+        ConvCase(c, o, kernel, (5, 4, 6), strides, pads, dilations, group, batch=2, pad_value=pad_value)
+        for (c, o, group), (kernel, strides, pads, dilations) in itertools.product(
+            ((30, 21, 1), (64, 70, 1), (66, 6, 3)),
+            (
+                ((3, 3, 3), (1, 1, 1), (1,) * 6, (1, 1, 1)),
+                ((1, 3, 3), (1, 2, 2), (1, 1, 1, 0, 1, 1), (1, 1, 1)),
+                ((3, 1, 1), (1, 1, 1), (1, 0, 0, 1, 0, 0), (1, 1, 1)),
+                ((2, 3, 2), (2, 1, 3), (0, 2, 1, 3, 0, 2), (2, 1, 2)),
+                ((1, 1, 1), (2, 1, 1), (0,) * 6, (1, 1, 1)),
+            ),
+        )
+    ]
+    cases += [ConvCase(40, 9, (2, 2, 3), (3, 16, 17), pads=(0, 1, 1, 1, 0, 1), pad_value=pad_value)]
+    assert_convs(cases, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_fully_connected(isa: str) -> None:
     cases = [
         ConvCase(c, o, (1, 1), (1, 1), batch=b, seed=o)

@@ -103,6 +103,7 @@ CONVOLUTIONS = {
     "depthwise": Conv(34, 34, (3, 3), (4, 3), group=34, pads=(1, 1, 1, 1)),
     "1-D": Conv(40, 6, (3,), (9,), strides=(2,), pads=(0, 2), dilations=(2,)),
     "1-D, groups": Conv(40, 6, (4,), (5,), pads=(1, 2), group=2, bits=4),
+    "3-D": Conv(40, 6, (2, 3, 2), (3, 4, 5), (1, 2, 1), (1, 1, 0, 0, 2, 1), (2, 1, 1), group=2),
     "all at once": Conv(66, 9, (3, 2), (5, 6), (2, 1), (1, 0, 2, 3), (1, 2), group=3, batch=3, bits=3),
     "fully connected": Conv(50, 33, (4, 4), (4, 4)),
     "fully connected, 1x1": Conv(800, 70, (1, 1), (1, 1)),

@@ -113,6 +113,13 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "2 groups of 33": {"channels": 66, "outputs": 10, "window": SAME3, "size": (4, 3), "group": 2},
     "4 groups of 16": {"channels": 64, "outputs": 8, "window": SAME3, "size": (4, 3), "group": 4, "pad_value": "mixed"},
     "depthwise": {"channels": 34, "outputs": 34, "window": SAME3, "size": (4, 3), "group": 34},
+    "3-D": {
+        "channels": 33,
+        "outputs": 6,
+        "window": Window.of(2, 3, 2, strides=(1, 2, 1), pads=(1, 1, 0, 0, 2, 1), dilations=(2, 1, 1)),
+        "size": (3, 4, 5),
+        "pad_value": "mixed",
+    },
     "all at once": {
         "channels": 66,
         "outputs": 9,

@@ -47,6 +47,7 @@ POOLS: dict[str, tuple[Window, tuple[int, ...]]] = {
     ),  # what PyTorch's ZeroPad2d before a pool gives
     "1-D": (Window.of(3, strides=(2,), pads=(1, 0)), (8,)),
     "1-D, stride 1": (Window.of(2, pads=(0, 1)), (6,)),
+    "3-D": (Window.of(2, 3, 2, strides=(1, 2, 2), pads=(1, 1, 0, 0, 1, 1)), (3, 4, 5)),
 }
 
 

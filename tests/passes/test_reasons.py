@@ -160,7 +160,7 @@ CASES: dict[type[Reason], Case] = {
     reasons.GemmFactors: case("s = Sign(x)\ny = Gemm<alpha=2.0>(s, w)", ("N", 4), w=weights(4, 5)),
     reasons.BiasShape: case("s = Sign(x)\ny = Gemm(s, w, c)", ("N", 4), w=weights(4, 5), c=eighths(1, 5)),
     reasons.AutoPad: case('s = Sign(x)\ny = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(s, w)', ("N", 4, "H", "V"), w=W),
-    reasons.SpatialDimensions: case("s = Sign(x)\ny = Conv(s, w)", ("N", 4, 3, 3, 3), w=weights(8, 4, 3, 3, 3)),
+    reasons.SpatialDimensions: case("s = Sign(x)\ny = Conv(s, w)", ("N", 4, 3, 3, 3, 3), w=weights(8, 4, 1, 1, 1, 1)),
     reasons.InputShape: case("s = Sign(x)\ny = Conv(s, w)", ("N", "C", 6, 6), w=W),
     reasons.PoolForm: case(
         's = Sign(x)\np = MaxPool<kernel_shape=[2,2],strides=[2,2],auto_pad="SAME_UPPER">(s)\ny = Conv(p, w)',
@@ -171,7 +171,7 @@ CASES: dict[type[Reason], Case] = {
         "s = Sign(x)\np = MaxPool <kernel_shape=[2]> (s)\ny = MatMul(p, w)", ("N", 3, 5), w=weights(4, 5)
     ),
     reasons.FlattenedDimensions: case(
-        "s = Sign(x)\nf = Flatten(s)\ny = MatMul(f, w)", ("N", 4, 2, 2, 2), w=weights(32, 5)
+        "s = Sign(x)\nf = Flatten(s)\ny = MatMul(f, w)", ("N", 4, 2, 2, 2, 2), w=weights(64, 5)
     ),
     reasons.PadValue: case("s = Sign(x)\np = Pad(s, pads, two)\ny = Conv(p, w)", w=W, pads=PADS),
     reasons.MixedPads: case("s = Sign(x)\np = Pad(s, pads, one)\ny = Conv<pads=[1,1,1,1]>(p, w)", w=W, pads=PADS),

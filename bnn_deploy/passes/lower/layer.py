@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
+from bnn_deploy.operators.contract import DOMAIN, MAX_SPATIAL, MAX_TERMS
 from bnn_deploy.passes.graph import (
     add_initializer,
     auto_pad,
@@ -288,7 +288,7 @@ def read_layer(node: ir.Node) -> FloatLayer | Reason:
         if rule := auto_pad(node):
             return AutoPad(rule)
         rank = weight.ndim - 2
-        if rank > 2:
+        if rank > MAX_SPATIAL:
             return SpatialDimensions(rank)
         if "output_shape" in node.attributes:
             return OutputShape()
@@ -315,7 +315,8 @@ def read_layer(node: ir.Node) -> FloatLayer | Reason:
             return BiasShape(str(list(bias.shape)), len(weight))
     else:
         weight = weight.T
-    return FloatLayer(weight, bias, [1, 1], [0] * 4, [1, 1], 1, linear=True)
+    unit = [1] * MAX_SPATIAL
+    return FloatLayer(weight, bias, unit, [0] * (2 * MAX_SPATIAL), unit, 1, linear=True)
 
 
 def fit_weight(
@@ -336,7 +337,7 @@ def fit_weight(
         features = flattened or [channels]
         if math.prod(features) != weight.shape[1]:
             return Features(math.prod(features), weight.shape[1])
-        if len(features) > 3:
+        if len(features) > 1 + MAX_SPATIAL:
             return FlattenedDimensions(len(features) - 1)
         kernel = features[1:] if len(features) > 1 else [1, 1]
         weight = weight.reshape(len(weight), features[0], *kernel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnn_deploy.operators.bits import WORD
+from bnn_deploy.operators.contract import MAX_SPATIAL
 from bnn_deploy.passes.conditions import shapes_known
 from bnn_deploy.passes.graph import insert_node, is_flatten, is_op, maker, remove_if_dead, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass
@@ -19,7 +20,7 @@ class LiftSign(Pass):
        layer becomes a convolution over the map.
     2. The new node notes that its source in the float graph is flat.
 
-    Conditions: one or two spatial dimensions, sizes that are known, a sign that only linear layers read, and 32
+    Conditions: one to three spatial dimensions, sizes that are known, a sign that only linear layers read, and 32
         channels or more: the words of fewer would be mostly empty.
 
     Declines: nothing; a sign of flat features, with a BatchNorm over them, is right as it is.
@@ -37,7 +38,9 @@ class LiftSign(Pass):
                 continue
             x = flatten.inputs[0]
             shape = None if x is None else static_shape(x)
-            if x is None or x.shape is None or shape is None or len(shape) not in (3, 4) or None in shape[1:]:
+            if x is None or x.shape is None or shape is None or None in shape[1:]:
+                continue
+            if not 3 <= len(shape) <= 2 + MAX_SPATIAL:
                 continue
             if (shape[1] or 0) < WORD:
                 continue

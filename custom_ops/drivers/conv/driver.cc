@@ -76,8 +76,8 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
 }
 
 std::shared_ptr<const ConvPlan> ConvDriver::PlanFor(const BitBatch& input) const {
-  return plans_.Get(input.height, input.width, [&] {
-    return MakeConvPlan(layer_, tap_bits_, threshold_, input.height, input.width);
+  return plans_.Get(input.height, input.width, input.depth, [&] {
+    return MakeConvPlan(layer_, tap_bits_, threshold_, input.height, input.width, input.depth);
   });
 }
 
@@ -89,7 +89,7 @@ template <typename Process>
 void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64_t grain,
                               bool split_channels, const TaskRunner& runner,
                               const Process& process) const {
-  const int64_t pixels = input.batch * plan.out_height * plan.out_width;
+  const int64_t pixels = input.batch * plan.ImagePixels();
   if (pixels == 0) return;
   Scratch<uint32_t> copy(KeptInput());
   const ConvImage image = PrepareInput(layer_, plan, input, runner, &copy);
@@ -194,7 +194,7 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
                      const TaskRunner& runner) const {
   const std::shared_ptr<const ConvPlan> plan = PlanFor(input);
   if (plan->uses_planes) return RunWithPlanes(input, *plan, output, runner);
-  const int64_t image_pixels = plan->out_height * plan->out_width;
+  const int64_t image_pixels = plan->ImagePixels();
   const bool staged = output.out != nullptr && image_pixels % kConflictPixels == 0;
   // Linear layers: the channels of an image of one pixel lie together.
   const bool in_rows = image_pixels == 1 && output.residual == nullptr && output.factor == nullptr;
@@ -276,7 +276,7 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const ConvPlan& plan,
   const uint32_t* const planes = SplitPlanes(layer_, plan, input, runner, &copy);
   const int64_t group_words =
       layer_.group_words * layer_.spec.width.kernel * plan.plane_height * plan.out_width;
-  const int64_t image_pixels = plan.out_height * plan.out_width;
+  const int64_t image_pixels = plan.ImagePixels();
   const int64_t image_tiles = CeilDiv(image_pixels, kTilePixels);
   const int64_t tiles = input.batch * image_tiles;
   const int64_t tasks = std::min(TaskCount(layer_, input.batch * image_pixels), tiles);

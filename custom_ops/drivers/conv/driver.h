@@ -8,9 +8,9 @@
 //
 //   n = channels / group * |R|   and   mis = -popcount(W outside R) + all counted mismatches.
 //
-// R is a rectangle that depends on the output row and column alone and takes few values (9 for a
-// 3x3 kernel with padding 1), so n and the initial value of mis are a small table per image size
-// and the micro-kernels know no special case. For bit output the initial value
+// R is a rectangle (a box in volumes) that depends on the output row and column alone and takes few
+// values (9 for a 3x3 kernel with padding 1), so n and the initial value of mis are a small table
+// per image size and the micro-kernels know no special case. For bit output the initial value
 // includes the threshold: acc >= threshold exactly where the sum is negative.
 //
 // Levels 0 .. M = 2^k - 1 are k bit planes. The product of a bit b and a weight of ±1 with bit v is
@@ -44,7 +44,7 @@ struct FloatConstants {
 };
 
 // out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x] or times factor[n][y][x];
-// bits[n][y][x]: the bit of channel o is out[n][o][y][x] >= threshold[o].
+// bits[n][y][x]: the bit of channel o is out[n][o][y][x] >= threshold[o]. Volumes have [z][y][x].
 // For levels, acc is the sum of level * weight, and half of scale[o] must be exact.
 struct FloatOutput {
   float* out;                     // may be null next to bits
@@ -56,9 +56,9 @@ struct FloatOutput {
 // Runs of one driver may overlap in time.
 class ConvDriver {
  public:
-  // weights: [out_channels][kernel height][kernel width][ceil(channels / group / 32)], unused bits
-  // 0. Everything is copied. The caller has checked: group divides both channel counts, and
-  // channels / group * taps < 2^24.
+  // weights: [out_channels][kernel depth][kernel height][kernel width][ceil(channels / group /
+  // 32)], unused bits 0. Everything is copied. The caller has checked: group divides both channel
+  // counts, and channels / group * taps < 2^24.
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
              const FloatConstants& constants);
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights, const int32_t* threshold);
@@ -66,7 +66,7 @@ class ConvDriver {
   // Float output; the driver has float constants.
   void Run(const BitBatch& input, const FloatOutput& output, const TaskRunner& runner) const;
   // Bit output; the driver has integer thresholds.
-  // out: [batch][output height][output width][ceil(out_channels / 32)].
+  // out: [batch][output depth][output height][output width][ceil(out_channels / 32)].
   void Run(const BitBatch& input, uint32_t* out, const TaskRunner& runner) const;
 
   // The number of plans made: one per image size while the sizes fit into the cache.

@@ -24,9 +24,9 @@ void CopyBits(const uint32_t* from, int64_t first, int64_t count, uint32_t* to) 
   }
 }
 
-// One row of the padded copy, [padded_width][group_words].
-void CopyRow(const ConvLayer& layer, const BitBatch& input, int64_t image, int64_t plane,
-             int64_t group, int64_t row, int64_t padded_width, uint32_t* out) {
+// One row of the padded copy, [padded_width][group_words]. row: counted through all slices.
+void CopyRow(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input, int64_t image,
+             int64_t plane, int64_t group, int64_t row, uint32_t* out) {
   const ConvSpec& spec = layer.spec;
   const int64_t words = layer.group_words;
   const auto pad = [&](int64_t pixels) {
@@ -38,10 +38,12 @@ void CopyRow(const ConvLayer& layer, const BitBatch& input, int64_t image, int64
       CopyBits(spec.pad_bits.data(), group * layer.group_channels, layer.group_channels, out);
     }
   };
-  const int64_t y = row - spec.height.pad_begin;
-  if (y < 0 || y >= input.height) return pad(padded_width);
-  const uint32_t* from = input.data + (image * input.height + y) * input.width * layer.pixel_words +
-                         plane * WordsForBits(spec.channels);
+  const int64_t z = row / plan.padded_height - spec.depth.pad_begin;
+  const int64_t y = row % plan.padded_height - spec.height.pad_begin;
+  if (z < 0 || z >= input.depth || y < 0 || y >= input.height) return pad(plan.padded_width);
+  const int64_t from_row = (image * input.depth + z) * input.height + y;
+  const uint32_t* from =
+      input.data + from_row * input.width * layer.pixel_words + plane * WordsForBits(spec.channels);
   pad(spec.width.pad_begin);
   if (spec.group == 1 && layer.bit_planes == 1) {
     out = std::copy_n(from, input.width * words, out);
@@ -57,10 +59,10 @@ void CopyRow(const ConvLayer& layer, const BitBatch& input, int64_t image, int64
   pad(spec.width.pad_end);
 }
 
-// The number of words of the padded input's copy, or of its planes.
-int64_t PaddedSize(const ConvLayer& layer, int64_t batch, int64_t height, int64_t width) {
+// The number of words of the padded input's copy, or of its planes. rows: of an image.
+int64_t PaddedSize(const ConvLayer& layer, int64_t batch, int64_t rows, int64_t width) {
   const int64_t size = CheckedProduct(
-      {batch, layer.bit_planes, layer.spec.group, height, width, layer.group_words}, kPaddedInput);
+      {batch, layer.bit_planes, layer.spec.group, rows, width, layer.group_words}, kPaddedInput);
   if (size > kMaxPaddedWords) {
     throw std::invalid_argument(std::string(kPaddedInput) + " has " + std::to_string(size) +
                                 " words, at most " + std::to_string(kMaxPaddedWords) +
@@ -87,30 +89,33 @@ uint32_t* EndRow(const ConvLayer& layer, uint32_t* row, uint32_t* end) {
 ConvImage PrepareInput(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input,
                        const TaskRunner& runner, Scratch<uint32_t>* copy) {
   if (!layer.copies_input) {
+    const int64_t row_stride = input.width * layer.pixel_words;
     return {input.data,
-            input.height * input.width * layer.pixel_words,
+            input.depth * input.height * row_stride,
             WordsForBits(layer.spec.channels),
             layer.group_words,
-            input.width * layer.pixel_words,
+            input.height * row_stride,
+            row_stride,
             layer.pixel_words};
   }
   const int64_t row_words = plan.padded_width * layer.group_words;
-  const int64_t rows = input.batch * layer.bit_planes * layer.spec.group * plan.padded_height;
+  const int64_t image_rows = plan.padded_depth * plan.padded_height;
+  const int64_t rows = input.batch * layer.bit_planes * layer.spec.group * image_rows;
   uint32_t* const padded =
-      copy->Reserve(PaddedSize(layer, input.batch, plan.padded_height, plan.padded_width));
+      copy->Reserve(PaddedSize(layer, input.batch, image_rows, plan.padded_width));
   const int64_t tasks = CopyTasks(rows, row_words);
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(rows, tasks, task);
     for (int64_t i = range.begin; i < range.end; ++i) {
-      const int64_t image_plane = i / plan.padded_height / layer.spec.group;
-      CopyRow(layer, input, image_plane / layer.bit_planes, image_plane % layer.bit_planes,
-              i / plan.padded_height % layer.spec.group, i % plan.padded_height, plan.padded_width,
-              padded + i * row_words);
+      const int64_t image_plane = i / image_rows / layer.spec.group;
+      CopyRow(layer, plan, input, image_plane / layer.bit_planes, image_plane % layer.bit_planes,
+              i / image_rows % layer.spec.group, i % image_rows, padded + i * row_words);
     }
   });
-  const int64_t group_stride = plan.padded_height * row_words;
+  const int64_t group_stride = image_rows * row_words;
   const int64_t plane_stride = layer.spec.group * group_stride;
-  return {padded,           layer.bit_planes * plane_stride, plane_stride, group_stride, row_words,
+  return {padded,           layer.bit_planes * plane_stride, plane_stride,
+          group_stride,     plan.padded_height * row_words,  row_words,
           layer.group_words};
 }
 
@@ -144,8 +149,7 @@ const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const 
       uint32_t* row = buffered;
       for (int64_t i = first; i < last; ++i, row += row_words) {
         const int64_t plane = i / plan.padded_height;
-        CopyRow(layer, input, plane / group, 0, plane % group, i % plan.padded_height,
-                plan.padded_width, row);
+        CopyRow(layer, plan, input, plane / group, 0, plane % group, i % plan.padded_height, row);
       }
       args.row = buffered;
       for (int64_t i = first; i < last; ++i, args.row += row_words) {
@@ -164,18 +168,23 @@ void LocatePixels(const ConvLayer& layer, const ConvPlan& plan, const ConvImage&
   const int64_t step = layer.spec.width.stride * image.pixel_stride;
   int64_t x = pixels.begin % plan.out_width;
   int64_t y = pixels.begin / plan.out_width % plan.out_height;
-  int64_t n = pixels.begin / plan.out_width / plan.out_height;
+  int64_t z = pixels.begin / plan.out_width / plan.out_height % plan.out_depth;
+  int64_t n = pixels.begin / plan.ImagePixels();
   const int64_t count = pixels.end - pixels.begin;
   for (int64_t p = 0; p < count; x = 0) {
     const int64_t row_end = std::min(count, p + plan.out_width - x);
     const uint32_t* window = image.data + group * image.group_stride + n * image.image_stride +
+                             z * layer.spec.depth.stride * image.slice_stride +
                              y * layer.spec.height.stride * image.row_stride + x * step;
-    const int64_t first = plan.row_pattern[static_cast<size_t>(y)] * plan.out_width + x;
+    const auto row = static_cast<size_t>(z * plan.out_height + y);
+    const int64_t first = plan.row_pattern[row] * plan.out_width + x;
     std::copy_n(plan.initial.data() + first, row_end - p, block->initial + p);
     std::copy_n(plan.products.data() + first, row_end - p, block->products + p);
     for (; p < row_end; ++p, window += step) block->windows[p] = window;
     if (++y < plan.out_height) continue;
     y = 0;
+    if (++z < plan.out_depth) continue;
+    z = 0;
     ++n;
   }
   for (int64_t plane = 1; plane < layer.bit_planes; ++plane) {

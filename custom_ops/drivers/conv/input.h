@@ -13,21 +13,23 @@
 namespace bnn_deploy {
 
 struct BitBatch {
-  // [batch][height][width][planes][ceil(channels / 32)], least significant plane first, unused bits
-  // 0; one plane unless the input is levels.
+  // [batch][depth][height][width][planes][ceil(channels / 32)], least significant plane first,
+  // unused bits 0; one plane unless the input is levels.
   const uint32_t* data;
   int64_t batch;
   int64_t height;
   int64_t width;
+  int64_t depth = 1;
 };
 
-// Locates the words of a window: strides in words between images, bit planes, groups, rows and
-// pixels.
+// Locates the words of a window: strides in words between images, bit planes, groups, slices (at
+// the next depth), rows and pixels.
 struct ConvImage {
   const uint32_t* data;
   int64_t image_stride;
   int64_t plane_stride;
   int64_t group_stride;
+  int64_t slice_stride;
   int64_t row_stride;
   int64_t pixel_stride;
 };
@@ -46,7 +48,8 @@ struct PixelBlock {
 // std::invalid_argument when it is too large.
 
 // The input itself, or its padded copy
-// [batch][bit plane][group][padded_height][padded_width][group_words] where layer.copies_input.
+// [batch][bit plane][group][padded_depth][padded_height][padded_width][group_words] where
+// layer.copies_input.
 ConvImage PrepareInput(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input,
                        const TaskRunner& runner, Scratch<uint32_t>* copy);
 // The padded input as planes, see ConvPlan::uses_planes.

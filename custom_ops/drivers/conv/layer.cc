@@ -28,15 +28,15 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
       group_words(WordsForBits(group_channels)),
       bit_planes(std::max<int64_t>(spec.level_bits, 1)),
       pixel_words(bit_planes * WordsForBits(spec.channels)),
-      copies_input(HasPadding(spec.height) || HasPadding(spec.width) ||
+      copies_input(HasPadding(spec.depth) || HasPadding(spec.height) || HasPadding(spec.width) ||
                    (spec.group > 1 && group_channels % 32 != 0) ||
                    (bit_planes > 1 && spec.width.kernel > 1)),  // separate planes make longer runs
       rows_are_runs(spec.width.dilation == 1 && (copies_input || pixel_words == group_words)),
-      encodes(isa.encode != nullptr &&
-              spec.height.kernel * spec.width.kernel * group_words >= isa.encoded_words),
-      window_words(RoundUp(spec.height.kernel * spec.width.kernel * group_words,
-                           isa.gathers || encodes ? isa.granule / 4 : 1)),
+      encodes(isa.encode != nullptr && spec.taps() * group_words >= isa.encoded_words),
+      window_words(
+          RoundUp(spec.taps() * group_words, isa.gathers || encodes ? isa.granule / 4 : 1)),
       takes_planes(isa.convolve_planes != nullptr && spec.level_bits == 0 &&
+                   spec.depth.kernel == 1 && !HasPadding(spec.depth) &&
                    window_words <= kMaxPlaneWords &&
                    spec.width.kernel <= kMaxPlaneCopies * spec.width.stride) {
   const int64_t group_outputs = spec.out_channels / spec.group;

@@ -12,7 +12,7 @@
 
 namespace bnn_deploy {
 
-// One-dimensional convolutions have height 1.
+// One-dimensional convolutions have height 1, and those of one and two dimensions depth 1.
 struct ConvSpec {
   int64_t channels;
   int64_t group;
@@ -23,6 +23,9 @@ struct ConvSpec {
   // The number of bit planes of levels 0 to 2^level_bits - 1; 0: one plane of ±1. Levels have zero
   // padding and float output without bits, and their sums stay below 2^24.
   int64_t level_bits = 0;
+  Axis depth = {1, 1, 1, 0, 0};
+
+  int64_t taps() const { return depth.kernel * height.kernel * width.kernel; }
 };
 constexpr int64_t kMaxLevelBits = 4;
 
@@ -50,7 +53,8 @@ struct ConvLayer {
   const bool rows_are_runs;    // the taps of a kernel row are contiguous in the (padded) input
   const bool encodes;          // the micro-kernel takes encoded windows
   const int64_t window_words;  // words of a window, whole granules where windows are gathered
-  const bool takes_planes;     // large images with float output go through isa.convolve_planes
+  // Large images with float output go through isa.convolve_planes; not volumes.
+  const bool takes_planes;
   std::vector<ChannelTile> tiles;
   int64_t table_width = 0;   // sum over the tiles of their channels, rounded up to 32
   int64_t weights_size = 0;  // words of the packed weights

@@ -37,28 +37,26 @@ Patterns FindPatterns(const Axis& axis, int64_t input, bool corrected) {
   return patterns;
 }
 
-// The number of products of a window whose taps inside the image are `rows` x `columns`.
-int64_t Products(const ConvLayer& layer, TapRange rows, TapRange columns) {
-  if (layer.spec.level_bits > 0) return 0;
-  return layer.group_channels * (rows.last - rows.first) * (columns.last - columns.first);
+// The number of products of a window with these taps inside the image.
+int64_t Products(const ConvLayer& layer, const TapBox& inside) {
+  return layer.spec.level_bits > 0 ? 0 : layer.group_channels * inside.Count();
 }
 
-// The value in AccumulateArgs::initial of an output channel, for a window whose taps inside the
-// image are `rows` x `columns`.
+// The value in AccumulateArgs::initial of an output channel, for a window with these taps inside
+// the image.
 int32_t InitialSum(const ConvLayer& layer, const TapBits& tap_bits,
-                   const std::vector<int32_t>& thresholds, int64_t channel, TapRange rows,
-                   TapRange columns) {
+                   const std::vector<int32_t>& thresholds, int64_t channel, const TapBox& inside) {
   if (layer.spec.level_bits > 0) {
     const int32_t highest = (1 << layer.spec.level_bits) - 1;
     return -highest * tap_bits.All(channel);
   }
-  const int64_t outside = tap_bits.All(channel) - tap_bits.Inside(channel, rows, columns);
+  const int64_t outside = tap_bits.All(channel) - tap_bits.Inside(channel, inside);
   if (thresholds.empty()) return static_cast<int32_t>(-outside);
   // With `counted` mismatches, acc = products + 2 * outside - 2 * counted, and
   // acc >= threshold  <=>  counted <= limit = floor((products + 2 * outside - threshold) / 2)
   //                   <=>  counted - limit - 1 < 0.
   const int64_t slack =
-      Products(layer, rows, columns) + 2 * outside - thresholds[static_cast<size_t>(channel)];
+      Products(layer, inside) + 2 * outside - thresholds[static_cast<size_t>(channel)];
   if (slack < 0) return 0;  // bit always 0: no count is negative
   const int64_t limit = std::min<int64_t>(slack / 2, std::numeric_limits<int32_t>::max());
   return static_cast<int32_t>(-limit - 1);
@@ -68,13 +66,17 @@ void AddRuns(const ConvLayer& layer, ConvPlan* plan) {
   const Axis& rows = layer.spec.height;
   const Axis& columns = layer.spec.width;
   const int64_t pixel_words = layer.copies_input ? layer.group_words : layer.pixel_words;
-  // No offset below exceeds the size of a padded plane.
-  CheckedProduct({plan->padded_height, plan->padded_width, pixel_words}, kPaddedInput);
+  // No offset below exceeds the size of a padded volume.
+  CheckedProduct({plan->padded_depth, plan->padded_height, plan->padded_width, pixel_words},
+                 kPaddedInput);
   plan->run_words = layer.rows_are_runs ? columns.kernel * layer.group_words : layer.group_words;
-  for (int64_t y = 0; y < rows.kernel; ++y) {
-    for (int64_t x = 0; x < (layer.rows_are_runs ? 1 : columns.kernel); ++x) {
-      plan->run_offsets.push_back((y * rows.dilation * plan->padded_width + x * columns.dilation) *
-                                  pixel_words);
+  for (int64_t z = 0; z < layer.spec.depth.kernel; ++z) {
+    for (int64_t y = 0; y < rows.kernel; ++y) {
+      const int64_t row = z * layer.spec.depth.dilation * plan->padded_height + y * rows.dilation;
+      for (int64_t x = 0; x < (layer.rows_are_runs ? 1 : columns.kernel); ++x) {
+        plan->run_offsets.push_back((row * plan->padded_width + x * columns.dilation) *
+                                    pixel_words);
+      }
     }
   }
 }
@@ -125,44 +127,57 @@ void ConvPlan::CopyPatterns(int64_t first, int64_t count, uint8_t* to) const {
 
 std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
                                              const std::vector<int32_t>& thresholds, int64_t height,
-                                             int64_t width) {
+                                             int64_t width, int64_t depth) {
   const ConvSpec& spec = layer.spec;
   auto plan = std::make_shared<ConvPlan>();
+  plan->depth = depth;
   plan->height = height;
   plan->width = width;
+  plan->out_depth = OutputExtent(spec.depth, depth);
   plan->out_height = OutputExtent(spec.height, height);
   plan->out_width = OutputExtent(spec.width, width);
+  plan->padded_depth = depth + spec.depth.pad_begin + spec.depth.pad_end;
   plan->padded_height = height + spec.height.pad_begin + spec.height.pad_end;
   plan->padded_width = width + spec.width.pad_begin + spec.width.pad_end;
   AddRuns(layer, plan.get());
 
   const bool corrected = spec.pad_bits.empty() && spec.level_bits == 0;
+  const Patterns slices = FindPatterns(spec.depth, depth, corrected);
   const Patterns rows = FindPatterns(spec.height, height, corrected);
   const Patterns columns = FindPatterns(spec.width, width, corrected);
-  plan->row_pattern = rows.of_window;
-  const auto patterns = static_cast<int64_t>(rows.ranges.size() * columns.ranges.size());
+  for (const int64_t slice : slices.of_window) {
+    for (const int64_t row : rows.of_window) {
+      plan->row_pattern.push_back(slice * static_cast<int64_t>(rows.ranges.size()) + row);
+    }
+  }
+  const auto patterns =
+      static_cast<int64_t>(slices.ranges.size() * rows.ranges.size() * columns.ranges.size());
   // Initial sum 0 makes the bits of unused channels 0.
   plan->table = Buffer<int32_t>(patterns * layer.table_width, 0);
   std::vector<int64_t> products;
   int32_t* entries = plan->table.data();
-  for (const TapRange& row : rows.ranges) {
+  const auto add_row = [&](const TapRange& slice, const TapRange& row) {
     for (const int64_t pattern : columns.of_window) {
-      const TapRange& column = columns.ranges[static_cast<size_t>(pattern)];
+      const TapBox inside{slice, row, columns.ranges[static_cast<size_t>(pattern)]};
       plan->initial.push_back(entries + pattern * layer.table_width);
-      plan->products.push_back(static_cast<float>(Products(layer, row, column)));
+      plan->products.push_back(static_cast<float>(Products(layer, inside)));
     }
     for (const TapRange& column : columns.ranges) {
-      products.push_back(Products(layer, row, column));
+      const TapBox inside{slice, row, column};
+      products.push_back(Products(layer, inside));
       for (const ChannelTile& tile : layer.tiles) {
         for (int64_t o = 0; o < tile.channels; ++o) {
           entries[tile.table_offset + o] =
-              InitialSum(layer, tap_bits, thresholds, tile.channel + o, row, column);
+              InitialSum(layer, tap_bits, thresholds, tile.channel + o, inside);
         }
       }
       entries += layer.table_width;
     }
+  };
+  for (const TapRange& slice : slices.ranges) {
+    for (const TapRange& row : rows.ranges) add_row(slice, row);
   }
-  if (layer.takes_planes && thresholds.empty() && patterns <= kMaxPatterns &&
+  if (layer.takes_planes && depth == 1 && thresholds.empty() && patterns <= kMaxPatterns &&
       plan->out_height * plan->out_width >= kMinPlanePixels) {
     AddPlanes(layer, rows, columns, products, plan.get());
   }

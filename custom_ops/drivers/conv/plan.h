@@ -19,16 +19,20 @@ namespace bnn_deploy {
 constexpr const char* kPaddedInput = "the padded input";
 
 struct ConvPlan {
+  int64_t depth;
   int64_t height;
   int64_t width;
+  int64_t out_depth;
   int64_t out_height;
   int64_t out_width;
+  int64_t padded_depth;
   int64_t padded_height;
   int64_t padded_width;
   std::vector<int64_t> run_offsets;
   int64_t run_words;
-  // Row y of output pixels has pattern row_pattern[y]. `initial` (pointers to rows of table_width
-  // initial sums in `table`) and `products` (numbers of products) are [row pattern][out_width].
+  // Row y of output pixels, counted through all depths, has pattern row_pattern[y]. `initial`
+  // (pointers to rows of table_width initial sums in `table`) and `products` (numbers of products)
+  // are [row pattern][out_width].
   std::vector<int64_t> row_pattern;
   std::vector<const int32_t*> initial;
   std::vector<float> products;
@@ -45,6 +49,8 @@ struct ConvPlan {
   std::vector<uint8_t> patterns;       // [row pattern][out_width]
   Buffer<float> constant;              // [table_width][kMaxPatterns]: products - 2 * `table`
 
+  // The number of output pixels of an image.
+  int64_t ImagePixels() const { return out_depth * out_height * out_width; }
   // The offset in a plane of row `y` of the padded input.
   int64_t PlaneRow(int64_t y, int64_t stride) const {
     return (y % stride * (plane_height / stride) + y / stride) * out_width;
@@ -57,7 +63,7 @@ struct ConvPlan {
 // padded input exceeds 2^63 words.
 std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
                                              const std::vector<int32_t>& thresholds, int64_t height,
-                                             int64_t width);
+                                             int64_t width, int64_t depth = 1);
 
 // The plans of the most recently used image sizes. Concurrent runs share them.
 class ConvPlanCache {
@@ -67,10 +73,12 @@ class ConvPlanCache {
 
   // The cached plan of this size, else the result of make(), called under the lock.
   template <typename Make>
-  std::shared_ptr<const ConvPlan> Get(int64_t height, int64_t width, const Make& make) {
+  std::shared_ptr<const ConvPlan> Get(int64_t height, int64_t width, int64_t depth,
+                                      const Make& make) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto plan = plans_.begin(); plan != plans_.end(); ++plan) {
-      if ((*plan)->height != height || (*plan)->width != width) continue;
+      const ConvPlan& one = **plan;
+      if (one.height != height || one.width != width || one.depth != depth) continue;
       plans_.splice(plans_.begin(), plans_, plan);
       return plans_.front();
     }

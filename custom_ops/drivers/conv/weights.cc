@@ -13,7 +13,7 @@ Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights) {
 void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out) {
   const Isa& isa = layer.isa;
   const ConvSpec& spec = layer.spec;
-  const int64_t words = spec.height.kernel * spec.width.kernel * layer.group_words;
+  const int64_t words = spec.taps() * layer.group_words;
   const int64_t run_words = isa.gathers || layer.encodes ? layer.window_words
                             : layer.rows_are_runs        ? spec.width.kernel * layer.group_words
                                                          : layer.group_words;
@@ -64,27 +64,44 @@ Buffer<float> PackPerChannel(const ConvLayer& layer, const float* values, float 
 }
 
 TapBits::TapBits(const ConvLayer& layer, const uint32_t* weights)
-    : rows_(layer.spec.height.kernel), columns_(layer.spec.width.kernel) {
+    : slices_(layer.spec.depth.kernel),
+      rows_(layer.spec.height.kernel),
+      columns_(layer.spec.width.kernel) {
   const int64_t stride = columns_ + 1;
-  sums_.assign(static_cast<size_t>(layer.spec.out_channels * (rows_ + 1) * stride), 0);
+  const int64_t area = (rows_ + 1) * stride;
+  const int64_t volume = (slices_ + 1) * area;
+  sums_.assign(static_cast<size_t>(layer.spec.out_channels * volume), 0);
   for (int64_t o = 0; o < layer.spec.out_channels; ++o) {
-    int32_t* const sums = sums_.data() + o * (rows_ + 1) * stride;
-    for (int64_t y = 0; y < rows_; ++y) {
-      int32_t row_sum = 0;
-      for (int64_t x = 0; x < columns_; ++x) {
-        for (int64_t k = 0; k < layer.group_words; ++k) row_sum += __builtin_popcount(*weights++);
-        sums[(y + 1) * stride + x + 1] = sums[y * stride + x + 1] + row_sum;
+    for (int64_t z = 0; z < slices_; ++z) {
+      const int32_t* const front = sums_.data() + o * volume + z * area;
+      int32_t* const sums = sums_.data() + o * volume + (z + 1) * area;
+      for (int64_t y = 0; y < rows_; ++y) {
+        int32_t row_sum = 0;  // of this slice's row, up to column x
+        for (int64_t x = 0; x < columns_; ++x) {
+          for (int64_t k = 0; k < layer.group_words; ++k) {
+            row_sum += __builtin_popcount(*weights++);
+          }
+          const int64_t above = y * stride + x + 1;
+          const int64_t here = above + stride;
+          sums[here] = front[here] + sums[above] - front[above] + row_sum;
+        }
       }
     }
   }
 }
 
-int32_t TapBits::Inside(int64_t channel, TapRange rows, TapRange columns) const {
+int32_t TapBits::Inside(int64_t channel, const TapBox& box) const {
   const int64_t stride = columns_ + 1;
-  const int32_t* const sums = sums_.data() + channel * (rows_ + 1) * stride;
-  const auto at = [&](int64_t y, int64_t x) { return sums[y * stride + x]; };
-  return at(rows.last, columns.last) - at(rows.first, columns.last) - at(rows.last, columns.first) +
-         at(rows.first, columns.first);
+  const int64_t area = (rows_ + 1) * stride;
+  const int32_t* const sums = sums_.data() + channel * (slices_ + 1) * area;
+  const auto up_to = [&](int64_t z) {
+    const auto at = [&](int64_t y, int64_t x) { return sums[z * area + y * stride + x]; };
+    const TapRange rows = box.rows;
+    const TapRange columns = box.columns;
+    return at(rows.last, columns.last) - at(rows.first, columns.last) -
+           at(rows.last, columns.first) + at(rows.first, columns.first);
+  };
+  return up_to(box.slices.last) - up_to(box.slices.first);
 }
 
 }  // namespace bnn_deploy

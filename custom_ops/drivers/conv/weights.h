@@ -1,6 +1,6 @@
 // The weights of a layer in the layouts that the micro-kernels and the plans read.
 //
-// weights: [out_channels][kernel height][kernel width][group_words], unused bits 0.
+// weights: [out_channels][kernel depth][kernel height][kernel width][group_words], unused bits 0.
 
 #ifndef BNN_DEPLOY_DRIVERS_CONV_WEIGHTS_H_
 #define BNN_DEPLOY_DRIVERS_CONV_WEIGHTS_H_
@@ -26,19 +26,33 @@ std::vector<uint32_t> PackPlaneWeights(const ConvLayer& layer, const uint32_t* w
 // Spreads values [out_channels] to [table_width], with `unused` where there is no channel.
 Buffer<float> PackPerChannel(const ConvLayer& layer, const float* values, float unused);
 
-// The popcount of an output channel's weights in any rectangle of taps.
+// A box of a kernel's taps.
+struct TapBox {
+  TapRange slices;
+  TapRange rows;
+  TapRange columns;
+
+  int64_t Count() const {
+    return (slices.last - slices.first) * (rows.last - rows.first) * (columns.last - columns.first);
+  }
+};
+
+// The popcount of an output channel's weights in any box of taps.
 class TapBits {
  public:
   TapBits(const ConvLayer& layer, const uint32_t* weights);
 
-  int32_t Inside(int64_t channel, TapRange rows, TapRange columns) const;
-  int32_t All(int64_t channel) const { return Inside(channel, {0, rows_}, {0, columns_}); }
+  int32_t Inside(int64_t channel, const TapBox& box) const;
+  int32_t All(int64_t channel) const {
+    return Inside(channel, {{0, slices_}, {0, rows_}, {0, columns_}});
+  }
 
  private:
+  int64_t slices_;
   int64_t rows_;
   int64_t columns_;
-  // Summed-area table [out_channels][rows + 1][columns + 1]: the popcount of the taps above and
-  // left of each tap.
+  // Summed-area table [out_channels][slices + 1][rows + 1][columns + 1]: the popcount of the taps
+  // in front of, above and left of each tap.
   std::vector<int32_t> sums_;
 };
 

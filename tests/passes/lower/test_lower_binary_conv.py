@@ -345,11 +345,11 @@ def test_does_not_lower_a_product_over_the_last_of_three_dimensions() -> None:
     declines(parse(text, ("N", 8, 8), w=weights(8, 5)), "3 dimensions")
 
 
-def test_does_not_lower_three_spatial_dimensions() -> None:
-    model = parse("s = Sign(x)\ny = Conv(s, w)", ("N", 2, 4, 4, 4), w=weights(3, 2, 2, 2, 2))
-    declines(model, "it has 3 spatial dimensions; BinaryConv has 1 or 2")
-    flat = parse("s = Sign(x)\nf = Flatten(s)\ny = MatMul(f, w)", ("N", 2, 2, 2, 2), w=weights(16, 3))
-    declines(flat, "it flattens 3 spatial dimensions")
+def test_does_not_lower_four_spatial_dimensions() -> None:
+    model = parse("s = Sign(x)\ny = Conv(s, w)", ("N", 2, 4, 4, 2, 2), w=weights(3, 2, 2, 2, 2, 2))
+    declines(model, "it has 4 spatial dimensions; BinaryConv has 1 to 3")
+    flat = parse("s = Sign(x)\nf = Flatten(s)\ny = MatMul(f, w)", ("N", 2, 2, 2, 2, 2), w=weights(32, 3))
+    declines(flat, "it flattens 4 spatial dimensions")
 
 
 def test_does_not_lower_unknown_channels() -> None:
