@@ -12,6 +12,7 @@ from bnn_deploy.operators.bodies import functions
 from bnn_deploy.operators.contract import DOMAIN, VERSION
 from bnn_deploy.passes.fuse.commute_interleave import CommuteInterleave
 from bnn_deploy.passes.fuse.commute_max_pool import CommuteMaxPool
+from bnn_deploy.passes.fuse.commute_move import CommuteMove
 from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
@@ -53,7 +54,7 @@ SIGNS = (CanonicalizeSign, SinkSign, LiftSign, HoistPad)
 LOWER = (LowerMatMul, LowerLevels, LowerLinear, LowerBinaryConv)
 """Levels before layers of signs: Sign(Relu(x)) is 0 or 1, not ±1."""
 
-BITS = (FoldThreshold, FuseAbsMean, CommuteMaxPool, CommuteInterleave, FuseConvThreshold)
+BITS = (FoldThreshold, FuseAbsMean, CommuteMaxPool, CommuteInterleave, CommuteMove, FuseConvThreshold)
 """Each exposes work for the others: BatchNorm, then the MaxPool behind it, then the ReLU behind that."""
 
 FLOATS = (FoldBatchNorm, FuseFactor)

@@ -8,8 +8,9 @@ import pytest
 
 from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.provenance import SOURCE, output_key
-from support.graphs import copy, eighths, lower, only, op_types, parse, run_binary, samples, weights
+from support.graphs import copy, eighths, lower, only, op_types, parse, run_binary, run_float, samples, weights
 
 X = ("N", 8, 6, 6)
 W, W2, B = weights(8, 8, 3, 3), weights(8, 8, 3, 3, seed=1), eighths(8)
@@ -91,3 +92,27 @@ def test_shared_weights() -> None:
     before, after, _ = fused(BLOCK + text)
     assert op_types(after).count("BinaryConvResidual") == 2
     assert same(before, after, True)
+
+
+HARD_TANH = f"h = Clip(a, minus, one)\nq = Sub(h, shift)\nt = Sign(q)\nd = {CONV} (t, w2)\ny = Add(d, h)"
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_hard_tanh_between_the_sum_and_the_sign_stays_for_the_next_shortcut(kernels: bool) -> None:
+    constants = {"one": np.float32(1), "minus": np.float32(-1), "shift": eighths(8, 1, 1) + np.float32(1 / 16)}
+    model = parse(BLOCK + HARD_TANH, X, w=W, w2=W2, b=B, **constants)
+    after, _, not_fused = to_binary(model)
+    assert op_types(after) == ["Binarize", "BinaryConvResidual", "Clip", "BinaryConv", "Add"]
+    assert not [left for left in not_fused if left.node == "a"]
+    x = samples(model)
+    expected = run_float(model, x)[0]
+    np.testing.assert_array_equal(run_binary(after, x, kernels)[0], expected)
+    assert not np.array_equal(run_binary(wrong(after, 6), x, kernels)[0], expected)
+
+
+def test_does_not_fuse_behind_a_function_that_falls() -> None:
+    text = BLOCK + f"h = Mul(a, falls)\nt = Sign(h)\nd = {CONV} (t, w2)\ny = Add(d, h)"
+    before = lower(parse(text, X, w=W, w2=W2, b=B, falls=np.float32(-1)))
+    after = copy(before)
+    assert "a" in [decline.node for decline in FuseResidual()(after).declined]
+    assert op_types(after) == op_types(before)
