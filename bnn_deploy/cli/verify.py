@@ -10,7 +10,8 @@ from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import plural, print_json, printable, progress, show, table
 from bnn_deploy.cli.options import checkpoint_options, parse_arch_args
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
-from bnn_deploy.proof.results import OutputResult, Verification
+from bnn_deploy.proof.margins import AGREEING_ERROR
+from bnn_deploy.proof.results import OutputResult, Tolerances, Verification
 from bnn_deploy.proof.verification import verify
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -32,6 +33,13 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set to run; repeatable; default all.")
 @click.option("--threads", type=click.IntRange(1), help="Intra-op threads; one per core if left out.")
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=Tolerances().min_agreement,
+    show_default=True,
+    help="Share of the samples whose outputs must agree with the reference's, running free.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 @click.pass_context
 def command(
@@ -48,6 +56,7 @@ def command(
     reference_samples: int,
     isas: tuple[str, ...],
     threads: int | None,
+    min_agreement: float,
     as_json: bool,
 ) -> int:
     """Prove that MODEL.onnx computes what the checkpoint or float model does: bit by bit, layer by layer, by class.
@@ -76,6 +85,7 @@ def command(
             reference_samples=reference_samples,
             isas=isas or None,
             threads=threads,
+            tolerances=Tolerances(min_agreement=min_agreement),
             progress=step,
         )
     if as_json:
@@ -87,7 +97,17 @@ def command(
 
 def _refuse_with_golden(ctx: click.Context) -> None:
     """Refuse the options for inputs and reference: a golden file has its own inputs, and needs no reference."""
-    for name in ("against", "arch", "arch_args", "key", "prefix", "data", "samples", "reference_samples"):
+    for name in (
+        "against",
+        "arch",
+        "arch_args",
+        "key",
+        "prefix",
+        "data",
+        "samples",
+        "reference_samples",
+        "min_agreement",
+    ):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} and --golden exclude each other")
 
@@ -247,32 +267,35 @@ def _print_outputs(result: Verification) -> None:
     show("")
     show("3. Outputs: running free from the input, against the reference's output.")
     labelled = any(output.correct is not None for output in result.outputs)
-    columns = ["backend", "samples", "max abs error", "same class", *(["accuracy", "reference's"] if labelled else [])]
-    rows = table(None, columns, set(columns[1:]))
+    named = any(output.output for output in result.outputs)
+    numbers = ["samples", "max abs error", "agree", "same class", *(["accuracy", "reference's"] if labelled else [])]
+    rows = table(None, ["backend", *(["output"] if named else []), *numbers], set(numbers))
     for output in result.outputs:
         same = "-" if output.same_class is None else f"{output.same_class:,} of {output.samples:,}"
-        cells = [f"{output.samples:,}", f"{output.max_error:.2e}", same]
-        rows.add_row(output.backend, *cells, *(_accuracies(output) if labelled else []))
+        cells = [f"{output.samples:,}", f"{output.max_error:.2e}", f"{output.agreeing:,}", same]
+        name = [printable(output.output)] if named else []
+        rows.add_row(output.backend, *name, *cells, *(_accuracies(output) if labelled else []))
     show(rows)
-    if all(output.same_class is None for output in result.outputs):
-        show("   Classes were not compared: the output is not [N, classes].")
+    share = f"{result.tolerances.min_agreement:.0%}"
+    show(f"   A sample agrees with the same class and an error of at most {AGREEING_ERROR:g} standard deviations.")
+    show(f"   Needed: {share} (--min-agreement); one sample may always differ.")
     if result.disagreements:
         show("")
-        show("   Predictions that differ, and the first layer in which a bit flipped:")
+        show("   Samples that do not agree, and the first layer in which a bit flipped:")
         flips = table(
             None,
-            ["backend", "sample", "reference", "model", "layer", "margin", "explained"],
+            ["backend", *(["output"] if named else []), "sample", "reference", "model", "layer", "margin", "explained"],
             {"sample", "reference", "model", "margin"},
         )
         for d in result.disagreements[:20]:
             where = printable(d.layer) or "none"
             flips.add_row(
                 d.backend,
+                *([printable(d.output)] if named else []),
                 str(d.sample),
-                str(d.reference_class),
-                str(d.model_class),
+                *("-" if which is None else str(which) for which in (d.reference_class, d.model_class)),
                 where,
-                f"{d.margin:.1e}",
+                "a sign of 0" if d.zero else f"{d.margin:.1e}",
                 "yes" if d.explained else "NO",
             )
         show(flips)

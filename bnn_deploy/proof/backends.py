@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 
-Runner = Callable[[Arrays], NDArray[Any]]
-"""Runs a model with one output on named inputs."""
+Runner = Callable[[Arrays], list[NDArray[Any]]]
+"""Runs a model on named inputs: its outputs in order."""
 
 
 class RunError(Exception):
@@ -42,25 +42,25 @@ class Backends:
         self.onnxruntime = [self.BODIES, *(f"kernels, {isa}" for isa in isas)]
 
     def make(self, model: ModelProto | str, backend: str) -> Runner:
-        """A function that runs `model`, which has one output, on named inputs."""
+        """A function that runs `model` on named inputs."""
         if backend == self.EVALUATOR:
             from onnx.reference import ReferenceEvaluator
 
             evaluator = ReferenceEvaluator(model)
 
-            def evaluate(inputs: Arrays) -> NDArray[Any]:
+            def evaluate(inputs: Arrays) -> list[NDArray[Any]]:
                 try:
                     with np.errstate(all="ignore"):
-                        (output,) = evaluator.run(None, inputs)
+                        outputs = evaluator.run(None, inputs)
                 except Exception as error:  # numpy and the evaluator raise many types for shapes that do not fit
                     raise RunError(one_line(error)) from error
-                return np.asarray(output)
+                return [np.asarray(output) for output in outputs]
 
             return evaluate
         isa = None if backend == self.BODIES else backend.removeprefix("kernels, ")
         data = model if isinstance(model, str) else model.SerializeToString()
         session = load_session(data, self.threads, isa=isa, kernels=isa is not None)
-        return lambda inputs: np.asarray(run_session(session, None, inputs)[0])
+        return lambda inputs: [np.asarray(output) for output in run_session(session, None, inputs)]
 
 
 def run_session(session: ort.InferenceSession, names: list[str] | None, inputs: Arrays) -> list[Any]:

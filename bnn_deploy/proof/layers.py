@@ -35,12 +35,14 @@ class Batch:
 
     Attributes:
         start: the index of the first one in the data.
-        x: the model's inputs, [N, ...].
+        size: their number.
+        x: the model's inputs by name.
         values: the reference's tensors for them.
     """
 
     start: int
-    x: NDArray[np.float32]
+    size: int
+    x: Arrays
     values: Arrays
 
 
@@ -51,14 +53,16 @@ class Expectations:
         wanted: the reference's tensors that they need.
     """
 
-    def __init__(self, reference: Reference, cuts: Sequence[Cut]) -> None:
+    def __init__(self, reference: Reference, cuts: Sequence[Cut], outputs: Mapping[str, str]) -> None:
+        """For cuts of a model with these outputs: its tensor -> the reference's."""
         self._reference = reference
+        self._outputs = outputs
         self.wanted = {name for cut in cuts for name in self._sources(cut)}
         self.wanted |= {name for cut in cuts if cut.is_bits for name in self._before_names(cut)}
 
     def _sources(self, cut: Cut) -> tuple[str, ...]:
-        """The reference's tensors for a cut; for the model's output, the reference's output, whatever its name."""
-        return cut.place.tensors if cut.source in self._reference.names else (self._reference.output,)
+        """The reference's tensors for a cut; for a model's output, the reference's output, whatever its name."""
+        return cut.place.tensors if cut.source in self._reference.names else (self._outputs[cut.tensor],)
 
     def value(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The reference's value of a cut."""
@@ -128,9 +132,9 @@ class LayerCheck:
             try:
                 expected = self._expectations.value(self.cut, batch.values)
                 feed = {name: self._fed(name, batch) for name in self.piece.inputs}
-                got = runners[backend](feed)
+                (got,) = runners[backend](feed)
                 if other := self._with_zeros_negative(feed, batch.values):
-                    low = runners[backend](other)
+                    (low,) = runners[backend](other)
                     worst.behind_zeros = max(worst.behind_zeros, count_differing(self.cut, got, low))
                     got = settle_zeros(self.cut, got, low, expected)
                 compare = self._compare_bits if self.cut.is_bits else self._compare_floats
@@ -158,7 +162,7 @@ class LayerCheck:
     def _fed(self, name: str, batch: Batch) -> NDArray[Any]:
         """The reference's value of an input of the segment, as the model stores it."""
         cut = self._cuts.get(name)
-        return batch.x if cut is None else cut.encode(self._expectations.value(cut, batch.values))
+        return batch.x[name] if cut is None else cut.encode(self._expectations.value(cut, batch.values))
 
     def _with_zeros_negative(self, feed: Arrays, values: Arrays) -> Arrays:
         """The inputs of the segment with -1 instead of +1 where the reference's sign is 0; empty if no sign is 0."""

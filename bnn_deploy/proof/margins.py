@@ -86,6 +86,12 @@ class Magnitudes:
         root: NDArray[np.float64] = np.sqrt(np.maximum(square - threshold * (2 * mean - threshold), 0))
         return root
 
+    def deviation(self) -> NDArray[np.float64]:
+        """The standard deviation, but at least a hundredth of the largest of all channels, [1, C, 1, ...]."""
+        own = self.rms(self._sum / max(self._count, 1))
+        least: NDArray[np.float64] = np.maximum(own, 0.01 * own.max())
+        return least
+
     def unit(self) -> NDArray[np.float64]:
         """The unit of relative errors: `largest`, but at least a hundredth of the largest of all channels.
 
@@ -171,14 +177,43 @@ def relative_error(got: NDArray[Any], expected: NDArray[Any], scale: Magnitudes)
 
 
 def classes(output: NDArray[Any]) -> NDArray[np.intp]:
-    """The predicted classes [N] of outputs [N, classes], with any number of unit dimensions behind."""
-    predicted: NDArray[np.intp] = output.reshape(len(output), -1).argmax(axis=1)
+    """The predicted classes [N]: of scores [N, classes] the highest, with any number of unit dimensions behind."""
+    rows = output.reshape(len(output), -1)
+    predicted: NDArray[np.intp] = rows.argmax(axis=1) if output.dtype.kind == "f" else rows[:, 0].astype(np.intp)
     return predicted
 
 
 def has_classes(output: NDArray[Any]) -> bool:
-    """Whether an output is [N, classes]: not a map, not a single number per sample."""
-    return output.ndim >= 2 and output.shape[1] > 1 and output[0].size == output.shape[1]
+    """Whether an output is [N, classes], or an integer per sample: not a map, not a single float per sample."""
+    if output.dtype.kind != "f":
+        return output.ndim >= 1 and output.size == len(output) > 0
+    return output.ndim >= 2 and output.shape[1] > 1 and output[:1].size == output.shape[1]
+
+
+AGREEING_ERROR = 0.5
+"""The largest root mean square error of a sample's outputs, in standard deviations, with which it still agrees: two
+unrelated outputs are 1.4 standard deviations apart."""
+
+AGREEING_SHARE = 0.9
+"""The share of a sample's integers that must be equal for it to agree."""
+
+
+def agreeing(got: NDArray[Any], expected: NDArray[Any], scale: Magnitudes, samples: int) -> NDArray[np.bool_]:
+    """Which samples, [samples], say the same as the reference: the same class, and nearly the same outputs.
+
+    An output whose first dimension is not the sample's agrees as a whole.
+    """
+    if got.shape != expected.shape:
+        return np.zeros(samples, bool)
+    rows = (samples, -1) if len(expected) == samples and expected.size else (1, -1)
+    if expected.dtype.kind != "f":
+        same = (got == expected).reshape(rows).mean(axis=1) >= AGREEING_SHARE if expected.size else np.ones(1, bool)
+    else:
+        error = absolute_error(got, expected) / np.maximum(scale.deviation(), np.finfo(np.float64).tiny)
+        same = np.sqrt((error**2).reshape(rows).mean(axis=1)) <= AGREEING_ERROR
+        if rows[0] == samples and has_classes(expected):
+            same &= classes(got) == classes(expected)
+    return np.broadcast_to(same, samples).copy()
 
 
 def tie_margin(got: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.progress import Progress
-from bnn_deploy.proof.backends import BATCH, Backends
+from bnn_deploy.proof.backends import BATCH, Arrays, Backends, RunError
 from bnn_deploy.proof.margins import (
     Magnitudes,
     absolute_error,
+    agreeing,
     classes,
     has_classes,
     other_class,
@@ -37,18 +38,52 @@ def add_output(
     labels: NDArray[Any] | None,
     tolerances: Tolerances,
     scale: Magnitudes,
-) -> None:
-    """Add a batch of free-running outputs to a backend's result; `scale` holds the reference's magnitudes."""
+    samples: int,
+) -> NDArray[np.bool_]:
+    """Add a batch of free-running outputs to a backend's result.
+
+    Args:
+        result: the result so far.
+        got: the model's output.
+        expected: the reference's.
+        labels: the classes of the samples; None if there are none, or they are not this output's.
+        tolerances: the largest differences that count as rounding.
+        scale: the magnitudes of the reference's output.
+        samples: number of samples in the batch; the output may have another first dimension.
+
+    Returns:
+        Which samples agree, see `margins.agreeing`.
+    """
+    agree = agreeing(got, expected, scale, samples)
+    result.samples += samples
+    result.agreeing += int(agree.sum())
+    if got.shape != expected.shape:  # as many boxes as were found
+        result.max_error = float("inf")
+        return agree
     error = absolute_error(got, expected)
-    result.samples += len(got)
-    result.max_error = max(result.max_error, float(error.max()))
+    result.max_error = max(result.max_error, float(error.max(initial=0)))
     limit = tolerances.float_relative * float(scale.largest.max())
-    result.close += int((error.reshape(len(error), -1).max(axis=1) <= limit).sum())
-    if has_classes(expected):
+    rows = (samples, -1) if len(error) == samples and error.size else (1, -1)
+    close = error.reshape(rows).max(axis=1, initial=0) <= limit
+    result.close += int(np.broadcast_to(close, samples).sum())
+    if has_classes(expected) and len(expected) == samples:
         result.same_class = (result.same_class or 0) + len(got) - len(other_class(got, expected))
         if labels is not None:
             result.correct = (result.correct or 0) + int((classes(got) == labels).sum())
             result.reference_correct = (result.reference_correct or 0) + int((classes(expected) == labels).sum())
+    return agree
+
+
+def require_form(got: NDArray[Any], expected: NDArray[Any]) -> None:
+    """Check the type and shape of an output; the first dimension may be a number of boxes found.
+
+    Raises:
+        RunError: they are not the reference's.
+    """
+    if got.dtype != expected.dtype or got.shape[1:] != expected.shape[1:] or got.ndim != expected.ndim:
+        raise RunError(
+            f"its output is {got.dtype} {list(got.shape)}, the reference's {expected.dtype} {list(expected.shape)}"
+        )
 
 
 def verify_outputs(
@@ -72,11 +107,9 @@ def verify_outputs(
             "without them, verify against a float .onnx file"
         )
     float_session = load_session(against, sessions.threads, kernels=False)
-    graph_input = float_session.get_inputs()[0]
     wanted = read_inputs(float_session)
     batch = batch_size(wanted)
-    inputs = load_data(data, labels, samples, wanted)
-    inputs = whole_batches(inputs, batch)
+    inputs = whole_batches(load_data(data, labels, samples, wanted), batch)
     step = batch or BATCH
     result = Verification(
         str(model),
@@ -92,44 +125,56 @@ def verify_outputs(
         ],
     )
     runners = {backend: sessions.make(str(model), backend) for backend in sessions.onnxruntime}
-    result.outputs = [OutputResult(backend) for backend in runners]
-    name = graph_input.name
-    float_scale, bodies_scale = Magnitudes(), Magnitudes()
+    own_names = [info.name for info in read_inputs(load_session(model, sessions.threads, kernels=False))]
+    names = [info.name for info in float_session.get_outputs()]
+    scales = [(Magnitudes(), Magnitudes()) for _ in names]  # of the float model, and of the bodies
+
+    def run(backend: str, feed: Arrays) -> list[NDArray[Any]]:
+        return runners[backend](dict(zip(own_names, feed.values(), strict=True)))
+
+    def measure(feed: Arrays) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+        """The float model's outputs and those of the function bodies, added to `scales`."""
+        outputs = list(map(np.asarray, float_session.run(None, feed))), run(sessions.BODIES, feed)
+        for expected, bodies, (float_scale, bodies_scale) in zip(*outputs, scales, strict=True):
+            float_scale.add(expected)
+            bodies_scale.add(bodies)
+        return outputs
+
     for feed in inputs.more().batches(step):
-        float_scale.add(np.asarray(float_session.run(None, feed)[0]))
-        bodies_scale.add(runners[sessions.BODIES](feed))
+        measure(feed)
+    result.outputs = [OutputResult(backend, name if len(names) > 1 else "") for backend in runners for name in names]
     for start in range(0, len(inputs), step):
         progress(f"verifying: outputs, sample {start} of {len(inputs)}")
-        x = inputs.arrays[name][start : start + step]
-        part_labels = None if inputs.labels is None else inputs.labels[start : start + step]
-        expected = bodies = np.asarray(float_session.run(None, {name: x})[0])
-        float_scale.add(expected)
-        for output in result.outputs:
-            got = runners[output.backend]({name: x})
-            if got.shape != expected.shape:
-                raise InputError(
-                    f"{model}: its output has shape {list(got.shape)}, that of {against} {list(expected.shape)}: "
-                    "it is not what this model was converted from"
-                )
-            add_output(output, got, expected, part_labels, tolerances, float_scale)
-            if output.backend == sessions.BODIES:
-                bodies = got
-                bodies_scale.add(bodies)
-            spread = float(relative_error(got, bodies, bodies_scale).max())
+        size = min(step, len(inputs) - start)
+        feed = inputs.part(start, start + size)
+        floats, bodies = measure(feed)
+        found = {backend: bodies if backend == sessions.BODIES else run(backend, feed) for backend in runners}
+        for i, output in enumerate(result.outputs):
+            which = i % len(names)
+            got, expected = found[output.backend][which], floats[which]
+            try:
+                require_form(got, expected)
+            except RunError as error:
+                raise InputError(f"{model}: {error}: it is not what this model was converted from") from error
+            part_labels = None if inputs.labels is None or which else inputs.labels[start : start + size]
+            add_output(output, got, expected, part_labels, tolerances, scales[which][0], size)
+            spread = float(relative_error(got, bodies[which], scales[which][1]).max(initial=0))
             if spread > tolerances.float_relative:
                 result.errors.append(
                     f"{output.backend} differs from the function bodies by {spread:.2g} of the largest in a channel"
                 )
-            for i in other_class(got, expected):
-                margin = tie_margin(got[i], expected[i])
+            for sample in other_class(got, expected):
+                margin = tie_margin(got[sample], expected[sample])
                 result.disagreements.append(
                     Disagreement(
                         output.backend,
-                        start + int(i),
-                        int(classes(expected)[i]),
-                        int(classes(got)[i]),
+                        output.output,
+                        start + int(sample),
+                        int(classes(expected)[sample]),
+                        int(classes(got)[sample]),
                         "",
                         margin,
+                        zero=False,
                         explained=margin <= tolerances.float_relative,
                     )
                 )

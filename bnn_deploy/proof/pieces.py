@@ -92,13 +92,12 @@ def model_inputs(model: ModelProto) -> list[InputSpec]:
     return found
 
 
-def require_single(model: ModelProto, path: str | os.PathLike[str], floats: bool = True) -> None:
-    """Refuse a model with several inputs or outputs, or an input (with `floats` an output) that is not float32."""
+def require_single(model: ModelProto, path: str | os.PathLike[str]) -> None:
+    """Refuse a model with several inputs or outputs, or another than a float32 one."""
     values = [*model.graph.input, *model.graph.output]
-    checked = values if floats else model.graph.input
-    if len(values) != 2 or any(value.type.tensor_type.elem_type != TensorProto.FLOAT for value in checked):
+    if len(values) != 2 or any(value.type.tensor_type.elem_type != TensorProto.FLOAT for value in values):
         names = ", ".join(value.name for value in values)
-        raise InputError(f"{path}: its inputs and outputs are {names}; verify takes one of each, of float32")
+        raise InputError(f"{path}: its inputs and outputs are {names}; golden results take one of each, of float32")
 
 
 def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:

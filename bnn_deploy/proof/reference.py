@@ -33,12 +33,12 @@ class Source:
     Attributes:
         description: the software that runs it, for reports.
         replaced: the weights that the reference has binarised instead, by name.
-        run: inputs [N, ...] -> the output.
+        run: the inputs -> the first output.
     """
 
     description: str
     replaced: tuple[str, ...]
-    run: Callable[[NDArray[np.float32]], NDArray[Any]]
+    run: Callable[[Values], NDArray[Any]]
 
 
 class Reference(Protocol):
@@ -50,8 +50,8 @@ class Reference(Protocol):
     names: set[str]
     """The names of the tensors that `run` can return."""
 
-    output: str
-    """The name of its output."""
+    outputs: list[str]
+    """The names of its outputs."""
 
     source: Source | None
     """The network that it was made from; None if it is that network."""
@@ -60,8 +60,8 @@ class Reference(Protocol):
         """The input of the Sign with output `name`; None if another operator, say a pool, makes `name`."""
         ...
 
-    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
-        """The wanted tensors for the inputs [N, ...]."""
+    def run(self, x: Values, wanted: Iterable[str]) -> Values:
+        """The wanted tensors for the inputs, which are named like the model's, and in its order."""
         ...
 
 
@@ -73,6 +73,8 @@ class TorchReference:
     """
 
     def __init__(self, export: FloatExport, source: Source) -> None:
+        from torch.utils._pytree import tree_leaves
+
         from bnn_deploy.source.torch_export import torch_version
 
         self.description = f"PyTorch {torch_version()}"
@@ -85,9 +87,7 @@ class TorchReference:
         self._nodes = {node.name: node for node in nodes}
         self.names = {*self._nodes, *(name for name in self._producers if name)}
         result = next(node for node in nodes if node.op == "output").args[0]
-        while isinstance(result, tuple | list):
-            result = result[0]
-        self.output: str = result.name
+        self.outputs = [node.name for node in tree_leaves(result) if node is not None]
 
     def before_sign(self, name: str) -> str | None:
         """See Reference."""
@@ -100,7 +100,7 @@ class TorchReference:
         node = self._nodes[name]
         return node.args[0].name if node.target in (torch.ops.aten.sign.default, torch.ops.aten.sgn.default) else None
 
-    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
+    def run(self, x: Values, wanted: Iterable[str]) -> Values:
         """See Reference."""
         import torch
 
@@ -121,7 +121,7 @@ class TorchReference:
                 return result
 
         with torch.no_grad():
-            Recorder(self._module).run(torch.from_numpy(x))
+            Recorder(self._module).run(*map(torch.from_numpy, x.values()))
         return values | (self._between[between].run(x, values) if between else {})
 
 
@@ -129,13 +129,13 @@ class _Between:
     """Tensors of a float ONNX model, computed from others of it.
 
     Attributes:
-        needed: the names of those others, and of the model's input if it is among them.
+        needed: the names of those others, and of the model's inputs that are among them.
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: tuple[str, ...], known: Collection[str]) -> None:
         self._model = model
         self._tensors = tensors
-        self._input: str = model.graph.input[0].name
+        self._inputs = [info.name for info in model.graph.input]
         self._session: ort.InferenceSession | None = None
         constants = {tensor.name for tensor in model.graph.initializer}
         self.needed: set[str] = set()
@@ -145,12 +145,13 @@ class _Between:
             if not wanted.isdisjoint(node.output):
                 self._nodes.insert(0, node)
                 read = {name for name in node.input if name} - constants
-                self.needed |= {name for name in read if name in known or name == self._input}
+                self.needed |= {name for name in read if name in known or name in self._inputs}
                 wanted |= read - self.needed
 
-    def run(self, x: NDArray[np.float32], values: Values) -> Values:
-        """The tensors for the inputs [N, ...] and the needed values."""
-        feed = {name: x if name == self._input else values[name] for name in self.needed}
+    def run(self, x: Values, values: Values) -> Values:
+        """The tensors for the inputs, in the model's order, and the needed values."""
+        values = values | dict(zip(self._inputs, x.values(), strict=True))
+        feed = {name: values[name] for name in self.needed}
         if self._session is None:
             infos = [
                 onnx.helper.make_tensor_value_info(
@@ -171,8 +172,8 @@ class OnnxReference:
         self._model = model
         self._producers = {output: node for node in model.graph.node for output in node.output}
         self.names = set(self._producers)
-        self.output: str = model.graph.output[0].name
-        self._input: str = model.graph.input[0].name
+        self.outputs = [info.name for info in model.graph.output]
+        self._inputs = [info.name for info in model.graph.input]
         self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
 
     def before_sign(self, name: str) -> str | None:
@@ -180,13 +181,15 @@ class OnnxReference:
         node = self._producers[name]
         return str(node.input[0]) if node.op_type == "Sign" else None
 
-    def run(self, x: NDArray[np.float32], wanted: Iterable[str]) -> Values:
+    def run(self, x: Values, wanted: Iterable[str]) -> Values:
         """See Reference."""
         tensors = tuple(sorted(wanted))
         if tensors not in self._sessions:
             self._sessions[tensors] = _plain_session(with_outputs(self._model, tensors))
         try:
-            results = self._sessions[tensors].run(list(tensors), {self._input: x})
+            # Two exports of one network may name its inputs differently; their order is the same.
+            feed = x if x.keys() == set(self._inputs) else dict(zip(self._inputs, x.values(), strict=True))
+            results = self._sessions[tensors].run(list(tensors), feed)
         except Exception as error:  # onnxruntime's exception types are not public
             raise InputError(f"{self.description}: it does not run on the model's inputs: {one_line(error)}") from error
         return dict(zip(tensors, map(np.asarray, results), strict=True))
@@ -203,6 +206,26 @@ def _plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
         raise InputError(f"onnxruntime cannot load the float model: {one_line(error)}") from error
 
 
+def _require_like(model: onnx.ModelProto, converted: onnx.ModelProto, against: Any) -> None:
+    """Refuse a float model whose inputs or number of outputs are not the converted model's."""
+    for own, other in zip(model.graph.input, converted.graph.input, strict=False):
+        sample, shape = ([d.dim_value for d in info.type.tensor_type.shape.dim][1:] for info in (own, other))
+        if len(sample) != len(shape) or any(
+            0 not in pair and len(set(pair)) > 1 for pair in zip(sample, shape, strict=True)
+        ):
+            raise InputError(
+                f"{against}: its input is {['N', *sample]}, the converted model's {['N', *shape]}: "
+                "it is not what this model was converted from"
+            )
+    counts = [(len(proto.graph.input), len(proto.graph.output)) for proto in (model, converted)]
+    if counts[0] != counts[1]:
+        (inputs, outputs), (other_inputs, other_outputs) = counts
+        raise InputError(
+            f"{against}: it has {inputs} inputs and {outputs} outputs, the converted model {other_inputs} and "
+            f"{other_outputs}: it is not what this model was converted from"
+        )
+
+
 def make_reference(
     against: Any,
     arch: str | None,
@@ -210,22 +233,16 @@ def make_reference(
     key: str | None,
     prefix: str | None,
     proto: ModelProto,
-    shape: tuple[int, ...],
 ) -> Reference:
     """The reference that `against` names: PyTorch for a checkpoint or module, onnxruntime for a float .onnx file."""
+    shapes = {info.name: tuple(d.dim_value for d in info.type.tensor_type.shape.dim)[1:] for info in proto.graph.input}
     from bnn_deploy.source import onnx_file
 
     metadata = properties(proto)
     if onnx_file.is_onnx(against):
         name = Path(against).name if isinstance(against, str | os.PathLike) else "the float model"
         model = onnx_file.read(against)
-        dims = model.graph.input[0].type.tensor_type.shape.dim
-        sample = tuple(d.dim_value for d in dims)[1:]
-        if len(sample) != len(shape) or any(size not in (0, other) for size, other in zip(sample, shape, strict=True)):
-            raise InputError(
-                f"{against}: its input is {['N', *sample]}, the converted model's {['N', *shape]}: "
-                "it is not what this model was converted from"
-            )
+        _require_like(model, proto, against)
         scheme: Any = metadata.get(WEIGHTS_KEY, "auto")
         if scheme not in ("auto", "as-is"):
             # The file may hold latent weights: they are binarised as they were in the conversion.
@@ -233,12 +250,13 @@ def make_reference(
 
             from bnn_deploy.source.latent_weights import float_model
 
-            binary, _, replaced = float_model(against, shape, scheme)
+            sample = next(iter(shapes.values())) if len(shapes) == 1 else shapes
+            binary, _, replaced = float_model(against, sample, scheme)
             own = OnnxReference(model, name)
             reference = OnnxReference(onnx_ir.to_proto(binary), name)
             if replaced:
                 reference.source = Source(
-                    own.description, tuple(replaced), lambda x: own.run(x, {own.output})[own.output]
+                    own.description, tuple(replaced), lambda x: own.run(x, {own.outputs[0]})[own.outputs[0]]
                 )
             return reference
         return OnnxReference(model, name)
@@ -253,6 +271,7 @@ def make_reference(
         arch_args = arch_args or read_arch_args(metadata)
     module = torch_source(against, arch, arch_args, key, prefix).module
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
-    export = float_module(module, shape, weights)
-    source = Source("PyTorch's forward()", export.binarized, eager(module))
+    export = float_module(module, next(iter(shapes.values())), weights)
+    forward = eager(module)
+    source = Source("PyTorch's forward()", export.binarized, lambda x: forward(next(iter(x.values()))))
     return TorchReference(export, source)

@@ -22,12 +22,16 @@ class Tolerances:
             (or by a hundredth of this times the largest in the whole tensor, where that is more).
         quantized_flip_margin: the same as flip_margin for a layer with 8-bit weights and activations.
         quantized_float_relative: the same as float_relative for a layer with 8-bit weights and activations.
+        min_agreement: running free, at least this share of the samples must agree with the reference, see
+            `margins.agreeing`; one sample may always differ, unless it is 1. Each flip may be rounding's fault, or an
+            exact zero's, and yet too many make another network.
     """
 
     flip_margin: float = 1e-4
     float_relative: float = 1e-4
     quantized_flip_margin: float = 0.25
     quantized_float_relative: float = 0.05
+    min_agreement: float = 0.75
 
     def margin(self, quantized: bool) -> float:
         """The flip margin of a layer."""
@@ -36,6 +40,11 @@ class Tolerances:
     def relative(self, quantized: bool) -> float:
         """The relative error of a layer's floats."""
         return self.quantized_float_relative if quantized else self.float_relative
+
+    def may_differ(self, samples: int) -> int:
+        """The number of samples, out of `samples`, that need not agree with the reference."""
+        share = int((1 - self.min_agreement) * samples + 1e-9)
+        return share if self.min_agreement == 1 else max(1, share)
 
 
 @dataclass(frozen=True)
@@ -107,16 +116,22 @@ class OutputResult:
 
     Attributes:
         backend: its name.
+        output: the name of the model's output; "" if it has only one.
         samples: number of samples that it ran.
         max_error: largest absolute difference from the reference's output.
         close: samples whose outputs are all within Tolerances.float_relative of the largest magnitude in the batch.
+        agreeing: samples that agree with the reference, see `margins.agreeing`.
+        zeros: samples among the others whose first difference comes from a sign of exactly 0, and not from rounding.
         same_class: samples for which the largest output is the same; None if the output is not [N, classes].
         correct: samples classified correctly; None without labels.
         reference_correct: the same for the reference.
     """
 
     backend: str
+    output: str = ""
     samples: int = 0
+    agreeing: int = 0
+    zeros: int = 0
     max_error: float = 0.0
     close: int = 0
     same_class: int | None = None
@@ -126,25 +141,29 @@ class OutputResult:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A sample whose predicted class differs from the reference's.
+    """A sample that does not agree with the reference, see `margins.agreeing`.
 
     Attributes:
         backend: the name of the backend.
+        output: the name of the model's output; "" if it has only one.
         sample: its index in the data.
-        reference_class: the class that the reference predicts.
-        model_class: the class that the converted model predicts.
+        reference_class: the class that the reference predicts; None if the output is not [N, classes].
+        model_class: the class that the converted model predicts; None likewise.
         layer: the first layer, running free, with a bit that differs; "" if no bit differs.
         margin: the largest margin of the bits that differ there, as in LayerResult; if no bit differs, the sample's
             `margins.tie_margin`.
+        zero: whether that layer has a pre-activation of exactly 0, where PyTorch's sign is 0.
         explained: whether that margin is within the tolerance.
     """
 
     backend: str
+    output: str
     sample: int
-    reference_class: int
-    model_class: int
+    reference_class: int | None
+    model_class: int | None
     layer: str
     margin: float
+    zero: bool
     explained: bool
 
 
@@ -165,7 +184,7 @@ class Verification:
         outputs: results of question 3.
         source: the source as its user runs it, beside the reference that was made from it; None if it is the reference.
         replaced: the weights of the source that the reference has binarised instead, by name.
-        disagreements: samples whose class differs from the reference's.
+        disagreements: samples that do not agree with the reference.
         errors: one line for each failure that the other attributes do not show, such as a backend that does not run.
         notes: remarks for the reader, such as that only outputs were compared.
     """
@@ -216,9 +235,25 @@ class Verification:
             first = unexplained[0]
             lines.append(
                 f"{len(unexplained)} predictions differ for no reason within the tolerances; first: sample "
-                f"{first.sample}, class {first.model_class} instead of {first.reference_class} ({first.backend})"
+                f"{first.sample}{_classes(first)} ({first.backend}{first.output and f', output {first.output}'})"
             )
+        lines += [self._disagreement(output) for output in self.outputs if not self._agrees(output)]
         return lines
+
+    def _agrees(self, output: OutputResult) -> bool:
+        return output.samples - output.agreeing <= self.tolerances.may_differ(output.samples)
+
+    def _disagreement(self, output: OutputResult) -> str:
+        """That too few samples agree, why, and what can be done."""
+        where = f"{output.backend}{output.output and f', output {output.output}'}"
+        differing = output.samples - output.agreeing
+        why = "each difference begins within rounding, but they add up"
+        if output.zeros:
+            why = f"in {output.zeros} of the other {differing} PyTorch's sign is exactly 0 first, and the model's +1"
+        return (
+            f"{where}: only {output.agreeing} of {output.samples} samples agree with the reference (needed: "
+            f"{self.tolerances.min_agreement:.0%}): {why}; accept it with --min-agreement"
+        )
 
     @property
     def complete(self) -> bool:
@@ -233,6 +268,12 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """The whole result, for `--json`; infinity and NaN, which JSON lacks, become null."""
         return {**finite(asdict(self)), "passed": self.passed, "failures": self.failures}
+
+
+def _classes(disagreement: Disagreement) -> str:
+    if disagreement.model_class is None:
+        return ""
+    return f", class {disagreement.model_class} instead of {disagreement.reference_class}"
 
 
 def finite(value: Any) -> Any:

@@ -17,11 +17,11 @@ from bnn_deploy.proof.margins import (
     classes,
     differences,
     differing_values,
-    other_class,
+    has_classes,
     rows_of,
     tie_margin,
 )
-from bnn_deploy.proof.outputs import CLOSE_SHARE, add_output
+from bnn_deploy.proof.outputs import CLOSE_SHARE, add_output, require_form
 from bnn_deploy.proof.pieces import data_inputs, operator_nodes, single_node, split, with_outputs
 from bnn_deploy.proof.results import Disagreement, OperatorResult, OutputResult, Tolerances, Verification
 from bnn_deploy.runtime.inputs import Inputs
@@ -47,7 +47,6 @@ class Verifier:
         batch: int,
     ) -> None:
         self.proto = proto
-        self.input: str = proto.graph.input[0].name
         self.reference = reference
         self.sessions = sessions
         self.tolerances = tolerances
@@ -59,7 +58,7 @@ class Verifier:
         for piece in self.pieces:
             cut = piece.output
             if not cut.is_bits and cut.source in {info.name for info in proto.graph.output}:
-                continue  # the reference's only output may have another name
+                continue  # the reference's output may have another name
             if cut.source not in reference.names:
                 raise InputError(
                     f"{name}: layer '{piece.name}' stands for the tensor '{cut.source}', which the reference "
@@ -67,28 +66,35 @@ class Verifier:
                 )
         self.backends = [*sessions.onnxruntime, *([sessions.EVALUATOR] if few else [])]
         self.result = Verification(name, reference.description, "", 0, few, [], tolerances)
-        self.expectations = Expectations(reference, list(self.cuts.values()))
+        outputs = [info.name for info in proto.graph.output]
+        self.expectations = Expectations(
+            reference, list(self.cuts.values()), dict(zip(outputs, reference.outputs, strict=True))
+        )
         self.layers = {
             piece.output.tensor: LayerCheck(piece, self.cuts, self.expectations, tolerances) for piece in self.pieces
         }
-        self.output_scale = Magnitudes()
-        self.outputs = {backend: OutputResult(backend) for backend in self.backends}
+        self.scales = [Magnitudes() for _ in outputs]
+        self.outputs = {
+            backend: [OutputResult(backend, name if len(outputs) > 1 else "") for name in outputs]
+            for backend in self.backends
+        }
+        self.traces: dict[str, Runner] = {}
         if reference.source is not None:
             self.result.source = OutputResult(reference.source.description)
             self.result.replaced = reference.source.replaced
 
     def run(self, inputs: Inputs, progress: Progress) -> Verification:
         """Answer the three questions."""
-        result, x = self.result, inputs.arrays[self.input]
-        result.data, result.samples = inputs.origin, len(x)
+        result = self.result
+        result.data, result.samples = inputs.origin, len(inputs)
         nodes = operator_nodes(self.proto)
         try:
-            feeds = self._operator_inputs(nodes, x[: self.batch])
+            feeds = self._operator_inputs(nodes, inputs.part(0, self.batch))
         except RunError as error:
             # The comparison layer by layer shows which layer does not run.
             result.errors.append(f"the function bodies do not run as a whole: {error}")
             nodes, feeds = [], {}
-        starts = range(0, len(x), self.batch)
+        starts = range(0, len(inputs), self.batch)
         total = len(nodes) + len(starts) * len(self.pieces)
         done = 0
         for node in nodes:
@@ -98,32 +104,34 @@ class Verifier:
 
         runners = {piece.output.tensor: self._runners(piece.model) for piece in self.pieces}
         free = self._runners(self.proto)
-        wanted = self.expectations.wanted | {self.reference.output}
+        wanted = self.expectations.wanted | set(self.reference.outputs)
         for feed in inputs.more().batches(self.batch):
-            self._measure(self.reference.run(feed[self.input], wanted))
+            self._measure(self.reference.run(feed, wanted))
         for start in starts:
-            part = x[start : start + self.batch]
-            values = self.reference.run(part, wanted)
-            self._measure(values)
+            size = min(self.batch, len(inputs) - start)
+            part = inputs.part(start, start + size)
+            whole = Batch(start, size, part, self.reference.run(part, wanted))
+            self._measure(whole.values)
             # The slow ReferenceEvaluator runs the first few samples only. The reference runs them apart: what has no
             # sample for its first dimension, [N * T, C] say, cannot be cut out.
-            few = part[: max(0, self.few - start)]
-            batches = dict.fromkeys(self.sessions.onnxruntime, Batch(start, part, values))
-            if len(few):
-                of_few = values if len(few) == len(part) else self.reference.run(few, wanted)
-                batches[self.sessions.EVALUATOR] = Batch(start, few, of_few)
+            batches = dict.fromkeys(self.sessions.onnxruntime, whole)
+            few = min(size, self.few - start)
+            if few > 0:
+                part = inputs.part(start, start + few)
+                batches[self.sessions.EVALUATOR] = (
+                    whole if few == size else Batch(start, few, part, self.reference.run(part, wanted))
+                )
             for tensor, layer in self.layers.items():
                 done += 1
                 progress(
-                    f"verifying: layer {layer.piece.name}, samples {start} to {start + len(part) - 1} "
-                    f"({done} of {total})"
+                    f"verifying: layer {layer.piece.name}, samples {start} to {start + size - 1} ({done} of {total})"
                 )
                 layer.check(runners[tensor], batches)
             labels = None if inputs.labels is None else inputs.labels[start : start + self.batch]
             self._check_outputs(free, batches, labels)
-            self._check_source(part, values, labels)
+            self._check_source(whole, labels)
         result.layers = [layer.result for layer in self.layers.values()]
-        result.outputs = list(self.outputs.values())
+        result.outputs = [output for outputs in self.outputs.values() for output in outputs]
         source = result.source
         if source is not None and not result.replaced and source.close < CLOSE_SHARE * source.samples:
             result.errors.append(
@@ -143,26 +151,27 @@ class Verifier:
     def _measure(self, values: Arrays) -> None:
         for layer in self.layers.values():
             layer.measure(values)
-        self.output_scale.add(values[self.reference.output])
+        for scale, name in zip(self.scales, self.reference.outputs, strict=True):
+            scale.add(values[name])
 
     def _runners(self, model: ModelProto) -> dict[str, Runner]:
         return {backend: self.sessions.make(model, backend) for backend in self.backends}
 
-    def _operator_inputs(self, nodes: list[NodeProto], x: NDArray[np.float32]) -> Arrays:
+    def _operator_inputs(self, nodes: list[NodeProto], x: Arrays) -> Arrays:
         """The data inputs of all operators, by tensor name, when the function bodies run the whole model."""
-        names = sorted({name for node in nodes for name in data_inputs(self.proto, node)} - {self.input})
+        names = sorted({name for node in nodes for name in data_inputs(self.proto, node)} - x.keys())
         if not names:
-            return {self.input: x}
+            return x
         session = load_session(
             with_outputs(self.proto, names).SerializeToString(), self.sessions.threads, kernels=False
         )
-        return {self.input: x, **dict(zip(names, run_session(session, names, {self.input: x}), strict=True))}
+        return x | dict(zip(names, run_session(session, names, x), strict=True))
 
     def _check_operator(self, node: NodeProto, output: int, feeds: Arrays) -> OperatorResult:
         """Question 1 for one output of one node."""
         inputs = {name: feeds[name] for name in data_inputs(self.proto, node)}
         model = single_node(self.proto, node, output, inputs)
-        everything = self.sessions.make(model, self.sessions.BODIES)(inputs)
+        (everything,) = self.sessions.make(model, self.sessions.BODIES)(inputs)
         channels = inputs[node.input[0]].shape[1] if node.input[0] in inputs else 0
         tolerance = relative_tolerance(node, output, channels)
         differing = {}
@@ -171,9 +180,8 @@ class Verifier:
             expected = everything[:count]
             try:
                 # Slice the output, too: UnpackWeights has no data input, so it returns all its weights.
-                got = self.sessions.make(model, backend)({name: array[:count] for name, array in inputs.items()})[
-                    :count
-                ]
+                (got,) = self.sessions.make(model, backend)({name: array[:count] for name, array in inputs.items()})
+                got = got[:count]
             except RunError as error:
                 self.result.errors.append(f"{node.op_type} '{node.name}': {backend}: {error}")
                 got = expected[:0]
@@ -187,64 +195,95 @@ class Verifier:
         for backend, batch in batches.items():
             if backend not in free:
                 continue
-            expected = batch.values[self.reference.output]
             try:
-                got = free[backend]({self.input: batch.x})
-                if got.shape != expected.shape:
-                    raise RunError(f"its output has shape {list(got.shape)}, the reference's {list(expected.shape)}")
+                results = free[backend](batch.x)
+                for got, name in zip(results, self.reference.outputs, strict=True):
+                    require_form(got, batch.values[name])
             except RunError as error:
                 self.result.errors.append(f"{backend}, running free: {error}")
                 del free[backend]
                 continue
-            part = None if labels is None else labels[: len(batch.x)]
-            add_output(self.outputs[backend], got, expected, part, self.tolerances, self.output_scale)
-            wrong = other_class(got, expected)
-            if len(wrong):
-                self._explain(backend, wrong, batch, got)
+            part = None if labels is None else labels[: batch.size]
+            for i, (got, name) in enumerate(zip(results, self.reference.outputs, strict=True)):
+                expected, result = batch.values[name], self.outputs[backend][i]
+                agree = add_output(result, got, expected, part, self.tolerances, self.scales[i], batch.size)
+                if has_classes(expected):
+                    part = None  # the labels are those of the first output with classes
+                if not agree.all():
+                    self._explain(result, i, np.flatnonzero(~agree), batch, got)
 
-    def _check_source(self, x: NDArray[np.float32], values: Arrays, labels: NDArray[Any] | None) -> None:
-        """The reference against the network that it was made from, for one batch."""
+    def _check_source(self, batch: Batch, labels: NDArray[Any] | None) -> None:
+        """The reference's first output against the network that it was made from, for one batch."""
         if self.reference.source is not None and self.result.source is not None:
-            own = self.reference.source.run(x)
-            expected = values[self.reference.output]
-            add_output(self.result.source, own, expected, labels, self.tolerances, self.output_scale)
+            own, expected = self.reference.source.run(batch.x), batch.values[self.reference.outputs[0]]
+            add_output(self.result.source, own, expected, labels, self.tolerances, self.scales[0], batch.size)
 
-    def _explain(self, backend: str, wrong: NDArray[np.intp], batch: Batch, got: NDArray[Any]) -> None:
-        """Find, for each sample with another class, the first layer that flips a bit when the model runs free."""
-        logits = batch.values[self.reference.output]
-        expected, predicted = classes(logits), classes(got)
-        traced = {
-            cut.tensor: self.sessions.make(with_outputs(self.proto, [cut.tensor]), backend)({self.input: batch.x})
-            for cut in self.bit_cuts
-        }
-        for i in wrong:
-            layer, margin, allowed = "", 0.0, 0.0
-            for cut in self.bit_cuts:
-                check = self.layers[cut.tensor]
-                signs = self.expectations.value(cut, batch.values)
-                rows = rows_of(int(i), len(logits), len(signs))
-                if cut.levels is None and (signs[rows] == 0).any():
-                    # A sign(0), not rounding: from here on the model and the reference differ.
-                    layer = check.piece.name
-                    break
-                try:
-                    before = self.expectations.before(cut, batch.values)
-                    flips, margins = differences(cut, traced[cut.tensor], signs, before, check.scale_of(batch.values))
-                except ValueError:  # another shape: no rounding explains that
-                    layer, margin = check.piece.name, float("inf")
-                    break
-                if flips[rows].any():
-                    layer, margin = check.piece.name, float(margins[rows][flips[rows]].max())
-                    allowed = self.tolerances.margin(self._is_rounded(cut.tensor))
-                    break
+    def _explain(
+        self, result: OutputResult, output: int, wrong: NDArray[np.intp], batch: Batch, got: NDArray[Any]
+    ) -> None:
+        """Find, for each sample that does not agree, the first layer that flips a bit when the model runs free."""
+        expected = batch.values[self.reference.outputs[output]]
+        tensors = [cut.tensor for cut in self.cuts.values()]
+        if result.backend not in self.traces:
+            self.traces[result.backend] = self.sessions.make(with_outputs(self.proto, tensors), result.backend)
+        traced = dict(zip(tensors, self.traces[result.backend](batch.x), strict=True))
+        named = has_classes(expected) and len(expected) == batch.size
+        for i in map(int, wrong):
+            layer, margin, zero = self._first_flip(i, batch, traced)
+            allowed = self.tolerances.margin(self._is_rounded(layer)) if layer else self.tolerances.float_relative
             if not layer:
-                margin, allowed = tie_margin(got[i], logits[i]), self.tolerances.float_relative
-            explained = margin <= allowed
+                margin = self._tie(i, output, batch, traced, got, expected)
+            result.zeros += zero
             self.result.disagreements.append(
                 Disagreement(
-                    backend, batch.start + int(i), int(expected[i]), int(predicted[i]), layer, margin, explained
+                    result.backend,
+                    result.output,
+                    batch.start + i,
+                    int(classes(expected)[i]) if named else None,
+                    int(classes(got)[i]) if named else None,
+                    self.layers[layer].piece.name if layer else "",
+                    margin,
+                    zero,
+                    margin <= allowed,
                 )
             )
+
+    def _first_flip(self, sample: int, batch: Batch, traced: Arrays) -> tuple[str, float, bool]:
+        """The first bit tensor, running free, in which a bit of a sample flips.
+
+        Returns:
+            Its name, or "" if no bit flips; the largest margin of its flips; and whether, instead of a flip, a sign is
+            exactly 0: from there on the model and the reference differ.
+        """
+        for cut in self.bit_cuts:
+            check = self.layers[cut.tensor]
+            signs = self.expectations.value(cut, batch.values)
+            rows = rows_of(sample, batch.size, len(signs))
+            if cut.levels is None and (signs[rows] == 0).any():
+                return cut.tensor, 0.0, True
+            try:
+                before = self.expectations.before(cut, batch.values)
+                flips, margins = differences(cut, traced[cut.tensor], signs, before, check.scale_of(batch.values))
+            except ValueError:  # another shape: no rounding explains that
+                return cut.tensor, float("inf"), False
+            if flips[rows].any():
+                return cut.tensor, float(margins[rows][flips[rows]].max()), False
+        return "", 0.0, False
+
+    def _tie(
+        self, sample: int, output: int, batch: Batch, traced: Arrays, got: NDArray[Any], expected: NDArray[Any]
+    ) -> float:
+        """The `tie_margin` of a sample none of whose bits flips; of integers, that of the scores they come from."""
+        if len(expected) != batch.size or got.shape != expected.shape:
+            return float("inf")
+        if expected.dtype.kind != "f":
+            piece = self.layers[self.proto.graph.output[output].name].piece
+            cuts = [self.cuts[name] for name in piece.inputs if name in self.cuts and self.cuts[name].is_float]
+            scores = [self.expectations.value(cut, batch.values) for cut in cuts]
+            if len(cuts) != 1 or not has_classes(scores[0]) or len(scores[0]) != batch.size:
+                return float("inf")
+            got, expected = traced[cuts[0].tensor], scores[0]
+        return tie_margin(got[sample], expected[sample])
 
     def _is_rounded(self, tensor: str) -> bool:
         """Whether, running free, an 8-bit layer lies between a cut and the bit cuts before it."""

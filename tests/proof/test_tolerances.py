@@ -6,17 +6,23 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from click.testing import CliRunner
+from onnx import ModelProto
 from torch import nn
 
+from bnn_deploy.cli import main
 from bnn_deploy.conversion import convert
-from bnn_deploy.proof.margins import Magnitudes, magnitudes, relative_margin
+from bnn_deploy.proof.margins import Magnitudes, agreeing, magnitudes, relative_margin
 from bnn_deploy.proof.results import Tolerances
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.training import binarize_weight
 from support.converted import Converted, check
 from support.golden_files import BEST
+from support.graphs import parse, weights
 
 
 class Tiny(nn.Module):
@@ -95,12 +101,68 @@ def test_exact_zeros_excuse_nothing_else(tiny: tuple[nn.Module, Path], rng: np.r
     module, model = tiny
     x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
     x[:, 2] = 0  # in every sample
-    assert verify(model, module, data=x).passed
+    assert verify(model, module, data=x, tolerances=Tolerances(min_agreement=0)).passed
     wrong = copy.deepcopy(module)
     with torch.no_grad():
         wrong.conv.weight[0, 1] *= -1  # type: ignore[index,union-attr,operator]
     result = verify(model, wrong, data=x)
     assert [layer.passed for layer in result.layers][:2] == [True, False]
+
+
+def raw_pixels() -> ModelProto:
+    """A network that takes the sign of its input, without BatchNorm."""
+    body = "s = Sign (x)\nc = Conv (s, w)\nr = ReduceMean <keepdims=0> (c, axes)\ny = MatMul (r, last)"
+    return ir.to_proto(
+        parse(
+            body, ("N", 4, 6, 6), w=weights(8, 4, 3, 3), axes=np.array([2, 3]), last=weights(8, 5, seed=2, alpha=0.25)
+        )
+    )
+
+
+def test_explained_differences_may_not_add_up_to_another_network(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Dark pixels are 0, and so is torch.sign of them: each bit is explained, but nothing is left of the outputs."""
+    model = raw_pixels()
+    path = convert(model, tmp_path / "m.onnx").output
+    x = rng.standard_normal((20, 4, 6, 6)).astype(np.float32)
+    x[:, :, :, 1:] = 0
+    result = verify(path, model, data=x, isas=BEST, reference_samples=0)
+    assert all(layer.passed for layer in result.layers) and all(d.explained for d in result.disagreements)
+    for output, failure in zip(result.outputs, result.failures, strict=True):
+        assert output.agreeing < 10 and output.zeros == 20 - output.agreeing
+        assert f"only {output.agreeing} of 20 samples agree with the reference (needed: 75%)" in failure
+        assert f"in {output.zeros} of the other {output.zeros} PyTorch's sign is exactly 0" in failure
+    asked = CliRunner().invoke(main, arguments(path, model, x, tmp_path))
+    assert (asked.exit_code, "a sign of 0" in asked.stdout) == (1, True)
+    accepted = CliRunner().invoke(main, [*arguments(path, model, x, tmp_path), "--min-agreement", "0"])
+    assert (accepted.exit_code, accepted.stdout.splitlines()[-1]) == (0, "PASSED")
+    x[x == 0] = 1e-3
+    assert verify(path, model, data=x, isas=BEST, reference_samples=0).passed
+
+
+def arguments(path: Path, model: ModelProto, x: np.ndarray, folder: Path) -> list[str]:
+    np.save(folder / "x.npy", x)
+    onnx.save(model, folder / "float.onnx")
+    files = [str(path), "--against", str(folder / "float.onnx"), "--data", str(folder / "x.npy")]
+    return ["verify", *files, "--isa", BEST[0], "--reference-samples", "1"]
+
+
+def test_agreeing() -> None:
+    """Unrelated outputs are 1.4 standard deviations apart; the same class is not enough."""
+    rng = np.random.default_rng(0)
+    expected = rng.standard_normal((50, 10))
+    scale = magnitudes(expected)
+    assert agreeing(expected + 0.1 * rng.standard_normal((50, 10)) * (expected < 1), expected, scale, 50).mean() > 0.9
+    other = np.where(expected == expected.max(1, keepdims=True), expected, rng.standard_normal((50, 10)) - 6)
+    assert (other.argmax(1) == expected.argmax(1)).all() and not agreeing(other, expected, scale, 50).any()
+    swapped = expected.copy()
+    swapped[0, [expected[0].argmax(), expected[0].argmin()]] = 0
+    assert agreeing(swapped, expected, scale, 50).tolist() == [False] + [True] * 49
+    indices = np.arange(20).reshape(2, 10)
+    wrong = indices + (np.arange(20).reshape(2, 10) < 3)
+    assert agreeing(wrong, indices, magnitudes(indices), 2).tolist() == [False, True]
+    assert not agreeing(indices[:1], indices, magnitudes(indices), 2).any()
+    assert (Tolerances().may_differ(1), Tolerances().may_differ(20)) == (1, 5)
+    assert Tolerances(min_agreement=1).may_differ(8) == 0
 
 
 def test_float_tolerance(lenet5: Converted) -> None:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.inspection import inspect_model
+from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.inputs import load_data, read_inputs
 from bnn_deploy.runtime.profiling import profile
 from bnn_deploy.runtime.session import load_session
+from support.golden_files import BEST
 from support.graphs import batch_norm, eighths, parse, weights
 
 Arrays = dict[str, NDArray[Any]]
@@ -115,10 +117,14 @@ def test_runs_like_the_float_model(form: str, tmp_path: Path) -> None:
     expected = run_stock(model, arrays)
     assert same(session.run(None, arrays), expected)
     assert same(load_session(tmp_path / "m.onnx", kernels=False).run(None, arrays), expected)
+    proof = verify(tmp_path / "m.onnx", model, data=arrays, isas=BEST, reference_samples=2)
+    assert proof.passed, proof.failures
     wrong = onnx.load(tmp_path / "m.onnx")
     tensor = next(t for t in wrong.graph.initializer if t.name.endswith("weight_bits"))
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) ^ 1, tensor.name))
     assert not same(load_session(wrong.SerializeToString()).run(None, arrays), expected)
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    assert not verify(tmp_path / "wrong.onnx", model, data=arrays, isas=BEST, reference_samples=0).passed
 
 
 def test_profile_and_inspect(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from bnn_deploy.operators.bits import unpack_bits
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.lower.pack_weights import PackWeights, packed_layers
 from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.proof import verification
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.golden.record import write_golden
@@ -229,7 +230,7 @@ def converted(model: ir.Model, folder: Path, **options: Any) -> Any:
     return convert(folder / "float.onnx", folder / "m.onnx", **options)
 
 
-def test_a_network_with_binary_weights_only(tmp_path: Path) -> None:
+def test_a_network_with_binary_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = converted(network(), tmp_path, strict=True)
     assert (result.binary_layers, result.binary_weights, result.left_float) == ((), ("c", "d", "y"), ())
     proof = verify(tmp_path / "m.onnx", tmp_path / "float.onnx", reference_samples=2)
@@ -241,6 +242,10 @@ def test_a_network_with_binary_weights_only(tmp_path: Path) -> None:
     assert layers["d.weight"].output.shape == (32, 32, 3, 3)
     with pytest.raises(InputError, match="it has binary weights only"):
         make_golden(tmp_path / "m.onnx")
+    with monkeypatch.context() as board:  # without onnx
+        board.setattr(verification.importlib.util, "find_spec", lambda name: None)
+        proof = verify(tmp_path / "m.onnx", tmp_path / "float.onnx")
+        assert (proof.passed, proof.isas, proof.complete) == (True, [], False), proof.failures
     # A wrong bit, and a wrong alpha, are seen.
     for suffix in ("weight_bits", "scale"):
         wrong = onnx.load(tmp_path / "m.onnx")
