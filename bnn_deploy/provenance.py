@@ -53,7 +53,8 @@ For example [["crop", [0, 0, 1, 1, 0, 0, 1, 1]]].
 LEVELS = "bnn_deploy.levels"
 """Metadata of planes of levels: Levels, as JSON: {"bits": 2, "step": 0.5, "thresholds": [[0.25], [0.75], [1.25]]}.
 
-The thresholds apply to the tensor that BEFORE names.
+The thresholds apply to the tensor that BEFORE names. Levels with other values than i * step have them, too:
+"values": [-1.2, -0.4, 0.4, 1.2].
 """
 
 PART_OF = "bnn_deploy.part_of"
@@ -258,21 +259,26 @@ class Place:
 
 @dataclass(frozen=True)
 class Levels:
-    """The encoding of a quantised tensor in bit planes: level i stands for i * step in the float graph.
+    """The encoding of a quantised tensor in bit planes: level i stands for one of its values in the float graph.
 
     Attributes:
         bits: number of bits of a level.
-        step: the distance between two neighbouring levels in the float graph.
+        step: the distance between two neighbouring levels in the float graph, if level i stands for i * step.
         thresholds: the pre-activation's thresholds, [levels - 1, C or 1] float32.
+        values: the values of the levels, ascending, if they are others; else ().
     """
 
     bits: int
     step: float
     thresholds: NDArray[np.float32]
+    values: tuple[float, ...] = ()
 
     def encode(self, value: NDArray[Any]) -> NDArray[np.int64]:
         """The levels of the reference's quantised tensor."""
-        return np.rint(value.astype(np.float64) / self.step).astype(np.int64)
+        if not self.values:
+            return np.rint(value.astype(np.float64) / self.step).astype(np.int64)
+        middles = (np.array(self.values[:-1]) + self.values[1:]) / 2
+        return np.searchsorted(middles, value.astype(np.float64), side="right")
 
     def columns(self, rank: int) -> NDArray[np.float32]:
         """The thresholds as [levels - 1, 1, C or 1, 1, ...]; each broadcasts to [N, C, spatial...] of this rank."""
@@ -280,7 +286,8 @@ class Levels:
 
     def as_metadata(self) -> dict[str, str]:
         """The metadata LEVELS."""
-        return {LEVELS: json.dumps({"bits": self.bits, "step": self.step, "thresholds": self.thresholds.tolist()})}
+        entry = {"bits": self.bits, "step": self.step, "thresholds": self.thresholds.tolist()}
+        return {LEVELS: json.dumps(entry | ({"values": self.values} if self.values else {}))}
 
 
 def properties(proto: onnx.NodeProto | onnx.ModelProto) -> dict[str, str]:
@@ -316,7 +323,8 @@ def read_levels(metadata: Properties, output: int = 0) -> Levels | None:
     if text is None:
         return None
     entry = json.loads(text)
-    return Levels(int(entry["bits"]), float(entry["step"]), np.array(entry["thresholds"], np.float32))
+    thresholds = np.array(entry["thresholds"], np.float32)
+    return Levels(int(entry["bits"]), float(entry["step"]), thresholds, tuple(entry.get("values", ())))
 
 
 def read_complemented(metadata: Properties, output: int = 0) -> tuple[int, ...]:

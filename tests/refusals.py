@@ -97,6 +97,11 @@ def real() -> Any:
     return np.clip(np.random.default_rng(0).standard_normal((6, 5, 3, 3)), -1, 1).astype(np.float32)
 
 
+def nine_values() -> Any:
+    rng = np.random.default_rng(0)
+    return rng.choice(rng.standard_normal(9, np.float32), (6, 5, 3, 3))
+
+
 def with_values(*places: Any, value: float = 0, shape: tuple[int, ...] = (6, 5, 3, 3)) -> Any:
     array = weights(*shape)
     for place in places:
@@ -289,9 +294,9 @@ REFUSALS: dict[str, Refusal] = {
     "an all-zero filter": Refusal(
         graph(w=with_values(2)), FLOAT + "Conv 'd': filter 2 is all zeros, .*; retrain, or remove the filter"
     ),
-    "three-valued weights": Refusal(
-        graph(lambda model: None, "--strict", w=with_values((4, slice(3), 0, 0))),
-        r"--strict: 1 layer .*: Conv 'd': filter 4 has 3 weights that are exactly 0, which one bit cannot hold; .*",
+    "nine-valued weights": Refusal(
+        graph(lambda model: None, "--strict", w=nine_values()),
+        r"--strict: 1 layer .*: Conv 'd': filter 0 has 9 values, which are no sums of 4 or fewer .alpha; .*",
         1,
     ),
     "NaN in weights": Refusal(

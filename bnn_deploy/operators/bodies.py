@@ -144,6 +144,43 @@ def _binary_conv_levels(body: Body) -> tuple[ir.Value, ...]:
     return (body.scaled_sum(body.accumulate_levels()),)
 
 
+@_defines("BinaryConvBases")
+def _binary_conv_bases(body: Body) -> tuple[ir.Value, ...]:
+    # acc of all planes and bases, in one Conv of N * planes images and O * bases filters.
+    one, group = body.const([1]), body.attribute("group")
+    channels = body.op("Reshape", body.attribute("channels"), one)
+    planes, bases = (body.op("Add", body.op("Reshape", body.attribute(n), one), one) for n in ("planes", "bases"))
+    x = body.with_ones(body.inputs["X"], body.attribute("planes"), channels)
+    w = body.with_ones(body.inputs["W"], body.attribute("bases"), body.op("Div", channels, group))
+    begins, ends = body.split_pads()
+    zero, zeros = body.const([0]), body.const([0, 0])
+    x = body.op("Pad", x, body.concat(zero, begins, zeros, zero, ends, zeros))
+    conv = body.op(
+        "Conv", body.parts_first(x), body.parts_first(w), refs=["kernel_shape", "strides", "dilations", "group"]
+    )
+    pixels = body.op("Shape", conv, start=2)
+    batch, outputs = body.op("Shape", x, start=0, end=1), body.op("Shape", body.inputs["bias"])
+    acc = body.op("Reshape", conv, body.concat(batch, planes, outputs, bases, body.const([-1])))
+    acc = body.op("Transpose", acc, perm=[3, 1, 0, 2, 4])  # [bases + 1, planes + 1, N, O, pixels]
+    scale = body.op("Unsqueeze", body.op("Transpose", body.inputs["scale"], perm=[1, 0, 2]), body.const([2, 4]))
+    terms = body.op("Mul", acc, scale)
+    shape = body.concat(body.const([-1]), batch, outputs, body.op("Shape", terms, start=-1))
+
+    def part(starts: list[int], ends: list[int]) -> ir.Value:
+        """The terms of these bases and planes, in that order, [terms, N, O, pixels]."""
+        chosen = body.op("Slice", terms, body.const(starts), body.const(ends), body.const([0, 1]))
+        return body.op("Reshape", chosen, shape)
+
+    every = 2**31 - 1
+    parts = (part([0, 0], [every, 1]), part([0, 1], [1, every]), part([1, 1], [every, every]))
+    bias = body.op("Add", body.inputs["bias"], body.const(0, np.float32))  # 0 for -0
+    image = body.op("Shape", parts[0], start=1)
+    start = body.op("Expand", body.op("Unsqueeze", bias, body.const([0, 1, 3])), body.concat(one, image))
+    sums = body.op("CumSum", body.op("Concat", start, *parts, axis=0), body.const(0))  # adds one after the other
+    last = body.op("Gather", sums, body.const(-1), axis=0)
+    return (body.op("Reshape", last, body.concat(batch, outputs, pixels)),)
+
+
 @_defines("BinaryLinear")
 def _binary_linear(body: Body) -> tuple[ir.Value, ...]:
     channels = body.op("Reshape", body.attribute("channels"), body.const([1]))

@@ -170,6 +170,22 @@ class Body:
         # A sum of products 0 * -1 may be -0; the cast to int32 makes it 0.
         return self.op("Cast", self.op("Cast", acc, to=ir.DataType.INT32.value), to=ir.DataType.FLOAT.value)
 
+    def with_ones(self, planes: ir.Value, count: ir.Value, channels: ir.Value) -> ir.Value:
+        """Planes [A, spatial..., count * words] -> ±1 [A, spatial..., 1 + count, channels], the first all 1."""
+        one = self.const([1])
+        lead, number = self.op("Shape", planes, start=0, end=-1), self.op("Reshape", count, one)
+        words = self.op("Div", self.op("Shape", planes, start=-1), number)
+        signs = self.unpack_signs(self.op("Reshape", planes, self.concat(lead, number, words)), channels)
+        ones = self.op("Expand", self.const(1, np.float32), self.concat(lead, one, channels))
+        return self.op("Concat", ones, signs, axis=-2)
+
+    def parts_first(self, x: ir.Value) -> ir.Value:
+        """[A, spatial..., parts, C] -> [A * parts, C, spatial...]."""
+        lead, channels = self.op("Shape", x, start=0, end=-2), self.op("Shape", x, start=-1)
+        merged = self.op("Reshape", x, self.concat(lead, self.const([-1])))
+        spatial = self.op("Shape", x, start=1, end=-2)
+        return self.op("Reshape", self.channels_first(merged), self.concat(self.const([-1]), channels, spatial))
+
     def binarize(self, x: ir.Value) -> ir.Value:
         """Compare x [N, C, spatial...] with threshold [C] -> bits."""
         flat = self.op("Reshape", x, self.const([0, 0, -1]))

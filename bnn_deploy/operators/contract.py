@@ -46,6 +46,9 @@ OPSET = 20
 MAX_LEVEL_BITS = 4
 """Most bits that a level may have."""
 
+MAX_BASES = 4
+"""Most bases that the weights of a BinaryConvBases may have."""
+
 MAX_TERMS = 2**24
 """Upper bound, exclusive, of products per output: the bodies sum them in float32, whose integers are exact below it."""
 
@@ -356,6 +359,28 @@ _ROWS = (
         shapes=convolved,
         attributes=_CONV | {"bits": "INT"},
         status="binary, {bits}-bit activations",
+        macs=conv_macs,
+    ),
+    Operator(
+        name="BinaryConvBases",
+        inputs=(
+            Input("X", "uint32", "[N, spatial..., planes * ceil(C/32)]"),
+            Input("W", "uint32", "[O, kernel..., bases * ceil((C/group)/32)]"),
+            Input("scale", "float32", "[planes + 1, bases + 1, O]"),
+            _BIAS,
+        ),
+        outputs=(_Y,),
+        formula="bias[o] + the sum over p, q of scale[p, q, o] * acc, of few levels and weights of few values",
+        note="acc is the exact integer sum of the products of plane p of X and basis q of W, both ±1; plane 0 and "
+        "basis 0 are 1",
+        contract="A padded tap adds nothing to any acc. From left to right, each product and each sum rounded to "
+        "float32: bias + 0; p = 0 with q = 0, 1, ...; q = 0 with p = 1, 2, ...; then for each q from 1 on all p from 1 "
+        "on. So levels b + sum of c_p * s_p times weights beta[o] + sum of alpha_q[o] * B_q take planes * bases binary "
+        "convolutions: AdaBin (Tu et al. 2022), TWN (Li et al. 2016), TTQ (Zhu et al. 2017), ABC-Net (Lin et al. 2017) "
+        "and LQ-Nets (Zhang et al. 2018).",
+        shapes=convolved,
+        attributes=_CONV | {"planes": "INT", "bases": "INT"},
+        status="binary, {planes} x {bases} bit planes",
         macs=conv_macs,
     ),
     Operator(

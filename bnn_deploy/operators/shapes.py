@@ -138,11 +138,11 @@ def no_macs(call: Call, made: Made) -> int:
 
 
 def conv_macs(call: Call, made: Made) -> int | None:
-    """Taps times channels per group times output elements, once per plane of levels."""
+    """Taps times channels per group times output elements, once per plane of levels and basis of weights."""
     (channels,), (group,) = call.attributes["channels"], call.attributes["group"]
     outputs = made.shape[1:] if made.channels is None else (made.channels, *made.shape[1:-1])
-    (planes,) = call.attributes.get("bits", (1,))
-    return product((*outputs, math.prod(call.attributes["kernel_shape"]) * channels // max(group, 1), planes))
+    passes = math.prod(call.attributes.get(key, (1,))[0] for key in ("bits", "planes", "bases"))
+    return product((*outputs, math.prod(call.attributes["kernel_shape"]) * channels // max(group, 1), passes))
 
 
 def linear_macs(call: Call, made: Made) -> int | None:

@@ -28,6 +28,8 @@ from bnn_deploy.passes.reasons import Reason
 
 Floats = NDArray[np.float32]
 
+Doubles = NDArray[np.float64]
+
 Monotone = Callable[[Floats], Floats]
 """A function [C] float32 -> [C] float32 that is monotone (either way) in each channel."""
 

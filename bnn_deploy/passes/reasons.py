@@ -107,11 +107,37 @@ class ExactZeros(LayerReason):
     count: int
 
     template = "filter {filter} has {count} weights that are exactly 0, which one bit cannot hold"
-    example = "Conv(Sign(x), w), w of -1, 0 and 1"
-    advice = (
-        "train so that no weight is 0: with sign(0) = +1, those of the latent ones that are 0 become +alpha; a network "
-        "of ternary weights has no binary form"
+    example = "Conv(Pad(Sign(x), pads, 1), w), w of -1, 0 and 1"
+    advice = "pad with 0, which ternary weights need, or train so that no weight is 0: with sign(0) = +1"
+
+
+@dataclass(frozen=True)
+class ManyWeightValues(LayerReason):
+    """Weights of a few values that are no sum of a few ±alpha."""
+
+    filter: int
+    values: int
+    bases: int
+
+    template = "filter {filter} has {values} values, which are no sums of {bases} or fewer ±alpha"
+    example = "Conv(Sign(x), w), w of 9 random numbers"
+    advice = f"train with 2 or 3 values per filter, or with sums of ±alpha; {EDGES}"
+
+
+@dataclass(frozen=True)
+class ManyPasses(LayerReason):
+    """Levels and weights of too many bits."""
+
+    planes: int
+    bases: int
+    most: int
+
+    template = (
+        "its {planes} bit planes of activations times {bases} of weights take as many binary convolutions; with more "
+        "than {most} it is slower than in 8 bits"
     )
+    example = "Conv(Round(15 * Clip(x, 0, 1)) / 15, w), w of -1, 0 and 1"
+    advice = f"train with fewer bits; {EDGES}"
 
 
 @dataclass(frozen=True)
@@ -379,13 +405,13 @@ class PadSigns(LayerReason):
 
 @dataclass(frozen=True)
 class LevelsPad(LayerReason):
-    """Padding of levels with another one than 0."""
+    """Padding of levels with another number than 0 or the lowest."""
 
     pad: str
 
-    template = "Pad '{pad}' pads with other than 0, or channels"
+    template = "Pad '{pad}' pads with other than 0 and the lowest level, or channels"
     example = "Conv(Pad(Round(3 * Clip(x, 0, 1)) / 3, pads, 1), w)"
-    advice = "pad with 0, the lowest level, in height and width alone"
+    advice = "pad with 0 or the lowest level, in height and width alone"
 
 
 # The sign and the levels.
@@ -409,7 +435,7 @@ class StepSign(LayerReason):
     )
 
 
-_LEVELS = f"train with evenly spaced levels from 0 up; {EDGES}"
+_LEVELS = f"train with evenly spaced levels, or sums of ±numbers; {EDGES}"
 
 
 @dataclass(frozen=True)
@@ -425,32 +451,19 @@ class FallingLevels(LayerReason):
 
 
 @dataclass(frozen=True)
-class LevelsBelowZero(LayerReason):
-    """Symmetric levels."""
-
-    count: int
-    low: float
-    high: float
-
-    template = (
-        "its input has {count} levels from {low:.4g} to {high:.4g}; only levels from 0 up can be bit planes, as of a "
-        "ReLU"
-    )
-    example = "Conv(Round(Clip(x, -2, 1)), w)"
-    advice = _LEVELS
-
-
-@dataclass(frozen=True)
 class UnevenLevels(LayerReason):
-    """Levels of different steps."""
+    """Levels that are no sum of a few bit planes."""
 
     count: int
     low: float
     high: float
     levels: str
 
-    template = "its input has {count} levels from {low:.4g} to {high:.4g} that are not evenly spaced ({levels})"
-    example = "Conv(Where(x > 1, 3, Where(x > 0, 1, 0)), w)"
+    template = (
+        "its input has {count} levels from {low:.4g} to {high:.4g} that are neither evenly spaced nor sums of ±numbers "
+        "in binary order ({levels})"
+    )
+    example = "Conv(q(x), w), q(x) of 0, 1, 3, 4.5, 7 and 9"
     advice = _LEVELS
 
 

@@ -8,13 +8,13 @@ of the converted graph which nodes of the float graph became part of it (`passes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
-from bnn_deploy.operators.contract import BINARY, OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
+from bnn_deploy.operators.contract import OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
 from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, group_of, ints, is_binary_op, is_op
@@ -93,7 +93,7 @@ class _Builder:
         seen, final, decline = self.canonical.layers[name], self.binary[name], self.left_float.get(name)
         status = _status(final)
         is_binary = is_binary_layer(final)
-        if is_binary and status != BINARY:
+        if is_binary and _levels(final) is not None:
             seen = replace(seen, source=None, zero=None)  # it reads something else than a sign
         zero = seen.zero
         plain = self._plain(node, scheme, binarized)
@@ -250,12 +250,24 @@ def _levels(final: ir.Node) -> str | None:
     """The numbers that the levels in front of a layer stand for; None if it reads none."""
     producer = None if final.inputs[0] is None else final.inputs[0].producer()
     while producer is not None and (levels := read_levels(producer.metadata_props)) is None:
+        if is_op(producer, "Concat"):  # one plane for each threshold
+            makers = [None if plane is None else plane.producer() for plane in producer.inputs]
+            planes = [None if node is None else read_levels(node.metadata_props) for node in makers]
+            steps = [plane.values for plane in planes if plane is not None]
+            return _levels_text([steps[0][0], *(step[-1] for step in steps)]) if len(steps) == len(planes) else None
         if not is_op(producer, *MOVING_OPERATORS) or producer.inputs[0] is None:
             return None
         producer = producer.inputs[0].producer()
     if producer is None or levels is None:
         return None
+    if levels.values:
+        return _levels_text(levels.values)
     return f"levels 0 to {len(levels.thresholds)}, times {levels.step:.3g}"
+
+
+def _levels_text(values: Sequence[float]) -> str:
+    """Levels that are not evenly spaced from 0 up, for a report."""
+    return f"levels {', '.join(f'{value:.3g}' for value in values)}"
 
 
 def _status(final: ir.Node) -> str:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.passes.graph import constant, group_of, is_op, swap_filters
+from bnn_deploy.passes.lower.filter_values import filter_values
 from bnn_deploy.passes.lower.layer import MAX_SPREAD
 from bnn_deploy.source.weight_form import WeightForm
 
@@ -47,11 +48,14 @@ def describe_weights(
     alive = high > 0
     spread = float(((high - low)[alive] / high[alive]).max(initial=0.0))
     parts = [origin]
-    if spread > MAX_SPREAD:
+    values = filter_values(filters) if spread > MAX_SPREAD else None
+    if values is not None:
+        parts.append(f"{max(map(len, values))} values per filter")
+    elif spread > MAX_SPREAD:
         parts.append("real-valued")
     elif origin == "constant":
         parts.append("two-valued")
-    if zeros:
+    if zeros and values is None:
         parts[-1] += f" but for {zeros} exact {'zeros' if zeros > 1 else 'zero'}"
     if spread > MAX_SPREAD:
         return ", ".join(parts), spread, zeros, None

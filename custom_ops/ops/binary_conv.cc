@@ -10,6 +10,7 @@ namespace {
 
 // Sums below 2^24 are exact in float32.
 constexpr int64_t kMaxProducts = (int64_t{1} << 24) - 1;
+constexpr int64_t kMaxBases = 4;
 
 std::string Text(int64_t value) { return std::to_string(value); }
 
@@ -43,8 +44,13 @@ ConvNode::ConvNode(const NodeInfo& node, size_t pad_value_input) : window_(node)
   ReadPadValue(node, pad_value_input);
 }
 
-ConvNode::ConvNode(const NodeInfo& node) : window_(node) {
-  spec_.level_bits = node.Int("bits", 1, kMaxLevelBits);
+ConvNode::ConvNode(const NodeInfo& node, Planes planes) : window_(node) {
+  if (planes == Planes::kLevels) {
+    spec_.level_bits = node.Int("bits", 1, kMaxLevelBits);
+  } else {
+    spec_.planes = node.Int("planes", 1, kMaxLevelBits);
+    spec_.bases = node.Int("bases", 1, kMaxBases);
+  }
   ReadAttributes(node);
   ReadWeights(node);
 }
@@ -75,17 +81,19 @@ void ConvNode::ReadWeights(const NodeInfo& node) {
   const Tensor weights = node.ConstantInput(1, "W");
   const int64_t group_channels = spec_.channels / spec_.group;
   const int64_t words = WordsForBits(group_channels);
+  const int64_t bases = std::max<int64_t>(spec_.bases, 1);
   Shape expected;
   expected.Append(weights.shape[0]);
   if (window_.rank() == 3) expected.Append(spec_.depth.kernel);
   if (window_.rank() >= 2) expected.Append(spec_.height.kernel);
   expected.Append(spec_.width.kernel);
-  expected.Append(words);
+  expected.Append(bases * words);
   if (!(weights.shape == expected) || weights.shape[0] < 1) {
     Fail("input W has shape " + weights.shape.ToString() +
          ", but channels = " + Text(spec_.channels) + ", group = " + Text(spec_.group) +
-         " and kernel_shape need [output channels, kernel_shape..., ceil(" + Text(group_channels) +
-         " / 32) = " + Text(words) + "]");
+         " and kernel_shape need [output channels, kernel_shape..., " +
+         (spec_.bases > 0 ? "bases * " : "") + "ceil(" + Text(group_channels) +
+         " / 32) = " + Text(bases * words) + "]");
   }
   spec_.out_channels = weights.shape[0];
   if (spec_.out_channels % spec_.group != 0) {
@@ -94,12 +102,12 @@ void ConvNode::ReadWeights(const NodeInfo& node) {
   }
   weights_ = weights.As<uint32_t>();
   if (group_channels % 32 == 0) return;
-  const int64_t filter_taps = spec_.out_channels * spec_.taps();
-  for (int64_t tap = 0; tap < filter_taps; ++tap) {
+  const int64_t filter_taps = spec_.taps() * bases;
+  for (int64_t tap = 0; tap < spec_.out_channels * filter_taps; ++tap) {
     const uint32_t last = weights_[(tap + 1) * words - 1];
     if (last >> (group_channels % 32) != 0) {
       Fail("input W has bits set beyond channel " + Text(group_channels - 1) + " (output channel " +
-           Text(tap / spec_.taps()) + "): the unused bits of a last word must be 0");
+           Text(tap / filter_taps) + "): the unused bits of a last word must be 0");
     }
   }
 }
@@ -141,7 +149,7 @@ FloatConstants ConvNode::ScaleAndBias(const NodeInfo& node) const {
 
 BitBatch ConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
   const Tensor x = context.Input(0);
-  const int64_t planes = std::max<int64_t>(spec_.level_bits, 1);
+  const int64_t planes = std::max(spec_.level_bits, spec_.planes);
   window_.CheckInput(x.shape, planes * WordsForBits(spec_.channels));
   *out_pixels = window_.OutputPixels(x.shape, Rounding::kFloor);
   return {x.As<uint32_t>(), x.shape[0], window_.Height(x.shape), window_.Width(x.shape),
@@ -157,6 +165,10 @@ BinaryConv::BinaryConv(const NodeInfo& node)
 
 BinaryConv::BinaryConv(const ConvNode& node, const FloatConstants& constants)
     : node_(node), driver_(SelectIsa(), node_.spec(), node_.weights(), constants) {}
+
+BinaryConv::BinaryConv(const ConvNode& node, const uint32_t* weights,
+                       const BasesConstants& constants)
+    : node_(node), driver_(SelectIsa(), node_.spec(), weights, constants) {}
 
 void BinaryConv::Compute(const Context& context) const {
   Shape pixels;
@@ -193,7 +205,8 @@ void BinaryConvScaled::Compute(const Context& context) const {
 const OpSchema BinaryConvLevels::kSchema = {
     "BinaryConvLevels", {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat}, {kOrtFloat}};
 
-BinaryConvLevels::BinaryConvLevels(const NodeInfo& node) : BinaryConvLevels(node, ConvNode(node)) {}
+BinaryConvLevels::BinaryConvLevels(const NodeInfo& node)
+    : BinaryConvLevels(node, ConvNode(node, ConvNode::Planes::kLevels)) {}
 
 BinaryConvLevels::BinaryConvLevels(const NodeInfo& node, const ConvNode& conv)
     : BinaryConv(conv, conv.ScaleAndBias(node)) {

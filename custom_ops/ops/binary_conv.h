@@ -33,8 +33,12 @@ namespace bnn_deploy {
 // The attributes and constant inputs that all these operators share, read and checked.
 class ConvNode {
  public:
+  // What several bit planes of X hold: bits of levels, for BinaryConvLevels, or signs, for
+  // BinaryConvBases.
+  enum class Planes { kLevels, kSigns };
+
   ConvNode(const NodeInfo& node, size_t pad_value_input);
-  explicit ConvNode(const NodeInfo& node);  // BinaryConvLevels
+  ConvNode(const NodeInfo& node, Planes planes);
 
   const ConvSpec& spec() const { return spec_; }
   const uint32_t* weights() const { return weights_; }
@@ -68,6 +72,7 @@ class BinaryConv {
 
  protected:
   BinaryConv(const ConvNode& node, const FloatConstants& constants);
+  BinaryConv(const ConvNode& node, const uint32_t* weights, const BasesConstants& constants);
 
   const ConvNode node_;
   const ConvDriver driver_;

@@ -4,6 +4,7 @@
 
 #include "ops/binarize.h"
 #include "ops/binary_conv.h"
+#include "ops/binary_conv_bases.h"
 #include "ops/binary_linear.h"
 #include "ops/binary_matmul.h"
 #include "ops/binary_max_pool.h"
@@ -20,19 +21,13 @@ OrtCustomOpDomain* CreateDomain() {
   OrtCustomOpDomain* domain = nullptr;
   Check(Ort().CreateCustomOpDomain(kDomain, &domain));
   const OrtCustomOp* const ops[] = {
-      DefineOp<Binarize>(),
-      DefineOp<BinarizeChannelsLast>(),
-      DefineOp<BinarizeQuantized>(),
-      DefineOp<BinarizeAbsMean>(),
-      DefineOp<QuantizeLevels>(),
-      DefineOp<BinaryConv>(),
-      DefineOp<BinaryConvScaled>(),
-      DefineOp<BinaryConvLevels>(),
-      DefineOp<BinaryConvThreshold>(),
-      DefineOp<BinaryConvResidual>(),
-      DefineOp<BinaryLinear>(),
-      DefineOp<BinaryMatMul>(),
-      DefineOp<BinaryMaxPool>(),
+      DefineOp<Binarize>(),           DefineOp<BinarizeChannelsLast>(),
+      DefineOp<BinarizeQuantized>(),  DefineOp<BinarizeAbsMean>(),
+      DefineOp<QuantizeLevels>(),     DefineOp<BinaryConv>(),
+      DefineOp<BinaryConvScaled>(),   DefineOp<BinaryConvLevels>(),
+      DefineOp<BinaryConvBases>(),    DefineOp<BinaryConvThreshold>(),
+      DefineOp<BinaryConvResidual>(), DefineOp<BinaryLinear>(),
+      DefineOp<BinaryMatMul>(),       DefineOp<BinaryMaxPool>(),
       DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));

@@ -30,9 +30,11 @@ Array = NDArray[Any]
 Shape = tuple[int | str, ...]
 Case = Callable[[], list[Decline]]
 
+RANDOM = np.random.default_rng(0)
 W = weights(8, 4, 3, 3)
 PADS = np.array([0, 0, 1, 1, 0, 0, 1, 1])
-NUMBERS = {name: np.float32(value) for name, value in {"zero": 0, "one": 1, "two": 2, "three": 3}.items()}
+NUMBERS = {"zero": np.float32(0), "one": np.float32(1), "two": np.float32(2), "three": np.float32(3)}
+NUMBERS |= {"fifteen": np.float32(15)}
 LEVELS = "c = Clip(x, zero, one)\nm = Mul(c, three)\nr = Round(m)\na = Div(r, three)"
 
 
@@ -139,8 +141,14 @@ CASES: dict[type[Reason], Case] = {
         axes=np.array([1]),
         box=np.full((1, 1, 3, 3), 1 / 9, np.float32),
     ),
-    reasons.RealWeights: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), 2)),
-    reasons.ExactZeros: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), 0)),
+    reasons.RealWeights: case("s = Sign(x)\ny = Conv(s, w)", w=RANDOM.standard_normal((8, 4, 3, 3), np.float32)),
+    reasons.ManyWeightValues: case(
+        "s = Sign(x)\ny = Conv(s, w)", w=RANDOM.choice(RANDOM.standard_normal(9, np.float32), (8, 4, 3, 3))
+    ),
+    reasons.ManyPasses: case(LEVELS.replace("three", "fifteen") + "\ny = Conv(a, w)", w=changed((2, 1, 0, 0), 0)),
+    reasons.ExactZeros: case(
+        "s = Sign(x)\np = Pad(s, pads, one)\ny = Conv(p, w)", w=changed((2, 1, 0, 0), 0), pads=PADS
+    ),
     reasons.NotFinite: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), np.nan)),
     reasons.WeightsNotConstant: case("s = Sign(x)\nr = Relu(x)\ny = Conv(s, r)", (4, 4, 3, 3)),
     reasons.RealOperand: case("s = Sign(x)\nr = Relu(x)\ny = MatMul(s, r)", (4, 4)),
@@ -189,10 +197,11 @@ CASES: dict[type[Reason], Case] = {
     reasons.LevelsPad: case(f"{LEVELS}\np = Pad(a, pads, one)\ny = Conv(p, w)", w=W, pads=PADS),
     reasons.StepSign: case("r = Round(x)\ns = Sign(r)\ny = Conv(s, w)", w=W),
     reasons.FallingLevels: case(f"{LEVELS}\nb = Sub(one, a)\ny = Conv(b, w)", w=W),
-    reasons.LevelsBelowZero: case("c = Clip(x, low, one)\na = Round(c)\ny = Conv(a, w)", w=W, low=np.float32(-2)),
     reasons.UnevenLevels: case(
-        "p = Greater(x, one)\nq = Greater(x, zero)\nr = Where(q, one, zero)\na = Where(p, three, r)\ny = Conv(a, w)",
+        "c = Clip(x, zero, three)\nr = Round(c)\np = Greater(x, three)\nk = Cast<to=1>(p)\nq = Greater(x, fifteen)\n"
+        "l = Cast<to=1>(q)\nd = Add(k, l)\ne = Mul(d, half)\na = Add(r, e)\ny = Conv(a, w)",
         w=W,
+        half=np.float32(0.4),
     ),
     reasons.Stranger: case(
         "s = Sign(x)\na = Mul(s, two)\nb = Concat<axis=1>(a, s)\ny = Conv(b, w)", w=weights(8, 8, 3, 3)

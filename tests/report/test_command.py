@@ -54,8 +54,8 @@ def test_latent_weights_are_named_with_their_zeros(tmp_path: Path) -> None:
 
 
 def test_the_advice_for_latent_weights_works(tmp_path: Path) -> None:
-    latent = W * (eighths(8, 4, 3, 3, seed=5) + np.float32(2))
-    model = parse("s = Sign(x)\nc = Conv(s, w)\nt = Sign(c)\ny = Conv(t, u)", w=W, u=latent[:3, :1].repeat(8, axis=1))
+    latent = np.random.default_rng(5).standard_normal((3, 8, 3, 3), np.float32)
+    model = parse("s = Sign(x)\nc = Conv(s, w)\nt = Sign(c)\ny = Conv(t, u)", w=W, u=latent)
     before = convert(model, tmp_path / "m.onnx", weights="as-is", float_output=tmp_path / "f.onnx").layers[1]
     assert before.status == "float" and before.advice is not None
     assert "--weights xnor, xnor-centred or sign" in before.advice and "the file that --float writes" in before.advice
@@ -98,11 +98,10 @@ def test_strict_writes_the_report_and_nothing_else(tmp_path: Path) -> None:
     ):
         convert(small(), tmp_path / "m.onnx", weights="as-is", strict=True, report=tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
-    zeros = {"u": with_weight(0), "v": with_weight(0, source=-W)}
-    two = parse("s = Sign(x)\na = Conv(s, u)\nb = Conv(s, v)\ny = Add(a, b)", **zeros)
-    with pytest.raises(
-        BnnDeployError, match=r"2 layers .* stay float: Conv 'a', Conv 'b': filter 2 has 1 weights that"
-    ):
+    rng = np.random.default_rng(0)
+    many = rng.choice(rng.standard_normal(9, np.float32), W.shape)
+    two = parse("s = Sign(x)\na = Conv(s, u)\nb = Conv(s, v)\ny = Add(a, b)", u=many, v=-many)
+    with pytest.raises(BnnDeployError, match=r"2 layers .* stay float: Conv 'a', Conv 'b': filter 0 has 9 values"):
         convert(two, tmp_path / "m.onnx", strict=True)
     layers = json.loads((tmp_path / "r.json").read_text())["layers"]
     assert [layer["binary_in_training"] for layer in layers] == [False, True]

@@ -11,13 +11,15 @@ import pytest
 
 from bnn_deploy.operators.contract import DOMAIN, OPERATORS
 from bnn_deploy.passes.pipeline import fold, to_binary
-from bnn_deploy.passes.reasons import ExactZeros, ModelInput, RealWeights
+from bnn_deploy.passes.reasons import InputShape, ModelInput
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
 from support.graphs import batch_norm, eighths, parse, weights
 from support.reports import SIGN_CONV, W, only_layer, report_on, with_weight
 
-STAYS = {"status": "float", "becomes": "Conv", "converted_sign_of_zero": 0, "binary_in_training": True}
+COUNTS = ("bits", "planes", "bases")
+STATUSES = {"BinaryConvLevels": "binary, 2-bit activations", "BinaryConvBases": "binary, 2 x 2 bit planes"}
+TWO_BASES = {"status": "binary, 1 x 2 bit planes", "becomes": "BinaryConvBases"}
 NUMBERS = {"zero": np.float32(0), "one": np.float32(1), "minus": np.float32(-1)}
 WHERE = "a = GreaterOrEqual(w, zero)\nb = Where(a, one, minus)\ns = Sign(x)\ny = Conv<pads=[1,1,1,1]>(s, b)"
 
@@ -49,9 +51,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {
             "weights": "constant, two-valued but for 1 exact zero",
             "zeros": 1,
-            "reason": "filter 2 has 1 weights that are exactly 0, which one bit cannot hold",
-            "advice": ExactZeros.advice,
-            **STAYS,
+            **TWO_BASES,
         },
     ),
     "rounding": (
@@ -63,12 +63,10 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         SIGN_CONV,
         {"w": with_weight(2)},
         {
-            "weights": "constant, real-valued",
+            "weights": "constant, 3 values per filter",
             "spread": 0.75,
             "scale": None,
-            "reason": "its weights are real-valued: filter 2 has |w| from 0.5 to 2",
-            "advice": RealWeights.advice,
-            **STAYS,
+            **TWO_BASES,
         },
     ),
     "Sign of the weights": (
@@ -135,11 +133,16 @@ def test_scale_times_the_magnitude_of_the_signs() -> None:
 # What stays float.
 
 PADS = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+REAL = np.random.default_rng(0).standard_normal((8, 4, 3, 3), np.float32)
 LEFT: dict[str, tuple[str, dict[str, Any], str]] = {
     "a first layer": ("y = Conv(x, w)", {"w": eighths(8, 4, 3, 3)}, "the model's real-valued input"),
-    "real weights": ("s = Sign(x)\ny = Conv(s, w)", {"w": eighths(8, 4, 3, 3) + 2}, "its weights are real-valued"),
+    "real weights": ("s = Sign(x)\ny = Conv(s, w)", {"w": REAL}, "its weights are real-valued"),
     "NaN": ("s = Sign(x)\ny = Conv(s, w)", {"w": W * np.float32(np.nan)}, "holds NaN or infinity"),
-    "exact zeros": ("s = Sign(x)\ny = Conv(s, w)", {"w": W * (np.arange(3) > 0)}, "which one bit cannot hold"),
+    "exact zeros": (
+        "s = Sign(x)\np = Pad(s, pads, c)\ny = Conv(p, w)",
+        {"w": W * (np.arange(3) > 0), "pads": PADS, "c": 1},
+        "which one bit cannot hold",
+    ),
     "weights that are data": (
         "a = ReduceMean<keepdims=1>(x, axis)\nb = Mul(a, a)\nc = Add(b, w)\ns = Sign(x)\ny = Conv(s, c)",
         {"w": W, "axis": np.array([0, 1, 2, 3])},
@@ -255,7 +258,7 @@ def test_a_standard_layer_whose_weights_are_bits(transposed: bool, reads_sign: b
         makers.append(ir.Node("", "Transpose", makers[0].outputs))
     binary.graph.insert_before(conv, makers)
     conv.replace_input_with(1, makers[-1].outputs[0])
-    why = RealWeights(0, 1, 2) if reads_sign else ModelInput()
+    why = InputShape() if reads_sign else ModelInput()
     left = [replace(decline, why=why) for decline in left]
     (layer,) = layer_reports(model, seen, binary, left, "as-is", {})
     assert (layer.status, layer.becomes, layer.binary_in_training) == ("binary weights only", "Conv", reads_sign)
@@ -269,8 +272,7 @@ def test_operators_by_their_names() -> None:
     seen = Canonical()
     to_binary(model, look=seen.look)
     for operator in (name for name, row in OPERATORS.items() if row.is_layer):
-        other = ir.Node(DOMAIN, operator, [ir.Value(name="x")], [ir.AttrInt64("bits", 2)], name="y")
+        other = ir.Node(DOMAIN, operator, [ir.Value(name="x")], [ir.AttrInt64(n, 2) for n in COUNTS], name="y")
         graph = ir.Graph([], other.outputs, nodes=[other])
         (layer,) = layer_reports(model, seen, ir.Model(graph, ir_version=10), [], "as-is", {})
-        status = "binary, 2-bit activations" if operator == "BinaryConvLevels" else "binary"
-        assert (layer.status, layer.becomes) == (status, operator)
+        assert (layer.status, layer.becomes) == (STATUSES.get(operator, "binary"), operator)

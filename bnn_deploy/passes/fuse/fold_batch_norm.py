@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import operator_of
 from bnn_deploy.passes.conditions import thresholds_folded
@@ -22,7 +21,7 @@ from bnn_deploy.passes.graph import (
 )
 from bnn_deploy.passes.interleave import interleaved
 from bnn_deploy.passes.lower.binary_filters import BinaryFilters, binary_filters
-from bnn_deploy.passes.monotone import batch_norm_line, operand_per_channel
+from bnn_deploy.passes.monotone import Doubles, batch_norm_line, operand_per_channel
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name, take_in
 from bnn_deploy.passes.reasons import Reason
 from bnn_deploy.provenance import set_source
@@ -86,8 +85,6 @@ class FoldBatchNorm(Pass):
             result.rewrote(layer, node)
         return result
 
-
-Doubles = NDArray[np.float64]
 
 LEAST_LEVEL_SCALE = 2.0**-125
 """Half of a BinaryConvLevels' scale must be a float32, without rounding."""

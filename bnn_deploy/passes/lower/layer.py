@@ -58,7 +58,7 @@ from bnn_deploy.provenance import REFUSED, SOURCE
 
 @dataclass
 class LevelsInput:
-    """Where a layer's levels come from: quantiser -> MaxPool* -> (Pad with 0 | Flatten).
+    """Where a layer's levels come from: quantiser -> MaxPool* -> (Pad | Flatten).
 
     Attributes:
         quantizer: what makes the levels.
@@ -66,6 +66,7 @@ class LevelsInput:
         pools: the MaxPools, in order.
         flattened: the shape [C, spatial...] that a Flatten or Reshape made flat, or None.
         pads: what Pad nodes add to each spatial dimension (begins, then ends), or None.
+        pad_value: the value that they add.
     """
 
     quantizer: Quantizer
@@ -73,6 +74,7 @@ class LevelsInput:
     pools: list[ir.Node]
     flattened: list[int] | None
     pads: list[int] | None
+    pad_value: float
 
 
 def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
@@ -83,7 +85,7 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
         that can be had; None if there is no quantiser.
     """
     pools: list[ir.Node] = []
-    flattened, pads = None, None
+    flattened, pads, pad_value = None, None, 0.0
     problem: Reason | None = None
     value, behind = node.inputs[0], node.inputs[0]
     while value is not None and behind is not None and (producer := value.producer()) is not None:
@@ -96,10 +98,10 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
         elif is_op(producer, "Pad") and is_op(node, "Conv") and not pools and pads is None:
             read = read_pad(producer)
             rank = 0 if read is None else len(read[0]) // 2
-            if read is None or read[1] != 0 or any(read[0][i] or read[0][i + rank] for i in (0, 1)):
+            if read is None or any(read[0][i] or read[0][i + rank] for i in (0, 1)):
                 problem = LevelsPad(value.name or "")
             else:
-                pads = [*read[0][2:rank], *read[0][rank + 2 :]]
+                pads, pad_value = [*read[0][2:rank], *read[0][rank + 2 :]], read[1]
             value = behind = data
         elif is_op(producer, "Flatten", "Reshape") and not is_op(node, "Conv") and flattened is None and not pools:
             shape_in, shape_out = (None if v is None else static_shape(v) for v in (data, value))
@@ -114,7 +116,7 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
             found = quantizer(value)
             if not isinstance(found, Quantizer):
                 return found
-            return problem or LevelsInput(found, behind, pools[::-1], flattened, pads)
+            return problem or LevelsInput(found, behind, pools[::-1], flattened, pads, pad_value)
     return None
 
 
@@ -142,7 +144,7 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
 
     Raises:
         NotTwoValuedError: some filter has more than one magnitude, or exact zeros.
-        InputError: a filter is all zeros: no sign, and alpha 0.
+        InputError: a filter is all zeros, no sign and alpha 0, and no other has zeros.
     """
     flat = np.abs(weight.reshape(len(weight), -1).astype(np.float64))
     zeros = (flat == 0).sum(axis=1)
@@ -154,7 +156,7 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
     if len(spread):
         o = int(spread[0])
         raise NotTwoValuedError(RealWeights(o, float(low[o]), float(high[o])))
-    if len(dead):
+    if len(dead) == np.count_nonzero(zeros) > 0:
         o = int(dead[0])
         raise InputError(
             f"filter {o}{f' (and {len(dead) - 1} more)' if len(dead) > 1 else ''} is all zeros, so it has no sign and "
@@ -162,7 +164,7 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
             "retrain, or remove the filter"
         )
     if zeros.any():
-        o = int(np.flatnonzero(zeros)[0])
+        o = int(np.flatnonzero((zeros > 0) & (zeros < flat.shape[1]))[0])
         raise NotTwoValuedError(ExactZeros(o, int(zeros[o])))
     # One magnitude to the last bit keeps that value; one that varies by rounding is replaced by its mean.
     alpha = np.where(high == low, high, flat.mean(axis=1)).astype(np.float32)

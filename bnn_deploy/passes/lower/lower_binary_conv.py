@@ -9,10 +9,12 @@ from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, maker, static_shape
+from bnn_deploy.passes.lower.bases import plane_of_signs, sum_of_bases
 from bnn_deploy.passes.lower.each_layer import EachLayer
 from bnn_deploy.passes.lower.layer import (
     SMALLEST,
     FloatLayer,
+    NotTwoValuedError,
     SignInput,
     fit_weight,
     insert_max_pool,
@@ -36,12 +38,14 @@ class LowerBinaryConv(EachLayer[SignInput]):
     3. A linear layer after a flattened map becomes a BinaryConv whose kernel covers the map; otherwise a 1x1 one.
     4. One Binarize per Sign, whatever number of layers it feeds; a Sign that also feeds something float stays for that.
     5. sign(0) = 0 becomes +1, as in the paper: t = 0. A sign that is -1 at 0 gets the smallest float32 above 0.
-    6. The padding is that of the Conv (zeros), of the Pad (0, -1 or +1), or, if both are zeros, of both.
+    6. Weights of a few values per filter, {beta - alpha, beta + alpha}, ternary or sums of ±alpha, make it a
+       BinaryConvBases, where no padding is ±1.
+    7. The padding is that of the Conv (zeros), of the Pad (0, -1 or +1), or, if both are zeros, of both.
 
-    Declines, with the reason: real-valued weights, weights with exact zeros, weights or bias that are not constant,
-    unknown shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output, a Pad of channels, of
-    other values or before a MaxPool, zeros and ±1 in one padding. A layer whose input is no Sign is not looked at; the
-    audit names it. Nor is a MatMul over the last of three and more dimensions: LowerLinear does that.
+    Declines, with the reason: real-valued weights, weights that take too many bases, weights or bias that are not
+    constant, unknown shapes, auto_pad, three and more spatial dimensions, 2^24 or more products per output, a Pad of
+    channels, of other values or before a MaxPool, zeros and ±1 in one padding. A layer whose input is no Sign is not
+    looked at; the audit names it. Nor is a MatMul over the last of three and more dimensions: LowerLinear does that.
 
     Raises InputError for a filter that is all zeros.
     """
@@ -66,16 +70,28 @@ class LowerBinaryConv(EachLayer[SignInput]):
         pads = self._pads(layer, source)
         if isinstance(pads, Reason):
             return pads
-        signs, alpha = two_valued(weight)
+        bias = np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias
+        attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])}
+        try:
+            signs, alpha = two_valued(weight)
+        except NotTwoValuedError:
+            found = sum_of_bases(plane_of_signs(source.factor), weight)
+            if found is None or source.pad_value:
+                raise
+            if isinstance(found, Reason):
+                return found
+            sums, counts = found
+            return replace_layer(
+                node, "BinaryConvBases", self._bits(source), sums | {"bias": bias}, layer, pads, attributes | counts
+            )
         if source.factor != 1:
             alpha = (alpha.astype(np.float64) * source.factor).astype(np.float32)
         constants = {
             "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
             "scale": alpha,
-            "bias": np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias,
+            "bias": bias,
             "pad_value": np.array([source.pad_value], np.float32),
         }
-        attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])}
         return replace_layer(node, "BinaryConv", self._bits(source), constants, layer, pads, attributes)
 
     def _pads(self, layer: FloatLayer, source: SignInput) -> list[int] | Reason:

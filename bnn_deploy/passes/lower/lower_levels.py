@@ -1,43 +1,54 @@
-"""LowerLevels: convolutions and linear layers of few levels with two-valued weights become BinaryConvLevels."""
+"""LowerLevels: convolutions and linear layers of few levels with weights of few values become binary."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnn_deploy.operators.bits import pack_bits, words
 from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
 from bnn_deploy.passes.graph import add_initializer, insert_node, static_shape
+from bnn_deploy.passes.lower.bases import plane_sums, sum_of_bases
 from bnn_deploy.passes.lower.each_layer import EachLayer
 from bnn_deploy.passes.lower.layer import (
     FloatLayer,
     LevelsInput,
+    NotTwoValuedError,
     fit_weight,
     levels_input,
     pool_window,
     replace_layer,
     two_valued,
 )
-from bnn_deploy.passes.reasons import InputShape, LargeSums, Reason
+from bnn_deploy.passes.monotone import Floats
+from bnn_deploy.passes.outcome import Outcome
+from bnn_deploy.passes.reasons import InputShape, LargeSums, LevelsPad, Reason, UnevenLevels
 from bnn_deploy.passes.recognise.few_levels import transposed
-from bnn_deploy.provenance import Levels, MaxPool, Transpose, node_place, place
+from bnn_deploy.provenance import Levels, MaxPool, Place, Transpose, node_place, place
 
 
 class LowerLevels(EachLayer[LevelsInput]):
-    """q(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  MaxPool*(x) -> QuantizeLevels -> BinaryConvLevels.
+    """q(x) -> MaxPool* -> Conv | Flatten -> Gemm | MatMul  ==>  MaxPool*(x) -> QuantizeLevels -> a binary layer.
 
-    1. q has 2 to 16 values 0, d, 2 d, ..., and rises with x (see `levels.quantizer`); what rises with x in front of it,
-       such as BatchNormalization with positive gammas and Relu, goes into its thresholds.
-    2. The weight is constant and two-valued, ±alpha, per filter; scale = alpha * d.
-    3. A maximum commutes with q, so the pools go in front of it.
-    4. A padded tap is 0, which is level 0, by the layer's pads or a Pad with 0.
-    5. One QuantizeLevels per tensor, whatever number of layers it feeds; q(x) stays for something float that reads it.
-    6. Fewer than 2^bits levels: the thresholds of those that are missing are infinite.
+    1. q has 2 to 16 values and rises with x (see `few_levels.quantizer`); what rises with x in front of it, such as
+       BatchNormalization with positive gammas and Relu, goes into its thresholds.
+    2. Evenly spaced levels, where a padded tap is the lowest of them or nothing is padded, and a constant weight of
+       two values, ±alpha, per filter: BinaryConvLevels, scale = alpha * step, the lowest level's part in the bias.
+    3. Others, b + sum of ±c_p, and weights of a few values, beta + sum of ±alpha_q: BinaryConvBases, where a padded tap
+       is 0. The planes are the bits of the levels' indices (up to 4 levels of LQ-Nets, DoReFa in [-1, 1], {b - a,
+       b + a} of AdaBin), or one for each threshold.
+    4. A maximum commutes with q, so the pools go in front of it.
+    5. A tap is padded by the layer's pads, with 0, or by a Pad.
+    6. One QuantizeLevels per tensor, whatever number of layers it feeds; q(x) stays for something float that reads it.
+    7. Fewer than 2^bits levels: the thresholds of those that are missing are infinite.
 
-    Declines, with the reason: levels that are not evenly spaced from 0 up; a Pad with another value; weights and layers
+    Declines, with the reason: levels or weights that take too many planes; a Pad with another value; weights and layers
     as LowerBinaryConv does; 2^24 or more as the largest sum. A layer whose input has no such levels, or is ±1, is not
     looked at.
 
@@ -45,6 +56,12 @@ class LowerLevels(EachLayer[LevelsInput]):
     """
 
     needs = (constants_folded, shapes_known, signs_canonical)
+
+    def call(self, model: ir.Model) -> Outcome:
+        """Rewrite every layer that qualifies."""
+        self._thermometers: dict[ir.Value, ir.Value] = {}  # as _binarized: one plane for each threshold
+        self._pooled: dict[ir.Value, tuple[ir.Value, Place]] = {}  # by the tensor behind the pools
+        return super().call(model)
 
     def _source(self, node: ir.Node) -> LevelsInput | Reason | None:
         return levels_input(node)
@@ -57,31 +74,90 @@ class LowerLevels(EachLayer[LevelsInput]):
         if isinstance(fitted, Reason):
             return fitted
         weight, channels = fitted
-        quantizer = source.quantizer
-        highest = 2**quantizer.bits - 1
-        if highest * math.prod(weight.shape[1:]) >= MAX_TERMS:
-            return LargeSums(math.prod(weight.shape[1:]), highest)
-        signs, alpha = two_valued(weight)
+        bias = np.zeros(len(weight), np.float32) if layer.bias is None else layer.bias
+        try:
+            filters = two_valued(weight)
+        except NotTwoValuedError:
+            form = _sum(node, source, layer, weight, bias)
+            if form is None:
+                raise
+        else:
+            form = _even_levels(source, layer, filters, bias) or _sum(node, source, layer, weight, bias)
+            assert form is not None  # two values are few
+        if isinstance(form, Reason):
+            return form
         pads = layer.pads
         if source.pads is not None:
             pads = [own + extra for own, extra in zip(layer.pads, source.pads, strict=True)]
-        constants = {
-            "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
-            "scale": (alpha.astype(np.float64) * quantizer.step).astype(np.float32),
-            "bias": np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias,
-        }
-        attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:]), "bits": quantizer.bits}
-        return replace_layer(node, "BinaryConvLevels", self._quantized(source), constants, layer, pads, attributes)
+        attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])} | form.attributes
+        bits = self._quantized(source) if form.binary_code else self._thermometer(source)
+        return replace_layer(node, form.op_type, bits, form.constants, layer, pads, attributes)
 
     def _quantized(self, source: LevelsInput) -> ir.Value:
-        """The planes of a tensor, made once for each."""
+        """The bits of the levels' indices, made once for each tensor."""
         value, quantizer = source.value, source.quantizer
         if value not in self._binarized:
+            bits = quantizer.bits
+            missing = 2**bits - 1 - len(quantizer.thresholds)
+            thresholds = np.pad(quantizer.thresholds, ((0, missing), (0, 0)), constant_values=np.inf)
+            step = quantizer.step if quantizer.levels[0] == 0 else None
+            values = () if step is not None else tuple(quantizer.levels.tolist())
+            levels = Levels(bits, step or 0.0, quantizer.before_thresholds, values)
+            self._binarized[value] = self._planes(source, value.name or "", thresholds, levels)
+        return self._binarized[value]
+
+    def _thermometer(self, source: LevelsInput) -> ir.Value:
+        """One plane for each threshold, made once for each tensor."""
+        value, quantizer = source.value, source.quantizer
+        if value not in self._thermometers:
+            levels = quantizer.levels.tolist()
+            planes = [
+                self._planes(
+                    source,
+                    f"{value.name}_{i + 1}",
+                    quantizer.thresholds[i : i + 1],
+                    Levels(1, 0.0, quantizer.before_thresholds[i : i + 1], (levels[i], levels[i + 1])),
+                )
+                for i in range(len(levels) - 1)
+            ]
+            before, first = value.producer(), planes[0]
+            assert before is not None and first.shape is not None
+            self._thermometers[value] = insert_node(
+                before,
+                "Concat",
+                planes,
+                {"axis": -1},
+                f"{value.name}_planes",
+                dtype=ir.DataType.UINT32,
+                shape=[*first.shape[:-1], len(planes) * int(first.shape[-1])],  # type: ignore[arg-type]
+            )
+        return self._thermometers[value]
+
+    def _planes(self, source: LevelsInput, name: str, thresholds: Floats, levels: Levels) -> ir.Value:
+        """Insert the QuantizeLevels of a tensor's quantiser with these of its thresholds."""
+        value = source.value
+        before = value.producer()
+        assert before is not None and isinstance(before.graph, ir.Graph) and value.shape is not None
+        data, origin = self._data(source)
+        return insert_node(
+            before,
+            "QuantizeLevels",
+            [data, add_initializer(before.graph, f"{name}_thresholds", thresholds)],
+            {"bits": levels.bits},
+            f"{name}_levels",
+            dtype=ir.DataType.UINT32,
+            shape=[value.shape[0], *value.shape[2:], levels.bits * words(thresholds.shape[1])],
+            domain=DOMAIN,
+            metadata=node_place(value.producer(), value).as_source() | origin.as_before() | levels.as_metadata(),
+        )
+
+    def _data(self, source: LevelsInput) -> tuple[ir.Value, Place]:
+        """What is quantised, channels first and behind the pools, and the place of its pre-activation."""
+        value, quantizer = source.value, source.quantizer
+        if value not in self._pooled:
             before = value.producer()
-            assert before is not None and isinstance(before.graph, ir.Graph)
-            graph, name = before.graph, value.name or ""
-            data = quantizer.data
-            shape = None if data.shape is None else transposed(list(data.shape), quantizer.perm)
+            assert before is not None
+            name, data = value.name or "", quantizer.data
             if quantizer.perm:
                 data = insert_node(
                     before,
@@ -90,7 +166,7 @@ class LowerLevels(EachLayer[LevelsInput]):
                     {"perm": list(quantizer.perm)},
                     f"{name}_channels_first",
                     dtype=ir.DataType.FLOAT,
-                    shape=shape,
+                    shape=None if data.shape is None else transposed(list(data.shape), quantizer.perm),
                 )
             origin = place(quantizer.before)
             if quantizer.before_perm:
@@ -107,20 +183,61 @@ class LowerLevels(EachLayer[LevelsInput]):
                     shape=output.shape,
                 )
                 origin = origin.then(MaxPool(window))
-            bits = quantizer.bits
-            missing = 2**bits - 1 - len(quantizer.thresholds)
-            thresholds = np.pad(quantizer.thresholds, ((0, missing), (0, 0)), constant_values=np.inf)
-            levels = Levels(bits, quantizer.step, quantizer.before_thresholds)
-            assert value.shape is not None
-            self._binarized[value] = insert_node(
-                before,
-                "QuantizeLevels",
-                [data, add_initializer(graph, f"{name}_thresholds", thresholds)],
-                {"bits": bits},
-                f"{name}_levels",
-                dtype=ir.DataType.UINT32,
-                shape=[value.shape[0], *value.shape[2:], bits * words(thresholds.shape[1])],
-                domain=DOMAIN,
-                metadata=node_place(value.producer(), value).as_source() | origin.as_before() | levels.as_metadata(),
-            )
-        return self._binarized[value]
+            self._pooled[value] = data, origin
+        return self._pooled[value]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What becomes of a layer: an operator, its constants, and its attributes but for the window and the channels.
+
+    `binary_code` says whether it reads the bits of the levels' indices, and not one plane for each threshold.
+    """
+
+    op_type: str
+    constants: dict[str, NDArray[Any]]
+    attributes: dict[str, int]
+    binary_code: bool = True
+
+
+def _even_levels(
+    source: LevelsInput, layer: FloatLayer, filters: tuple[NDArray[np.bool_], Floats], bias: Floats
+) -> _Form | Reason | None:
+    """The BinaryConvLevels of evenly spaced levels and ±alpha; None if a padded tap is not the lowest level."""
+    signs, alpha = filters
+    quantizer, terms = source.quantizer, math.prod(signs.shape[1:])
+    low, highest = float(quantizer.levels[0]), 2**quantizer.bits - 1
+    if quantizer.step is None or not _padding(source, layer) <= {low}:
+        return None
+    if highest * terms >= MAX_TERMS:
+        return LargeSums(terms, highest)
+    if low:
+        sums = 2.0 * signs.reshape(len(signs), -1).sum(axis=1) - terms
+        bias = (bias + low * alpha.astype(np.float64) * sums).astype(np.float32)
+    constants = {
+        "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
+        "scale": (alpha.astype(np.float64) * quantizer.step).astype(np.float32),
+        "bias": bias,
+    }
+    return _Form("BinaryConvLevels", constants, {"bits": quantizer.bits})
+
+
+def _sum(node: ir.Node, source: LevelsInput, layer: FloatLayer, weight: Floats, bias: Floats) -> _Form | Reason | None:
+    """The BinaryConvBases of levels and weights of few values; None if these have many."""
+    levels = source.quantizer.levels
+    planes = plane_sums(levels)
+    if planes is None:
+        return UnevenLevels(len(levels), levels[0], levels[-1], ", ".join(f"{level:.4g}" for level in levels))
+    if not _padding(source, layer) <= {0.0}:
+        return LevelsPad((node.inputs[0] or source.value).name or "")
+    sums = sum_of_bases(planes, weight)
+    if sums is None or isinstance(sums, Reason):
+        return sums
+    constants, attributes = sums
+    return _Form("BinaryConvBases", constants | {"bias": bias}, attributes, planes.is_binary_code)
+
+
+def _padding(source: LevelsInput, layer: FloatLayer) -> set[float]:
+    """The values of padded taps."""
+    own = {0.0} if any(layer.pads) else set()
+    return own | ({source.pad_value} if source.pads is not None and any(source.pads) else set())

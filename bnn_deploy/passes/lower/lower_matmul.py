@@ -183,14 +183,15 @@ def _operand(node: ir.Node, index: int) -> _Operand | Reason:
         return RealOperand(which, producer.op_type)
     if isinstance(levels, Reason) or levels.perm or levels.before_perm or not _is_one_step(levels):
         return OperandLevels(which)
-    encoding = Levels(1, levels.step, levels.before_thresholds[:, :1])
+    step = float(levels.levels[-1])
+    encoding = Levels(1, step, levels.before_thresholds[:, :1])
     places = node_place(producer, value), place(levels.before)
     threshold = float(levels.thresholds[0, 0])
-    return _Operand(value, levels.data, threshold, levels.step, *places, encoding, static_shape(value) or [])
+    return _Operand(value, levels.data, threshold, step, *places, encoding, static_shape(value) or [])
 
 
 def _is_one_step(levels: Quantizer) -> bool:
-    """Whether there are two levels, with one threshold for all channels."""
-    return all(
+    """Whether there are two levels, 0 and another, with one threshold for all channels."""
+    return levels.levels[0] == 0 and all(
         len(found) == 1 and (found == found[0, 0]).all() for found in (levels.thresholds, levels.before_thresholds)
     )

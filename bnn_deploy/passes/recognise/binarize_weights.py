@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import FLOAT_LAYERS
 from bnn_deploy.passes.graph import add_initializer, constant, group_of, is_op, swap_filters
+from bnn_deploy.passes.lower.filter_values import filter_values
 from bnn_deploy.passes.lower.layer import MAX_SPREAD, LevelsInput, levels_input, sign_input
 from bnn_deploy.passes.outcome import Outcome, Pass, Rewrite, display_name
 from bnn_deploy.passes.reasons import OneMagnitude
@@ -31,7 +32,8 @@ Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
 class BinarizeWeights(Pass):
     """Conv | ConvTranspose | Gemm | MatMul of a sign or few levels, with real W  ==>  the same with alpha * sign(W).
 
-    1. W is constant, and not two-valued within 1e-3 per filter: binarising twice would shrink alpha.
+    1. W is constant, and not of a few values per filter, within 1e-3: those are none that somebody has yet to binarise,
+       and binarising twice would shrink alpha.
     2. The layer gets a tensor of its own; another that shares W keeps W.
     3. "auto" is "xnor-centred" for the layers of `recipe`. Others stay as they are where the graph itself makes some
        layer's weights two-valued: it says which weights are binary. Where it does not, "auto" raises InputError with
@@ -75,9 +77,9 @@ class BinarizeWeights(Pass):
                 if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
                     continue
                 filters = _filters(node, weight)
-                if _has_one_magnitude(filters):
+                if _has_one_magnitude(filters) or filter_values(filters) is not None:
                     computed |= display_name(node) in self.computed
-                    if (filters == 0).any():
+                    if _has_one_magnitude(filters) and (filters == 0).any():
                         result.decline(node, OneMagnitude())
                     continue
                 latent[node] = filters

@@ -1,11 +1,11 @@
-"""Activations of a few levels, as DoReFa-Net and HWGQ-Net have them, recognised by their values, not by their form."""
+"""Activations of a few levels, as of DoReFa-Net, AdaBin and LQ-Nets, recognised by their values, not by their form."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,13 +22,20 @@ from bnn_deploy.passes.monotone import (
     monotone,
     ordered_to_float,
 )
-from bnn_deploy.passes.reasons import FallingLevels, LevelsBelowZero, Reason, UnevenLevels
+from bnn_deploy.passes.reasons import FallingLevels, Reason
+from bnn_deploy.provenance import zero_value
 
 EVEN = 1e-6
 """Levels may differ from multiples of the step by this times the highest, which is more than their own rounding."""
 
 HALF = 2.0**-24
 """The smallest positive float16: what is nearer to 0 becomes 0, or this."""
+
+NARROW = 1e-6
+"""The width, of its place, of an interval in which a sum is one number by rounding."""
+
+SIGN_OF_ZERO = 7 / 16
+"""A level is reached from this part of the way to it on. A Sign of 0 is half of the way, so it counts as +1."""
 
 MAX_LEVELS = 2**MAX_LEVEL_BITS
 
@@ -38,13 +45,13 @@ PER_CHANNEL = ("BatchNormalization", "LeakyRelu", "PRelu")
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A tensor whose value is `step` times the number of thresholds that another tensor reaches.
+    """A tensor whose value is that of `levels` whose index is the number of thresholds that another tensor reaches.
 
     Attributes:
         data: the other tensor, as far up in the graph as the function stays one of each element alone.
         perm: how `data` is transposed on the way; () if it is not.
         thresholds: [levels - 1, C] float32, ascending.
-        step: the distance of two levels.
+        levels: the values, ascending.
         before: the nearest tensor that this one is a function of, with few levels: what was quantised in the source.
         before_perm: as perm, of `before`.
         before_thresholds: of `before`, [levels - 1, C] float32, or [levels - 1, 1] where all channels have the same.
@@ -53,15 +60,23 @@ class Quantizer:
     data: ir.Value
     perm: tuple[int, ...]
     thresholds: Floats
-    step: float
+    levels: NDArray[np.float64]
     before: ir.Value
     before_perm: tuple[int, ...]
     before_thresholds: Floats
 
     @property
     def bits(self) -> int:
-        """Bits of a level."""
+        """Bits of a level's index."""
         return len(self.thresholds).bit_length()
+
+    @property
+    def step(self) -> float | None:
+        """The distance of two neighbouring levels; None if they are not evenly spaced."""
+        low, high, steps = float(self.levels[0]), float(self.levels[-1]), len(self.levels) - 1
+        even = low + (high - low) / steps * np.arange(steps + 1)
+        near = EVEN * max(abs(low), abs(high))
+        return None if (np.abs(self.levels - even) > near).any() else (high - low) / steps
 
 
 def quantizer(value: ir.Value) -> Quantizer | Reason | None:
@@ -70,7 +85,8 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
     1. It is a function f of one other tensor's elements, each alone, made of Clip, Round, comparisons, Where, Cast and
        arithmetic with constants, one number or one per channel, and of QuantizeLinear and DequantizeLinear; Transposes
        in between count as nothing. What f is made of does not matter: f is evaluated.
-    2. f has 2 to 16 values over all float32, it does not fall, and its values are 0, d, 2 d and so on, to rounding.
+    2. f has 2 to 16 values over all float32, and does not fall. One that it has at a single number or a few next to it,
+       as of a Sign at 0, does not count: there it may as well be the next.
     3. Each threshold is the smallest float32 at which f has the value, found by bisection, so levels are exact by
        construction, ties of Round included.
     4. A function further up (BatchNormalization, Relu, ...) is taken into f where f then still rises in every channel.
@@ -79,44 +95,54 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
        then right to their rounding.
 
     Returns:
-        The quantiser; a reason if the tensor has a few levels, but not such; None if it is nothing of the kind.
+        The quantiser; a reason if the tensor has a few levels, but not such; None if it is nothing of the kind, or ±s,
+        a sign.
     """
     shape = static_shape(value)
     if shape is None or len(shape) < 2 or shape[1] is None or value.dtype != ir.DataType.FLOAT:
         return None
     channels = shape[1]
-    nearest: tuple[_Chain, NDArray[np.float64], Floats] | None = None
+    nearest: tuple[_Chain, Floats] | None = None
+    every = levels = np.zeros(0, np.float64)  # all values of the nearest, and those of more than one number
     best: tuple[_Chain, Floats] | None = None  # with thresholds [levels - 1, C]
-    problem: Reason | Literal[""] | None = None  # of the nearest function with few levels
+    problem: Reason | None = None  # of the nearest function with few levels
+    is_sign = False
     for chain in _chains(value, len(shape), channels):
         if chain.leaf.dtype != ir.DataType.FLOAT:
             continue
         if nearest is not None and _rounds(chain) > _rounds(nearest[0]):
             break  # the thresholds would be those of another rounding
         if nearest is None:
-            levels = _discover(chain.evaluate, chain.columns(channels))
-            if levels is None:
+            found = _discover(chain.evaluate, chain.columns(channels))
+            if found is None:
                 continue
-            reason = _unusable(levels, chain)
-        else:
-            levels, reason = nearest[1], None
-        thresholds = None if reason is not None else _thresholds(chain.evaluate, levels, chain.columns(channels))
+            every = found
+            levels = _intervals(chain.evaluate, every, chain.columns(channels))
+            has_sign = any(is_op(node, "Sign") for node, _ in chain.steps)
+            if levels[0] == -levels[-1] and (len(levels) == 2 or (has_sign and len(levels) == 3 and levels[1] == 0)):
+                is_sign = True  # what is in front may leave only some levels: a Relu, of a sign, 0 and 1
+                continue
+        thresholds = _thresholds(chain.evaluate, every, levels, chain.columns(channels))
         if thresholds is None:
             if nearest is not None:
                 break
-            # What is in front may leave only some levels: a Relu those from 0 up, of a sign 0 and 1.
-            falls = FallingLevels(value.name or "", len(levels))
-            problem = (falls if reason is None else reason) if problem is None else problem
+            if not is_sign and problem is None:
+                problem = FallingLevels(value.name or "", len(levels))
             continue
+        always, never = np.isneginf(thresholds).all(axis=1), np.isposinf(thresholds).all(axis=1)
+        if (always | never).any():  # a Relu in front leaves only some
+            levels, thresholds = levels[always.sum() : len(levels) - never.sum()], thresholds[~always & ~never]
+            nearest = None
+            if len(levels) < 2:
+                return None
         if nearest is None:
-            nearest = chain, levels, thresholds
+            nearest = chain, thresholds
         best = chain, np.repeat(thresholds, channels // thresholds.shape[1], axis=1)
     if nearest is None or best is None:
-        return problem or None
-    first, levels, before_thresholds = nearest
+        return problem
+    first, before_thresholds = nearest
     last, thresholds = best
-    step = float(levels[-1]) / (len(levels) - 1)
-    return Quantizer(last.leaf, last.perm, thresholds, step, first.leaf, first.perm, before_thresholds)
+    return Quantizer(last.leaf, last.perm, thresholds, levels, first.leaf, first.perm, before_thresholds)
 
 
 @dataclass(frozen=True)
@@ -147,7 +173,7 @@ def two_levels(value: ir.Value) -> TwoLevels | None:
         if levels is not None:
             if len(levels) > 3 or levels[0] != -levels[-1] or levels[1] not in (0, levels[-1]):
                 return None
-            thresholds = _thresholds(chain.evaluate, levels, columns)
+            thresholds = _thresholds(chain.evaluate, levels, levels, columns)
             if thresholds is None or not np.isfinite(thresholds).all():
                 return None
             if len(levels) == 3:
@@ -293,6 +319,8 @@ def _apply(node: ir.Node, values: list[Any], channels: int) -> Array:
         function = monotone(node, channels)
         assert function is not None and not isinstance(function, Reason)
         return function(first)
+    if is_op(node, "Sign") and (zero := zero_value(node)):
+        return np.where(first == 0, np.float32(zero), np.sign(first))
     return evaluate(node, values)
 
 
@@ -327,26 +355,26 @@ def _discover(function: Callable[[Floats], Array], channels: int) -> NDArray[np.
     return None if len(levels) < 2 else levels
 
 
-def _unusable(levels: NDArray[np.float64], chain: _Chain) -> Reason | Literal[""] | None:
-    """Why these are no levels from 0 up; "" for those of a sign, which other passes look at; None if they are."""
-    low, high = float(levels[0]), float(levels[-1])
-    if low == -high and len(levels) <= 3 and (len(levels) == 2 or any(is_op(node, "Sign") for node, _ in chain.steps)):
-        return ""
-    if low != 0:
-        return LevelsBelowZero(len(levels), low, high)
-    step = high / (len(levels) - 1)
-    if (np.abs(levels - step * np.arange(len(levels))) > EVEN * high).any():
-        return UnevenLevels(len(levels), low, high, ", ".join(f"{level:.4g}" for level in levels))
-    return None
+def _intervals(function: Callable[[Floats], Array], every: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
+    """The values of a function but for those that it has, in every channel, at a single number or its neighbours."""
+    starts = _bisect(function, every, channels)
+    if starts is None:
+        return every
+    with np.errstate(invalid="ignore"):  # inf - inf: a value that a channel does not have
+        width = starts[1:] - np.nextafter(starts[:-1], np.float32(np.inf))
+        single = ~(width > NARROW * np.abs(starts[1:]))
+    kept = np.concatenate([[True], ~single.all(axis=1), [True]])
+    intervals: NDArray[np.float64] = every[kept]
+    return intervals
 
 
-def _thresholds(
+def _bisect(
     function: Callable[[Floats], Array], levels: NDArray[np.float64], channels: int
 ) -> NDArray[np.float32] | None:
-    """Where the function, of each channel, reaches each level, [levels - 1, C]; None if it is no such function."""
+    """Where the function, of each channel, reaches each level, [levels - 1, C]; None if it falls in one."""
     found = []
     for below, level in itertools.pairwise(levels):
-        half = (below + level) / 2
+        half = below + SIGN_OF_ZERO * (level - below)
 
         def reached(x: Floats, half: float = half) -> NDArray[np.bool_]:
             result: NDArray[np.bool_] = function(x[np.newaxis])[0] >= half
@@ -356,11 +384,30 @@ def _thresholds(
         if falling.any():
             return None
         found.append(threshold)
-    thresholds = np.stack(found)
+    return np.stack(found)
+
+
+def _thresholds(
+    function: Callable[[Floats], Array], every: NDArray[np.float64], levels: NDArray[np.float64], channels: int
+) -> NDArray[np.float32] | None:
+    """Where the function, of each channel, reaches each level, [levels - 1, C]; None if it is no such function.
+
+    Args:
+        function: it.
+        every: all its values.
+        levels: those of them that count.
+        channels: C.
+    """
+    thresholds = _bisect(function, levels, channels)
+    if thresholds is None:
+        return None
+    near = EVEN * np.abs(levels).max()
+    dropped = every[~np.isin(every, levels)]
     for points in _probes(thresholds):
         values = function(points).astype(np.float64)
         expected = levels[(points[:, np.newaxis] >= thresholds).sum(axis=1)]
-        if not (np.abs(values - expected) <= EVEN * levels[-1]).all():
+        at_one_number = (np.abs(values[..., np.newaxis] - dropped) <= near).any(axis=-1)
+        if not (at_one_number | (np.abs(values - expected) <= near)).all():
             return None
     return thresholds
 

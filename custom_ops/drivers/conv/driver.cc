@@ -75,13 +75,64 @@ ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
   threshold_.assign(threshold, threshold + layer_.spec.out_channels);
 }
 
+ConvDriver::ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
+                       const BasesConstants& constants)
+    : ConvDriver(isa, std::move(spec), weights) {
+  const int64_t outputs = layer_.spec.out_channels;
+  const int64_t row = (layer_.bases + 1) * outputs;  // of a plane
+  bases_scale_.assign(constants.scale, constants.scale + (layer_.bit_planes + 1) * row);
+  bases_bias_.assign(constants.bias, constants.bias + outputs);
+  scale_ = Buffer<float>(layer_.bit_planes * layer_.table_width, 0.0f);
+  bias_ = Buffer<float>(layer_.table_width, 0.0f);
+  for (int64_t plane = 0; plane < layer_.bit_planes; ++plane) {
+    const float* const from = constants.scale + (plane + 1) * row;
+    for (const ChannelTile& tile : layer_.tiles) {
+      std::copy_n(from + (tile.base + 1) * outputs + tile.channel, tile.channels,
+                  scale_.data() + plane * layer_.table_width + tile.table_offset);
+    }
+    sums_signs_ |= std::any_of(from, from + outputs, [](float value) { return value != 0.0f; });
+  }
+}
+
 std::shared_ptr<const ConvPlan> ConvDriver::PlanFor(const BitBatch& input) const {
   return plans_.Get(input.height, input.width, input.depth, [&] {
-    return MakeConvPlan(layer_, tap_bits_, threshold_, input.height, input.width, input.depth);
+    const auto plan =
+        MakeConvPlan(layer_, tap_bits_, threshold_, input.height, input.width, input.depth);
+    if (layer_.spec.bases > 0) {
+      AddOffsets(layer_, tap_bits_, bases_scale_.data(), bases_bias_.data(), plan.get());
+    }
+    return plan;
   });
 }
 
-// Calls process(tile, pixels, products, args) for every channel tile and block of up to
+// Writes what the products with s_0 and with B_0 add to the output, for the pixels of a block that
+// lie in one image. out: at the first pixel, in the tile's first channel.
+void ConvDriver::Prefill(const ChannelTile& tile, Range pixels, const ConvPlan& plan,
+                         const PixelBlock& block, float* out) const {
+  const int64_t image_pixels = plan.ImagePixels();
+  const int64_t outputs = layer_.spec.out_channels;
+  for (int64_t p = pixels.begin; p < pixels.end;) {
+    int64_t end = p + 1;
+    while (end < pixels.end && block.initial[end] == block.initial[p]) ++end;
+    const int64_t pattern = (block.initial[p] - plan.table.data()) / layer_.table_width;
+    const float* const offsets = plan.offsets.data() + pattern * outputs + tile.channel;
+    for (int64_t o = 0; o < tile.channels; ++o) {
+      std::fill_n(out + o * image_pixels + p - pixels.begin, end - p, offsets[o]);
+    }
+    p = end;
+  }
+  for (int64_t plane = 0; sums_signs_ && plane < layer_.bit_planes; ++plane) {
+    const float* const scale =
+        bases_scale_.data() + (plane + 1) * (layer_.bases + 1) * outputs + tile.channel;
+    const float* const signs = block.signs + plane * kBlockPixels + pixels.begin;
+    for (int64_t o = 0; o < tile.channels; ++o) {
+      float* const row = out + o * image_pixels;
+      for (int64_t p = 0; p < pixels.end - pixels.begin; ++p) row[p] += scale[o] * signs[p];
+    }
+  }
+}
+
+// Calls process(tile, pixels, block, args) for every channel tile and block of up to
 // kBlockPixels pixels, numbered through the whole batch; args covers all pixels of the block and
 // lacks the output. Tasks get disjoint ranges of pixels, cut at multiples of `grain`, and, if
 // `split_channels`, of channel tiles.
@@ -95,7 +146,8 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
   const ConvImage image = PrepareInput(layer_, plan, input, runner, &copy);
 
   const int64_t grains = CeilDiv(pixels, grain);
-  const auto channel_tiles = static_cast<int64_t>(layer_.tiles.size());
+  // The bases of some channels are added one after the other, so they stay in one task.
+  const auto channel_tiles = static_cast<int64_t>(layer_.tiles.size()) / layer_.bases;
   const int64_t wanted = TaskCount(layer_, pixels);
   const int64_t pixel_parts = std::min(wanted, grains);
   const int64_t channel_parts =
@@ -112,7 +164,8 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
 
   RunTasks(runner, pixel_parts * channel_parts, [&](int64_t task) {
     const Range grain_range = Part(grains, pixel_parts, task / channel_parts);
-    const Range channel_range = Part(channel_tiles, channel_parts, task % channel_parts);
+    const Range channels = Part(channel_tiles, channel_parts, task % channel_parts);
+    const Range channel_range{channels.begin * layer_.bases, channels.end * layer_.bases};
     const int64_t task_end = std::min(grain_range.end * grain, pixels);
     thread_local Buffer<uint32_t> kept_windows;
     Scratch<uint32_t> windows(&kept_windows);
@@ -136,13 +189,14 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
         const ChannelTile& tile = layer_.tiles[static_cast<size_t>(c)];
         if (tile.group != located_group) {
           LocatePixels(layer_, plan, image, tile.group, range, &block);
+          if (sums_signs_) SumSigns(layer_, plan, args.pixels, &block);
           if (gathers) GatherWindows(layer_, plan, args.pixels, rows, &block);
           located_group = tile.group;
         }
         args.weights = weights_.data() + tile.weights_offset;
         args.blocks = tile.blocks;
         args.initial_offset = tile.table_offset;
-        process(tile, range, block.products, args);
+        process(tile, range, block, args);
       }
     }
     const int64_t tiles = CeilDiv(task_end - task_begin, kTilePixels);
@@ -176,18 +230,19 @@ void ConvDriver::WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out,
 
 void ConvDriver::Run(const BitBatch& input, uint32_t* out, const TaskRunner& runner) const {
   const std::shared_ptr<const ConvPlan> plan = PlanFor(input);
-  ForEachBlock(input, *plan, kTilePixels, GroupsAreWholeWords(), runner,
-               [&](const ChannelTile& tile, Range block, const float*, const AccumulateArgs& args) {
-                 alignas(64) int32_t sums[kTilePixels * kTileChannels];
-                 ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
-                   const int64_t begin = block.begin + first;
-                   part.sums = sums;
-                   WriteBits(tile, Range{begin, begin + part.pixels}, out,
-                             [&](uint32_t* to, int64_t stride) {
-                               layer_.isa.accumulate_bits({part, to, stride});
-                             });
-                 });
-               });
+  ForEachBlock(
+      input, *plan, kTilePixels, GroupsAreWholeWords(), runner,
+      [&](const ChannelTile& tile, Range block, const PixelBlock&, const AccumulateArgs& args) {
+        alignas(64) int32_t sums[kTilePixels * kTileChannels];
+        ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
+          const int64_t begin = block.begin + first;
+          part.sums = sums;
+          WriteBits(tile, Range{begin, begin + part.pixels}, out,
+                    [&](uint32_t* to, int64_t stride) {
+                      layer_.isa.accumulate_bits({part, to, stride});
+                    });
+        });
+      });
 }
 
 void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
@@ -196,13 +251,17 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
   if (plan->uses_planes) return RunWithPlanes(input, *plan, output, runner);
   const int64_t image_pixels = plan->ImagePixels();
   const bool staged = output.out != nullptr && image_pixels % kConflictPixels == 0;
+  const bool bases = layer_.spec.bases > 0;
   // Linear layers: the channels of an image of one pixel lie together.
-  const bool in_rows = image_pixels == 1 && output.residual == nullptr && output.factor == nullptr;
+  const bool in_rows =
+      image_pixels == 1 && output.residual == nullptr && output.factor == nullptr && !bases;
   static_assert(kConflictPixels % kBlockPixels == 0, "a staged block lies in one image");
   const int64_t grain = staged ? kBlockPixels : kTilePixels;
   const bool split_channels = output.bits == nullptr || GroupsAreWholeWords();
+  const int64_t passes = bases ? layer_.bit_planes : 1;
+  const float* const added = bases ? output.out : output.residual;
 
-  const auto process = [&](const ChannelTile& tile, Range block, const float* products,
+  const auto process = [&](const ChannelTile& tile, Range block, const PixelBlock& located,
                            const AccumulateArgs& args) {
     alignas(64) int32_t sums[kTilePixels * kTileChannels];
     thread_local Buffer<float> staging_buffer;
@@ -219,36 +278,34 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
         std::copy_n(from + o * from_stride, args.pixels, to + o * to_stride);
       }
     };
-    if (staged && output.residual != nullptr) {
-      copy_rows(output.residual + plane(block.begin), image_pixels, staging, kStagingStride);
+    for (int64_t pixel = block.begin; bases && tile.base == 0 && pixel < block.end;) {
+      const int64_t end = std::min(block.end, (pixel / image_pixels + 1) * image_pixels);
+      Prefill(tile, Range{pixel - block.begin, end - block.begin}, *plan, located,
+              output.out + plane(pixel));
+      pixel = end;
     }
-    ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
-      part.sums = sums;
-      Accumulate(layer_, part);
-      if (in_rows) {
-        float* const out =
-            output.out + (block.begin + first) * layer_.spec.out_channels + tile.channel;
-        return layer_.isa.finish_rows({sums, products + first, scale_.data() + tile.table_offset,
-                                       bias_.data() + tile.table_offset, part.pixels, tile.channels,
-                                       out, layer_.spec.out_channels});
-      }
-      // A tile can extend over several images; each has its own output planes.
-      for (int64_t p = 0; p < part.pixels;) {
+    if (staged && added != nullptr) {
+      copy_rows(added + plane(block.begin), image_pixels, staging, kStagingStride);
+    }
+    // The sums of a tile to the output. A tile can extend over several images; each has its own
+    // output planes.
+    const auto finish_tile = [&](int64_t first, int64_t pixels, const float* scale) {
+      for (int64_t p = 0; p < pixels;) {
         const int64_t pixel = block.begin + first + p;
         const int64_t left = image_pixels - pixel % image_pixels;
         FinishFloatArgs finish{};
         finish.sums = sums + p * kTileChannels;
-        finish.products = products + first + p;
-        finish.scale = scale_.data() + tile.table_offset;
+        finish.products = located.products + first + p;
+        finish.scale = scale;
         finish.bias = bias_.data() + tile.table_offset;
-        finish.pixels = std::min(part.pixels - p, left);
+        finish.pixels = std::min(pixels - p, left);
         finish.channels = tile.channels;
         finish.channel_stride = staged ? kStagingStride : image_pixels;
         if (output.out != nullptr) {
           finish.out = staged ? staging + first + p : output.out + plane(pixel);
         }
-        if (output.residual != nullptr) {
-          finish.residual = staged ? staging + first + p : output.residual + plane(pixel);
+        if (added != nullptr) {
+          finish.residual = staged ? staging + first + p : added + plane(pixel);
         }
         if (output.factor != nullptr) finish.factor = output.factor + pixel;
         if (output.bits != nullptr) {
@@ -263,6 +320,26 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
           layer_.isa.finish_float(finish);
         }
         p += finish.pixels;
+      }
+    };
+    ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
+      part.sums = sums;
+      for (int64_t pass = 0; pass < passes; ++pass, part.windows += kBlockPixels) {
+        if (bases) {
+          layer_.isa.accumulate(part);
+        } else {
+          Accumulate(layer_, part);
+        }
+        if (in_rows) {
+          float* const out =
+              output.out + (block.begin + first) * layer_.spec.out_channels + tile.channel;
+          return layer_.isa.finish_rows({sums, located.products + first,
+                                         scale_.data() + tile.table_offset,
+                                         bias_.data() + tile.table_offset, part.pixels,
+                                         tile.channels, out, layer_.spec.out_channels});
+        }
+        finish_tile(first, part.pixels,
+                    scale_.data() + pass * layer_.table_width + tile.table_offset);
       }
     });
     if (staged) copy_rows(staging, kStagingStride, output.out + plane(block.begin), image_pixels);

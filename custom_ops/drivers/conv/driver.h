@@ -20,6 +20,11 @@
 //
 // The planes are added from the highest to the lowest, doubling the sum in between. A padded tap
 // holds level 0, whose bits are 0, and so adds nothing without a correction.
+//
+// Bases are products of bit planes s_p of ±1 with weights B_q of ±1, each an acc as above, where
+// s_0 = B_0 = 1. What depends on no data (s_0) is a table like the initial sums; the products with
+// B_0 are one sum of signs per pixel and plane. Both fill the output, to which each product is then
+// added like a residual.
 
 #ifndef BNN_DEPLOY_DRIVERS_CONV_DRIVER_H_
 #define BNN_DEPLOY_DRIVERS_CONV_DRIVER_H_
@@ -43,6 +48,14 @@ struct FloatConstants {
   const float* threshold;  // null: the driver outputs no bits next to floats
 };
 
+// y[o] = bias[o] + the sum over p <= planes, q <= bases of scale[p][q][o] * (sum of s_p * B_q[o]),
+// added from left to right: p = 0 with q = 0, 1, ...; q = 0 with p = 1, 2, ...; then for q = 1, 2,
+// ... all p from 1 on. Each product and each sum is rounded to float32.
+struct BasesConstants {
+  const float* scale;  // [planes + 1][bases + 1][out_channels]
+  const float* bias;   // [out_channels]
+};
+
 // out[n][o][y][x] = scale[o] * acc + bias[o], plus residual[n][o][y][x] or times factor[n][y][x];
 // bits[n][y][x]: the bit of channel o is out[n][o][y][x] >= threshold[o]. Volumes have [z][y][x].
 // For levels, acc is the sum of level * weight, and half of scale[o] must be exact.
@@ -62,8 +75,11 @@ class ConvDriver {
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
              const FloatConstants& constants);
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights, const int32_t* threshold);
+  // weights: [out_channels][bases][kernel height] and so on.
+  ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights,
+             const BasesConstants& constants);
 
-  // Float output; the driver has float constants.
+  // Float output; the driver has float constants, or those of bases: then with `out` alone.
   void Run(const BitBatch& input, const FloatOutput& output, const TaskRunner& runner) const;
   // Bit output; the driver has integer thresholds.
   // out: [batch][output depth][output height][output width][ceil(out_channels / 32)].
@@ -75,6 +91,8 @@ class ConvDriver {
  private:
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights);
   std::shared_ptr<const ConvPlan> PlanFor(const BitBatch& input) const;
+  void Prefill(const ChannelTile& tile, Range pixels, const ConvPlan& plan, const PixelBlock& block,
+               float* out) const;
   void RunWithPlanes(const BitBatch& input, const ConvPlan& plan, const FloatOutput& output,
                      const TaskRunner& runner) const;
   template <typename Process>
@@ -93,6 +111,9 @@ class ConvDriver {
   Buffer<float> bias_;
   Buffer<float> float_threshold_;   // NaN for unused channels
   std::vector<int32_t> threshold_;  // empty: float output
+  std::vector<float> bases_scale_;  // of BasesConstants; scale_ then has a row for each bit plane
+  std::vector<float> bases_bias_;
+  bool sums_signs_ = false;  // whether some scale[p][0][o], p > 0, is not 0
   mutable ConvPlanCache plans_;
 };
 

@@ -42,6 +42,7 @@ struct PixelBlock {
   const uint32_t* windows[kMaxLevelBits * kBlockPixels];  // [bit plane][kBlockPixels]
   const int32_t* initial[kBlockPixels];
   float products[kBlockPixels];
+  float signs[kMaxLevelBits * kBlockPixels];  // [bit plane][kBlockPixels], only with bases
 };
 
 // The next two functions keep a copy of the input in `copy`, for one run. They throw
@@ -60,6 +61,9 @@ const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const 
 // numbered through the whole batch.
 void LocatePixels(const ConvLayer& layer, const ConvPlan& plan, const ConvImage& image,
                   int64_t group, Range pixels, PixelBlock* block);
+// Fills block->signs: the sum of the ±1 of each plane in each window, those outside the image not
+// counted. Before GatherWindows, and for zero padding only.
+void SumSigns(const ConvLayer& layer, const ConvPlan& plan, int64_t pixels, PixelBlock* block);
 // im2col: copies the words of each window to a row of whole granules, encodes it if layer.encodes,
 // and points the windows of `block` to these rows. rows: [bit plane][pixels][window_words].
 void GatherWindows(const ConvLayer& layer, const ConvPlan& plan, int64_t pixels, uint32_t* rows,

@@ -26,7 +26,8 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
       spec(std::move(convolution)),
       group_channels(spec.channels / spec.group),
       group_words(WordsForBits(group_channels)),
-      bit_planes(std::max<int64_t>(spec.level_bits, 1)),
+      bit_planes(std::max<int64_t>({spec.level_bits, spec.planes, 1})),
+      bases(std::max<int64_t>(spec.bases, 1)),
       pixel_words(bit_planes * WordsForBits(spec.channels)),
       copies_input(HasPadding(spec.depth) || HasPadding(spec.height) || HasPadding(spec.width) ||
                    (spec.group > 1 && group_channels % 32 != 0) ||
@@ -35,7 +36,7 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
       encodes(isa.encode != nullptr && spec.taps() * group_words >= isa.encoded_words),
       window_words(
           RoundUp(spec.taps() * group_words, isa.gathers || encodes ? isa.granule / 4 : 1)),
-      takes_planes(isa.convolve_planes != nullptr && spec.level_bits == 0 &&
+      takes_planes(isa.convolve_planes != nullptr && spec.level_bits == 0 && spec.bases == 0 &&
                    spec.depth.kernel == 1 && !HasPadding(spec.depth) &&
                    window_words <= kMaxPlaneWords &&
                    spec.width.kernel <= kMaxPlaneCopies * spec.width.stride) {
@@ -44,16 +45,19 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
     for (int64_t o = 0; o < group_outputs; o += kTileChannels) {
       const int64_t channels = std::min(group_outputs - o, kTileChannels);
       const int64_t blocks = CeilDiv(channels, isa.channel_block);
-      tiles.push_back(
-          {group, group * group_outputs + o, channels, table_width, weights_size, blocks});
-      table_width += RoundUp(channels, 32);
-      weights_size += blocks * isa.channel_block * window_words;
+      for (int64_t base = 0; base < bases; ++base) {
+        tiles.push_back(
+            {group, group * group_outputs + o, channels, table_width, weights_size, blocks, base});
+        table_width += RoundUp(channels, 32);
+        weights_size += blocks * isa.channel_block * window_words;
+      }
     }
   }
 }
 
 int64_t TaskCount(const ConvLayer& layer, int64_t pixels) {
-  const double work = static_cast<double>(pixels) * static_cast<double>(layer.spec.out_channels) *
+  const double work = static_cast<double>(pixels) *
+                      static_cast<double>(layer.spec.out_channels * layer.bases) *
                       static_cast<double>(layer.bit_planes * layer.window_words);
   if (work < kMinSharedWordOps) return 1;
   return static_cast<int64_t>(std::min(work / kTaskWordOps, kMaxTasks));

@@ -42,15 +42,16 @@ int64_t Products(const ConvLayer& layer, const TapBox& inside) {
   return layer.spec.level_bits > 0 ? 0 : layer.group_channels * inside.Count();
 }
 
-// The value in AccumulateArgs::initial of an output channel, for a window with these taps inside
-// the image.
+// The value in AccumulateArgs::initial of an output channel, whose weights are the row
+// `weights_row`, for a window with these taps inside the image.
 int32_t InitialSum(const ConvLayer& layer, const TapBits& tap_bits,
-                   const std::vector<int32_t>& thresholds, int64_t channel, const TapBox& inside) {
+                   const std::vector<int32_t>& thresholds, int64_t channel, int64_t weights_row,
+                   const TapBox& inside) {
   if (layer.spec.level_bits > 0) {
     const int32_t highest = (1 << layer.spec.level_bits) - 1;
-    return -highest * tap_bits.All(channel);
+    return -highest * tap_bits.All(weights_row);
   }
-  const int64_t outside = tap_bits.All(channel) - tap_bits.Inside(channel, inside);
+  const int64_t outside = tap_bits.All(weights_row) - tap_bits.Inside(weights_row, inside);
   if (thresholds.empty()) return static_cast<int32_t>(-outside);
   // With `counted` mismatches, acc = products + 2 * outside - 2 * counted, and
   // acc >= threshold  <=>  counted <= limit = floor((products + 2 * outside - threshold) / 2)
@@ -81,9 +82,8 @@ void AddRuns(const ConvLayer& layer, ConvPlan* plan) {
   }
 }
 
-// products: number of products per pattern.
 void AddPlanes(const ConvLayer& layer, const Patterns& rows, const Patterns& columns,
-               const std::vector<int64_t>& products, ConvPlan* plan) {
+               ConvPlan* plan) {
   const int64_t stride = layer.spec.height.stride;
   plan->uses_planes = true;
   plan->plane_height = RoundUp(plan->padded_height, stride);
@@ -104,11 +104,11 @@ void AddPlanes(const ConvLayer& layer, const Patterns& rows, const Patterns& col
   }
   const int64_t width = layer.table_width;
   plan->constant = Buffer<float>(width * kMaxPatterns, 0.0f);
-  for (size_t pattern = 0; pattern < products.size(); ++pattern) {
+  for (size_t pattern = 0; pattern < plan->pattern_products.size(); ++pattern) {
     const int32_t* const sums = plan->table.data() + static_cast<int64_t>(pattern) * width;
     for (int64_t o = 0; o < width; ++o) {
       plan->constant.data()[o * kMaxPatterns + static_cast<int64_t>(pattern)] =
-          static_cast<float>(products[pattern]) - 2.0f * static_cast<float>(sums[o]);
+          static_cast<float>(plan->pattern_products[pattern]) - 2.0f * static_cast<float>(sums[o]);
     }
   }
 }
@@ -125,9 +125,9 @@ void ConvPlan::CopyPatterns(int64_t first, int64_t count, uint8_t* to) const {
   }
 }
 
-std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
-                                             const std::vector<int32_t>& thresholds, int64_t height,
-                                             int64_t width, int64_t depth) {
+std::shared_ptr<ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
+                                       const std::vector<int32_t>& thresholds, int64_t height,
+                                       int64_t width, int64_t depth) {
   const ConvSpec& spec = layer.spec;
   auto plan = std::make_shared<ConvPlan>();
   plan->depth = depth;
@@ -154,7 +154,6 @@ std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBi
       static_cast<int64_t>(slices.ranges.size() * rows.ranges.size() * columns.ranges.size());
   // Initial sum 0 makes the bits of unused channels 0.
   plan->table = Buffer<int32_t>(patterns * layer.table_width, 0);
-  std::vector<int64_t> products;
   int32_t* entries = plan->table.data();
   const auto add_row = [&](const TapRange& slice, const TapRange& row) {
     for (const int64_t pattern : columns.of_window) {
@@ -164,11 +163,11 @@ std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBi
     }
     for (const TapRange& column : columns.ranges) {
       const TapBox inside{slice, row, column};
-      products.push_back(Products(layer, inside));
+      plan->pattern_products.push_back(Products(layer, inside));
       for (const ChannelTile& tile : layer.tiles) {
         for (int64_t o = 0; o < tile.channels; ++o) {
           entries[tile.table_offset + o] =
-              InitialSum(layer, tap_bits, thresholds, tile.channel + o, inside);
+              InitialSum(layer, tap_bits, thresholds, tile.channel + o, layer.Row(tile, o), inside);
         }
       }
       entries += layer.table_width;
@@ -179,9 +178,33 @@ std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBi
   }
   if (layer.takes_planes && depth == 1 && thresholds.empty() && patterns <= kMaxPatterns &&
       plan->out_height * plan->out_width >= kMinPlanePixels) {
-    AddPlanes(layer, rows, columns, products, plan.get());
+    AddPlanes(layer, rows, columns, plan.get());
   }
   return plan;
+}
+
+void AddOffsets(const ConvLayer& layer, const TapBits& tap_bits, const float* scale,
+                const float* bias, ConvPlan* plan) {
+  const int64_t outputs = layer.spec.out_channels;
+  plan->offsets.resize(plan->pattern_products.size() * static_cast<size_t>(outputs));
+  const int32_t* outside = plan->table.data();  // minus the popcount of the weights outside
+  float* offsets = plan->offsets.data();
+  for (const int64_t products : plan->pattern_products) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      offsets[o] = bias[o] + 0.0f;  // 0 for -0
+      offsets[o] += scale[o] * static_cast<float>(products);
+    }
+    for (const ChannelTile& tile : layer.tiles) {
+      for (int64_t o = 0; o < tile.channels; ++o) {
+        const int64_t ones = tap_bits.All(layer.Row(tile, o)) + outside[tile.table_offset + o];
+        const int64_t channel = tile.channel + o;
+        offsets[channel] +=
+            scale[(tile.base + 1) * outputs + channel] * static_cast<float>(2 * ones - products);
+      }
+    }
+    outside += layer.table_width;
+    offsets += outputs;
+  }
 }
 
 }  // namespace bnn_deploy

@@ -36,7 +36,10 @@ struct ConvPlan {
   std::vector<int64_t> row_pattern;
   std::vector<const int32_t*> initial;
   std::vector<float> products;
+  std::vector<int64_t> pattern_products;  // the products of each row of `table`
   Buffer<int32_t> table;
+  // Only with bases: the part of the output that depends on no data, [rows of table][out_channels].
+  std::vector<float> offsets;
 
   // Only for micro-kernels that take pixels as lanes: the input is split into planes
   // [batch][group][word][kernel column][plane_height][out_width]. A plane holds one word, at one
@@ -61,9 +64,12 @@ struct ConvPlan {
 
 // thresholds: [out_channels], or empty for float output. Throws std::invalid_argument when the
 // padded input exceeds 2^63 words.
-std::shared_ptr<const ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
-                                             const std::vector<int32_t>& thresholds, int64_t height,
-                                             int64_t width, int64_t depth = 1);
+std::shared_ptr<ConvPlan> MakeConvPlan(const ConvLayer& layer, const TapBits& tap_bits,
+                                       const std::vector<int32_t>& thresholds, int64_t height,
+                                       int64_t width, int64_t depth = 1);
+// Sets plan->offsets from the scale and bias of BasesConstants.
+void AddOffsets(const ConvLayer& layer, const TapBits& tap_bits, const float* scale,
+                const float* bias, ConvPlan* plan);
 
 // The plans of the most recently used image sizes. Concurrent runs share them.
 class ConvPlanCache {

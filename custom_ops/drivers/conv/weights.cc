@@ -24,7 +24,7 @@ void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out)
     // The number of channels whose pieces alternate.
     const int64_t width = isa.channel_block * (isa.blocks_together ? tile.blocks : 1);
     for (int64_t o = 0; o < tile.channels; ++o) {
-      std::copy_n(weights + (tile.channel + o) * words, words, row.begin());
+      std::copy_n(weights + layer.Row(tile, o) * words, words, row.begin());
       std::fill(row.data() + words, row.data() + row.size(), 0u);
       if (layer.encodes) isa.encode(row.data(), layer.window_words, true);
       const auto* const from = reinterpret_cast<const uint8_t*>(row.data());
@@ -70,11 +70,12 @@ TapBits::TapBits(const ConvLayer& layer, const uint32_t* weights)
   const int64_t stride = columns_ + 1;
   const int64_t area = (rows_ + 1) * stride;
   const int64_t volume = (slices_ + 1) * area;
-  sums_.assign(static_cast<size_t>(layer.spec.out_channels * volume), 0);
-  for (int64_t o = 0; o < layer.spec.out_channels; ++o) {
+  const int64_t rows = layer.spec.out_channels * layer.bases;
+  sums_.assign(static_cast<size_t>(rows * volume), 0);
+  for (int64_t row = 0; row < rows; ++row) {
     for (int64_t z = 0; z < slices_; ++z) {
-      const int32_t* const front = sums_.data() + o * volume + z * area;
-      int32_t* const sums = sums_.data() + o * volume + (z + 1) * area;
+      const int32_t* const front = sums_.data() + row * volume + z * area;
+      int32_t* const sums = sums_.data() + row * volume + (z + 1) * area;
       for (int64_t y = 0; y < rows_; ++y) {
         int32_t row_sum = 0;  // of this slice's row, up to column x
         for (int64_t x = 0; x < columns_; ++x) {
@@ -90,10 +91,10 @@ TapBits::TapBits(const ConvLayer& layer, const uint32_t* weights)
   }
 }
 
-int32_t TapBits::Inside(int64_t channel, const TapBox& box) const {
+int32_t TapBits::Inside(int64_t row, const TapBox& box) const {
   const int64_t stride = columns_ + 1;
   const int64_t area = (rows_ + 1) * stride;
-  const int32_t* const sums = sums_.data() + channel * (slices_ + 1) * area;
+  const int32_t* const sums = sums_.data() + row * (slices_ + 1) * area;
   const auto up_to = [&](int64_t z) {
     const auto at = [&](int64_t y, int64_t x) { return sums[z * area + y * stride + x]; };
     const TapRange rows = box.rows;

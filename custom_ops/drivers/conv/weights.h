@@ -1,6 +1,7 @@
 // The weights of a layer in the layouts that the micro-kernels and the plans read.
 //
-// weights: [out_channels][kernel depth][kernel height][kernel width][group_words], unused bits 0.
+// weights: [out_channels][bases][kernel depth][kernel height][kernel width][group_words], unused
+// bits 0.
 
 #ifndef BNN_DEPLOY_DRIVERS_CONV_WEIGHTS_H_
 #define BNN_DEPLOY_DRIVERS_CONV_WEIGHTS_H_
@@ -37,22 +38,20 @@ struct TapBox {
   }
 };
 
-// The popcount of an output channel's weights in any box of taps.
+// The popcount of a row of the weights, that of ConvLayer::Row, in any box of taps.
 class TapBits {
  public:
   TapBits(const ConvLayer& layer, const uint32_t* weights);
 
-  int32_t Inside(int64_t channel, const TapBox& box) const;
-  int32_t All(int64_t channel) const {
-    return Inside(channel, {{0, slices_}, {0, rows_}, {0, columns_}});
-  }
+  int32_t Inside(int64_t row, const TapBox& box) const;
+  int32_t All(int64_t row) const { return Inside(row, {{0, slices_}, {0, rows_}, {0, columns_}}); }
 
  private:
   int64_t slices_;
   int64_t rows_;
   int64_t columns_;
-  // Summed-area table [out_channels][slices + 1][rows + 1][columns + 1]: the popcount of the taps
-  // in front of, above and left of each tap.
+  // Summed-area table [out_channels][bases][slices + 1][rows + 1][columns + 1]: the popcount of the
+  // taps in front of, above and left of each tap.
   std::vector<int32_t> sums_;
 };
 

@@ -77,12 +77,16 @@ def same(before: ir.Model, after: ir.Model) -> bool:
 def corruptions(model: ir.Model) -> list[ir.Model]:
     """A copy with one weight bit flipped, and one whose channel 0 never leaves level 0."""
     found = []
-    for op_type in ("BinaryConvLevels", "QuantizeLevels"):
+    for of_layer in (True, False):
         wrong = copy(model)
-        target = next(node for node in wrong.graph if node.op_type == op_type).inputs[1]
+        target = next(
+            node
+            for node in wrong.graph
+            if (node.op_type.startswith("BinaryConv") if of_layer else node.op_type == "QuantizeLevels")
+        ).inputs[1]
         assert target is not None
         array = np.array(constant(target))
-        if op_type == "BinaryConvLevels":
+        if of_layer:
             array.flat[0] ^= 1
         else:
             array[:, 0] = np.inf
@@ -310,6 +314,97 @@ def test_a_float_reader_keeps_the_float_quantiser() -> None:
     assert not same(before, corruptions(after)[0])
 
 
+# --- levels of any values, and weights of a few ------------------------------------------------------------------
+
+ADABIN = "d = Sub(x, step)\ns = Sign(d)\nm = Mul(s, half)\nq = Add(m, third)"
+OTHER_LEVELS: dict[str, tuple[str, int]] = {
+    "AdaBin": (ADABIN, 1),
+    "-1, 0 and 1": ("r = Round(x)\nq = Clip(r, minus, one)", 2),
+    "DoReFa in [-1, 1]": (f"{DOREFA.replace('q =', 'h =')}\nk = Mul(h, two)\nq = Sub(k, one)", 2),
+    "LQ-Nets": (
+        "g = Greater(x, half)\nh = Greater(x, zero)\ni = Greater(x, t2)\nu = Cast <to=1> (g)\nv = Cast <to=1> (h)\n"
+        "w0 = Cast <to=1> (i)\na = Mul(v, step)\nb = Sub(u, v)\nc = Mul(b, third)\nd = Mul(w0, step)\n"
+        "e = Add(a, u)\nf = Add(e, d)\nq = Sub(f, quarter)",  # -0.25, 0.288, 1.288, 1.826
+        2,
+    ),
+    "uneven": ("a = Greater(x, half)\nb = Greater(x, t2)\nd = Where(a, half, zero)\nq = Where(b, three, d)", 2),
+    "below zero": ("a = Greater(x, zero)\nb = Cast <to=1> (a)\nq = Sub(b, one)", 1),
+}
+VALUES: dict[str, tuple[list[float], int]] = {
+    "±alpha": ([-0.5, 0.5], 1),
+    "AdaBin": ([-0.3, 0.8], 1),
+    "TWN": ([-0.5, 0, 0.5], 2),
+    "TTQ": ([-0.4, 0, 0.7], 2),
+    "sums of two": ([-1.75, -0.75, 0.75, 1.75], 2),
+}
+
+
+def of_values(values: list[float], shape: tuple[int, ...] = (8, 4, 3, 3)) -> Array:
+    """Weights of these values, times another factor for each filter."""
+    rng = np.random.default_rng(3)
+    factors = rng.uniform(0.5, 1, (shape[0], *[1] * (len(shape) - 1)))
+    return (rng.choice(values, shape) * factors).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("form", "values"),
+    [*((form, "TTQ") for form in OTHER_LEVELS), *(("AdaBin", name) for name in VALUES), ("DoReFa", "TTQ")],
+)
+def test_sums_of_planes_and_bases(form: str, values: str) -> None:
+    text, planes = (DOREFA, 2) if form == "DoReFa" else OTHER_LEVELS[form]
+    numbers, bases = VALUES[values]
+    constants = {"minus": np.float32(-1)} if "minus" in text else {}
+    layer = "y = Conv <pads=[1,1,1,1], strides=[2,1]> (q, w, bias)"
+    before = model(text, layer, w=of_values(numbers), bias=eighths(8), **constants)
+    after = fires(before, "QuantizeLevels", "BinaryConvBases")
+    attributes = only(after, "BinaryConvBases").attributes
+    assert (attributes["planes"].as_int(), attributes["bases"].as_int()) == (planes, bases)
+
+
+def test_one_plane_for_each_threshold() -> None:
+    text = (
+        "g = Greater(x, zero)\nh = Greater(x, half)\ni = Greater(x, t2)\na = Where(g, half, zero)\n"
+        "b = Where(h, two, a)\nq = Where(i, three, b)"  # 0, 0.5, 2, 3
+    )
+    layer = "a1 = Conv <pads=[1,1,1,1]> (q, w)\nb1 = Conv <pads=[1,1,1,1]> (q, w)\ny = Add(a1, b1)"
+    expected = [*["QuantizeLevels"] * 3, "Concat", *["BinaryConvBases"] * 2, "Add"]
+    fires(model(text, layer, w=weights(8, 4, 3, 3)), *expected, count=2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "constants"),
+    [
+        ("y = Conv <strides=[2,1]> (q, w, bias)", {"bias": eighths(8)}),
+        ("p = Pad(q, pads, low)\ny = Conv(p, w)", {"pads": np.array([0, 0, 1, 2, 0, 0, 0, 1])}),
+        ("f = Flatten(q)\ny = Gemm <transB=1> (f, w, bias)", {"w": weights(5, 4 * 36), "bias": eighths(5)}),
+    ],
+)
+def test_the_lowest_level_goes_into_the_bias_where_nothing_else_is_padded(
+    layer: str, constants: dict[str, Array]
+) -> None:
+    given = {"low": np.float32(-1)} if "low" in layer else {}
+    text, _ = OTHER_LEVELS["-1, 0 and 1"]
+    after = model(text, layer, minus=np.float32(-1), **constants, **given)
+    fires(after, "QuantizeLevels", "BinaryConvLevels", *(["Flatten"] if "Flatten" in layer else []))
+
+
+def test_a_linear_layer_of_few_values() -> None:
+    constants: dict[str, Any] = {"w": of_values([-0.4, 0, 0.7], (5, 40)), "bias": eighths(5), "shape": ("N", 40)}
+    before = model(ADABIN, "y = Gemm <transB=1> (q, w, bias)", **constants)
+    fires(before, "QuantizeLevels", "Unsqueeze", "BinaryConvBases", "Flatten")
+
+
+def test_a_max_pool_in_front_of_other_levels() -> None:
+    layer = "p = MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> (q)\ny = Conv <pads=[1,1,1,1]> (p, w)"
+    fires(model(ADABIN, layer), "MaxPool", "QuantizeLevels", "BinaryConvBases")
+
+
+def test_does_not_take_what_is_slower_than_eight_bits() -> None:
+    text = DOREFA.replace("three", "fifteen")
+    declines(model(text, w=of_values([-0.5, 0, 0.5])), "its 4 bit planes of activations times 2 of weights")
+    fires(model(text, w=of_values([-0.3, 0.8])), "QuantizeLevels", "BinaryConvBases")
+
+
 # --- what is not --------------------------------------------------------------------------------------------------
 
 
@@ -317,13 +412,9 @@ def test_a_float_reader_keeps_the_float_quantiser() -> None:
     ("text", "reason"),
     [
         (
-            "s = Add(x, half)\nf = Floor(s)\nc = Clip(f, minus, three)\nq = Sub(c, half)",
-            "its input has 6 levels from -2.5 to 2.5; only levels from 0 up can be bit planes",
-        ),
-        ("r = Round(x)\nq = Clip(r, one, three)", "its input has 3 levels from 1 to 3; only levels from 0 up"),
-        (
-            "a = Greater(x, half)\nb = Greater(x, t2)\nd = Where(a, half, zero)\nq = Where(b, three, d)",
-            "its input has 3 levels from 0 to 3 that are not evenly spaced (0, 0.5, 3)",
+            "r = Clip(x, minus, three)\nf = Round(r)\na = Greater(x, three)\nb = Cast <to=1> (a)\nh = Mul(b, half)\n"
+            "q = Add(f, h)",
+            "its input has 7 levels from -2 to 3.5 that are neither evenly spaced nor sums of",
         ),
         ("a = Less(x, half)\nq = Cast <to=1> (a)", "'q' has 2 levels, but does not rise with its input"),
     ],
@@ -373,10 +464,9 @@ def test_does_not_take_real_weights() -> None:
     fires(named, "QuantizeLevels", "BinaryConvLevels")
 
 
-def test_does_not_take_weights_that_are_zero() -> None:
-    some, dead = weights(8, 4, 3, 3), weights(8, 4, 3, 3)
-    some[2, 1, 1, 1], dead[3] = 0, 0
-    declines(model(DOREFA, w=some), "filter 2 has 1 weights that are exactly 0, which one bit cannot hold")
+def test_does_not_take_filters_that_are_zero() -> None:
+    dead = weights(8, 4, 3, 3)
+    dead[3] = 0
     with pytest.raises(InputError, match=r"Conv '.*': filter 3 is all zeros"):
         lower(model(DOREFA, w=dead))
 

@@ -104,13 +104,15 @@ def test_does_not_binarise_twice(scheme: Weights) -> None:
 
 @pytest.mark.parametrize("scheme", ["auto", "sign"])
 def test_does_not_touch_weights_with_exact_zeros(scheme: Weights) -> None:
-    """Three values are no latent weights; LowerBinaryConv names the filter and the count."""
+    """Three values are no latent weights, but two bases."""
     w = weights(8, 4, 3, 3)
     w[5, 1:3, 0, 0] = 0
     model = parse("s = Sign(x)\ny = Conv(s, w)", w=w)
     after = copy(model)
     assert [decline.node for decline in BinarizeWeights(scheme)(after).declined] == ["y"]
-    assert "filter 5 has 2 weights that are exactly 0" in to_binary(after)[1][0].reason
+    binary, left, _ = to_binary(after)
+    assert left == []
+    assert "BinaryConvBases" in op_types(binary)
 
 
 def test_does_not_touch_layers_of_real_inputs() -> None:

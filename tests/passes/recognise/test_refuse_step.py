@@ -29,6 +29,8 @@ LEVELS = [
     "r = Relu(x)\nq = Tanh(r)\ns = Sign(q)",
     "r = Relu(x)\nq = MaxPool <kernel_shape=[2,2]> (r)\ns = Sign(q)",
     "r = Relu(x)\nt = Tanh(r)\nq = MaxPool <kernel_shape=[2,2], strides=[2,2], pads=[1,0,1,0]> (t)\ns = Sign(q)",
+    "r = Clip(x, , zero)\ns = Sign(r)",  # -1 and 0
+    "r = Min(zero, x)\nq = Mul(r, k)\ns = Sign(q)",
 ]
 """Steps, too, but LowerLevels takes their layers before anyone asks: 0 and 1 are levels."""
 
@@ -37,12 +39,10 @@ OTHER = "o = Conv <pads=[1,1,1,1]> (x, mix)\n"
 
 STEPS = [
     "r = Round(x)\ns = Sign(r)",
-    "r = Clip(x, , zero)\ns = Sign(r)",
     "r = Relu(x)\nq = Sub(r, some)\ns = Sign(q)",  # 0 in two of the channels
     "r = Relu(x)\nq = MaxPool <kernel_shape=[2,2]> (r)\np = PRelu(q, k)\ns = Sign(p)",
     "r = Relu(x)\nq = AveragePool <kernel_shape=[2,2]> (r)\ns = Sign(q)",
     "r = Relu(x)\nq = Sign(r)\np = Sign(q)\ns = Neg(p)",
-    "r = Min(zero, x)\nq = Mul(r, k)\ns = Sign(q)",
     "r = Floor(x)\nq = Sub(r, one)\ns = Sign(q)",
     "r = Cast <to=6> (x)\nq = Cast <to=1> (r)\ns = Sign(q)",
     "r = ThresholdedRelu <alpha=0.5> (x)\ns = Sign(r)",
