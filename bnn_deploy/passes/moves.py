@@ -152,8 +152,11 @@ def _resize(node: ir.Node, value: ir.Value, before: Dims, after: Dims) -> list[M
         return None
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     moves: list[Move] = []
+    known, wanted_dims = (list((v.shape if v is not None else None) or ()) for v in (node.inputs[0], value))
     for axis, (size, wanted) in enumerate(zip(before, after, strict=True)):
         if size is None or wanted is None:
+            if known[axis] == wanted_dims[axis]:  # the same symbol
+                continue
             if scales is None or scales.size == 0 or scales[axis] != 1:
                 return None
             continue

@@ -33,6 +33,7 @@ from bnn_deploy.passes.normalise.fold_constants import FoldConstants
 from bnn_deploy.passes.normalise.push_transpose import PushTranspose
 from bnn_deploy.passes.normalise.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.normalise.simplify_broadcast import SimplifyBroadcast
+from bnn_deploy.passes.normalise.simplify_gather import SimplifyGather
 from bnn_deploy.passes.normalise.simplify_prelu import SimplifyPRelu
 from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
@@ -120,6 +121,7 @@ def canonicalize(model: ir.Model) -> None:
     common.DeduplicateInitializersPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     SimplifyBroadcast()(model)
+    SimplifyGather()(model)
     ResolveAutoPad()(model)
     SimplifyRound()(model)
     CanonicalizeSign()(model)

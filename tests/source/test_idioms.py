@@ -60,6 +60,8 @@ IDIOMS: dict[str, tuple[str, str]] = {
     "masked_fill": ("o = x.sign(); o = o.masked_fill(o == 0, 1)", "o"),
     "masked_fill_": ("o = x.sign(); o.masked_fill_(o == 0, -1)", "o"),
     "where": ("", "torch.where(x >= 0, torch.ones_like(x), -torch.ones_like(x))"),
+    "x / |x|": ("", "x / x.abs()"),
+    "a table": ("table = torch.tensor([-1.0, 1.0])", "table[(x >= 0).long()]"),
     "heaviside": ("", "2 * torch.heaviside(x, torch.ones(())) - 1"),
     "clamp of a sign": ("", "torch.clamp(x.sign(), -1, 1)"),
     "ceil": ("", "2 * torch.ceil(torch.clamp(x, 0, 1)) - 1"),

@@ -129,8 +129,11 @@ def _enlarges(value: ir.Value) -> bool:
         return False
     if not all(isinstance(move, Take) and move.picks[0] >= 2 for move in moves):
         return False
+    grid = None if node is None else node.attributes.get("coordinate_transformation_mode")
+    if grid is not None and grid.as_string() == "align_corners":
+        return False  # whose positions hang on its rounding, as those of no whole factor do
     sizes = [(old or 1, new or 1) for old, new in zip(before[2:], after[2:], strict=True)]
-    return all(old <= new for old, new in sizes) and any(old < new for old, new in sizes)
+    return all(new % old == 0 for old, new in sizes) and any(old < new for old, new in sizes)
 
 
 def _split_places(node: ir.Node, count: int) -> list[tuple[Place, Place]] | None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from bnn_deploy.conversion import convert
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
 from bnn_deploy.passes.recognise.sink_sign import SinkSign
+from bnn_deploy.proof.verification import verify
 from bnn_deploy.provenance import BEFORE, SOURCE, ZERO, read_before, source_place
+from bnn_deploy.runtime.session import library_info
 from support.graphs import assert_same, copy, eighths, equal, only, op_types, parse, run_float, samples, weights
 
 
@@ -235,3 +241,23 @@ def test_the_source_and_the_pre_activation_of_a_concat() -> None:
     np.testing.assert_array_equal(before.read(values), expected)
     np.testing.assert_array_equal(source.read(values), np.sign(expected))
     assert not np.array_equal(before.read(values | {"q": x}), expected)
+
+
+def test_verify_holds_a_concat_of_signs_against_all_its_tensors(tmp_path: Path) -> None:
+    """A threshold that is shifted in one of the parts is seen, and is that of the part's own pre-activation."""
+    text = "c = Conv(x, u)\nq = Neg(c)\nn = Mul(q, k)\ns = Sign(c)\nr = Sign(n)\na = Concat<axis=1>(s, r)"
+    text += "\ny = Conv(a, double)"
+    constants = {"u": eighths(4, 4, 1, 1), "k": np.float32(0.3), "double": CONSTANTS["double"]}
+    source = ir.to_proto(parse(text, **constants))
+    convert(source, tmp_path / "m.onnx", weights="as-is")
+    x = samples(parse(text, **constants))
+    options: dict[str, Any] = {"data": x, "reference_samples": 0, "isas": library_info().isas[:1]}
+    assert verify(tmp_path / "m.onnx", source, **options).passed
+    wrong = onnx.load(tmp_path / "m.onnx")
+    (bits,) = (node for node in wrong.graph.node if node.op_type == "Binarize")
+    (threshold,) = (tensor for tensor in wrong.graph.initializer if tensor.name == bits.input[1])
+    shifted = onnx.numpy_helper.to_array(threshold).copy()
+    shifted[-1] += 0.125
+    threshold.CopyFrom(onnx.numpy_helper.from_array(shifted, threshold.name))
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    assert not verify(tmp_path / "wrong.onnx", source, **options).passed
