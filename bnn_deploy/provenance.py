@@ -63,6 +63,9 @@ PART_OF = "bnn_deploy.part_of"
 ZERO = "bnn_deploy.zero"
 """Metadata of a Sign that CanonicalizeSign made: its value at 0, "1" or "-1"; without it, 0 as in ONNX."""
 
+NO_PLACE = "bnn_deploy.no_place"
+"""Key, in `meta`, of a layer whose output no tensor of the float graph is, because what was in front went behind it."""
+
 REFUSED = "bnn_deploy.refused"
 """Key, in `meta`, of a Sign that cannot become bits: the Reason."""
 
@@ -374,6 +377,11 @@ def sign_metadata(source: Place, before: Place, zero: int) -> dict[str, str]:
 def source_metadata(value: ir.Value) -> dict[str, str]:
     """SOURCE and MOVES of a node whose output stands for `value`."""
     return place(value).as_source()
+
+
+def layer_metadata(node: ir.Node) -> dict[str, str]:
+    """SOURCE of what a float layer becomes: its output; empty if a pass moved something behind the layer."""
+    return {} if NO_PLACE in node.meta else {SOURCE: node.outputs[0].name or ""}
 
 
 def set_source(node: ir.Node, value: ir.Value) -> None:

@@ -39,6 +39,7 @@ from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
 from bnn_deploy.passes.outcome import PARTS, Decline, Pass, display_name
 from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
+from bnn_deploy.passes.recognise.delay_scale import DelayScale
 from bnn_deploy.passes.recognise.hoist_pad import HoistPad
 from bnn_deploy.passes.recognise.lift_sign import LiftSign
 from bnn_deploy.passes.recognise.refuse_step import RefuseStep
@@ -130,6 +131,7 @@ def canonicalize(model: ir.Model) -> None:
         SimplifyBroadcast()(model)  # now that the channels are the second dimension
     SimplifyPRelu()(model)
     until_stable(model, SIGNS, infer_shapes)
+    DelayScale()(model)
     RefuseStep()(model)
     common.RemoveUnusedNodesPass()(model)
 

@@ -30,9 +30,12 @@ class FuseFactor(Pass):
     1. The BinaryConv feeds only the Mul, and k has its batch and spatial size. The products are made in the same order,
        so every bit agrees.
     2. Mul(BinaryConv(...), Mul(k, c)) with a constant c per filter: c goes into scale and bias.
+    3. A k of one value per sample, such as a mean of |x|, is expanded to the pixels first: to one channel, where the
+       Mul reads and writes all of them.
 
-    Declines: a factor that is broadcast over pixels or has more than one channel, or is of unknown shape; a BinaryConv
-    that something else uses too. A constant factor is not looked at.
+    Declines: a factor that has more than one channel, or one per row or column, or is of unknown shape, as is one per
+    sample where the number of pixels is not known; a BinaryConv that something else uses too. A constant factor is not
+    looked at.
     """
 
     def call(self, model: ir.Model) -> Outcome:
@@ -57,6 +60,8 @@ class FuseFactor(Pass):
                     assert alpha is not None
                     scale_conv(model.graph, conv, alpha, node.outputs[0].name or "")
                     factor = gate
+                if _is_per_sample(factor, conv_value):
+                    factor = _expand(model.graph, node, factor, conv_value)
                 if not _is_per_pixel(factor, conv_value):
                     result.decline(node, FactorShape(factor.name or ""))
                     continue
@@ -90,6 +95,24 @@ def _is_per_pixel(factor: ir.Value, conv: ir.Value) -> bool:
         return False
     batch, _, *spatial = conv.shape
     return list(factor.shape) == [batch, 1, *spatial]
+
+
+def _is_per_sample(factor: ir.Value, conv: ir.Value) -> bool:
+    """Whether a factor has one value for each sample, and a convolution's output a known number of pixels."""
+    if factor.shape is None or conv.shape is None or len(factor.shape) != len(conv.shape):
+        return False
+    batch, _, *spatial = conv.shape
+    known = all(isinstance(size, int) for size in spatial) and any(size != 1 for size in spatial)
+    return known and list(factor.shape) == [batch, *[1] * (len(spatial) + 1)]
+
+
+def _expand(graph: ir.Graph, mul: ir.Node, factor: ir.Value, conv: ir.Value) -> ir.Value:
+    """A factor per sample as one per pixel."""
+    assert conv.shape is not None and factor.dtype is not None
+    batch, _, *spatial = conv.shape
+    name = f"{mul.outputs[0].name}_factor"
+    sizes = add_initializer(graph, f"{name}_shape", np.array([1, 1, *spatial], np.int64))
+    return insert_node(mul, "Expand", [factor, sizes], {}, name, dtype=factor.dtype, shape=[batch, 1, *spatial])
 
 
 def _split(factor: ir.Value, conv: ir.Value) -> tuple[ir.Value, ir.Value] | None:

@@ -53,7 +53,7 @@ from bnn_deploy.passes.reasons import (
     WeightsNotConstant,
 )
 from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
-from bnn_deploy.provenance import REFUSED, SOURCE
+from bnn_deploy.provenance import REFUSED, SOURCE, layer_metadata
 
 
 @dataclass
@@ -411,7 +411,7 @@ def replace_layer(
         shape=shape,
         domain=DOMAIN,
         name=display_name(node),
-        metadata={SOURCE: name},
+        metadata=layer_metadata(node),
     )
     if layer.linear:
         new = insert_node(

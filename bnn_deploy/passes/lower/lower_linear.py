@@ -20,7 +20,7 @@ from bnn_deploy.passes.lower.layer import (
 )
 from bnn_deploy.passes.outcome import display_name, take_in
 from bnn_deploy.passes.reasons import Channels, ManyProducts, Reason
-from bnn_deploy.provenance import SOURCE, Transpose, node_place, place_before, zero_value
+from bnn_deploy.provenance import Transpose, layer_metadata, node_place, place_before, zero_value
 
 
 class LowerLinear(EachLayer[SignInput]):
@@ -70,7 +70,7 @@ class LowerLinear(EachLayer[SignInput]):
             shape=output.shape,
             domain=DOMAIN,
             name=display_name(node),
-            metadata={SOURCE: name},
+            metadata=layer_metadata(node),
         )
         replace_value(output, new)
         new.name = name

@@ -13,7 +13,7 @@ from bnn_deploy.passes.graph import add_initializer, insert_node, maker, replace
 from bnn_deploy.passes.interleave import Interleaved, interleave
 from bnn_deploy.passes.lower.phases import Phase, find_phases
 from bnn_deploy.passes.outcome import display_name
-from bnn_deploy.provenance import SOURCE, part_metadata
+from bnn_deploy.provenance import layer_metadata, part_metadata
 
 if TYPE_CHECKING:
     from bnn_deploy.passes.lower.layer import FloatLayer
@@ -61,13 +61,13 @@ def replace_transposed(
                 shape=[bits.shape[0], len(layer.weight), *sizes],
                 domain=DOMAIN,
                 name=layer_name if i == 0 else f"{layer_name}_phase_{i}",
-                metadata={SOURCE: name} if alone else part_metadata(layer_name) if i else {},
+                metadata=layer_metadata(node) if alone else part_metadata(layer_name) if i else {},
             )
         )
     new = maps[0]
     if not alone:
         made = Interleaved(tuple(maps), tuple(layer.strides), found.crop)
-        new = interleave(node, made, f"{name}_interleaved", {SOURCE: name})
+        new = interleave(node, made, f"{name}_interleaved", layer_metadata(node))
     replace_value(output, new)
     new.name = name
     return maker(maps[0])

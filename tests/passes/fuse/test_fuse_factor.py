@@ -23,6 +23,7 @@ CONSTANTS = {
     "axes": np.array([1]),
     "rest": np.array([1, 2, 3]),
     "rows": np.array([2]),
+    "pixels": np.array([2, 3]),
     "alpha": np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1) / 8,
     "half": np.float32(0.5),
 }
@@ -58,6 +59,14 @@ def test_fuses_a_map_of_one_pixel() -> None:
     assert_same(before, after)
 
 
+def test_fuses_a_factor_per_sample() -> None:
+    before = model(f"{CONV}k = ReduceMax(x, rest)\ny = Mul(c, k)")
+    after, declined = fused(before)
+    assert declined == []
+    assert sorted(op_types(after)) == ["Binarize", "BinaryConvScaled", "Expand", "ReduceMax"]
+    assert_same(before, after)
+
+
 @pytest.mark.parametrize("factor", ["Mul(k, alpha)", "Mul(alpha, k)", "Mul(half, k)"])
 def test_takes_a_constant_per_filter_out_of_the_factor(factor: str) -> None:
     before = model(f"{CONV}{GATE}f = {factor}\ny = Mul(c, f)")
@@ -69,10 +78,14 @@ def test_takes_a_constant_per_filter_out_of_the_factor(factor: str) -> None:
 
 @pytest.mark.parametrize(
     "gate",
-    ["k = ReduceMax(x, rest)", "k = Conv <pads=[1,1,1,1]> (x, w)", "q = ReduceMax(x, axes)\nk = ReduceMax(q, rows)"],
+    [
+        "p = ReduceMax(x, pixels)\nk = Concat <axis=1> (p, p)",
+        "k = Conv <pads=[1,1,1,1]> (x, w)",
+        "q = ReduceMax(x, axes)\nk = ReduceMax(q, rows)",
+    ],
 )
 def test_does_not_fuse_a_factor_of_another_shape(gate: str) -> None:
-    """One number per image, one per filter and pixel, one per column."""
+    """One number per channel of each image, one per filter and pixel, one per column."""
     _, declined = fused(model(f"{CONV}{gate}\ny = Mul(c, k)"))
     assert declined == ["its factor 'k' has not one value per pixel, or an unknown shape"]
 
