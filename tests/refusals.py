@@ -264,6 +264,27 @@ def arch_file(text: str, *more: str) -> Any:
     return make
 
 
+# Darknet networks.
+
+EXPORTS = Path(__file__).parent / "exports"
+
+
+def darknet(
+    damage: Callable[[str, bytes], tuple[str, bytes]] = lambda cfg, weights: (cfg, weights),
+) -> Callable[[Path], Arguments]:
+    """A Darknet network of tests/exports, damaged."""
+
+    def make(folder: Path) -> Arguments:
+        files = folder / "net.cfg", folder / "net.weights"
+        exports = EXPORTS / "darknet_classifier.cfg", EXPORTS / "darknet_classifier.weights"
+        cfg, weights = damage(exports[0].read_text(), exports[1].read_bytes())
+        files[0].write_text(cfg)
+        files[1].write_bytes(weights)
+        return [files[0], "--darknet-weights", files[1]]
+
+    return make
+
+
 OWN_SIGN = """
 import torch
 class Net(torch.nn.Linear):
@@ -439,6 +460,19 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "--arch-args without --arch": Refusal(
         graph(lambda model: None, "--arch-args", '{"width": 4}'), "--arch-args .*give --arch, too"
+    ),
+    # Darknet; all that is refused in a .cfg file is in tests/source/test_darknet.py.
+    "a layer that Darknet has and we have not": Refusal(
+        darknet(lambda cfg, weights: (cfg.replace("[softmax]", "[reorg]"), weights)),
+        r"FOLDER/net\.cfg:88: \[reorg\], layer 13: this type of layer is not converted; convolutional, .* are",
+    ),
+    "a truncated .weights file": Refusal(
+        darknet(lambda cfg, weights: (cfg, weights[:-4])),
+        r"FOLDER/net\.weights: it ends in layer 12 \(\[connected\], FOLDER/net\.cfg:84\), with 287 of the 288 .*",
+    ),
+    "no .weights file": Refusal(
+        lambda folder: darknet()(folder)[:1],
+        r"FOLDER/net\.cfg: a Darknet network needs its weights: give --darknet-weights FILE\.weights",
     ),
     # Outputs.
     "the output's folder is missing": Refusal(
