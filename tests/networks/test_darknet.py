@@ -69,8 +69,8 @@ def test_every_xnor_layer_is_binary_and_computes_what_darknet_computed(name: str
 
 
 def test_verify_passes_and_sees_a_flipped_bit(tmp_path: Path) -> None:
-    conversion = converted("region", tmp_path)
-    with np.load(EXPORTS / "darknet_region.npz") as data:
+    conversion = converted("yolo", tmp_path)
+    with np.load(EXPORTS / "darknet_yolo.npz") as data:
         x = data["x"][:1]
 
     def verified() -> Verification:
