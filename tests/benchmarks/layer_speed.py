@@ -1,5 +1,8 @@
-"""Speed of single layers: Binarize + BinaryConv (W1A1) and QuantizeLevels + BinaryConvLevels (W1A2)
-against onnxruntime's float32 Conv, one thread.
+"""Speed of single layers: Binarize + BinaryConv (W1A1), QuantizeLevels + BinaryConvLevels (W1A2) and
+QuantizeLevels + BinaryConvBases against onnxruntime's float32 Conv and its 8-bit one, one thread.
+
+The sums of P planes and Q bases ("sum PxQ") have offsets in activations and weights, as of AdaBin (1x1);
+1x2 are ternary weights.
 
 All take and give float32 tensors of the same shape. All layers and engines are timed in turn, round
 by round, so that a change of the machine's clock affects them all alike; the table has the median and
@@ -44,13 +47,58 @@ class Layer:
 LAYERS = [Layer(64, 56, 3), Layer(128, 28, 3), Layer(256, 14, 3), Layer(512, 7, 3), Layer(192, 32, 1)]
 
 
-ENGINES = {"binary": "W1A1", "two_bits": "W1A2", "float": "float32"}
+SUMS = {"sum_1x1": (1, 1), "sum_1x2": (1, 2), "sum_2x2": (2, 2)}
+"""Planes and bases of BinaryConvBases."""
+
+ENGINES = {"binary": "W1A1", "two_bits": "W1A2"} | {name: name.replace("_", " ") for name in SUMS}
+ENGINES |= {"int8": "int8", "float": "float32"}
 
 
 def make_model(layer: Layer, engine: str) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     channels, kernel, pad = layer.channels, layer.kernel, layer.kernel // 2
-    if engine != "float":
+    if engine in SUMS:
+        planes, bases = SUMS[engine]
+        words = (channels + 31) // 32
+        steps = np.float32([[0.5 * i] for i in range(2**planes - 1)])
+        constants = {
+            "threshold": steps + rng.standard_normal(channels).astype(np.float32) * np.float32(0.1),
+            "W": rng.integers(0, 2**32, (channels, kernel, kernel, bases * words), dtype=np.uint32),
+            "scale": rng.uniform(0.01, 0.1, (planes + 1, bases + 1, channels)).astype(np.float32),
+            "bias": rng.standard_normal(channels).astype(np.float32),
+        }
+        nodes = [
+            helper.make_node("QuantizeLevels", ["X", "threshold"], ["bits"], domain="bnn_deploy", bits=planes),
+            helper.make_node(
+                "BinaryConvBases",
+                ["bits", "W", "scale", "bias"],
+                ["Y"],
+                domain="bnn_deploy",
+                channels=channels,
+                kernel_shape=[kernel] * 2,
+                strides=[1, 1],
+                pads=[pad] * 4,
+                dilations=[1, 1],
+                group=1,
+                planes=planes,
+                bases=bases,
+            ),
+        ]
+    elif engine == "int8":
+        constants = {
+            "W": rng.integers(-127, 128, (channels, channels, kernel, kernel), dtype=np.int8),
+            "step": np.float32(0.05),
+            "zero": np.uint8(128),
+            "zeros": np.zeros(channels, np.int8),
+            "steps": np.full(channels, 0.01, np.float32),
+        }
+        inputs = ["q", "step", "zero", "W", "steps", "zeros", "step", "zero"]
+        nodes = [
+            helper.make_node("QuantizeLinear", ["X", "step", "zero"], ["q"]),
+            helper.make_node("QLinearConv", inputs, ["r"], pads=[pad] * 4),
+            helper.make_node("DequantizeLinear", ["r", "step", "zero"], ["Y"]),
+        ]
+    elif engine != "float":
         words = (channels + 31) // 32
         threshold = rng.standard_normal(channels).astype(np.float32) * 0.1
         constants = {
@@ -134,8 +182,7 @@ def measure(rounds: int) -> list[dict]:
         for engine in ENGINES:
             row[engine] = percentiles(times[layer, engine])
             row[engine]["gmacs_per_s"] = layer.macs / row[engine]["median_ms"] / 1e6
-        row["ratio"] = row["float"]["median_ms"] / row["binary"]["median_ms"]
-        row["two_bits_ratio"] = row["float"]["median_ms"] / row["two_bits"]["median_ms"]
+        row["ratios"] = {e: row["float"]["median_ms"] / row[e]["median_ms"] for e in ENGINES if e != "float"}
         rows.append(row)
     return rows
 
@@ -150,14 +197,12 @@ def main() -> None:
         os.environ["BNN_DEPLOY_ISA"] = arguments.isa
     rows = measure(arguments.rounds)
     print(f"onnxruntime {ort.__version__}, ISA {arguments.isa or 'best'}, 1 thread, ms per call")
-    headings = [f"{name:>8} {'p10':>8} {'p90':>8} {'GMAC/s':>7}" for name in ENGINES.values()]
-    print(f"{'layer':18} {' | '.join(headings)} | ratio to W1A1, W1A2")
-    for row in rows:
-        cells = [
-            f"{row[e]['median_ms']:8.4f} {row[e]['p10_ms']:8.4f} {row[e]['p90_ms']:8.4f} {row[e]['gmacs_per_s']:7.0f}"
-            for e in ENGINES
-        ]
-        print(f"{row['layer']:18} {' | '.join(cells)} | {row['ratio']:5.1f} {row['two_bits_ratio']:5.1f}")
+    for engine, name in ENGINES.items():
+        print(f"{name:18} {'median':>8} {'p10':>8} {'p90':>8} {'GMAC/s':>7}  float32 / this")
+        for row in rows:
+            found = row[engine]
+            times = f"{found['median_ms']:8.4f} {found['p10_ms']:8.4f} {found['p90_ms']:8.4f}"
+            print(f"{row['layer']:18} {times} {found['gmacs_per_s']:7.0f}  {row['ratios'].get(engine, 1.0):5.2f}")
     if arguments.json:
         record = {"onnxruntime": ort.__version__, "isa": arguments.isa, "layers": rows}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")

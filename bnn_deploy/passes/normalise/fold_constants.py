@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from numpy.typing import NDArray
 from onnxscript.optimizer import fold_constants
 
-from bnn_deploy.passes.graph import constant, is_op
+from bnn_deploy.passes.graph import add_initializer, constant, is_op
 from bnn_deploy.passes.outcome import Outcome, Pass, Rewrite, display_name
 
 NO_LIMIT = 2**62
@@ -30,13 +33,22 @@ class FoldConstants(Pass):
         for node in _inner(model):
             if is_op(node, "Identity"):
                 node.domain = _KEPT
-        fold_constants(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=NO_LIMIT,
-            output_size_limit=NO_LIMIT,
-            should_fold=_should_fold,
-        )
+        while True:
+            fold_constants(
+                model,
+                onnx_shape_inference=True,
+                input_size_limit=NO_LIMIT,
+                output_size_limit=NO_LIMIT,
+                should_fold=_should_fold,
+            )
+            several = [(node, found) for node in model.graph if (found := _several_constants(node)) is not None]
+            for node, found in several:
+                for output, array in zip(node.outputs, found, strict=True):
+                    folded = add_initializer(model.graph, f"{output.name}_folded", array)
+                    ir.convenience.replace_all_uses_with(output, folded, replace_graph_outputs=True)
+                model.graph.remove(node, safe=True)
+            if not several:
+                break
         for node in model.graph:  # what was the branch of an If whose condition is constant
             node.domain = node.domain.removeprefix(_KEPT)
         for step in (
@@ -61,6 +73,32 @@ Such a node may give a tensor from outside, or an input of the body, to the outp
 def _inner(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes in the branches and bodies of the main graph's nodes."""
     return (node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.graph is not model.graph)
+
+
+def _several_constants(node: ir.Node) -> list[NDArray[Any]] | None:
+    """The outputs of a Split or TopK of constants, which onnxscript does not fold as they are several; else None."""
+    data = constant(node.inputs[0]) if is_op(node, "Split", "TopK") else None
+    second = node.inputs[1] if len(node.inputs) > 1 else None
+    operand = constant(second)
+    if data is None or (second is not None and operand is None):
+        return None
+    axis = _integer(node, "axis", -1 if is_op(node, "TopK") else 0)
+    if is_op(node, "Split"):
+        count = len(node.outputs)
+        each = -(-data.shape[axis] // count)
+        sizes = [each] * count if operand is None else operand.tolist()
+        return np.split(data, np.cumsum(sizes[:-1]), axis=axis)
+    if operand is None or data.dtype.kind != "f":
+        return None
+    order = np.argsort(-data if _integer(node, "largest", 1) else data, axis=axis, kind="stable")
+    chosen = np.take(order, np.arange(int(operand.reshape(()))), axis=axis)
+    return [np.take_along_axis(data, chosen, axis=axis), chosen]
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    """The INT attribute `name` of a node."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
 
 
 def _should_fold(node: ir.Node) -> bool | None:

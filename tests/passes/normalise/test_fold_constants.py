@@ -54,6 +54,28 @@ def test_folds_weights_that_the_graph_binarises() -> None:
     assert lower(after) is not None  # the folded weights are two-valued
 
 
+def test_folds_operators_with_several_outputs() -> None:
+    """Weights of two values, chosen by their largest magnitudes, of halves that are put together the other way."""
+    text = (
+        "f = Reshape(w, flat)\na = Abs(f)\nt, i = TopK(a, k)\nm = ReduceMin <keepdims=0> (t, last)\n"
+        "l, r = Split <axis=0, num_outputs=2> (w)\nj = Concat <axis=0> (r, l)\nq = Sign(j)\nv = Mul(q, m)\n"
+        "s = Sign(x)\ny = Conv(s, v)"
+    )
+    numbers = {"flat": np.array([-1]), "k": np.array([9]), "last": np.array([0])}
+    model = parse(text, w=latent(8, 4, 3, 3), **numbers)
+    after = fold(model)
+    assert op_types(after) == ["Sign", "Conv"]
+    same(model, after)
+    assert lower(after) is not None
+
+
+def test_does_not_fold_a_split_of_data() -> None:
+    model = parse(
+        "a, b = Split <axis=1, num_outputs=2> (x)\nc = Concat <axis=1> (b, a)\ny = Conv(c, w)", w=weights(8, 4, 3, 3)
+    )
+    assert op_types(fold(model)) == ["Split", "Concat", "Conv"]
+
+
 def test_folds_what_exporters_leave_for_its_size() -> None:
     """1.2 MB: exporters stop at a few kB."""
     model = parse(BINARISE + "s = Sign(x)\ny = Conv(s, v)", ("N", 256, 3, 3), w=latent(128, 256, 3, 3), axes=AXES)
