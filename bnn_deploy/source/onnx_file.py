@@ -17,6 +17,7 @@ from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.half import to_float32
 from bnn_deploy.source.input_sizes import Examples, SampleShape, settle_sizes
 from bnn_deploy.source.opset import all_nodes, set_opset
+from bnn_deploy.source.optimised import expand_fused_conv
 from bnn_deploy.source.qonnx import expand_bipolar_quant, expand_quant
 from bnn_deploy.source.soundness import (
     require_inference,
@@ -81,6 +82,7 @@ def read(source: OnnxSource, notes: list[str] | None = None) -> ModelProto:
     model = inliner.inline_local_functions(model) if model.functions else model
     expand_bipolar_quant(model)
     expand_quant(model, name)
+    expand_fused_conv(model, name)
     require_known_operators(model, name)
     require_inference(model, name)
     require_sound_parameters(model, name)

@@ -322,3 +322,32 @@ def test_other_files_are_named(name: str, arguments: dict[str, str], tmp_path: P
     (tmp_path / name).rename(tmp_path / "called.onnx")
     with pytest.raises(InputError, match=re.escape(f"called.onnx: {line}")):
         convert(tmp_path / "called.onnx", tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("activation", ["Relu (k)", "LeakyRelu <alpha=0.5> (k)", "Clip (k, minus, quarter)"])
+@pytest.mark.parametrize("summand", ["", "c"])
+def test_what_onnxruntime_fused(activation: str, summand: str, tmp_path: Path) -> None:
+    """Its extended optimisations write FusedConv into a file; the summand that it may have is added here."""
+    nodes = NODES.replace("n = Add (c, quarter)", f"k = Conv (c, point)\na = {activation}\nn = Sub (a, eighth)")
+    extra: dict[str, Any] = {"point": weights(8, 8, 1, 1, seed=3), "eighth": np.float32(0.125)}
+    model = network(nodes, **extra | ({"minus": np.float32(-2)} if "minus" in activation else {}))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(tmp_path / "optimised.onnx")
+    (fused,) = (node for node in optimised.graph.node if node.op_type == "FusedConv")
+    if summand:
+        fused.input.extend([""] * (3 - len(fused.input)) + [summand])
+    computes(optimised, stock(optimised), tmp_path)
+
+
+def test_an_activation_without_definition(tmp_path: Path) -> None:
+    model = network()
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.node[0].CopyFrom(
+        NODE("FusedConv", ["x", "first"], ["c"], "one", domain="com.microsoft", activation="Swoosh", pads=[1, 1, 1, 1])
+    )
+    with pytest.raises(InputError, match="FusedConv 'one' has the activation Swoosh, which has no definition here"):
+        convert(model, tmp_path / "m.onnx")
