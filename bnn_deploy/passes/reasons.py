@@ -277,7 +277,7 @@ class InputDimensions(LayerReason):
 
     template = "its input has {dimensions} dimensions; a linear layer's has 2"
     example = "MatMul(MaxPool(Sign(x)), w), x of [N, C, T]"
-    advice = "flatten its input to [N, features] in front of the layer"
+    advice = "take the sign behind the MaxPool, right in front of the layer, which computes the same"
 
 
 _CONTRADICTION = "the sizes contradict each other: export again with the right input shape"
