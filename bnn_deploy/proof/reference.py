@@ -262,10 +262,16 @@ def make_reference(
         return OnnxReference(model, name)
     from torch import nn
 
+    from bnn_deploy.source.darknet.network import is_cfg
     from bnn_deploy.source.latent_weights import float_module
     from bnn_deploy.source.torch_module import eager
     from bnn_deploy.source.torch_source import torch_source
 
+    if is_cfg(against):
+        raise InputError(
+            f"{os.fspath(against)}: a Darknet network is verified against its float model: convert it with --float "
+            "FLOAT.onnx, and give --against FLOAT.onnx"
+        )
     if arch is None and not isinstance(against, nn.Module):
         arch = metadata.get(ARCH_KEY)
         arch_args = arch_args or read_arch_args(metadata)

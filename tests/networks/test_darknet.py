@@ -81,6 +81,10 @@ def test_verify_passes_and_sees_a_flipped_bit(tmp_path: Path) -> None:
     assert result.passed, result.failures
     flip_a_bit(conversion.output, conversion.binary_layers[-1])
     assert not verified().passed
+    with pytest.raises(
+        InputError, match=r"darknet_yolo.cfg: a Darknet network is verified against its float model: conv"
+    ):
+        verify(conversion.output, EXPORTS / "darknet_yolo.cfg", data=x)
 
 
 def test_the_command_says_which_padding_it_took(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from onnx import ModelProto
 
@@ -66,6 +66,11 @@ class _Kind:
     short: str = ""
 
 
+def is_cfg(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether `source` is the path of a Darknet network's .cfg file."""
+    return isinstance(source, str | os.PathLike) and Path(source).suffix == ".cfg"
+
+
 def darknet_network(
     source: object,
     weights: str | os.PathLike[str] | None,
@@ -83,7 +88,7 @@ def darknet_network(
     Raises:
         InputError: a .cfg file without weights, the arguments of one for another source, or a padding that is none.
     """
-    if not isinstance(source, str | os.PathLike) or Path(source).suffix != ".cfg":
+    if not is_cfg(source):
         if weights is not None or xnor_padding is not None or decode:
             raise InputError(
                 "--darknet-weights, --xnor-padding and --decode belong to a Darknet network: give its .cfg file"
