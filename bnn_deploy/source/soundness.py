@@ -37,6 +37,11 @@ def require_tensors(model: ModelProto, name: str) -> None:
 def require_known_operators(model: ModelProto, name: str) -> None:
     """Refuse operators of domains that have no definition here."""
     for node in model.graph.node:
+        if node.domain.startswith("com.microsoft"):
+            raise InputError(
+                f"{name}: {node.op_type} '{node.name or node.output[0]}' is of the domain {node.domain}: onnxruntime's "
+                "optimiser or quantiser wrote it; give the model as it was before"
+            )
         if node.domain not in ("", "ai.onnx"):
             raise InputError(
                 f"{name}: {node.op_type} '{node.name or node.output[0]}' is of the domain {node.domain}, which has no "
