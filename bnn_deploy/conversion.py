@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -105,6 +105,7 @@ def convert(
     xnor_padding: XnorPadding | None = None,
     decode: bool = False,
     calibration: Data | None = None,
+    sign_zero: Literal["plus", "exact"] = "plus",
     strict: bool = False,
     report: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
@@ -130,6 +131,8 @@ def convert(
             training on a GPU; None for -1.
         decode: whether the boxes of its detection layers are outputs, too: "boxes" and "scores", see `read_darknet`.
         calibration: real inputs, as `load_data` takes them, to quantise the layers that stay float to 8 bits.
+        sign_zero: what becomes of signs that are 0 at 0, as torch.sign: "plus" makes them +1 there, "exact" keeps the 0
+            in front of binary layers, by a second plane of bits, at twice the layer's cost.
         strict: fail if a layer whose input is a sign or has few levels stays float.
         report: also write the outcome of each layer here, as JSON (see `report.summary.Report`), even if `strict` fails
             or no layer is binary, when it is needed most.
@@ -161,7 +164,9 @@ def convert(
     progress("running the passes")
     seen = Canonical()
     try:
-        binary, left_float, not_fused = to_binary(original.model, channels_last=calibration is None, look=seen.look)
+        binary, left_float, not_fused = to_binary(
+            original.model, channels_last=calibration is None, look=seen.look, exact_zeros=sign_zero == "exact"
+        )
     except InputError as error:
         raise InputError(f"{original.name}: {error}") from error
     scheme = "xnor-centred" if weights == "auto" else weights

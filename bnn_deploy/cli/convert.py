@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 import numpy as np
@@ -95,6 +95,12 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int,
     "--decode", is_flag=True, help="Also give the boxes of a Darknet network's detection layers, and their scores."
 )
 @click.option(
+    "--sign-zero",
+    type=click.Choice(["plus", "exact"]),
+    default="plus",
+    help="Signs that are 0 at 0, as torch.sign: +1 there (plus, the default), or 0 (exact), at twice the layer's cost.",
+)
+@click.option(
     "--edges",
     type=click.Choice(["float", "int8"]),
     default="float",
@@ -122,6 +128,7 @@ def command(
     darknet_weights: Path | None,
     xnor_padding: str | None,
     decode: bool,
+    sign_zero: Literal["plus", "exact"],
     edges: str,
     calibration: Path | None,
     strict: bool,
@@ -157,6 +164,7 @@ def command(
             xnor_padding=None if xnor_padding is None else -1 if xnor_padding == "-1" else 0,
             decode=decode,
             calibration=calibration,
+            sign_zero=sign_zero,
             strict=strict,
             report=report,
             progress=step,

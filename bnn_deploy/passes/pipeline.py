@@ -19,6 +19,7 @@ from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
 from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold
 from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
 from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
+from bnn_deploy.passes.graph import is_op
 from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
 from bnn_deploy.passes.lower.expand_sign import ExpandSign
@@ -28,6 +29,7 @@ from bnn_deploy.passes.lower.lower_levels import LowerLevels
 from bnn_deploy.passes.lower.lower_linear import LowerLinear
 from bnn_deploy.passes.lower.lower_matmul import LowerMatMul
 from bnn_deploy.passes.lower.pack_weights import PackWeights
+from bnn_deploy.passes.lower.split_zeros import SplitZeros
 from bnn_deploy.passes.normalise.drop_zero_bias import DropZeroBias
 from bnn_deploy.passes.normalise.fold_constants import FoldConstants
 from bnn_deploy.passes.normalise.push_transpose import PushTranspose
@@ -44,7 +46,7 @@ from bnn_deploy.passes.recognise.hoist_pad import HoistPad
 from bnn_deploy.passes.recognise.lift_sign import LiftSign
 from bnn_deploy.passes.recognise.refuse_step import RefuseStep
 from bnn_deploy.passes.recognise.sink_sign import SinkSign
-from bnn_deploy.provenance import BEFORE, source_metadata
+from bnn_deploy.provenance import BEFORE, SOURCE, source_metadata, zero_value
 
 IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
@@ -81,7 +83,10 @@ def until_stable(
 
 
 def to_binary(
-    model: ir.Model, channels_last: bool = True, look: Callable[[ir.Model], None] = lambda canonical: None
+    model: ir.Model,
+    channels_last: bool = True,
+    look: Callable[[ir.Model], None] = lambda canonical: None,
+    exact_zeros: bool = False,
 ) -> tuple[ir.Model, list[Decline], list[Decline]]:
     """Run the passes on a float model.
 
@@ -89,6 +94,7 @@ def to_binary(
         model: float ONNX; it is not changed.
         channels_last: binarise the outputs of float convolutions channels last; not if they are to be quantised.
         look: called with the model in the forms that LowerBinaryConv matches, before it runs.
+        exact_zeros: keep signs that are 0 at 0, see SplitZeros; else they are +1 there.
 
     Returns:
         The binary model, carrying the operators' functions; what stayed float and why; what was not fused and why.
@@ -101,7 +107,10 @@ def to_binary(
     fold(model)
     canonicalize(model)
     look(model)
+    zeros = {source_of(node) for node in model.graph if is_op(node, "Sign") and not zero_value(node)}
     declined = [decline for step in LOWER for decline in step()(model).declined]
+    if exact_zeros:
+        SplitZeros(zeros)(model)
     common.RemoveUnusedNodesPass()(model)
     not_fused = until_stable(model, BITS) + until_stable(model, FLOATS) + FuseResidual()(model).declined
     leftovers = name_few_values(original, AuditLeftovers(declined)(model).declined)
@@ -114,6 +123,11 @@ def to_binary(
         PreferChannelsLast()(model)
     finish(model)
     return model, leftovers, not_fused
+
+
+def source_of(sign: ir.Node) -> str:
+    """The source's tensor that a Sign stands for."""
+    return sign.metadata_props.get(SOURCE) or sign.outputs[0].name or ""
 
 
 def canonicalize(model: ir.Model) -> None:

@@ -249,7 +249,8 @@ class Verification:
         differing = output.samples - output.agreeing
         why = "each difference begins within rounding, but they add up"
         if output.zeros:
-            why = f"in {output.zeros} of the other {differing} PyTorch's sign is exactly 0 first, and the model's +1"
+            zeros = "PyTorch's sign is exactly 0 first, and the model's +1 (convert with --sign-zero exact)"
+            why = f"in {output.zeros} of the other {differing} {zeros}"
         return (
             f"{where}: only {output.agreeing} of {output.samples} samples agree with the reference (needed: "
             f"{self.tolerances.min_agreement:.0%}): {why}; accept it with --min-agreement"
