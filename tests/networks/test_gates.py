@@ -60,7 +60,7 @@ def gates() -> ir.Model:
         w2=weights(40, 40, 3, 3, seed=2, alpha=1),
         w3=weights(40, 40, 3, 3, seed=3, alpha=2.0**-3),
         w4=weights(5, 40, 1, 1, seed=4, alpha=2.0**-3),
-        o1=eighths(40),
+        o1=eighths(40) + np.float32(0.01),  # no sum is 0
         alpha=positive(40, 1, 1) / np.float32(19),
         beta=positive(1, 5, 1),
         gamma=positive(1, 1, 4),

@@ -29,7 +29,7 @@ c = ConvTranspose <strides=[2, 2]> (t, w2, o2)
 p = BatchNormalization(c, g, bb, m, v)
 q = Concat <axis=1> (p, a)
 u = Sign(q)
-d = Conv <pads=[1, 1, 1, 1]> (u, w3)
+d = Conv <pads=[1, 1, 1, 1]> (u, w3, o3)
 k = Sign(d)
 e = ConvTranspose <strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 0]> (k, w4, o4)
 f = Relu(e)
@@ -57,6 +57,7 @@ def unet() -> ir.Model:
         w4=scaled(CHANNELS, CHANNELS, 3, 3, seed=4, terms=90),
         w5=scaled(5, CHANNELS, 1, 1, seed=5, terms=40),
         o2=eighths(CHANNELS, seed=6),
+        o3=eighths(CHANNELS, seed=8) + np.float32(0.01),  # no sum is 0
         o4=eighths(CHANNELS, seed=7),
         quarter=np.float32(0.3),
         axes=np.array([2, 3]),
