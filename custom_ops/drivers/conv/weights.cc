@@ -29,6 +29,11 @@ void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out)
       if (layer.encodes) isa.encode(row.data(), layer.window_words, true);
       const auto* const from = reinterpret_cast<const uint8_t*>(row.data());
       uint8_t* const to = packed + o / width * width * layer.window_words * 4;
+      if (isa.granule == 1) {  // as below, without its divisions: a third of a small product's time
+        uint8_t* byte = to + o % width;
+        for (int64_t k = 0; k < layer.window_words * 4; ++k, byte += width) *byte = from[k];
+        continue;
+      }
       for (int64_t k = 0; k < layer.window_words * 4;) {
         int64_t piece = isa.granule;
         while (piece > run_words * 4 - k % (run_words * 4)) piece /= 2;
