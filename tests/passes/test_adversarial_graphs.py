@@ -84,7 +84,7 @@ GRAPHS: dict[str, tuple[int, str, dict[str, Any]]] = {
         {},
     ),
     "a step to 0 and 1": (1, f"{GREATER}s = Cast <to=1> (a)", {}),
-    "three levels": (0, "a = Sign(x)\nb = Sub(x, half)\nc = Sign(b)\ns = Add(a, c)", {}),
+    "three levels": (1, "a = Sign(x)\nb = Sub(x, half)\nc = Sign(b)\ns = Add(a, c)", {}),
     "another number than 1": (1, "a = Sign(x)\ns = Add(a, half)", {}),
     "grouped and dilated": (
         1,

@@ -118,8 +118,8 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
                 continue
             every = found
             levels = _intervals(chain.evaluate, every, chain.columns(channels))
-            has_sign = any(is_op(node, "Sign") for node, _ in chain.steps)
-            if levels[0] == -levels[-1] and (len(levels) == 2 or (has_sign and len(levels) == 3 and levels[1] == 0)):
+            one_sign = sum(is_op(node, "Sign") for node, _ in chain.steps) == 1
+            if levels[0] == -levels[-1] and (len(levels) == 2 or (one_sign and len(levels) == 3 and levels[1] == 0)):
                 is_sign = True  # what is in front may leave only some levels: a Relu, of a sign, 0 and 1
                 continue
         thresholds = _thresholds(chain.evaluate, every, levels, chain.columns(channels))

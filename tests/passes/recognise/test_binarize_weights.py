@@ -115,6 +115,17 @@ def test_does_not_touch_weights_with_exact_zeros(scheme: Weights) -> None:
     assert "BinaryConvBases" in op_types(binary)
 
 
+@pytest.mark.parametrize("values", [[-0.3, 0.8], [0, 0.5], [-0.5, 0, 0.25], np.linspace(-1, 1, 8)])
+@pytest.mark.parametrize("scheme", ["auto", "xnor"])
+def test_does_not_touch_weights_of_a_few_values(scheme: Weights, values: list[float]) -> None:
+    """Two that are not symmetric, or eight, are none that somebody has yet to binarise."""
+    w = np.random.default_rng(0).choice(np.float32(values), (8, 4, 3, 3))
+    model = parse("s = Sign(x)\ny = Conv(s, w)", w=w)
+    after, step = run(model, scheme)
+    assert step.binarized == {}
+    assert "BinaryConvBases" in op_types(to_binary(after)[0])
+
+
 def test_does_not_touch_layers_of_real_inputs() -> None:
     model = parse("y = Conv(x, w)", w=latent(8, 4, 3, 3))
     assert run(model, "auto")[1].binarized == {}
