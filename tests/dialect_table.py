@@ -32,7 +32,7 @@ from bnn_deploy.operators.bits import pack_bits, unpack_bits
 from bnn_deploy.operators.contract import is_binary_layer
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.proof.results import Verification
-from support import author_networks, moving_networks, networks
+from support import author_networks, moving_networks, networks, recent_networks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPORTS = Path(__file__).parent / "exports"
@@ -107,6 +107,37 @@ def exported(name: str, binary: int, exporter: str) -> Case:
     return Case(name, f"ONNX of {exporter}", binary, lambda: (path, (), {}), data=path.with_suffix(".npz"))
 
 
+def recent(name: str, binary: int, make: Callable[[], nn.Module]) -> Case:
+    """A network of support/recent_networks.py."""
+    return Case(name, "module", binary, lambda: module(make, make().input_shape))  # type: ignore[arg-type]
+
+
+def residual(name: str, binary: int, conv: type[nn.Conv2d], **options: object) -> Case:
+    """Three binary convolutions of one kind."""
+    return recent(name, binary, lambda: recent_networks.Residual(conv, **options))
+
+
+RECENT = [
+    recent("BiBERT block", 8, recent_networks.BiBert),
+    recent("BiT block", 8, recent_networks.BiT),
+    recent("Mixer", 4, recent_networks.Mixer),
+    recent("GRU, 4 steps", 8, recent_networks.SignGRU),
+    recent("BiPointNet", 3, recent_networks.BiPointNet),
+    recent("U-Net, transposed convolutions", 5, recent_networks.SignUNet),
+    recent("Dense block, channel shuffle", 4, recent_networks.SignDense),
+    recent("3-D", 2, recent_networks.Sign3d),
+    recent("Detector, two heads", 3, recent_networks.Detector),
+    residual("AdaBin", 3, recent_networks.AdaBinConv2d),
+    residual("TTQ", 3, recent_networks.TernaryConv2d),
+    residual("TWN", 3, recent_networks.TernaryConv2d, trained=False),
+    residual("ABC-Net, 3 x 2 bases", 6, recent_networks.AbcConv2d),
+    residual("LQ-Nets, 2 bits", 3, recent_networks.LqConv2d),
+    residual("FracBNN", 6, recent_networks.FracConv2d),
+    residual("XNOR-Net++", 3, recent_networks.XnorPlusConv2d),
+    residual("Real-to-Binary", 3, recent_networks.GatedConv2d),
+]
+"""Later papers; layers are counted as the network runs them: products of two signs too, a shared layer once per use."""
+
 CASES = [
     Case("XNOR-Net-PyTorch NIN", "module, latent weights", 7, random_nin),
     Case("BinaryNet VGG, narrow", "module", 8, lambda: module(lambda: BinaryNetVGG(16), (3, 32, 32))),
@@ -125,6 +156,7 @@ CASES = [
     exported("brevitas_2_bits", 3, "QONNX"),
     exported("bitorch_dynamo", 3, "PyTorch, dynamo"),
     exported("bitorch_torchscript", 3, "PyTorch, TorchScript"),
+    *RECENT,
     Case("XNOR-Net-PyTorch NIN, trained", "checkpoint", 7, trained_nin, True, EXAMPLES / "nin" / "cifar10_100.npz"),
     Case("BinaryNet VGG", "module", 8, lambda: module(BinaryNetVGG, (3, 32, 32)), full=True),
     Case("BinaryNet MLP", "module", 3, lambda: module(BinaryNetMLP, (1, 28, 28)), full=True),

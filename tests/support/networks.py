@@ -5,6 +5,7 @@ With default BatchNorm statistics most signs of a random network are constant, a
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,14 @@ def mnist() -> tuple[Tensor, Tensor]:
 
 
 def images(shape: tuple[int, ...], count: int, first: int = 0) -> Tensor:
-    """Real images of a network's input shape [C, H, W]: MNIST digits, enlarged, a different digit in each channel."""
+    """Real images of a network's input shape [..., H, W]: MNIST digits, enlarged, a different digit in each channel."""
     digits, _ = mnist()
-    channels, height, width = shape
+    channels = math.prod(shape[:-2])
     index = (torch.arange(count * channels) + first * channels) % len(digits)
     stacked = digits[index, 0].reshape(count, channels, 28, 28)
-    if (height, width) == (28, 28):
-        return stacked
-    return nn.functional.interpolate(stacked, size=(height, width), mode="bilinear").contiguous()
+    if shape[-2:] != (28, 28):
+        stacked = nn.functional.interpolate(stacked, size=shape[-2:], mode="bilinear")
+    return stacked.reshape(count, *shape).contiguous()
 
 
 def inputs(arch: str, count: int, first: int = 0) -> Tensor:
@@ -52,7 +53,7 @@ def inputs(arch: str, count: int, first: int = 0) -> Tensor:
 def calibrate(model: nn.Module, weights: list[nn.Parameter], data: Tensor, seed: int) -> None:
     """Set random gammas and betas, then take BatchNorm statistics from `data`, with binarised weights."""
     generator = torch.Generator().manual_seed(seed)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
