@@ -380,8 +380,12 @@ def source_metadata(value: ir.Value) -> dict[str, str]:
 
 
 def layer_metadata(node: ir.Node) -> dict[str, str]:
-    """SOURCE of what a float layer becomes: its output; empty if a pass moved something behind the layer."""
-    return {} if NO_PLACE in node.meta else {SOURCE: node.outputs[0].name or ""}
+    """SOURCE and MOVES of what a float layer becomes: its own, or its output.
+
+    Empty if a pass moved something behind the layer.
+    """
+    own = source_place(node.metadata_props) or Place(node.outputs[0].name or "")
+    return {} if NO_PLACE in node.meta else own.as_source()
 
 
 def set_source(node: ir.Node, value: ir.Value) -> None:

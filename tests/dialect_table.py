@@ -30,7 +30,7 @@ from bnn_deploy import convert, verify
 from bnn_deploy.architectures import BinaryNetMLP, BinaryNetVGG, BiRealNet18, DoReFaVGG, ReActNet, XnorAlexNet
 from bnn_deploy.operators.bits import pack_bits, unpack_bits
 from bnn_deploy.operators.contract import is_binary_layer
-from bnn_deploy.passes.graph import constant
+from bnn_deploy.passes.graph import constant, group_of
 from bnn_deploy.proof.results import Verification
 from support import author_networks, moving_networks, networks, recent_networks
 
@@ -182,14 +182,17 @@ def inputs(case: Case, shape: tuple[int, ...], count: int) -> NDArray[np.float32
 
 
 def corrupt(path: Path, wrong: Path) -> None:
-    """Complement the first two filters of the last binary layer."""
+    """Complement the first two filters of the last binary layer with weights, in all of its bases."""
     model = ir.load(path)
-    node = [node for node in model.graph if is_binary_layer(node)][-1]
+    weighted = [node for node in model.graph if is_binary_layer(node) and constant(node.inputs[1]) is not None]
+    node = weighted[-1]
     value = node.inputs[1]
     assert value is not None
     array = np.array(constant(value))
-    per_group = node.attributes["channels"].as_int() // node.attributes["group"].as_int()
-    array[:2] = pack_bits(~unpack_bits(array[:2], per_group))
+    per_group = node.attributes["channels"].as_int() // group_of(node)
+    bases = node.attributes.get_int("bases", 1)
+    bits = array[:2].reshape(*array[:2].shape[:-1], bases, -1)
+    array[:2] = pack_bits(~unpack_bits(bits, per_group)).reshape(array[:2].shape)
     value.const_value = ir.tensor(array, name=value.name)
     ir.save(model, wrong)
 

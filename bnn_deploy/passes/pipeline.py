@@ -22,6 +22,7 @@ from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import is_op
 from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
+from bnn_deploy.passes.lower.convolve_tokens import ConvolveTokens
 from bnn_deploy.passes.lower.expand_sign import ExpandSign
 from bnn_deploy.passes.lower.few_values import name_few_values
 from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
@@ -55,7 +56,7 @@ IR_VERSION = 10
 SIGNS = (CanonicalizeSign, SinkSign, LiftSign, HoistPad)
 """Bring signs into one form next to their layers; until nothing changes."""
 
-LOWER = (LowerMatMul, LowerLevels, LowerLinear, LowerBinaryConv)
+LOWER = (LowerMatMul, ConvolveTokens, LowerLevels, LowerLinear, LowerBinaryConv)
 """Levels before layers of signs: Sign(Relu(x)) is 0 or 1, not ±1."""
 
 BITS = (FoldThreshold, FuseAbsMean, CommuteMaxPool, CommuteInterleave, CommuteMove, FuseConvThreshold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,8 +60,8 @@ class Reference(Protocol):
         """The input of the Sign with output `name`; None if another operator, say a pool, makes `name`."""
         ...
 
-    def run(self, x: Values, wanted: Iterable[str]) -> Values:
-        """The wanted tensors for the inputs, which are named like the model's, and in its order."""
+    def run(self, x: Values, wanted: Collection[str]) -> Values:
+        """The wanted tensors, inputs too, for the inputs, which are named like the model's, and in its order."""
         ...
 
 
@@ -100,11 +100,12 @@ class TorchReference:
         node = self._nodes[name]
         return node.args[0].name if node.target in (torch.ops.aten.sign.default, torch.ops.aten.sgn.default) else None
 
-    def run(self, x: Values, wanted: Iterable[str]) -> Values:
+    def run(self, x: Values, wanted: Collection[str]) -> Values:
         """See Reference."""
         import torch
 
-        between = tuple(sorted(set(wanted) - self._nodes.keys()))
+        given = dict(zip((value.name for value in self._model.graph.inputs), x.values(), strict=True))
+        between = tuple(sorted(set(wanted) - self._nodes.keys() - given.keys()))
         if between and between not in self._between:
             import onnx_ir
 
@@ -122,7 +123,8 @@ class TorchReference:
 
         with torch.no_grad():
             Recorder(self._module).run(*map(torch.from_numpy, x.values()))
-        return values | (self._between[between].run(x, values) if between else {})
+        values |= self._between[between].run(x, values) if between else {}
+        return {name: values[name] if name in values else given[name] for name in wanted}
 
 
 class _Between:
@@ -181,18 +183,21 @@ class OnnxReference:
         node = self._producers[name]
         return str(node.input[0]) if node.op_type == "Sign" else None
 
-    def run(self, x: Values, wanted: Iterable[str]) -> Values:
+    def run(self, x: Values, wanted: Collection[str]) -> Values:
         """See Reference."""
-        tensors = tuple(sorted(wanted))
+        # Two exports of one network may name its inputs differently; their order is the same.
+        feed = x if x.keys() == set(self._inputs) else dict(zip(self._inputs, x.values(), strict=True))
+        given = {name: feed[name] for name in wanted if name in feed}
+        tensors = tuple(sorted(set(wanted) - given.keys()))
+        if not tensors:
+            return given
         if tensors not in self._sessions:
             self._sessions[tensors] = _plain_session(with_outputs(self._model, tensors))
         try:
-            # Two exports of one network may name its inputs differently; their order is the same.
-            feed = x if x.keys() == set(self._inputs) else dict(zip(self._inputs, x.values(), strict=True))
             results = self._sessions[tensors].run(list(tensors), feed)
         except Exception as error:  # onnxruntime's exception types are not public
             raise InputError(f"{self.description}: it does not run on the model's inputs: {one_line(error)}") from error
-        return dict(zip(tensors, map(np.asarray, results), strict=True))
+        return given | dict(zip(tensors, map(np.asarray, results), strict=True))
 
 
 def _plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
