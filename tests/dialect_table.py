@@ -107,9 +107,14 @@ def exported(name: str, binary: int, exporter: str) -> Case:
     return Case(name, f"ONNX of {exporter}", binary, lambda: (path, (), {}), data=path.with_suffix(".npz"))
 
 
-def recent(name: str, binary: int, make: Callable[[], nn.Module]) -> Case:
-    """A network of support/recent_networks.py."""
-    return Case(name, "module", binary, lambda: module(make, make().input_shape))  # type: ignore[arg-type]
+def recent(name: str, binary: int, make: Callable[[], nn.Module], **options: str) -> Case:
+    """A network of support/recent_networks.py, and options of `convert`."""
+
+    def source() -> Source:
+        network, shape, own = module(make, make().input_shape)  # type: ignore[arg-type]
+        return network, shape, own | options
+
+    return Case(name, "module", binary, source)
 
 
 def residual(name: str, binary: int, conv: type[nn.Conv2d], **options: object) -> Case:
@@ -118,7 +123,7 @@ def residual(name: str, binary: int, conv: type[nn.Conv2d], **options: object) -
 
 
 RECENT = [
-    recent("BiBERT block", 8, recent_networks.BiBert),
+    recent("BiBERT block", 8, recent_networks.BiBert, sign_zero="exact"),  # maps of 0 and 1 times ±1 are often 0
     recent("BiT block", 8, recent_networks.BiT),
     recent("Mixer", 4, recent_networks.Mixer),
     recent("GRU, 4 steps", 8, recent_networks.SignGRU),

@@ -49,7 +49,7 @@ class SplitZeros(Pass):
         value: ir.Value | None = bits
         while value is not None and (node := value.producer()) is not None:
             chain.insert(0, node)
-            if is_binary_op(node, "Binarize"):
+            if is_binary_op(node, "Binarize", "BinarizeChannelsLast"):
                 return chain if node.metadata_props.get(SOURCE) in self._signs else None
             if any(other is not None and constant(other) is None for other in node.inputs[1:]):
                 return None
@@ -109,7 +109,7 @@ class SplitZeros(Pass):
             binarize.metadata_props.update(first)
             self._twins[bits] = insert_node(
                 binarize,
-                "Binarize",
+                binarize.op_type,
                 [binarize.inputs[0], add_initializer(graph, f"{bits.name}_above_threshold", threshold)],
                 dict(binarize.attributes),
                 f"{bits.name}_above",

@@ -69,3 +69,15 @@ def test_does_not_touch_signs_that_are_1_at_0(tmp_path: Path) -> None:
     model = parse(body, ("N", 4, 6, 6), w=weights(8, 4, 3, 3), **numbers)
     files = [convert(model, tmp_path / f"{how}.onnx", sign_zero=how).output for how in ("plus", "exact")]  # type: ignore[arg-type]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_linear_layers_on_tokens(tmp_path: Path) -> None:
+    constants = {"w": weights(32, 8).T.copy(), "v": weights(5, 32, seed=3).T.copy()}
+    body = "s = Sign (x)\nc = MatMul (s, w)\nt = Sign (c)\ny = MatMul (t, v)"
+    model = ir.to_proto(parse(body, ("N", 3, 8), **constants))
+    x = np.where(np.random.default_rng(0).random((8, 3, 8)) < 0.5, 0, 1).astype(np.float32)
+    result = convert(model, tmp_path / "m.onnx", sign_zero="exact")
+    assert result.binary_layers == ("c", "y")
+    assert verify(result.output, model, data=x, isas=BEST, reference_samples=2).passed
+    plain = convert(model, tmp_path / "plain.onnx").output
+    assert not verify(plain, model, data=x, isas=BEST, reference_samples=0).passed
