@@ -38,6 +38,7 @@ from bnn_deploy.passes.normalise.resolve_auto_pad import ResolveAutoPad
 from bnn_deploy.passes.normalise.simplify_broadcast import SimplifyBroadcast
 from bnn_deploy.passes.normalise.simplify_gather import SimplifyGather
 from bnn_deploy.passes.normalise.simplify_prelu import SimplifyPRelu
+from bnn_deploy.passes.normalise.simplify_products import SimplifyProducts
 from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
 from bnn_deploy.passes.outcome import PARTS, Decline, Pass, display_name
@@ -138,6 +139,7 @@ def canonicalize(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     SimplifyBroadcast()(model)
     SimplifyGather()(model)
+    SimplifyProducts()(model)
     ResolveAutoPad()(model)
     SimplifyRound()(model)
     CanonicalizeSign()(model)
