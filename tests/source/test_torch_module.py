@@ -195,10 +195,8 @@ def test_a_state_dict_with_its_architecture(plain_bytes: bytes, tmp_path: Path) 
     ("source", "message"),
     [
         (Net, "^Net is a class: give a module made of it, with its weights loaded; sources are a torch.nn.Module, "),
-        (
-            {"a": 3, "b": torch.ones(1)},
-            "^the dict with the keys 'a', 'b' is no state dict, name -> tensor; sources are",
-        ),
+        ({}, "^dict is no source: give a torch.nn.Module, "),
+        ({"lr": 3}, "^the state dict: say which architecture it is"),
         (
             3,
             "^int is no source: give a torch.nn.Module, a checkpoint's path or state dict with arch=, or an ONNX model",
