@@ -61,7 +61,7 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int,
     "--arch",
     metavar="NAME",
     help="Of a checkpoint: lenet5, nin, alexnet, birealnet18, xnor-alexnet, binarynet-vgg, binarynet-mlp, reactnet, "
-    "dorefa-vgg, or FILE.py:NAME.",
+    "dorefa-vgg, or FILE.py:NAME; torchscript or exported-program for a file that holds its program, which is run.",
 )
 @click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object.")
 @checkpoint_options

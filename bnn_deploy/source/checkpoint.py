@@ -99,6 +99,8 @@ def checkpoint_name(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    if (other := other_kind(path)) is not None:
+        raise InputError(f"{path}: {other}")
     return _load_safetensors(path) if _is_safetensors(path) else _load(path)
 
 
@@ -120,19 +122,16 @@ def _load(path: Path) -> Any:
                     "read without running code (2): save it again without pickle_protocol"
                 ) from error
             if found is None or found[1] == "persistent_load":
-                raise InputError(f"{path}: {other_kind(path) or 'not a PyTorch checkpoint'}") from error
+                raise InputError(f"{path}: not a PyTorch checkpoint") from error
             raise InputError(
                 f"{path}: refused, because loading it would run code: it needs the Python object {found[1]}; "
                 "save the weights alone, torch.save({'state_dict': model.state_dict()}, ...)"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             if path.open("rb").read(2) == b"PK":
-                raise InputError(
-                    f"{path}: {other_kind(path) or f'truncated or damaged ({one_line(error, 120)})'}"
-                ) from error
+                raise InputError(f"{path}: truncated or damaged ({one_line(error, 120)})") from error
             # The unpickler's message does not help the user of a file that is not a pickle.
-            what = other_kind(path) or "not a PyTorch checkpoint; expected what torch.save wrote"
-            raise InputError(f"{path}: {what}") from error
+            raise InputError(f"{path}: not a PyTorch checkpoint; expected what torch.save wrote") from error
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -28,7 +28,7 @@ def other_kind(path: Path) -> str | None:
     if any(name.endswith(".npy") for name in names):
         return "a NumPy archive, not a model"
     if any(name.endswith("archive_format") for name in names):
-        return "a program of torch.export, not a checkpoint; load it with torch.export.load and give its module()"
+        return "a program of torch.export, not a checkpoint: --arch exported-program runs it, if you trust it"
     if any("/code/" in name for name in names):
-        return "a TorchScript program, not a checkpoint; load it with torch.jit.load and give its state_dict()"
+        return "a TorchScript program, not a checkpoint: --arch torchscript runs it, if you trust it"
     return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
+from torch.export import ExportedProgram
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.pipeline import fold
@@ -17,6 +18,7 @@ from bnn_deploy.source.darknet.network import Darknet, read_darknet
 from bnn_deploy.source.input_sizes import Examples, SampleShape
 from bnn_deploy.source.latent_weights import float_model, float_module
 from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
+from bnn_deploy.source.torch_export import program_input
 from bnn_deploy.source.torch_source import TorchInput, torch_source
 from bnn_deploy.source.weight_form import note_weights
 
@@ -78,11 +80,13 @@ def read_source(
     progress("loading the network")
     network = torch_source(source, arch, arch_args, key, prefix)
     module, name = network.module, network.name
-    shape = module_input_shape(module, input_shape)
+    shape = input_shape or (
+        program_input(module)[1] if isinstance(module, ExportedProgram) else module_input_shape(module, None)
+    )
     progress("exporting to float ONNX")
     export = float_module(module, shape, weights, name)
     note_weights(export.model.graph)
     fold(export.model)
-    zeros = {name: int((module.get_parameter(name) == 0).sum()) for name in export.binarized}
     examples = Examples({value.name or "": shape for value in export.model.graph.inputs}, {})
-    return FloatSource(export.model, name, examples, dict(zeros), network.notes)
+    zeros = dict(zip(export.binarized, export.zeros, strict=True))
+    return FloatSource(export.model, name, examples, dict(zeros), (*network.notes, *export.notes))

@@ -66,12 +66,15 @@ def float_model(
 
 
 def float_module(
-    module: nn.Module, shape: tuple[int, ...], weights: Weights = "auto", name: str | None = None
+    module: nn.Module | torch.export.ExportedProgram,
+    shape: tuple[int, ...],
+    weights: Weights = "auto",
+    name: str | None = None,
 ) -> FloatExport:
     """Export a module to float ONNX, and binarise its latent parameters in both the program and the model.
 
     Args:
-        module: in eval mode; it is not changed.
+        module: in eval mode, or a program of torch.export; it is not changed.
         shape: one sample, without the batch dimension.
         weights: the scheme for real-valued weights of layers whose input is a sign. "auto" applies the recipe's scheme
             to a RecipeNetwork; in other modules it guesses nothing, see `BinarizeWeights`.
@@ -94,7 +97,7 @@ def float_module(
     step = BinarizeWeights(weights, recipe, _as_in_training, _computed(model.graph))
     exported = {node.outputs[0].name: node for node in export.model.graph}
     state = export.program.state_dict
-    names = []
+    names, zeros = [], []
     try:
         step(canonical)
         for layer in map(layers.__getitem__, step.binarized):
@@ -115,12 +118,13 @@ def float_module(
                 )
             binary = step.binary(layer, weight)
             binary = np.ascontiguousarray(binary if latent.shape == binary.shape else binary.T)
+            zeros.append(int((latent == 0).sum()))
             state[parameter].data.copy_(torch.from_numpy(binary))
             export.model.graph.initializers[parameter].const_value = ir.tensor(binary, name=parameter)
             names.append(parameter)
     except InputError as error:
         raise InputError(f"{name or type(module).__name__}: {error}") from error
-    return replace(export, binarized=tuple(names))
+    return replace(export, binarized=tuple(names), zeros=tuple(zeros))
 
 
 def _computed(graph: ir.Graph) -> set[str]:

@@ -8,15 +8,9 @@ with PyTorch's activation of the same name.
 from __future__ import annotations
 
 import ast
-import io
-import logging
-import re
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -25,9 +19,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bnn_deploy.errors import BnnDeployError, InputError, one_line
+from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
-from bnn_deploy.source.torch_module import as_written, own_copy
+from bnn_deploy.source.running_trace import trace_running
+from bnn_deploy.source.torch_module import as_written, class_name, own_copy
+from bnn_deploy.source.user_code import why, without_output
 
 
 @dataclass(frozen=True)
@@ -38,15 +34,22 @@ class FloatExport:
         program: the torch.export program: PyTorch's own reference.
         model: the float ONNX model; its initializers have the names of the parameters and buffers of `program`.
         binarized: names of the latent parameters that were binarised, in both `program` and `model`.
+        zeros: the numbers of exact zeros that these had before.
+        notes: how it was made, one line each, if not by torch.export alone.
     """
 
     program: torch.export.ExportedProgram
     model: ir.Model
     binarized: tuple[str, ...] = ()
+    zeros: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
+def export_float(module: nn.Module | torch.export.ExportedProgram, shape: tuple[int, ...]) -> FloatExport:
     """Export `module` to float ONNX with a dynamic batch dimension; `module` itself is not changed.
+
+    A module that torch.export cannot trace, or whose export computes something else, is traced by running it, see
+    `trace_running`; that is held against forward() on other inputs, too. A program of torch.export is taken as it is.
 
     Args:
         module: in eval mode.
@@ -55,30 +58,137 @@ def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
     Raises:
         InputError: the module does not run on that shape, or cannot be exported, or the export computes something else.
     """
+    if isinstance(module, torch.export.ExportedProgram):
+        return _export_program(module, shape)
     module = own_copy(module)
-    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    name = class_name(module)
+    example = _random((2, *shape), 0)
     try:
         with torch.no_grad(), as_written():
             module(example)
             expected = module(example)  # a first forward pass may still set up weights that later ones use
     except Exception as error:
-        raise InputError(
-            f"{type(module).__name__} does not run on an input of shape {[2, *shape]}: {one_line(error)}"
-        ) from error
-    with _quiet():
-        try:
-            with _Data(), as_written():
-                program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        raise InputError(f"{name} does not run on an input of shape {[2, *shape]}: {why(error)}") from error
+    if isinstance(module, torch.jit.ScriptModule):
+        return _export_running(module, example, "it is TorchScript")
+    try:
+        with without_output(), _Data(), as_written():
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             # Removes in-place operators: sign_() becomes sign, and the tensors have the names of the ONNX model.
             program = program.run_decompositions(_DECOMPOSITIONS)
-        except Exception as error:
-            raise InputError(f"torch.export cannot trace {type(module).__name__}: {_why(error)}") from error
-        try:
+    except Exception as error:
+        return _export_running(module, example, f"torch.export cannot trace {name}: {why(error)}", error)
+    export = _to_onnx(program, name)
+    off = _difference(export.program, example, expected)
+    if off > MAX_EXPORT_ERROR:
+        reason = (
+            f"{name}: forward() and its export differ, by up to {off:.2g} standard deviations: forward() does "
+            "something that torch.export does not see, such as writing to .data of a view or to a numpy array"
+        )
+        return _export_running(module, example, reason)
+    return export
+
+
+def _export_running(module: nn.Module, example: Tensor, reason: str, cause: Exception | None = None) -> FloatExport:
+    """Trace a module by running it, the second way, and hold the result against it on other inputs.
+
+    Args:
+        module: a copy.
+        example: [2, ...].
+        reason: why not the first way.
+        cause: the exception that said so.
+
+    Raises:
+        InputError: that is not possible, either: `reason`, and why.
+    """
+    name = class_name(module)
+    try:
+        with without_output(), _Data(), as_written():
+            trace = trace_running(module, example)
+            program = trace.program.run_decompositions(_DECOMPOSITIONS)
+    except Exception as error:
+        raise InputError(f"{reason}; nor can it be traced by running it: {why(error)}") from (cause or error)
+    export = _to_onnx(program, name)
+    frozen = f"; the values read in {', '.join(trace.frozen)} are those of the example" if trace.frozen else ""
+    checked = 0
+    for x in (example, *(scale * _random((3, *example.shape[1:]), seed) for seed, scale in ((1, 1), (2, 4), (3, 0.1)))):
+        for part in torch.split(x, trace.batch or len(x)):
+            try:
+                with torch.no_grad(), as_written():
+                    expected = module(part)
+            except Exception:  # an assertion about the input, say
+                continue
+            checked += 1
+            off = _difference(export.program, part, expected)
+            if off > MAX_EXPORT_ERROR:
+                raise InputError(
+                    f"{reason}; traced by running it on an example, it computes something else on other inputs, by up "
+                    f"to {off:.2g} standard deviations{frozen}: write forward() so that it does the same for all inputs"
+                ) from cause
+    name_layers_by_weights(export.model)
+    batch = f", for a batch of {trace.batch}" if trace.batch else ""
+    note = (
+        f"{reason}; so it was traced by running it on an example{batch}, and checked against forward() on {checked} "
+        f"inputs{frozen}"
+    )
+    return replace(export, notes=(note,))
+
+
+def _export_program(program: torch.export.ExportedProgram, shape: tuple[int, ...]) -> FloatExport:
+    """The float ONNX model of a program of torch.export."""
+    batch, sample = program_input(program)
+    if shape != sample:
+        raise InputError(f"the program's input is {['N', *sample]}, which --input-shape {list(shape)} does not fit")
+    try:
+        with without_output():
+            program = copy.deepcopy(program)  # its decomposition shares its weights
+            decomposed = program.run_decompositions(_DECOMPOSITIONS)
+    except Exception as error:
+        raise InputError(f"torch.export cannot decompose the program: {why(error)}") from error
+    export = _to_onnx(decomposed, "the program")
+    example = _random((batch or 2, *shape), 0)
+    with torch.no_grad():
+        off = _difference(export.program, example, program.module()(example))
+    if off > MAX_EXPORT_ERROR:
+        raise InputError(f"the program and its decomposition differ, by up to {off:.2g} standard deviations")
+    note = (
+        f"the program was exported for batches of {batch}: so is the model; dynamic_shapes={{0: Dim('batch')}} frees it"
+    )
+    return replace(export, notes=(note,) if batch else ())
+
+
+def program_input(program: torch.export.ExportedProgram) -> tuple[int | None, tuple[int, ...]]:
+    """The batch size of a program, None if it is free, and the shape of one sample.
+
+    Raises:
+        InputError: it has several inputs, another than float32, or free sizes besides the batch.
+    """
+    names = program.graph_signature.user_inputs
+    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dtype != torch.float32:
+        kinds = ", ".join(str(getattr(value, "dtype", type(value).__name__)) for value in values)
+        raise InputError(f"the program's inputs are {kinds or 'none'}; convert takes one of float32")
+    batch, *sample = values[0].shape
+    if not all(isinstance(size, int) for size in sample):
+        raise InputError(
+            f"the program's input is {list(values[0].shape)}: export it with fixed sizes besides the batch"
+        )
+    return batch if isinstance(batch, int) else None, tuple(sample)
+
+
+def _random(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _to_onnx(program: torch.export.ExportedProgram, name: str) -> FloatExport:
+    """A decomposed program as float ONNX."""
+    try:
+        with without_output():
             onnx_program = torch.onnx.export(
                 program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=["input"]
             )
-        except Exception as error:
-            raise InputError(f"torch.onnx cannot export {type(module).__name__}: {_why(error)}") from error
+    except Exception as error:
+        raise InputError(f"torch.onnx cannot export {name}: {why(error)}") from error
     if onnx_program is None:
         raise BnnDeployError("torch.onnx.export returned nothing")
     model = onnx_program.model
@@ -88,33 +198,7 @@ def export_float(module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
     # The exporter's own decomposed program: its nodes have the names of all tensors of the model.
     decomposed = onnx_program.exported_program
     assert decomposed is not None
-    _require_same(decomposed, example, expected, type(module).__name__)
     return FloatExport(decomposed, model)
-
-
-def _why(error: BaseException) -> str:
-    """PyTorch's reason: that of the innermost cause, and the line of the user's code where it came up."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    reason = re.sub("\x1b\\[[0-9;]*m", "", str(chain[-1]))
-    if "data-dependent" in reason:
-        reason = (
-            "forward() depends on the values of a tensor, such as `if x.min() < 0` or `assert`, which no export keeps"
-        )
-    frames = [frame for e in chain for frame in traceback.extract_tb(e.__traceback__)]
-    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, "<"))]
-    where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: " if own else ""
-    return f"{where}{one_line(reason)}"
-
-
-_PACKAGES = Path(torch.__file__).parent.parent
-
-_LIBRARIES = (
-    *(str(_PACKAGES / name) for name in ("torch", "onnxscript", "onnx_ir")),
-    str(Path(__file__).parent.parent),
-)
-"""The folders of torch, of its exporter and of this package: what is not in them is the user's code."""
 
 
 def torch_version() -> str:
@@ -156,32 +240,34 @@ def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumula
     return torch.where(mask, values.reshape(()).to(x.dtype), x)
 
 
-_DECOMPOSITIONS = {torch.ops.aten.copy.default: _copy, torch.ops.aten.index_put.default: _index_put}
-"""The assignments of signs: `x.data = y`, and `x[x == 0] = 1`."""
+def _convolution(*arguments: Any) -> Tensor:
+    """TorchScript's convolution without its last four flags, which say how to compute it."""
+    result: Tensor = torch.ops.aten.convolution(*arguments[:9])
+    return result
+
+
+_DECOMPOSITIONS = {
+    torch.ops.aten.copy.default: _copy,
+    torch.ops.aten.index_put.default: _index_put,
+    torch.ops.aten._convolution.default: _convolution,
+}
+"""The assignments of signs, `x.data = y` and `x[x == 0] = 1`; and what TorchScript writes in another way."""
 
 MAX_EXPORT_ERROR = 1e-3
 """Largest difference of an export from its module, in standard deviations of the output, that counts as rounding."""
 
 
-def _require_same(program: torch.export.ExportedProgram, example: Tensor, expected: Any, name: str) -> None:
-    """Hold an exported program against what the module computed eagerly.
-
-    Raises:
-        InputError: an output differs by more than MAX_EXPORT_ERROR.
-    """
+def _difference(program: torch.export.ExportedProgram, x: Tensor, expected: Any) -> float:
+    """The largest difference of a program from what the module computed, in standard deviations of the output."""
     with torch.no_grad():
-        got = program.module()(example)
-    for i, (a, b) in enumerate(zip(tree_leaves(got), tree_leaves(expected), strict=True)):
+        got = program.module()(x)
+    largest = 0.0
+    for a, b in zip(tree_leaves(got), tree_leaves(expected), strict=True):
         if not isinstance(b, Tensor) or not b.is_floating_point() or not b.numel():
             continue
         scale = b.nan_to_num().std(correction=0).item() or 1.0
-        error = (a.double() - b.double()).nan_to_num().abs().max().item() / scale
-        if error > MAX_EXPORT_ERROR:
-            raise InputError(
-                f"{name}: forward() and its export differ, by up to {error:.2g} standard deviations in output {i}: "
-                "forward() does something that torch.export does not see, such as writing to .data of a view or to a "
-                "numpy array; write it with operators that return a new tensor"
-            )
+        largest = max(largest, (a.double() - b.double()).nan_to_num().abs().max().item() / scale)
+    return largest
 
 
 def _name_batch(model: ir.Model) -> None:
@@ -220,15 +306,14 @@ def name_layers(model: ir.Model) -> None:
             taken.add(scopes[-2])
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress messages and internal warnings off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def name_layers_by_weights(model: ir.Model) -> None:
+    """Name a layer's node after its weights: "features.3" for "features.3.weight", or what is computed from it."""
+    taken: set[str] = set()
+    for node in model.graph:
+        value = node.inputs[1] if node.op_type in FLOAT_LAYERS else None
+        while value is not None and (producer := value.producer()) is not None:
+            value = producer.inputs[0] if producer.inputs else None
+        name = (value.name or "").rpartition(".")[0] if value is not None and value.is_initializer() else ""
+        if name not in ("", *taken):
+            node.name = name
+            taken.add(name)

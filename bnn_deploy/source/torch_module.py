@@ -32,8 +32,15 @@ def unwrap(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     return module, tuple(notes)
 
 
+def class_name(module: nn.Module) -> str:
+    """The name of a module's class; of TorchScript, that of the class that it was made of."""
+    return str(module.original_name if isinstance(module, torch.jit.ScriptModule) else type(module).__name__)
+
+
 def _wrapped(module: nn.Module) -> nn.Module | None:
     """The network that a wrapper holds; None if `module` is no wrapper."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     children = dict(module.named_children())
     if len(children) != 1 or any(True for _ in module.parameters(recurse=False)):
         return None
@@ -126,9 +133,9 @@ def as_written() -> AbstractContextManager[None]:
     return stance
 
 
-def eager(module: nn.Module) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+def eager(module: nn.Module | torch.export.ExportedProgram) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
     """A module as its user runs it: forward() of a copy in eval mode, inputs [N, ...] -> the first output."""
-    own = own_copy(module)
+    own = own_copy(module) if isinstance(module, nn.Module) else module.module()
 
     def run(x: NDArray[np.float32]) -> NDArray[Any]:
         with torch.no_grad(), as_written():

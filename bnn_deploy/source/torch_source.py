@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bnn_deploy.architectures import ARCHITECTURES
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.source.checkpoint import checkpoint_name, load_network
 from bnn_deploy.source.file_kind import other_kind
-from bnn_deploy.source.torch_module import precision_note, unwrap
+from bnn_deploy.source.torch_module import class_name, precision_note, unwrap
+from bnn_deploy.source.user_code import without_output
 
-TorchInput = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
-"""A module, the path of a checkpoint, or its content, such as a state dict."""
+TorchInput = nn.Module | torch.export.ExportedProgram | Mapping[str, Any] | str | os.PathLike[str]
+"""A module or program of torch.export, or the path of one, or of a checkpoint, or its content, such as a state dict."""
+
+PROGRAMS: dict[str, Callable[[str], nn.Module | torch.export.ExportedProgram]] = {
+    "torchscript": lambda path: torch.jit.load(path, map_location="cpu"),  # type: ignore[no-untyped-call]
+    "exported-program": torch.export.load,
+}
+"""Values of --arch for files that hold a program beside its weights, which loading and converting it runs."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +33,12 @@ class TorchSource:
     """A source in PyTorch.
 
     Attributes:
-        module: the network, without wrappers.
+        module: the network, without wrappers; or a program of torch.export.
         name: the source's name in errors: the file, or the class.
         notes: what was done to it that its user should know, one line each.
     """
 
-    module: nn.Module
+    module: nn.Module | torch.export.ExportedProgram
     name: str
     notes: tuple[str, ...]
 
@@ -45,8 +53,8 @@ def torch_source(
     """The network of any PyTorch source.
 
     Args:
-        source: a module, the path of a checkpoint, or its content, such as a state dict.
-        arch: of a checkpoint: its architecture.
+        source: a module, a program of torch.export, the path of a checkpoint, or its content, such as a state dict.
+        arch: of a checkpoint: its architecture; of a file that holds a program: one of PROGRAMS.
         arch_args: keyword arguments of the architecture.
         key: of a checkpoint: where its state dict is, see `load_network`.
         prefix: of a checkpoint: what its keys begin with, see `load_network`.
@@ -55,7 +63,15 @@ def torch_source(
         InputError: it is something else, or its architecture is missing, or see `load_network`.
     """
     notes: tuple[str, ...] = ()
-    if isinstance(source, nn.Module):
+    if isinstance(source, torch.export.ExportedProgram):
+        return TorchSource(source, "the program", ())
+    if isinstance(source, str | os.PathLike) and arch in PROGRAMS:
+        name = os.fspath(source)
+        program = _load_program(name, arch)
+        if isinstance(program, torch.export.ExportedProgram):
+            return TorchSource(program, name, ())
+        loaded = program
+    elif isinstance(source, nn.Module):
         name, loaded = "", source
     elif isinstance(source, str | os.PathLike) or (isinstance(source, Mapping) and source):
         name = checkpoint_name(source)
@@ -70,12 +86,23 @@ def torch_source(
     else:
         raise InputError(_what_it_is(source))
     module, taken_off = unwrap(loaded)
-    return TorchSource(module, name or type(module).__name__, (*notes, *taken_off, *precision_note(module)))
+    return TorchSource(module, name or class_name(module), (*notes, *taken_off, *precision_note(module)))
+
+
+def _load_program(path: str, arch: str) -> nn.Module | torch.export.ExportedProgram:
+    """Load a file that holds a program."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with without_output():
+            return PROGRAMS[arch](path)
+    except Exception as error:  # torch has no type for it
+        raise InputError(f"{path}: not what --arch {arch} says, or damaged: {one_line(error, 120)}") from error
 
 
 def _what_it_is(source: object) -> str:
     """Why a source is none, and what to give instead."""
-    sources = "a torch.nn.Module, a checkpoint's path or state dict with arch=, or an ONNX model"
+    sources = "a torch.nn.Module or ExportedProgram, a checkpoint's path or state dict with arch=, or an ONNX model"
     if isinstance(source, type):
         return f"{source.__name__} is a class: give a module made of it, with its weights loaded; sources are {sources}"
     return f"{type(source).__name__} is no source: give {sources}"

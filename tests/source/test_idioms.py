@@ -138,23 +138,6 @@ class _OnlyCopies(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_branch_on_values_is_refused_with_its_line(tmp_path: Path) -> None:
-    text = NETWORK.format(
-        statements="if x.min() < 0: x = x.sign()",
-        result="x",
-        activation="self.binarize(x)",
-        weight="self.weight.sign()",
-    )
-    (tmp_path / "net.py").write_text(text)
-    scope: dict[str, Any] = {}
-    exec(compile(text, tmp_path / "net.py", "exec"), scope)
-    line = 1 + text[: text.index("if x.min()")].count("\n")
-    with pytest.raises(
-        InputError, match=rf"^torch.export cannot trace Net: net.py, line {line}: forward\(\) depends on"
-    ):
-        convert(scope["Net"]().eval(), tmp_path / "m.onnx")
-
-
 def test_an_operator_without_onnx_form_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot export Net: No ONNX function found for .*signbit") as caught:
         convert(network(("", "torch.copysign(torch.ones(()), x)"), "activation"), tmp_path / "m.onnx")

@@ -194,12 +194,13 @@ def test_a_state_dict_with_its_architecture(plain_bytes: bytes, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (Net, "^Net is a class: give a module made of it, with its weights loaded; sources are a torch.nn.Module, "),
-        ({}, "^dict is no source: give a torch.nn.Module, "),
+        (Net, "^Net is a class: give a module made of it, with its weights loaded; sources are a torch.nn.Module or "),
+        ({}, "^dict is no source: give a torch.nn.Module or "),
         ({"lr": 3}, "^the state dict: say which architecture it is"),
         (
             3,
-            "^int is no source: give a torch.nn.Module, a checkpoint's path or state dict with arch=, or an ONNX model",
+            "^int is no source: give a torch.nn.Module or ExportedProgram, a checkpoint's path or state dict with "
+            "arch=, or an ONNX model",
         ),
         ({"a": torch.ones(1)}, "^the state dict: say which architecture it is: lenet5, .* or FILE.py:NAME"),
     ],
