@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import MAX_BASES
-from bnn_deploy.passes.lower.layer import MAX_SPREAD
+from bnn_deploy.passes.lower.layer import EXACT, MAX_SPREAD
 from bnn_deploy.passes.monotone import Doubles
 from bnn_deploy.passes.reasons import ManyWeightValues
 
@@ -75,11 +75,12 @@ def weight_sums(weight: NDArray[np.float32]) -> WeightSums | ManyWeightValues | 
     flat = weight.reshape(len(weight), -1).astype(np.float64)
     found = []
     for o, values in enumerate(every):
-        sums = sums_of_signs(values, MAX_SPREAD * float(np.abs(values).max()))
+        nearest = np.abs(flat[o][:, np.newaxis] - values).argmin(axis=1)
+        noise = float(np.abs(flat[o] - values[nearest]).max())
+        sums = sums_of_signs(values, max(2 * noise, EXACT * float(np.abs(values).max())))
         if sums is None:
             return ManyWeightValues(o, len(values), MAX_BASES)
         beta, alpha, codes = sums
-        nearest = np.abs(flat[o][:, np.newaxis] - values).argmin(axis=1)
         found.append((beta, alpha, codes[nearest].T))
     bases = max(len(alpha) for _, alpha, _ in found)
     signs = np.zeros((bases, *flat.shape), np.bool_)

@@ -130,6 +130,9 @@ The straight-through trick left in an exported graph makes weights two-valued on
 observed.
 """
 
+EXACT = 1e-6
+"""Numbers that differ by this, relative to the largest, are one number with the rounding of float32."""
+
 
 class NotTwoValuedError(Exception):
     """The weights are not ±alpha per filter; `reason` says where."""
@@ -150,7 +153,7 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
     zeros = (flat == 0).sum(axis=1)
     dead = np.flatnonzero(zeros == flat.shape[1])
     high, low = flat.max(axis=1), flat.min(axis=1)
-    spread = np.flatnonzero((zeros == 0) & (high - low > MAX_SPREAD * high))
+    spread = np.flatnonzero((zeros == 0) & ((high - low > MAX_SPREAD * high) | _off_centre(weight, high > low)))
     if not np.isfinite(high).all():
         raise NotTwoValuedError(NotFinite(int(np.flatnonzero(~np.isfinite(high))[0])))
     if len(spread):
@@ -169,6 +172,18 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
     # One magnitude to the last bit keeps that value; one that varies by rounding is replaced by its mean.
     alpha = np.where(high == low, high, flat.mean(axis=1)).astype(np.float32)
     return weight > 0, alpha
+
+
+def _off_centre(weight: NDArray[np.float32], varied: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the varied filters [O] have values beta - alpha and beta + alpha, by more than rounding: AdaBin."""
+    found = np.zeros(len(weight), np.bool_)
+    for o in np.flatnonzero(varied):
+        row = weight[o].ravel().astype(np.float64)
+        above, below = row[row > 0], -row[row < 0]
+        if len(above) and len(below):
+            noise = max(np.ptp(above), np.ptp(below), EXACT * np.abs(row).max())
+            found[o] = abs(above.mean() - below.mean()) > 2 * noise
+    return found
 
 
 @dataclass

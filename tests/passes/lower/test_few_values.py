@@ -30,7 +30,11 @@ def reasons(text: str, **constants: Any) -> list[tuple[str, bool]]:
     [
         ("s = Sign(x)\na = Sin(s)\ny = Conv(a, w)", {}, "2 values (-0.8415, 0.8415)"),
         ("q = Sin(x)\ns = Sign(x)\nr = Sign(q)\na = Mul(s, r)\ny = Conv(a, w)", {}, "2 values (-1, 1)"),
-        (MEAN, {"axes": np.array([1, 2, 3])}, "one magnitude per sample"),
+        (
+            MEAN.replace("Mul(s,", "Mul(b,").replace("\na", "\nb = Sin(s)\na"),
+            {"axes": np.array([1, 2, 3])},
+            "one magnitude per sample",
+        ),
         (MEAN, {"axes": np.array([2, 3])}, "one magnitude per sample and channel"),
         (MEAN, {"axes": np.array([1])}, "one magnitude per position"),
         (MEAN, {"axes": np.array([0, 2, 3])}, "one magnitude per channel"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bnn_deploy.passes.lower.filter_values import WeightSums, filter_values, weight_sums
+from bnn_deploy.passes.lower.layer import NotTwoValuedError, two_valued
 from bnn_deploy.passes.reasons import ManyWeightValues
 
 RNG = np.random.default_rng(0)
@@ -58,6 +59,19 @@ def test_values_that_differ_by_rounding_are_one() -> None:
     found = weight_sums(weight)
     assert isinstance(found, WeightSums)
     np.testing.assert_allclose(rebuilt(found), weight, rtol=0, atol=2e-4)
+
+
+def test_a_small_centre_is_kept() -> None:
+    """AdaBin's centre may be a thousandth of its distance: over many taps it counts."""
+    weight = np.where(RNG.random((3, 200)) < 0.5, np.float32(-0.05733841), np.float32(0.05729953))
+    found = weight_sums(weight)
+    assert isinstance(found, WeightSums)
+    np.testing.assert_allclose(rebuilt(found), weight, rtol=1e-6)
+    with pytest.raises(NotTwoValuedError):
+        two_valued(weight)
+    noise = 1 + RNG.uniform(-1e-4, 1e-4, weight.shape).astype(np.float32)
+    centred = np.sign(weight) * np.float32(0.05) * noise
+    np.testing.assert_allclose(two_valued(centred)[1], 0.05, rtol=1e-4)
 
 
 def test_does_not_take_real_values() -> None:
