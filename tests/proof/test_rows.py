@@ -33,11 +33,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     model = parse(
         NETWORK,
         ("N", 5, 24),
-        w0=rng.standard_normal((24, 40)).astype(np.float32),
-        w1=weights(40, 33),
+        w0=rng.standard_normal((24, 41)).astype(np.float32),
+        w1=weights(41, 33),  # sums of an odd number of ±1 are never 0
         w2=weights(33, 10, seed=2),
         bias=rng.standard_normal(10).astype(np.float32),
-        rows=np.array([-1, 40]),
+        rows=np.array([-1, 41]),
         back=np.array([-1, 5, 33]),
         axes=np.array([0]),
     )

@@ -247,7 +247,7 @@ def test_a_network_with_binary_weights_only(tmp_path: Path, monkeypatch: pytest.
         proof = verify(tmp_path / "m.onnx", tmp_path / "float.onnx")
         assert (proof.passed, proof.isas, proof.complete) == (True, [], False), proof.failures
     # A wrong bit, and a wrong alpha, are seen.
-    for suffix in ("weight_bits", "scale"):
+    for suffix in ("weight_bits", "scales"):
         wrong = onnx.load(tmp_path / "m.onnx")
         tensor = next(t for t in wrong.graph.initializer if t.name == f"d_{suffix}")
         array = onnx.numpy_helper.to_array(tensor).copy()
