@@ -145,7 +145,7 @@ def operand_per_channel(node: ir.Node, index: int, channels: int, axis: int = 1)
     name = node.outputs[0].name or ""
     if array is None or shape is None:
         return OperandUnknown(node.op_type, name)
-    if array.ndim > len(shape):
+    if array.ndim > len(shape) or axis >= len(shape):  # one number per sample has no channels
         return OperandDimensions(node.op_type, name)
     if shape[axis] != channels:
         return DataBroadcast(node.op_type, name)

@@ -11,6 +11,8 @@ from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
 from bnn_deploy.source.opset import inner_nodes
 from bnn_deploy.source.qonnx import QONNX, constants
 
+_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+
 
 def require_tensors(model: ModelProto, name: str) -> None:
     """Check that every tensor a node reads is defined, and that the model is valid ONNX."""
@@ -79,10 +81,15 @@ def require_sound_parameters(model: ModelProto, name: str) -> None:
 
 
 def require_inference(model: ModelProto, name: str) -> None:
-    """Refuse a model that was exported in training mode: it draws random numbers and normalises by batch statistics."""
+    """Refuse a model that draws random numbers, or was exported in training mode: it normalises by batch statistics."""
     known = constants(model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
     for node in model.graph.node:
+        if node.op_type in _RANDOM and not node.domain:
+            raise InputError(
+                f"{name}: {node.op_type} '{node.name or node.output[0]}' draws random numbers, so the network computes "
+                "something else each time: export it without"
+            )
         mode = known.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
         training = mode is not None and bool(numpy_helper.to_array(mode))
         if node.op_type == "BatchNormalization":

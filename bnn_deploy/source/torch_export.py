@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
+from bnn_deploy.source.evaluation import require_evaluation
 from bnn_deploy.source.running_trace import trace_running
 from bnn_deploy.source.torch_module import as_written, class_name, own_copy
 from bnn_deploy.source.user_code import why, without_output
@@ -67,6 +68,9 @@ def export_float(module: nn.Module | torch.export.ExportedProgram, shape: tuple[
         with torch.no_grad(), as_written():
             module(example)
             expected = module(example)  # a first forward pass may still set up weights that later ones use
+            require_evaluation(module, example)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{name} does not run on an input of shape {[2, *shape]}: {why(error)}") from error
     if isinstance(module, torch.jit.ScriptModule):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 
+from bnn_deploy import convert, verify
 from bnn_deploy.passes.monotone import batch_norm_line, bisect_threshold, float_to_ordered, ordered_to_float
-from support.graphs import HALVES
+from support.golden_files import BEST
+from support.graphs import HALVES, parse, weights
 
 
 def test_order_of_floats() -> None:
@@ -58,3 +62,20 @@ def test_an_epsilon_is_a_float32() -> None:
 
 def add_constant(name: str, number: float) -> ir.Value:
     return ir.Value(name=name, const_value=ir.tensor(np.array([number], np.float32), name=name))
+
+
+def test_a_number_per_sample_has_no_channels(tmp_path: Path) -> None:
+    """A gate of the sample's mean: its sign has one dimension."""
+    body = """m = ReduceMean <keepdims=0> (x, axes)
+a = Mul (m, two)
+g = Sign (a)
+u = Unsqueeze (g, rest)
+s = Sign (x)
+c = Conv (s, w)
+y = Mul (c, u)"""
+    numbers = {"axes": np.array([1, 2, 3]), "rest": np.array([1, 2, 3]), "two": np.float32(2)}
+    model = parse(body, ("N", 4, 6, 6), w=weights(8, 4, 3, 3), **numbers)
+    result = convert(model, tmp_path / "m.onnx")
+    assert result.binary_layers == ("c",)
+    x = np.random.default_rng(0).standard_normal((8, 4, 6, 6)).astype(np.float32)
+    assert verify(result.output, model, data=x, isas=BEST, reference_samples=1).passed
