@@ -45,11 +45,11 @@ def require_evaluation(module: nn.Module, example: Tensor) -> None:
         )
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the first operator that draws random numbers, and the first BatchNorm by the batch's statistics."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.random: str | None = None
         self.statistics: str | None = None
 
