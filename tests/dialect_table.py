@@ -32,7 +32,7 @@ from bnn_deploy.operators.bits import pack_bits, unpack_bits
 from bnn_deploy.operators.contract import is_binary_layer
 from bnn_deploy.passes.graph import constant, group_of
 from bnn_deploy.proof.results import Verification
-from support import author_networks, moving_networks, networks, recent_networks
+from support import author_networks, darknet_networks, moving_networks, networks, recent_networks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPORTS = Path(__file__).parent / "exports"
@@ -122,6 +122,14 @@ def residual(name: str, binary: int, conv: type[nn.Conv2d], **options: object) -
     return recent(name, binary, lambda: recent_networks.Residual(conv, **options))
 
 
+def darknet(name: str, network: str) -> Case:
+    """A network of support/darknet_networks.py, whose weights and inputs are in tests/exports."""
+    cfg, weights, data = (EXPORTS / f"darknet_{network}.{kind}" for kind in ("cfg", "weights", "npz"))
+    sections, _ = darknet_networks.NETWORKS[network]
+    binary = sum(1 for _, keys in sections if keys.get("xnor"))
+    return Case(name, "cfg and weights", binary, lambda: (cfg, (), {"darknet_weights": weights}), data=data)
+
+
 RECENT = [
     recent("BiBERT block", 8, recent_networks.BiBert, sign_zero="exact"),  # maps of 0 and 1 times ±1 are often 0
     recent("BiT block", 8, recent_networks.BiT),
@@ -161,6 +169,7 @@ CASES = [
     exported("brevitas_2_bits", 3, "QONNX"),
     exported("bitorch_dynamo", 3, "PyTorch, dynamo"),
     exported("bitorch_torchscript", 3, "PyTorch, TorchScript"),
+    darknet("Darknet tiny, two heads", "yolo"),
     *RECENT,
     Case("XNOR-Net-PyTorch NIN, trained", "checkpoint", 7, trained_nin, True, EXAMPLES / "nin" / "cifar10_100.npz"),
     Case("BinaryNet VGG", "module", 8, lambda: module(BinaryNetVGG, (3, 32, 32)), full=True),
@@ -205,11 +214,14 @@ def corrupt(path: Path, wrong: Path) -> None:
 def run(case: Case, folder: Path, samples: int) -> Row:
     """Convert and verify one network, and a corrupted copy."""
     source, shape, options = case.make()
+    if "darknet_weights" in options:  # no Python runs it: its reference is the float model
+        options |= {"float_output": folder / "float.onnx"}
     result = convert(source, folder / "model.onnx", **options)
+    reference = result.float_output or source
     x = inputs(case, shape, samples)
-    proof = verify(result.output, source, data=x, reference_samples=1)
+    proof = verify(result.output, reference, data=x, reference_samples=1)
     corrupt(result.output, folder / "wrong.onnx")
-    broken = verify(folder / "wrong.onnx", source, data=x, reference_samples=0)
+    broken = verify(folder / "wrong.onnx", reference, data=x, reference_samples=0)
     return Row(len(result.binary_layers), len(result.layers), proof, not broken.passed)
 
 
