@@ -52,9 +52,6 @@ CHECKED_SAMPLES = 16
 CALIBRATION_SAMPLES = 32
 """Number of inputs for the calibration of the int8 models; they are not measured."""
 
-INT8_OPERATORS = ["Conv", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Relu", "Reshape"]
-"""Operators with int8 kernels in onnxruntime; BatchNormalization has none, and would be quantised but run in float."""
-
 WARM_MS, TIMED_MS = 3.0, 10.0
 """Milliseconds of untimed and of timed runs in an engine's turn; at least one run of each."""
 
@@ -208,6 +205,7 @@ def layer_workload(name: str, folder: Path) -> Workload:
     """A 3x3 layer "channels@size" with padding 1: sign and convolution with +-alpha filters, float in, float out."""
     import onnx
     import onnx_ir as ir
+    from int8 import quantize
     from onnx import TensorProto, helper, numpy_helper
 
     from bnn_deploy.passes.pipeline import to_binary
@@ -245,7 +243,7 @@ def layer_workload(name: str, folder: Path) -> Workload:
 
     inputs = rng.standard_normal((max(CHECKED_SAMPLES, 64), *shape[1:])).astype(np.float32)
     calibration = rng.standard_normal((CALIBRATION_SAMPLES, *shape[1:])).astype(np.float32)
-    int8 = quantize(flat, calibration, folder / "int8.onnx")
+    int8 = quantize(flat, ({"input": sample[None]} for sample in calibration), folder / "int8.onnx")
     candidates = [
         Candidate(OURS, "ort", folder / "binary.onnx", signs, LAYER_TOLERANCE, 1.0, {"kernels": True}),
         Candidate(FLOAT, "ort", flat, flat, LAYER_TOLERANCE, 1.0),
@@ -258,6 +256,7 @@ def layer_workload(name: str, folder: Path) -> Workload:
 def network_workload(name: str, folder: Path) -> Workload:
     """LeNet-5 and NIN are trained; others have seeded weights and BatchNorm calibrated on images."""
     import onnx
+    from int8 import quantize
 
     from bnn_deploy.architectures import ARCHITECTURES
     from bnn_deploy.conversion import convert
@@ -276,7 +275,8 @@ def network_workload(name: str, folder: Path) -> Workload:
     calibration = networks.inputs(name, CALIBRATION_SAMPLES).numpy()
     int8_edges = folder / "int8_edges.onnx"
     convert(module, int8_edges, calibration=calibration)
-    int8 = quantize(folder / "relu.onnx", calibration, folder / "int8.onnx")
+    samples = ({"input": sample[None]} for sample in calibration)
+    int8 = quantize(folder / "relu.onnx", samples, folder / "int8.onnx")
 
     candidates = [
         Candidate(OURS, "ort", binary, flat, NETWORK_TOLERANCE, NETWORK_SHARE, {"kernels": True}),
@@ -308,37 +308,6 @@ def peer_candidates(
         Candidate(OPENVINO, "openvino", plan, flat, tolerance, share),
         Candidate(LARQ, "larq", larq_plan, larq_reference, tolerance, share),
     ]
-
-
-def quantize(model: Path, calibration: NDArray[np.float32], output: Path) -> Path:
-    """onnxruntime's static quantisation: QDQ, U8 activations, S8 weights per output channel, min-max calibration."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """One sample at a time."""
-
-        def __init__(self) -> None:
-            self.samples = iter(calibration)
-
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-            sample = next(self.samples, None)
-            return None if sample is None else {"input": sample[None]}
-
-    prepared = output.with_name("prepared.onnx")
-    quant_pre_process(model, prepared, skip_symbolic_shape=True)
-    quantize_static(
-        prepared,
-        output,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=True,  # as in convert: without VNNI, 8-bit weights saturate
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=INT8_OPERATORS,
-    )
-    return output
 
 
 def relative_errors(y: NDArray[np.float32], reference: NDArray[np.float32]) -> list[float]:
@@ -538,6 +507,11 @@ To measure again, with the peers in a virtual environment of their own, since th
     python -m venv peers
     peers/bin/pip install openvino==2024.6.0 larq-compute-engine==0.16.0 larq==0.14.0 tensorflow-cpu==2.15.1
     python tests/benchmarks/compare.py --peers peers/bin/python {options} --write docs/benchmarks.md
+
+One layer of each binary form (few levels, products of activations, linear layers on tokens, transposed convolutions)
+beside fp32 and int8, for each instruction set of the machine, in a few minutes and without peers:
+
+    python tests/benchmarks/layer_speed.py --json layers.json
 
 ## How it is measured
 

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from turns import Runner, take_turns
 
-from bnn_deploy.runtime.session import library_path
+from bnn_deploy.runtime.machine import cpu_name
 
 LAYERS = [(64, 56), (128, 28), (256, 14)]
 """(channels in and out, height and width)."""
@@ -92,42 +91,15 @@ def make_model(channels: int, size: int, kind: str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
-class Runner:
-    """A session with bound tensors, so that a call's time is that of onnxruntime and the kernels."""
-
-    def __init__(self, channels: int, size: int, kind: str) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.register_custom_ops_library(str(library_path()))
-        model = make_model(channels, size, kind).SerializeToString()
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        x = np.random.default_rng(1).standard_normal((1, channels, size, size)).astype(np.float32)
-        self.binding = self.session.io_binding()
-        self.binding.bind_cpu_input("X", x)
-        self.output = ort.OrtValue.ortvalue_from_shape_and_type(x.shape, np.float32)
-        self.binding.bind_ortvalue_output("Y", self.output)
-
-    def milliseconds(self, calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            self.session.run_with_iobinding(self.binding)
-        return (time.perf_counter() - start) / calls * 1e3
-
-
-def measure(rounds: int) -> list[dict]:
+def measure(isa: str | None, rounds: int) -> list[dict]:
     """Per layer, the median in ms of each kind, and the relative cost of K."""
-    runners = {(layer, kind): Runner(*layer, kind) for layer in LAYERS for kind in KINDS}
-    # A sample of about 5 ms: long against the clock's resolution, short against changes of the machine's speed.
-    calls = {key: max(1, round(5 / min(runner.milliseconds(3) for _ in range(3)))) for key, runner in runners.items()}
-    times: dict = {key: [] for key in runners}
-    for _ in range(rounds):
-        for key, runner in runners.items():
-            times[key].append(runner.milliseconds(calls[key]))
+    runners = {(layer, kind): Runner(make_model(*layer, kind), isa) for layer in LAYERS for kind in KINDS}
+    times = take_turns(runners, rounds)
     rows = []
     for layer in LAYERS:
         medians = {kind: float(np.median(times[layer, kind])) for kind in KINDS}
-        plain = np.array(times[layer, PLAIN])
-        cost = {kind: float(np.median(np.array(times[layer, kind]) / plain)) - 1 for kind in (POOL, CONV, UNFUSED)}
+        plain = times[layer, PLAIN]
+        cost = {kind: float(np.median(times[layer, kind] / plain)) - 1 for kind in (POOL, CONV, UNFUSED)}
         rows.append({"layer": f"3x3 {layer[0]} @ {layer[1]}x{layer[1]}", "median_ms": medians, "cost_of_k": cost})
     return rows
 
@@ -138,19 +110,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
-    if arguments.isa:
-        os.environ["BNN_DEPLOY_ISA"] = arguments.isa
-    rows = measure(arguments.rounds)
-    print(
-        f"onnxruntime {ort.__version__}, ISA {arguments.isa or 'best'}, 1 thread, ms per call; in brackets what K adds"
-    )
+    rows = measure(arguments.isa, arguments.rounds)
+    print(f"{cpu_name()}, onnxruntime {ort.__version__}, ISA {arguments.isa or 'best'}, 1 thread")
+    print("CPU ms per call; in brackets what K adds")
     for row in rows:
         print(row["layer"])
         for kind, median in row["median_ms"].items():
             cost = f"  ({row['cost_of_k'][kind]:+.0%})" if kind in row["cost_of_k"] else ""
             print(f"  {kind:20} {median:8.4f}{cost}")
     if arguments.json:
-        record = {"onnxruntime": ort.__version__, "isa": arguments.isa, "layers": rows}
+        record = {"cpu": cpu_name(), "onnxruntime": ort.__version__, "isa": arguments.isa, "layers": rows}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -1,211 +1,107 @@
-"""Speed of single layers: Binarize + BinaryConv (W1A1), QuantizeLevels + BinaryConvLevels (W1A2) and
-QuantizeLevels + BinaryConvBases against onnxruntime's float32 Conv and its 8-bit one, one thread.
+"""Speed of single layers in every binary form, beside the same layer in onnxruntime's float32 and int8, one thread.
 
-The sums of P planes and Q bases ("sum PxQ") have offsets in activations and weights, as of AdaBin (1x1);
-1x2 are ternary weights.
+    python tests/benchmarks/layer_speed.py --json layers.json
+    python tests/benchmarks/layer_speed.py --isa avx2 --only "Q K^T" transposed
 
-All take and give float32 tensors of the same shape. All layers and engines are timed in turn, round
-by round, so that a change of the machine's clock affects them all alike; the table has the median and
-the 10th and 90th percentile over the rounds. 1 GMAC/s is 10^9 multiply-accumulates of the
-convolution per second.
-
-    python tests/benchmarks/layer_speed.py --isa avx512 --json layers.json
+A layer (layers.py) takes and gives float32 tensors. Its binary forms are what `convert` makes of the float layer behind
+signs or other quantised activations, and are timed with them, for each instruction set of the machine; float32 and int8
+are the layer alone, int8 as onnxruntime quantises it, with its conversions from and to float32. All of one layer are
+timed in turn, round by round. Printed are medians over the rounds: of the CPU time, and of the ratios within a round,
+which other work on the machine changes least. onnxruntime has no int8 kernel for transposed convolutions. 1 GMAC/s is
+10^9 multiply-accumulates of the float layer per second.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import os
-import time
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from int8 import quantize
+from layers import LAYERS, Layer, becomes, binary_model, float_model
+from turns import Runner, percentiles, take_turns
 
-from bnn_deploy.runtime.session import library_path
+from bnn_deploy.runtime.machine import cpu_name
+from bnn_deploy.runtime.session import library_info
 
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    channels: int
-    size: int
-    kernel: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.kernel}x{self.kernel} {self.channels} @ {self.size}x{self.size}"
-
-    @property
-    def macs(self) -> int:
-        return self.channels**2 * self.kernel**2 * self.size**2
+FLOAT, INT8 = "float32", "int8"
 
 
-LAYERS = [Layer(64, 56, 3), Layer(128, 28, 3), Layer(256, 14, 3), Layer(512, 7, 3), Layer(192, 32, 1)]
-
-
-SUMS = {"sum_1x1": (1, 1), "sum_1x2": (1, 2), "sum_2x2": (2, 2)}
-"""Planes and bases of BinaryConvBases."""
-
-ENGINES = {"binary": "W1A1", "two_bits": "W1A2"} | {name: name.replace("_", " ") for name in SUMS}
-ENGINES |= {"int8": "int8", "float": "float32"}
-
-
-def make_model(layer: Layer, engine: str) -> onnx.ModelProto:
-    rng = np.random.default_rng(0)
-    channels, kernel, pad = layer.channels, layer.kernel, layer.kernel // 2
-    if engine in SUMS:
-        planes, bases = SUMS[engine]
-        words = (channels + 31) // 32
-        steps = np.float32([[0.5 * i] for i in range(2**planes - 1)])
-        constants = {
-            "threshold": steps + rng.standard_normal(channels).astype(np.float32) * np.float32(0.1),
-            "W": rng.integers(0, 2**32, (channels, kernel, kernel, bases * words), dtype=np.uint32),
-            "scale": rng.uniform(0.01, 0.1, (planes + 1, bases + 1, channels)).astype(np.float32),
-            "bias": rng.standard_normal(channels).astype(np.float32),
+def int8_model(layer: Layer) -> onnx.ModelProto:
+    """The layer as onnxruntime quantises it, calibrated on the kind of numbers that it is measured on."""
+    with TemporaryDirectory() as folder:
+        flat = Path(folder) / "float.onnx"
+        onnx.save(float_model(layer), flat)
+        rng = np.random.default_rng(2)
+        feeds = {
+            name: rng.standard_normal(shape).astype(np.float32) for name, shape in zip("ab", layer.inputs, strict=False)
         }
-        nodes = [
-            helper.make_node("QuantizeLevels", ["X", "threshold"], ["bits"], domain="bnn_deploy", bits=planes),
-            helper.make_node(
-                "BinaryConvBases",
-                ["bits", "W", "scale", "bias"],
-                ["Y"],
-                domain="bnn_deploy",
-                channels=channels,
-                kernel_shape=[kernel] * 2,
-                strides=[1, 1],
-                pads=[pad] * 4,
-                dilations=[1, 1],
-                group=1,
-                planes=planes,
-                bases=bases,
-            ),
-        ]
-    elif engine == "int8":
-        constants = {
-            "W": rng.integers(-127, 128, (channels, channels, kernel, kernel), dtype=np.int8),
-            "step": np.float32(0.05),
-            "zero": np.uint8(128),
-            "zeros": np.zeros(channels, np.int8),
-            "steps": np.full(channels, 0.01, np.float32),
+        return onnx.load(quantize(flat, [feeds], flat.with_name("int8.onnx")))
+
+
+def measure(layer: Layer, isas: list[str], rounds: int) -> list[dict[str, Any]]:
+    """The rows of a layer: float32, int8, and each form with each instruction set."""
+    models = {form.name: binary_model(layer, form) for form in layer.forms}
+    runners = {(FLOAT, ""): Runner(float_model(layer)), (INT8, ""): Runner(int8_model(layer))}
+    runners |= {(name, isa): Runner(model, isa) for isa in isas for name, model in models.items()}
+    times = take_turns(runners, rounds)
+    return [
+        {
+            "layer": layer.name,
+            "form": name,
+            "isa": isa,
+            "becomes": becomes(models[name]) if name in models else "",
+            "ms": percentiles(found),
+            "gmacs_per_s": round(layer.macs / float(np.median(found)) / 1e6, 2),
+            "ratios": {peer: percentiles(times[peer, ""] / found) for peer in (FLOAT, INT8)},
         }
-        inputs = ["q", "step", "zero", "W", "steps", "zeros", "step", "zero"]
-        nodes = [
-            helper.make_node("QuantizeLinear", ["X", "step", "zero"], ["q"]),
-            helper.make_node("QLinearConv", inputs, ["r"], pads=[pad] * 4),
-            helper.make_node("DequantizeLinear", ["r", "step", "zero"], ["Y"]),
-        ]
-    elif engine != "float":
-        words = (channels + 31) // 32
-        threshold = rng.standard_normal(channels).astype(np.float32) * 0.1
-        constants = {
-            "W": rng.integers(0, 2**32, (channels, kernel, kernel, words), dtype=np.uint32),
-            "scale": rng.uniform(0.01, 0.1, channels).astype(np.float32),
-            "bias": rng.standard_normal(channels).astype(np.float32),
-        }
-        window = {
-            "channels": channels,
-            "kernel_shape": [kernel] * 2,
-            "strides": [1, 1],
-            "pads": [pad] * 4,
-            "dilations": [1, 1],
-            "group": 1,
-        }
-        if engine == "binary":
-            constants |= {"threshold": threshold, "pad": np.zeros(1, np.float32)}
-            ops, inputs, bits = ("Binarize", "BinaryConv"), ["bits", "W", "scale", "bias", "pad"], {}
-        else:
-            constants["threshold"] = threshold + np.float32([[0], [0.5], [1]])
-            ops, inputs, bits = ("QuantizeLevels", "BinaryConvLevels"), ["bits", "W", "scale", "bias"], {"bits": 2}
-        nodes = [
-            helper.make_node(ops[0], ["X", "threshold"], ["bits"], domain="bnn_deploy", **bits),
-            helper.make_node(ops[1], inputs, ["Y"], domain="bnn_deploy", **window, **bits),
-        ]
-    else:
-        weights = rng.standard_normal((channels, channels, kernel, kernel)).astype(np.float32)
-        constants = {"W": weights, "bias": rng.standard_normal(channels).astype(np.float32)}
-        nodes = [helper.make_node("Conv", ["X", "W", "bias"], ["Y"], pads=[pad] * 4)]
-    shape = [1, channels, layer.size, layer.size]
-    graph = helper.make_graph(
-        nodes,
-        "layer",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        for (name, isa), found in times.items()
+    ]
+
+
+HEADING = f"{'':24} {'':7} {'':24} {'ms':>8} {'GMAC/s':>7}  {'float32 / this':>19}  {'int8 / this':>19}"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table; ratios with their 10th and 90th percentile."""
+    ratios = [f"{r['median']:6.2f} ({r['p10']:.2f} - {r['p90']:.2f})" for r in row["ratios"].values()]
+    return (
+        f"  {row['form']:22} {row['isa']:7} {row['becomes']:24} {row['ms']['median']:8.4f} {row['gmacs_per_s']:7.1f}"
+        f"  {ratios[0]:>19}  {ratios[1]:>19}"
     )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("bnn_deploy", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
-
-
-class Runner:
-    """A session with bound tensors, so that a call's time is that of onnxruntime and the kernels."""
-
-    def __init__(self, layer: Layer, engine: str) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        if engine != "float":
-            options.register_custom_ops_library(str(library_path()))
-        model = make_model(layer, engine).SerializeToString()
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        x = np.random.default_rng(1).standard_normal((1, layer.channels, layer.size, layer.size))
-        self.binding = self.session.io_binding()
-        self.binding.bind_cpu_input("X", x.astype(np.float32))
-        self.output = ort.OrtValue.ortvalue_from_shape_and_type(x.shape, np.float32)
-        self.binding.bind_ortvalue_output("Y", self.output)
-
-    def milliseconds(self, calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            self.session.run_with_iobinding(self.binding)
-        return (time.perf_counter() - start) / calls * 1e3
-
-
-def percentiles(times: list[float]) -> dict[str, float]:
-    p10, median, p90 = np.percentile(times, [10, 50, 90])
-    return {"p10_ms": p10, "median_ms": median, "p90_ms": p90}
-
-
-def measure(rounds: int) -> list[dict]:
-    runners = {(layer, engine): Runner(layer, engine) for layer in LAYERS for engine in ENGINES}
-    # A sample of about 5 ms: long against the clock's resolution, short against changes of the machine's speed.
-    calls = {key: max(1, round(5 / min(runner.milliseconds(3) for _ in range(3)))) for key, runner in runners.items()}
-    times: dict = {key: [] for key in runners}
-    for _ in range(rounds):
-        for key, runner in runners.items():
-            times[key].append(runner.milliseconds(calls[key]))
-    rows = []
-    for layer in LAYERS:
-        row = {"layer": layer.name, "macs": layer.macs}
-        for engine in ENGINES:
-            row[engine] = percentiles(times[layer, engine])
-            row[engine]["gmacs_per_s"] = layer.macs / row[engine]["median_ms"] / 1e6
-        row["ratios"] = {e: row["float"]["median_ms"] / row[e]["median_ms"] for e in ENGINES if e != "float"}
-        rows.append(row)
-    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--isa", help="instruction set of the kernels; default: the best")
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    isas = library_info().isas
+    parser.add_argument("--isa", nargs="+", choices=isas, default=list(isas), help="of the kernels; default: all")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", default=[""], help="layers with one of these in their name"
+    )
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     arguments = parser.parse_args()
-    if arguments.isa:
-        os.environ["BNN_DEPLOY_ISA"] = arguments.isa
-    rows = measure(arguments.rounds)
-    print(f"onnxruntime {ort.__version__}, ISA {arguments.isa or 'best'}, 1 thread, ms per call")
-    for engine, name in ENGINES.items():
-        print(f"{name:18} {'median':>8} {'p10':>8} {'p90':>8} {'GMAC/s':>7}  float32 / this")
-        for row in rows:
-            found = row[engine]
-            times = f"{found['median_ms']:8.4f} {found['p10_ms']:8.4f} {found['p90_ms']:8.4f}"
-            print(f"{row['layer']:18} {times} {found['gmacs_per_s']:7.0f}  {row['ratios'].get(engine, 1.0):5.2f}")
+    layers = [layer for layer in LAYERS if any(text in layer.name for text in arguments.only)]
+    if not layers:
+        parser.error(f"--only: no such layer; there are {', '.join(layer.name for layer in LAYERS)}")
+
+    print(f"{cpu_name()}, onnxruntime {ort.__version__}, 1 thread, {arguments.rounds} rounds\n{HEADING}")
+    rows = []
+    for layer in layers:
+        print(layer.name)
+        for row in measure(layer, arguments.isa, arguments.rounds):
+            rows.append(row)
+            print(line(row), flush=True)
     if arguments.json:
-        record = {"onnxruntime": ort.__version__, "isa": arguments.isa, "layers": rows}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+        record = {"cpu": cpu_name(), "onnxruntime": ort.__version__, "rounds": arguments.rounds, "rows": rows}
+        arguments.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        print(f"{len(rows)} rows in {arguments.json}", file=sys.stderr)
 
 
 if __name__ == "__main__":
