@@ -26,6 +26,7 @@ from bnn_deploy.report.layers import layer_reports
 from bnn_deploy.report.summary import (
     LayerReport,
     Report,
+    ZeroCount,
     binary_layers,
     constant_channels,
     join_reasons,
@@ -35,8 +36,9 @@ from bnn_deploy.report.summary import (
 )
 from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, whole_batches
 from bnn_deploy.runtime.trial import require_runs
+from bnn_deploy.runtime.zero_counts import count_zeros
 from bnn_deploy.source.darknet.network import XnorPadding, darknet_network
-from bnn_deploy.source.float_source import read_source
+from bnn_deploy.source.float_source import FloatSource, read_source
 from bnn_deploy.source.input_sizes import SampleShape
 from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
 from bnn_deploy.source.torch_source import TorchInput
@@ -104,6 +106,7 @@ def convert(
     darknet_weights: str | os.PathLike[str] | None = None,
     xnor_padding: XnorPadding | None = None,
     decode: bool = False,
+    data: Data | None = None,
     calibration: Data | None = None,
     sign_zero: Literal["plus", "exact"] = "plus",
     strict: bool = False,
@@ -130,6 +133,8 @@ def convert(
         xnor_padding: what its xnor layers are padded with: -1, as Darknet's inference on a CPU does, or 0, as its
             training on a GPU; None for -1.
         decode: whether the boxes of its detection layers are outputs, too: "boxes" and "scores", see `read_darknet`.
+        data: real inputs, as `load_data` takes them, on which exact zeros are counted, see `LayerReport.exact_zeros`;
+            None takes `calibration`, else a few random ones where the graph says that there may be zeros.
         calibration: real inputs, as `load_data` takes them, to quantise the layers that stay float to 8 bits.
         sign_zero: what becomes of signs that are 0 at 0, as torch.sign: "plus" makes them +1 there, "exact" keeps the 0
             in front of binary layers, by a second plane of bits, at twice the layer's cost.
@@ -163,14 +168,19 @@ def convert(
     original = read_source(darknet or source, arch, arch_args, key, prefix, input_shape, weights, progress)
     progress("running the passes")
     seen = Canonical()
+    kept: set[str] = set()
     try:
         binary, left_float, not_fused = to_binary(
-            original.model, channels_last=calibration is None, look=seen.look, exact_zeros=sign_zero == "exact"
+            original.model,
+            channels_last=calibration is None,
+            look=seen.look,
+            kept_zeros=kept if sign_zero == "exact" else None,
         )
     except InputError as error:
         raise InputError(f"{original.name}: {error}") from error
     scheme = "xnor-centred" if weights == "auto" else weights
-    reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized)
+    reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized, kept)
+    reports = _with_zeros(original, seen, reports, calibration if data is None else data, progress)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
     result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)), original.notes)
     layers, packed = binary_layers(binary), packed_layers(binary)
@@ -220,6 +230,35 @@ def convert(
         result.constant_channels,
         result,
     )
+
+
+def _with_zeros(
+    source: FloatSource,
+    canonical: Canonical,
+    layers: tuple[LayerReport, ...],
+    data: Data | None,
+    progress: Callable[[str], None],
+) -> tuple[LayerReport, ...]:
+    """The same reports with the number of exact zeros of each sign that is 0 there and +1 in the converted model."""
+    wanted = float_inputs(source.model, source.examples.shapes)
+    inputs = None if data is None else whole_batches(load_data(data, None, None, wanted), batch_size(wanted))
+    signs = {}
+    for layer in layers:
+        seen = canonical.layers.get(layer.same_as or layer.name)
+        lost = layer.sign_of_zero != layer.converted_sign_of_zero
+        if lost and seen is not None and seen.source is not None and (inputs is not None or layer.zero_cause):
+            signs[layer.name] = seen.source
+    if not signs:
+        return layers
+    model = source.model.clone()
+    made = {value.name: value for node in model.graph for value in node.outputs}
+    model.graph.outputs[:] = [made[name] for name in dict.fromkeys(signs.values())]
+    found = count_zeros(ir.to_proto(model).SerializeToString(), source.name, wanted, inputs, progress)
+    counts = {
+        name: ZeroCount(found.zeros[sign], found.values[sign], found.samples, found.inputs)
+        for name, sign in signs.items()
+    }
+    return tuple(replace(layer, exact_zeros=counts.get(layer.name)) for layer in layers)
 
 
 def float_inputs(model: ir.Model, examples: Mapping[str, tuple[int, ...]]) -> list[InputSpec]:

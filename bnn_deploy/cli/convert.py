@@ -101,6 +101,12 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int,
     help="Signs that are 0 at 0, as torch.sign: +1 there (plus, the default), or 0 (exact), at twice the layer's cost.",
 )
 @click.option(
+    "--data",
+    type=_PATH,
+    metavar="FILE",
+    help="Real inputs, .npz or .npy, as for verify, on which signs of exactly 0 are counted.",
+)
+@click.option(
     "--edges",
     type=click.Choice(["float", "int8"]),
     default="float",
@@ -129,6 +135,7 @@ def command(
     xnor_padding: str | None,
     decode: bool,
     sign_zero: Literal["plus", "exact"],
+    data: Path | None,
     edges: str,
     calibration: Path | None,
     strict: bool,
@@ -163,6 +170,7 @@ def command(
             darknet_weights=darknet_weights,
             xnor_padding=None if xnor_padding is None else -1 if xnor_padding == "-1" else 0,
             decode=decode,
+            data=data,
             calibration=calibration,
             sign_zero=sign_zero,
             strict=strict,

@@ -22,6 +22,7 @@ def print_layers(report: Report, before: ModelReport, after: ModelReport) -> Non
     found = [layer for layer in report.layers if layer.activation is not None or layer.status not in _NOT_BINARY]
     if found:
         _print_found(found)
+    _print_zeros(report.layers)
     _print_float([layer for layer in report.layers if layer.reason is not None])
     suspicious = [layer for layer in report.layers if layer.binary_in_training]
     if suspicious:
@@ -112,6 +113,26 @@ def _zero(layer: LayerReport) -> str:
     signs = {-1: "-1", 0: "0", 1: "+1", None: ""}
     source, converted = signs[layer.sign_of_zero], signs[layer.converted_sign_of_zero]
     return source if source == converted else f"{source}, here {converted}"
+
+
+def _print_zeros(layers: Sequence[LayerReport]) -> None:
+    """Print how often signs are exactly 0 in the source, where the converted model has +1."""
+    counts = [(layer, layer.exact_zeros) for layer in layers if layer.exact_zeros is not None]
+    if not counts:
+        return
+    inputs, samples = printable(counts[0][1].inputs), counts[0][1].samples
+    said = [(layer, count) for layer, count in counts if count.zeros or layer.zero_cause]
+    if said:
+        rows = table("Signs of exactly 0, which are +1 here", ["layer", "exact zeros", "what makes them"])
+        for layer, count in said:
+            rows.add_row(printable(layer.name), str(count), layer.zero_cause or "rounding, or underflow")
+        show(rows)
+    if not any(count.zeros for _, count in counts):
+        show(f"No sign in front of {plural(len(counts), 'binary layer')} is exactly 0 on {plural(samples, 'sample')}.")
+    else:
+        show("--sign-zero exact keeps the 0, at twice the cost of the layer.")
+    show(f"Counted on {inputs}.")
+    show("")
 
 
 def _padding(layer: LayerReport) -> str:

@@ -88,7 +88,7 @@ def to_binary(
     model: ir.Model,
     channels_last: bool = True,
     look: Callable[[ir.Model], None] = lambda canonical: None,
-    exact_zeros: bool = False,
+    kept_zeros: set[str] | None = None,
 ) -> tuple[ir.Model, list[Decline], list[Decline]]:
     """Run the passes on a float model.
 
@@ -96,7 +96,8 @@ def to_binary(
         model: float ONNX; it is not changed.
         channels_last: binarise the outputs of float convolutions channels last; not if they are to be quantised.
         look: called with the model in the forms that LowerBinaryConv matches, before it runs.
-        exact_zeros: keep signs that are 0 at 0, see SplitZeros; else they are +1 there.
+        kept_zeros: None makes signs that are 0 at 0 +1 there; to a set, the layers that keep the 0 are added, see
+            SplitZeros.
 
     Returns:
         The binary model, carrying the operators' functions; what stayed float and why; what was not fused and why.
@@ -111,8 +112,8 @@ def to_binary(
     look(model)
     zeros = {source_of(node) for node in model.graph if is_op(node, "Sign") and not zero_value(node)}
     declined = [decline for step in LOWER for decline in step()(model).declined]
-    if exact_zeros:
-        SplitZeros(zeros)(model)
+    if kept_zeros is not None:
+        kept_zeros.update(rewrite.node for rewrite in SplitZeros(zeros)(model).rewrites)
     common.RemoveUnusedNodesPass()(model)
     not_fused = until_stable(model, BITS) + until_stable(model, FLOATS) + FuseResidual()(model).declined
     leftovers = name_few_values(original, AuditLeftovers(declined)(model).declined)

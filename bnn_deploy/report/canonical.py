@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from bnn_deploy.passes.lower.audit_leftovers import nearest_sign
 from bnn_deploy.passes.lower.layer import SignInput, sign_input
 from bnn_deploy.passes.outcome import display_name, parts
 from bnn_deploy.provenance import SOURCE, place_before, zero_value
+from bnn_deploy.report.zero_cause import zero_causes
 
 # The canonical graph.
 
@@ -24,6 +26,7 @@ class CanonicalLayer:
         leaf: the tensor of the float graph that its sign is taken of; None likewise.
         sign: the names of the nodes of the float graph that make up the sign.
         zero: what the sign gives at 0.
+        zero_cause: why what it is taken of can be exactly 0, see `zero_causes`; None likewise.
         factor: what the ±1 are multiplied by.
         padding: see LayerReport.
         pads: likewise.
@@ -34,6 +37,7 @@ class CanonicalLayer:
     leaf: str | None
     sign: tuple[str, ...]
     zero: int | None
+    zero_cause: str | None
     factor: float
     padding: str
     pads: tuple[int, ...]
@@ -54,7 +58,8 @@ class Canonical:
 
     def look(self, model: ir.Model) -> None:
         """Read a canonical model, before its layers are lowered."""
-        self.layers = {display_name(node): _seen(node) for node in model.graph if is_op(node, *LAYER_OPERATORS)}
+        causes = zero_causes(model)
+        self.layers = {display_name(node): _seen(node, causes) for node in model.graph if is_op(node, *LAYER_OPERATORS)}
         self.signs = frozenset(part for node in model.graph if is_op(node, "Sign") for part in parts(node))
 
 
@@ -63,16 +68,18 @@ def _sign_place(sign: ir.Node) -> tuple[str, str]:
     return sign.metadata_props.get(SOURCE, sign.outputs[0].name or ""), place_before(sign).tensor
 
 
-def _seen(node: ir.Node) -> CanonicalLayer:
+def _seen(node: ir.Node, causes: Mapping[ir.Value, str]) -> CanonicalLayer:
     source = sign_input(node)
     sign = source.sign if isinstance(source, SignInput) else nearest_sign(node)
     place = None if sign is None else _sign_place(sign)
+    value = None if sign is None else sign.inputs[0]
     padding, pads, padded_by = _padding(node, source if isinstance(source, SignInput) else None)
     return CanonicalLayer(
         None if place is None else place[0],
         None if place is None else place[1],
         () if sign is None else parts(sign),
         None if sign is None else zero_value(sign),
+        None if sign is None else None if value is None else causes.get(value),
         source.factor if isinstance(source, SignInput) else 1.0,
         padding,
         pads,

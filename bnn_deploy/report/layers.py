@@ -8,7 +8,7 @@ of the converted graph which nodes of the float graph became part of it (`passes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,7 @@ def layer_reports(
     left_float: Iterable[Decline],
     scheme: str,
     binarized: Mapping[str, int | None],
+    kept_zeros: Container[str] = (),
 ) -> tuple[LayerReport, ...]:
     """Report on every layer of a float model.
 
@@ -48,11 +49,12 @@ def layer_reports(
         left_float: the layers that stayed float, with the reason.
         scheme: by which latent weights were binarised.
         binarized: the parameters or layers whose latent weights were, with the number of their zeros if that is known.
+        kept_zeros: the layers whose signs are still 0 at 0.
 
     Returns:
         One entry per layer, in the order of the float graph.
     """
-    builder = _Builder(model, canonical, binary, {decline.node: decline for decline in left_float})
+    builder = _Builder(model, canonical, binary, {decline.node: decline for decline in left_float}, kept_zeros)
     nodes = [node for node in model.graph if is_op(node, *LAYER_OPERATORS)]
     found = {
         display_name(node): builder.report(node, scheme, binarized)
@@ -76,10 +78,16 @@ class _Builder:
     """Reports on layers, one by one."""
 
     def __init__(
-        self, model: ir.Model, canonical: Canonical, binary: ir.Model, left_float: Mapping[str, Decline]
+        self,
+        model: ir.Model,
+        canonical: Canonical,
+        binary: ir.Model,
+        left_float: Mapping[str, Decline],
+        kept_zeros: Container[str],
     ) -> None:
         self.canonical = canonical
         self.left_float = left_float
+        self.kept_zeros = kept_zeros
         self.order = list(model.graph)
         self.values = {v.name: v for v in model.graph.inputs if v.name}
         self.values |= {v.name: v for node in self.order for v in node.outputs if v.name}
@@ -95,7 +103,8 @@ class _Builder:
         is_binary = is_binary_layer(final)
         if is_binary and _levels(final) is not None:
             seen = replace(seen, source=None, zero=None)  # it reads something else than a sign
-        zero = seen.zero
+        zero, bit = seen.zero, -1 if seen.zero is not None and seen.zero < 0 else 1
+        keeps = zero is None or not is_binary or name in self.kept_zeros
         plain = self._plain(node, scheme, binarized)
         if decline is not None and status == WEIGHTS_ONLY and not decline.has_sign_input:
             decline = None  # all that can be stored as bits is
@@ -108,7 +117,8 @@ class _Builder:
             becomes=final.op_type,
             activation=_levels(final) or self._activation(seen),
             sign_of_zero=zero,
-            converted_sign_of_zero=zero if zero is None or not is_binary else -1 if zero < 0 else 1,
+            converted_sign_of_zero=zero if keeps else bit,
+            zero_cause=seen.zero_cause if zero == 0 else None,
             scale=None if plain.scale is None else (plain.scale[0] * seen.factor, plain.scale[1] * seen.factor),
             padding=seen.padding,
             pads=seen.pads,
@@ -159,6 +169,8 @@ class _Builder:
             activation=None,
             sign_of_zero=None,
             converted_sign_of_zero=None,
+            zero_cause=None,
+            exact_zeros=None,
             weights=text,
             spread=spread,
             zeros=zeros,

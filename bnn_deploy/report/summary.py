@@ -88,6 +88,27 @@ REMOVED = "removed"
 
 
 @dataclass(frozen=True)
+class ZeroCount:
+    """How often a sign is exactly 0; in JSON, an object with these keys.
+
+    Attributes:
+        zeros: the number of zeros.
+        values: that of all its values.
+        samples: on so many samples.
+        inputs: the origin of these.
+    """
+
+    zeros: int
+    values: int
+    samples: int
+    inputs: str
+
+    def __str__(self) -> str:
+        samples = f"{self.samples:,} sample{'' if self.samples == 1 else 's'}"
+        return f"{self.zeros:,} of {self.values:,} values on {samples}"
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """What became of one convolution or linear layer of the float graph; in JSON, an object with these keys.
 
@@ -110,6 +131,9 @@ class LayerReport:
             "levels 0 to 3, times 0.333"; null if it reads neither.
         sign_of_zero: what that sign gives at 0: -1, 0 or 1; null likewise.
         converted_sign_of_zero: what it gives in the converted model: where the float graph has 0, one bit has +1.
+        zero_cause: why what a sign that gives 0 at 0 is taken of may well be exactly 0, such as "sums of ±alpha"; null
+            otherwise.
+        exact_zeros: how often such a sign is 0 on some inputs; null if its layer keeps the 0, or nothing was counted.
         weights: where the weights come from and what they look like, such as "Sign(W), folded" or "latent, binarised by
             xnor-centred".
         spread: largest difference of |w| within a filter, relative to its largest |w|; 0 for exactly two values, null
@@ -145,6 +169,8 @@ class LayerReport:
     activation: str | None
     sign_of_zero: int | None
     converted_sign_of_zero: int | None
+    zero_cause: str | None
+    exact_zeros: ZeroCount | None
     weights: str
     spread: float | None
     zeros: int

@@ -278,6 +278,12 @@ def random_array(rng: np.random.Generator, item: InputSpec, batch: int | None) -
     return rng.integers(low, high, sizes, endpoint=True).astype(kind)
 
 
+def random_feed(wanted: Sequence[InputSpec], samples: int) -> dict[str, NDArray[Any]]:
+    """A random array of each input, see `random_array`: `samples` samples, or what the model fixes."""
+    rng, batch = np.random.default_rng(0), batch_size(wanted)
+    return {item.name: random_array(rng, item, samples if has_batch(item, batch) else None) for item in wanted}
+
+
 def _checked(array: NDArray[Any], item: InputSpec, origin: str, only: bool, whole: bool) -> NDArray[Any]:
     """The array of an input, in its type, without NaN, and of its shape.
 

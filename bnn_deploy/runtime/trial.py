@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from bnn_deploy.errors import BnnDeployError, InputError, SetupError, one_line
-from bnn_deploy.runtime.inputs import InputSpec, batch_size, has_batch, random_array
+from bnn_deploy.runtime.inputs import InputSpec, batch_size, random_feed
 from bnn_deploy.runtime.session import load_session
 
 
@@ -25,8 +23,7 @@ def require_runs(converted: bytes, source: bytes, wanted: Sequence[InputSpec], n
         BnnDeployError: it runs the source, but not what was made of it.
         SetupError: as `load_session`.
     """
-    rng, batch = np.random.default_rng(0), batch_size(wanted)
-    feed = {item.name: random_array(rng, item, batch or 1 if has_batch(item, batch) else None) for item in wanted}
+    feed = random_feed(wanted, batch_size(wanted) or 1)
     try:
         load_session(converted, 1).run(None, feed)
     except SetupError:

@@ -82,12 +82,12 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sign(0) = +1": (
         "a = GreaterOrEqual(x, zero)\ns = Where(a, one, minus)\ny = Conv<pads=[1,1,1,1]>(s, w)",
         {"w": W, **NUMBERS},
-        {"activation": "Where(x >= 0, 1, -1)", "sign_of_zero": 1},
+        {"activation": "Where(x >= 0, 1, -1)", "sign_of_zero": 1, "zero_cause": None},
     ),
     "sign(0) = -1": (
         "a = Greater(x, zero)\ns = Where(a, one, minus)\ny = Conv<pads=[1,1,1,1]>(s, w)",
         {"w": W, **NUMBERS},
-        {"activation": "Where(x > 0, 1, -1)", "sign_of_zero": -1, "converted_sign_of_zero": -1},
+        {"activation": "Where(x > 0, 1, -1)", "sign_of_zero": -1, "converted_sign_of_zero": -1, "zero_cause": None},
     ),
     "in front of the sign": (
         f"m = LeakyRelu(x)\nn = Neg(m)\n{SIGN_CONV.replace('(x)', '(n)')}",
