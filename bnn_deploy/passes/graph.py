@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -187,8 +188,10 @@ def is_flatten(node: ir.Node, result: ir.Value) -> bool:
     before = None if data is None else static_shape(data)
     if not is_op(node, "Flatten", "Reshape") or shape is None or before is None or len(shape) != 2:
         return False
-    same_batch = shape[0] == before[0]
+    sizes = [size for size in before[1:] if size is not None]
+    # Two first sizes that are not known may differ: those of [N, T, C] and [N * T, C].
+    other_batch = shape[0] != before[0] or (len(sizes) == len(before) - 1 and shape[1] not in (None, math.prod(sizes)))
     users = list(result.consumers())
-    if not same_batch or not users or result.is_graph_output():
+    if other_batch or not users or result.is_graph_output():
         return False
     return all(is_op(user, "Gemm", "MatMul") for user in users)

@@ -95,3 +95,18 @@ def test_verify_finds_the_flat_tensor(tmp_path: Path) -> None:
     value.const_value = ir.tensor(np.array(constant(value))[::-1].copy(), name="b")
     convert(wrong, tmp_path / "wrong.onnx")
     assert not verify(tmp_path / "wrong.onnx", model, data=x, reference_samples=0).passed
+
+
+def test_does_not_fire_on_rows() -> None:
+    """[N, T, C] as [N * T, C], whose first sizes are both unknown: PointNet's layers, with 32 points or more."""
+    model = parse(
+        "f = Reshape(x, rows)\ns = Sign(f)\na = MatMul(s, w)\ny = Reshape(a, back)",
+        x=("N", 40, 33),
+        w=weights(33, 7),
+        rows=np.array([-1, 33]),
+        back=np.array([-1, 40, 7]),
+    )
+    assert lift(model)[1] == 0
+    binary = to_binary(model)[0]
+    assert op_types(binary).count("BinaryConv") == 1 and "MatMul" not in op_types(binary)
+    assert_same(model, binary)
