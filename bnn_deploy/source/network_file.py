@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bnn_deploy.architectures import ARCHITECTURES, Network
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.source.user_code import as_script
 
 
 def load_named(spec: str) -> Callable[..., Any]:
@@ -41,8 +42,14 @@ def load_named(spec: str) -> Callable[..., Any]:
     sys.path.insert(0, added[0])
     sys.path.extend(added[1:])
     try:
-        module = _import(path, root)
-    except (Exception, SystemExit) as error:
+        with as_script(path):
+            module = _import(path, root)
+    except SystemExit as error:
+        raise InputError(
+            f"--arch {spec}: importing {path} ended the program (SystemExit: {error}), as a parser of arguments does: "
+            "name a file that builds the network and needs no arguments"
+        ) from error
+    except Exception as error:
         raise InputError(
             f"--arch {spec}: importing {path} failed: {type(error).__name__}: {one_line(error)}"
         ) from error
@@ -113,12 +120,13 @@ def build(arch: str, state_dict: Mapping[str, Tensor], arch_args: Mapping[str, A
         return found
     name = getattr(found, "__name__", type(found).__name__)
     try:
-        if arch_args:
-            made = found(**arch_args)
-        elif isinstance(found, type) and issubclass(found, Network):
-            made = found.for_state_dict(dict(state_dict))
-        else:
-            made = found()
+        with as_script(Path(arch.rpartition(":")[0] or arch)):
+            if arch_args:
+                made = found(**arch_args)
+            elif isinstance(found, type) and issubclass(found, Network):
+                made = found.for_state_dict(dict(state_dict))
+            else:
+                made = found()
     except Exception as error:
         given = f"with --arch-args {json.dumps(dict(arch_args))}" if arch_args else "without arguments"
         hint = "" if arch_args or "required" not in str(error) else "; give them as JSON with --arch-args"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from bnn_deploy.source.on_cpu import move_to_cpu
+from bnn_deploy.source.user_code import users_code
 
 
 def unwrap(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -68,7 +71,7 @@ def _other_floats(module: nn.Module) -> list[Tensor]:
 
 
 def own_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module in eval mode and float32, so that no forward pass changes its user's."""
+    """A copy of a module in eval mode, in float32 and on the CPU, so that no forward pass changes its user's."""
     try:
         with _CopyComputed():
             made = copy.deepcopy(module)
@@ -79,7 +82,7 @@ def own_copy(module: nn.Module) -> nn.Module:
         written = getattr(vars(part).get("forward"), "_torchdynamo_orig_callable", None)
         if isinstance(written, MethodType):
             vars(part)["forward"] = MethodType(written.__func__, part)
-    made = made.eval()
+    made = move_to_cpu(made).eval()
     return made.float() if _other_floats(made) else made
 
 
@@ -127,10 +130,11 @@ def _rebuilt(value: Any, memo: dict[int, Any]) -> Any:
     return made
 
 
-def as_written() -> AbstractContextManager[None]:
-    """While it is active, what torch.compile compiled runs as it was written."""
-    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-    return stance
+@contextmanager
+def as_written() -> Iterator[None]:
+    """`users_code` in which what torch.compile compiled runs as it was written."""
+    with torch.compiler.set_stance("force_eager"), users_code():
+        yield
 
 
 def eager(module: nn.Module | torch.export.ExportedProgram) -> Callable[[NDArray[np.float32]], NDArray[Any]]:

@@ -1,10 +1,11 @@
-"""What PyTorch says of the user's code: its reasons on one line with the line of that code, and nothing else."""
+"""The user's code: the surroundings it runs in, and what PyTorch says of it, on one line with the line of that code."""
 
 from __future__ import annotations
 
 import io
 import logging
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from bnn_deploy.errors import one_line
+from bnn_deploy.source.on_cpu import OnCpu
 
 _PACKAGES = Path(torch.__file__).parent.parent
 
@@ -64,3 +66,22 @@ def without_output() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextmanager
+def users_code() -> Iterator[None]:
+    """While it is active, networks are on the CPU, and what they print goes to stderr: results alone go to stdout."""
+    with OnCpu(), redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def as_script(file: Path) -> Iterator[None]:
+    """`users_code` that sees the command line of `python FILE.py`, and not that of this package."""
+    own = sys.argv
+    sys.argv = [str(file)]
+    try:
+        with users_code():
+            yield
+    finally:
+        sys.argv = own
