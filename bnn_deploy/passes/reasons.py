@@ -504,10 +504,10 @@ class OperandShapes(LayerReason):
     second: str
 
     template = (
-        "it multiplies activations {first} and {second}; they need the same leading dimensions, and the products' sum "
-        "a known number of terms"
+        "it multiplies activations {first} and {second}; they need the same leading dimensions, but for heads that "
+        "share the second, and the products' sum a known number of terms"
     )
-    example = "MatMul(Sign(x), Sign(y)), x of [N, 4, 5, 8], y of [1, 8, 6]"
+    example = "MatMul(Sign(x), Sign(y)), x of [N, 1, 5, 8], y of [N, 4, 8, 6]"
     advice = "export with fixed sizes besides the batch; repeat an operand that is shared, with Expand"
 
 

@@ -156,7 +156,7 @@ CASES: dict[type[Reason], Case] = {
         "s = Sign(x)\ng = Greater(x, zero)\nr = Cast <to=1> (g)\ny = MatMul(s, r)", ("N", 4, 4)
     ),
     reasons.OperandShapes: case(
-        "s = Sign(x)\nm = ReduceMean(x, axes)\nr = Sign(m)\ny = MatMul(s, r)", ("N", 4, 5, 5), axes=np.array([1])
+        "s = Sign(x)\nm = ReduceMean(x, axes)\nr = Sign(m)\ny = MatMul(r, s)", ("N", 4, 5, 5), axes=np.array([1])
     ),
     reasons.BiasNotConstant: case(
         "s = Sign(x)\nm = ReduceMean<keepdims=0>(x, axes)\ny = Conv(s, w, m)",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,18 @@ from bnn_deploy.passes.lower.layer import SMALLEST, SignInput, is_product, sign_
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name, take_in
 from bnn_deploy.passes.reasons import ManyProducts, OperandLevels, OperandShapes, RealOperand, Reason
 from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
-from bnn_deploy.provenance import SOURCE, Levels, Place, Transpose, node_place, place, place_before, zero_value
+from bnn_deploy.provenance import (
+    Levels,
+    Move,
+    Place,
+    Take,
+    Transpose,
+    layer_metadata,
+    node_place,
+    place,
+    place_before,
+    zero_value,
+)
 
 
 @dataclass
@@ -54,8 +66,10 @@ class LowerMatMul(Pass):
     1. The numbers that signs and 0/1 are multiplied by become `scale`.
     2. A Transpose in front of z is taken together with the new one: a K^T that is made of K is not made at all.
     3. One BinarizeChannelsLast per operand; one that something float reads, too, stays for that.
+    4. z that all heads share, [N, 1, C, S] beside [N, H, M, C], or such a one that an Expand repeats, is taken once:
+       all rows of p are multiplied by it, as [N, 1, H * M, C].
 
-    Declines, with the reason: a real-valued operand beside a sign, other levels, operands of which one is repeated,
+    Declines, with the reason: a real-valued operand beside a sign, other levels, operands repeated in another way,
     sizes that are not known, 2^24 or more products per output. A product of real numbers is not looked at.
     """
 
@@ -65,6 +79,7 @@ class LowerMatMul(Pass):
         """Rewrite every product that qualifies."""
         result = Outcome(model)
         self._binarized: dict[tuple[ir.Value, bool], ir.Value] = {}
+        self._of_data: dict[tuple[ir.Value, float, bool], ir.Value] = {}  # by what the threshold applies to
         for node in list(model.graph):
             if not is_product(node):
                 continue
@@ -85,36 +100,47 @@ class LowerMatMul(Pass):
             return second
         if second.levels is not None:
             return OperandLevels("second")
-        channels, rank = first.shape[-1], len(first.shape)
-        a, b = first.value.shape, second.value.shape
-        same = a is not None and b is not None and rank == len(b) >= 2 and list(a[:-2]) == list(b[:-2])
-        if not same or channels is None or second.shape[-2] != channels:
+        channels, a, b = first.shape[-1], first.value.shape, second.value.shape
+        if a is None or b is None or _shared(a, b) is None or channels is None or second.shape[-2] != channels:
             return OperandShapes(*(str(value.shape) for value in (first.value, second.value)))
         if channels >= MAX_TERMS:
             return ManyProducts(channels)
         output, graph = node.outputs[0], node.graph
         assert isinstance(graph, ir.Graph)
-        name = output.name or ""
+        name, metadata = output.name or "", layer_metadata(node)
         scale = np.array([np.float64(first.factor) * second.factor], np.float32)
+        left, right = self._bits(first, channels, transposed=False), self._bits(second, channels, transposed=True)
+        assert left.shape is not None and right.shape is not None
+        shape, shared = output.shape, _shared(left.shape, right.shape) or 0
+        own = len(a) - 2 - shared  # leading dimensions that both have
+        if shared:
+            rows = [*a[:own], *[1] * shared, _product([*a[own:-1]])]
+            target = [*[0] * own, *[1] * shared, -1, words(channels)]
+            left = _reshape(node, left, target, [*rows, words(channels)], f"{name}_rows")
+            shape = ir.Shape([*rows, b[-1]])
         new = insert_node(
             node,
             "BinaryMatMul",
             [
-                self._bits(first, channels, transposed=False),
-                self._bits(second, channels, transposed=True),
+                left,
+                right,
                 add_initializer(graph, f"{name}_scale", scale),
             ],
             {"channels": channels, "bits": 1, "signs": int(first.levels is None)},
-            f"{name}_new",
+            f"{name}_of_rows" if shared else f"{name}_new",
             dtype=ir.DataType.FLOAT,
-            shape=output.shape,
+            shape=shape,
             domain=DOMAIN,
             name=display_name(node),
-            metadata={SOURCE: name},
+            metadata={} if shared else metadata,
         )
+        product = maker(new)
+        if shared:
+            target = [*[0] * own, *(int(size) for size in a[own:-2]), -1, 0]  # type: ignore[arg-type]
+            new = _reshape(node, new, target, list(output.shape or ()), f"{name}_new", metadata)
         replace_value(output, new)
         new.name = name
-        return maker(new)
+        return product
 
     def _bits(self, operand: _Operand, channels: int, transposed: bool) -> ir.Value:
         """The bits of an operand, made once for each."""
@@ -126,13 +152,20 @@ class LowerMatMul(Pass):
         rank, shape, data = len(value.shape), list(value.shape), operand.data
         name = f"{value.name}_last"
         # The float graph's tensor with its channels second, as those of other bits are: [N, T, C] -> [N, C, T].
-        moves = [Transpose([0, rank - 1, *range(1, rank - 1)])] if rank > 2 else []
+        moves: list[Move] = [Transpose([0, rank - 1, *range(1, rank - 1)])] if rank > 2 else []
         if transposed:
             swap = [*range(rank - 2), rank - 1, rank - 2]
             moves.insert(0, Transpose(swap))
             shape[-2:] = shape[-1], shape[-2]
             data = _transposed(producer, data, swap, shape, f"{name}_transposed")
+            if (single := _single(data)) is not None:
+                sizes = list(single.shape or ())
+                moves[:0] = [Take([axis, [0]]) for axis in range(rank - 2) if sizes[axis] != shape[axis]]
+                data, shape = single, sizes
             name = f"{value.name}_second_last"
+        same = (data, operand.threshold, operand.levels is None)
+        if same in self._of_data:  # sign(X) sign(X)^T
+            return self._of_data[same]
         levels = {} if operand.levels is None else operand.levels.as_metadata()
         threshold = np.full(channels, operand.threshold, np.float32)
         bits = insert_node(
@@ -147,8 +180,47 @@ class LowerMatMul(Pass):
             metadata=operand.source.then(*moves).as_source() | operand.before.then(*moves).as_before() | levels,
         )
         take_in(maker(bits), producer)
-        self._binarized[value, transposed] = bits
+        self._binarized[value, transposed] = self._of_data[same] = bits
         return bits
+
+
+def _shared(a: ir.Shape, b: ir.Shape) -> int | None:
+    """How many of the leading dimensions of b, the last of them, are 1 for all of a's; None if others differ."""
+    if len(a) != len(b) or len(a) < 2:
+        return None
+    leading = range(len(a) - 2)
+    first = next((i for i in leading if a[i] != b[i]), len(leading))
+    fit = all(b[i] == 1 and isinstance(a[i], int) for i in leading[first:])
+    return len(leading) - first if fit else None
+
+
+def _single(value: ir.Value) -> ir.Value | None:
+    """What an Expand repeats for all heads to make `value`; None if nothing does."""
+    node = value.producer()
+    data = node.inputs[0] if node is not None and is_op(node, "Expand") else None
+    if data is None or data.shape is None or value.shape is None or list(data.shape[-2:]) != list(value.shape[-2:]):
+        return None
+    return data if _shared(value.shape, data.shape) else None
+
+
+def _product(sizes: Sequence[object]) -> int | None:
+    """The product of sizes; None if one is not known."""
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if len(known) == len(sizes) else None
+
+
+def _reshape(
+    before: ir.Node,
+    data: ir.Value,
+    target: list[int],
+    shape: Sequence[object],
+    name: str,
+    metadata: Mapping[str, str] | None = None,
+) -> ir.Value:
+    """Insert a Reshape to `target`, whose result has the shape `shape`."""
+    assert isinstance(before.graph, ir.Graph) and data.dtype is not None
+    sizes = add_initializer(before.graph, f"{name}_shape", np.array(target, np.int64))
+    return insert_node(before, "Reshape", [data, sizes], {}, name, dtype=data.dtype, shape=shape, metadata=metadata)
 
 
 def _transposed(before: ir.Node, data: ir.Value, perm: list[int], shape: Sequence[object], name: str) -> ir.Value:

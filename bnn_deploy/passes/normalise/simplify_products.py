@@ -10,7 +10,7 @@ import onnx_ir as ir
 from bnn_deploy.operators.contract import MAX_SPATIAL
 from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, maker, replace_value, static_shape
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
-from bnn_deploy.provenance import Transpose, node_place, note_place
+from bnn_deploy.provenance import Reshape, Transpose, node_place, note_place
 
 
 class SimplifyProducts(Pass):
@@ -18,7 +18,7 @@ class SimplifyProducts(Pass):
 
     1. An Einsum has two operands and no ellipsis, no label twice in one of them, one label that is summed over, and at
        most one that only the second operand and the output have. "btc,oc->bto" is a linear layer, "bhqd,bhkd->bhqk" a
-       product of two activations.
+       product of two activations, and "bqhd,bkd->bhqk" one of which all heads share the second.
     2. Weights [O, C] for the second dimension of [N, C, spatial...], as "oc,nct->not" or as MatMul(W, x) of [N, C, T],
        are a convolution with a 1x1 kernel.
 
@@ -91,11 +91,15 @@ def _product(node: ir.Node, values: Sequence[ir.Value | None], x: str, y: str, o
     batch = [label for label in x if label in y and label in out]
     (summed,) = set(x + y) - set(out)
     rows, columns = ([label for label in term if label not in other] for term, other in ((x, y), (y, x)))
-    if len(columns) != 1 or not rows or (batch and len(rows) != 1):
+    shared = len(rows) - 1 if batch else 0  # dimensions along which the second operand is repeated
+    sizes = None if values[1] is None else static_shape(values[1])
+    if len(columns) != 1 or not rows or (shared and (sizes is None or sizes.count(None) > 1)):
         return None
     output, natural = node.outputs[0], [*batch, *rows, *columns]
     first = _moved(node, values[0], x, [*batch, *rows, summed], "left")
     second = _moved(node, values[1], y, [*batch, summed, *columns], "right")
+    if shared:
+        second = _repeated(node, second, len(batch), shared)
     perm = [out.index(label) for label in natural]
     back = sorted(range(len(out)), key=lambda i: perm[i])
     plain = back == list(range(len(out)))
@@ -139,6 +143,18 @@ def _moved(node: ir.Node, value: ir.Value | None, labels: str, wanted: Sequence[
     shape = None if value.shape is None else [value.shape[i] for i in perm]
     new = insert_node(node, "Transpose", [value], {"perm": perm}, name, dtype=ir.DataType.FLOAT, shape=shape)
     note_place(new, node_place(value.producer(), value).then(Transpose(perm)))
+    return new
+
+
+def _repeated(node: ir.Node, value: ir.Value | None, axis: int, count: int) -> ir.Value:
+    """An operand with so many dimensions of 1 at an axis, along which a MatMul repeats it."""
+    assert value is not None and isinstance(node.graph, ir.Graph)
+    name, axes = f"{node.outputs[0].name}_shared", np.arange(axis, axis + count)
+    shape = None if value.shape is None else [*value.shape[:axis], *[1] * count, *value.shape[axis:]]
+    operands = [value, add_initializer(node.graph, f"{name}_axes", axes)]
+    new = insert_node(node, "Unsqueeze", operands, {}, name, dtype=ir.DataType.FLOAT, shape=shape)
+    sizes = [size if isinstance(size, int) else -1 for size in new.shape or ()]
+    note_place(new, node_place(value.producer(), value).then(Reshape(sizes)))
     return new
 
 

@@ -26,6 +26,8 @@ X = ("N", 2, 5, 40)
 BITS = "BinarizeChannelsLast"
 NUMBERS = {"half": np.float32(0.5), "eight": np.float32(8), "t": np.float32(0.25)}
 K = "k = Transpose <perm=[0, 1, 3, 2]> (x)\n"
+ALL_HEADS = "h = ReduceMax(x, axes)\ne = Expand(h, heads)\nk = Transpose <perm=[0, 1, 3, 2]> (e)\n"
+SHAPES = {"axes": np.array([1]), "heads": np.array([1, 2, 1, 1]), "zero": np.array([0])}
 B = f"{K}t0 = Sub(k, t)\nb = Sign(t0)\n"
 
 
@@ -40,25 +42,36 @@ def lower(text: str, x: Any = X, **constants: Array) -> tuple[ir.Model, ir.Model
     return before, after, [decline.reason for decline in result.declined]
 
 
-# The graph, and how many Transposes are left.
-FIRES: dict[str, tuple[str, Any, int]] = {
-    "keys made of a transposed tensor": (f"{K}a = Sign(x)\nb = Sign(k)\ny = MatMul(a, b)", X, 0),
-    "a threshold behind the transpose": (f"{B}a = Sign(x)\ny = MatMul(a, b)", X, 2),
-    "numbers": (f"{B}c = Sign(x)\na = Mul(c, half)\nd = Mul(b, eight)\ny = MatMul(a, d)", X, 2),
-    "0 and 1": (f"{B}g = GreaterOrEqual(x, t)\na = Cast <to=1> (g)\ny = MatMul(a, b)", X, 2),
-    "0 and a half": (f"{B}g = Greater(x, t)\nh = Cast <to=1> (g)\na = Mul(h, half)\ny = MatMul(a, b)", X, 2),
-    "a square of values": ("a = Sign(x)\nz = Neg(x)\nb = Sign(z)\ny = MatMul(a, b)", ("N", 3, 7, 7), 1),
-    "matrices": ("a = Sign(x)\nk = Transpose <perm=[1, 0]> (x)\nb = Sign(k)\ny = MatMul(a, b)", (6, 9), 0),
+# The graph, and how many BinarizeChannelsLast and Transposes are left.
+FIRES: dict[str, tuple[str, Any, int, int]] = {
+    "keys made of a transposed tensor": (f"{K}z = Neg(x)\na = Sign(z)\nb = Sign(k)\ny = MatMul(a, b)", X, 2, 0),
+    "a threshold behind the transpose": (f"{B}a = Sign(x)\ny = MatMul(a, b)", X, 2, 2),
+    "numbers": (f"{B}c = Sign(x)\na = Mul(c, half)\nd = Mul(b, eight)\ny = MatMul(a, d)", X, 2, 2),
+    "0 and 1": (f"{B}g = GreaterOrEqual(x, t)\na = Cast <to=1> (g)\ny = MatMul(a, b)", X, 2, 2),
+    "0 and a half": (f"{B}g = Greater(x, t)\nh = Cast <to=1> (g)\na = Mul(h, half)\ny = MatMul(a, b)", X, 2, 2),
+    "a square of values": ("a = Sign(x)\nz = Neg(x)\nb = Sign(z)\ny = MatMul(a, b)", ("N", 3, 7, 7), 2, 1),
+    "a tensor times itself": (f"{K}a = Sign(x)\nb = Sign(k)\ny = MatMul(a, b)", X, 1, 0),
+    "matrices": ("a = Sign(x)\nk = Transpose <perm=[1, 0]> (x)\nb = Sign(k)\ny = MatMul(a, b)", (6, 9), 1, 0),
+    "keys of all heads": (f"{K}h = ReduceMax(k, axes)\na = Sign(x)\nb = Sign(h)\ny = MatMul(a, b)", X, 2, 2),
+    "keys of all heads, repeated": (f"{ALL_HEADS}a = Sign(x)\nb = Sign(k)\ny = MatMul(a, b)", X, 2, 0),
+    "values of all heads": (
+        f"{ALL_HEADS}g = GreaterOrEqual(x, t)\na = Cast <to=1> (g)\nb = Sign(k)\ny = MatMul(a, b)",
+        X,
+        2,
+        0,
+    ),
+    "heads without a batch": ("h = ReduceMax(x, zero)\na = Sign(x)\nb = Sign(h)\ny = MatMul(a, b)", (3, 6, 6), 2, 1),
 }
 
 
 @pytest.mark.parametrize("case", FIRES)
 def test_fires(case: str) -> None:
-    text, x, transposes = FIRES[case]
-    before, after, declined = lower(text, x)
+    text, x, bits, transposes = FIRES[case]
+    constants = {name: array for name, array in SHAPES.items() if f" {name})" in text}
+    before, after, declined = lower(text, x, **constants)
     types = op_types(after)
-    assert declined == [] and types.count("BinaryMatMul") == 1 and "MatMul" not in types
-    assert (types.count(BITS), types.count("Transpose")) == (2, transposes)
+    assert declined == [] and types.count("BinaryMatMul") == 1 and "MatMul" not in types and "Expand" not in types
+    assert (types.count(BITS), types.count("Transpose")) == (bits, transposes)
     assert_same(before, after)
 
 
@@ -70,7 +83,7 @@ def test_an_operand_of_several_products_is_binarised_once() -> None:
     assert_same(before, after)
 
 
-REPEATED = "it multiplies activations [N,2,5,40] and [N,1,40,5]; they need the same leading dimensions"
+REPEATED = "it multiplies activations [N,1,5,40] and [N,2,40,5]; they need the same leading dimensions"
 DECLINES = {
     "a real-valued operand": (
         "a = Sign(x)\nz = Relu(k)\ny = MatMul(a, z)",
@@ -82,14 +95,14 @@ DECLINES = {
     ),
     "0 and 1 behind": ("a = Sign(x)\nz = Relu(b)\ny = MatMul(a, z)", "the second one has other levels than ±1"),
     "a threshold per head": ("g = Greater(x, h)\na = Cast <to=1> (g)\ny = MatMul(a, b)", "the first one has other"),
-    "a repeated operand": ("a = Sign(x)\nz = ReduceSum(b, axes)\nq = Sign(z)\ny = MatMul(a, q)", REPEATED),
+    "a repeated first one": ("z = ReduceMax(x, axes)\na = Sign(z)\ny = MatMul(a, b)", REPEATED),
 }
 
 
 @pytest.mark.parametrize("case", DECLINES)
 def test_does_not_lower(case: str) -> None:
     text, reason = DECLINES[case]
-    constants = {"h": eighths(2, 1, 1), "axes": np.array([1])}
+    constants = {"h": eighths(2, 1, 1)} | SHAPES
     _, after, declined = lower(B + text, **{n: a for n, a in constants.items() if f", {n})" in text})
     assert "MatMul" in op_types(after) and BITS not in op_types(after)
     assert len(declined) == 1 and reason in declined[0]

@@ -65,15 +65,25 @@ def test_weights_on_the_left(tmp_path: Path) -> None:
     assert verify(result.output, model, data=inputs((40, 6)), isas=BEST, reference_samples=1).passed
 
 
-@pytest.mark.parametrize("equation", ["bhqd,bhkd->bhqk", "bqhd,bkhd->bhqk"])
+@pytest.mark.parametrize("equation", ["bhqd,bhkd->bhqk", "bqhd,bkhd->bhqk", "bqhd,bkd->bhqk", "bhqd,bdk->bqhk"])
 def test_attention(equation: str, tmp_path: Path) -> None:
+    (shared,) = {"bkd", "bdk"}.intersection(equation.replace("->", ",").split(",")) or {""}
+    first = "f = ReduceMax<keepdims=0> (x, axes)\n" if shared else "f = Identity (x)\n"
+    turn = "g = Transpose<perm=[0, 2, 1]> (f)\n" if shared == "bdk" else "g = Identity (f)\n"
     body = (
-        f'q = Sign (x)\np = Mul (x, minus)\nr = Add (p, half)\nk = Sign (r)\ny = Einsum <equation="{equation}"> (q, k)'
+        f"q = Sign (x)\n{first}{turn}p = Mul (g, minus)\nr = Add (p, half)\nk = Sign (r)\n"
+        f'y = Einsum <equation="{equation}"> (q, k)'
     )
-    model = ir.to_proto(parse(body, ("N", 4, 4, 32), minus=np.float32(-0.7), half=np.float32(0.5)))
+    constants = {"minus": np.float32(-0.7), "half": np.float32(0.5)} | ({"axes": np.array([1])} if shared else {})
+    model = ir.to_proto(parse(body, ("N", 4, 4, 32), **constants))
     result = convert(model, tmp_path / "m.onnx")
     assert len(result.binary_layers) == 1
     assert verify(result.output, model, data=inputs((4, 4, 32)), isas=BEST, reference_samples=1).passed
+    wrong = onnx.load(result.output)
+    bits = next(tensor for tensor in wrong.graph.initializer if tensor.name.endswith("_scales"))
+    bits.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(bits), bits.name))
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    assert not verify(tmp_path / "wrong.onnx", model, data=inputs((4, 4, 32)), isas=BEST, reference_samples=0).passed
 
 
 @pytest.mark.parametrize("equation", ["...c,oc->...o", "bc,oc->b", "btc,otc->bo"])
