@@ -192,19 +192,22 @@ def print_verification(result: Verification) -> None:
 
 def _source_notes(result: Verification) -> list[str]:
     """The agreement of the reference with the network as its user runs it."""
-    source = result.source
-    if source is None:
+    if not result.source:
         return []
-    if source.same_class is None:
-        agreement = f"outputs within rounding on {source.close:,} of {source.samples:,} samples"
-    else:
-        agreement = f"the same class on {source.same_class:,} of {source.samples:,} samples"
+    backend, agreement = result.source[0].backend, "; ".join(map(_source_agreement, result.source))
     if not result.replaced:
-        return [f"the reference is an export; {source.backend} itself: {agreement}"]
+        return [f"the reference is an export; {backend} itself: {agreement}"]
     return [
         f"{plural(len(result.replaced), 'latent weight')} of the source ({', '.join(result.replaced)}) are binary "
-        f"in reference and model; {source.backend} with the latent ones: {agreement}"
+        f"in reference and model; {backend} with the latent ones: {agreement}"
     ]
+
+
+def _source_agreement(source: OutputResult) -> str:
+    which = f"{source.output}: " if source.output else ""
+    if source.same_class is None:
+        return f"{which}outputs within rounding on {source.close:,} of {source.samples:,} samples"
+    return f"{which}the same class on {source.same_class:,} of {source.samples:,} samples"
 
 
 def _print_operators(result: Verification) -> None:

@@ -33,12 +33,12 @@ class Source:
     Attributes:
         description: the software that runs it, for reports.
         replaced: the weights that the reference has binarised instead, by name.
-        run: the inputs -> the first output.
+        run: the inputs -> the outputs, in order.
     """
 
     description: str
     replaced: tuple[str, ...]
-    run: Callable[[Values], NDArray[Any]]
+    run: Callable[[Values], list[NDArray[Any]]]
 
 
 class Reference(Protocol):
@@ -260,9 +260,12 @@ def make_reference(
             own = OnnxReference(model, name)
             reference = OnnxReference(onnx_ir.to_proto(binary), name)
             if replaced:
-                reference.source = Source(
-                    own.description, tuple(replaced), lambda x: own.run(x, {own.outputs[0]})[own.outputs[0]]
-                )
+
+                def run(x: Values) -> list[NDArray[Any]]:
+                    found = own.run(x, set(own.outputs))
+                    return [found[output] for output in own.outputs]
+
+                reference.source = Source(own.description, tuple(replaced), run)
             return reference
         return OnnxReference(model, name)
     from torch import nn

@@ -119,7 +119,8 @@ class OutputResult:
         output: the name of the model's output; "" if it has only one.
         samples: number of samples that it ran.
         max_error: largest absolute difference from the reference's output.
-        close: samples whose outputs are all within Tolerances.float_relative of the largest magnitude in the batch.
+        close: samples whose floats are all within Tolerances.float_relative of the largest magnitude in the batch, and
+            whose integers are all equal.
         agreeing: samples that agree with the reference, see `margins.agreeing`.
         zeros: samples among the others whose first difference comes from a sign of exactly 0, and not from rounding.
         same_class: samples for which the largest output is the same; None if the output is not [N, classes].
@@ -182,7 +183,8 @@ class Verification:
         operators: results of question 1 (see `verification`); empty when onnx is not installed.
         layers: results of question 2; empty when onnx is not installed.
         outputs: results of question 3.
-        source: the source as its user runs it, beside the reference that was made from it; None if it is the reference.
+        source: the outputs of the source as its user runs it, against those of the reference that was made from it;
+            empty if it is the reference.
         replaced: the weights of the source that the reference has binarised instead, by name.
         disagreements: samples that do not agree with the reference.
         errors: one line for each failure that the other attributes do not show, such as a backend that does not run.
@@ -199,7 +201,7 @@ class Verification:
     operators: list[OperatorResult] = field(default_factory=list)
     layers: list[LayerResult] = field(default_factory=list)
     outputs: list[OutputResult] = field(default_factory=list)
-    source: OutputResult | None = None
+    source: list[OutputResult] = field(default_factory=list)
     replaced: tuple[str, ...] = ()
     disagreements: list[Disagreement] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)

@@ -80,7 +80,8 @@ class Verifier:
         }
         self.traces: dict[str, Runner] = {}
         if reference.source is not None:
-            self.result.source = OutputResult(reference.source.description)
+            own = reference.source.description
+            self.result.source = [OutputResult(own, name if len(outputs) > 1 else "") for name in outputs]
             self.result.replaced = reference.source.replaced
 
     def run(self, inputs: Inputs, progress: Progress) -> Verification:
@@ -132,13 +133,14 @@ class Verifier:
             self._check_source(whole, labels)
         result.layers = [layer.result for layer in self.layers.values()]
         result.outputs = [output for outputs in self.outputs.values() for output in outputs]
-        source = result.source
-        if source is not None and not result.replaced and source.close < CLOSE_SHARE * source.samples:
-            result.errors.append(
-                f"{source.backend} gives other outputs than its export, against which the layers were held: only "
-                f"{source.close} of {source.samples} samples agree within {self.tolerances.float_relative:g} (needed: "
-                f"{CLOSE_SHARE:.0%}), the largest difference is {source.max_error:.3g}"
-            )
+        for source in result.source if not result.replaced else []:
+            if source.close < CLOSE_SHARE * source.samples:
+                result.errors.append(
+                    f"{source.backend} gives other outputs than its export, against which the layers were held: "
+                    f"{source.output and f'of {source.output}, '}only {source.close} of {source.samples} samples agree "
+                    f"within {self.tolerances.float_relative:g} (needed: {CLOSE_SHARE:.0%}), the largest difference is "
+                    f"{source.max_error:.3g}"
+                )
         zeros = sum(layer.zeros for layer in result.layers)
         if zeros:
             behind = sum(layer.behind_zeros for layer in result.layers)
@@ -213,10 +215,20 @@ class Verifier:
                     self._explain(result, i, np.flatnonzero(~agree), batch, got)
 
     def _check_source(self, batch: Batch, labels: NDArray[Any] | None) -> None:
-        """The reference's first output against the network that it was made from, for one batch."""
-        if self.reference.source is not None and self.result.source is not None:
-            own, expected = self.reference.source.run(batch.x), batch.values[self.reference.outputs[0]]
-            add_output(self.result.source, own, expected, labels, self.tolerances, self.scales[0], batch.size)
+        """The reference's outputs against those of the network that it was made from, for one batch."""
+        if self.reference.source is None:
+            return
+        found = self.reference.source.run(batch.x)
+        if len(found) != len(self.reference.outputs):
+            raise InputError(
+                f"{self.reference.source.description} gives {len(found)} outputs, its export "
+                f"{len(self.reference.outputs)}: it is not what this model was converted from"
+            )
+        for i, (own, name) in enumerate(zip(found, self.reference.outputs, strict=True)):
+            expected = batch.values[name]
+            add_output(self.result.source[i], own, expected, labels, self.tolerances, self.scales[i], batch.size)
+            if has_classes(expected):
+                labels = None  # they are those of the first output with classes
 
     def _explain(
         self, result: OutputResult, output: int, wrong: NDArray[np.intp], batch: Batch, got: NDArray[Any]

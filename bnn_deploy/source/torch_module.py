@@ -137,13 +137,13 @@ def as_written() -> Iterator[None]:
         yield
 
 
-def eager(module: nn.Module | torch.export.ExportedProgram) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """A module as its user runs it: forward() of a copy in eval mode, inputs [N, ...] -> the first output."""
+def eager(module: nn.Module | torch.export.ExportedProgram) -> Callable[[NDArray[np.float32]], list[NDArray[Any]]]:
+    """A module as its user runs it: forward() of a copy in eval mode, inputs [N, ...] -> the outputs."""
     own = own_copy(module) if isinstance(module, nn.Module) else module.module()
 
-    def run(x: NDArray[np.float32]) -> NDArray[Any]:
+    def run(x: NDArray[np.float32]) -> list[NDArray[Any]]:
         with torch.no_grad(), as_written():
-            result: NDArray[Any] = tree_leaves(own(torch.from_numpy(x)))[0].numpy()
-        return result
+            outputs = tree_leaves(own(torch.from_numpy(x)))
+        return [output.numpy() for output in outputs if isinstance(output, Tensor)]
 
     return run

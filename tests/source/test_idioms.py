@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -144,25 +143,39 @@ def test_an_operator_without_onnx_form_is_named(tmp_path: Path) -> None:
     assert "\x1b" not in str(caught.value)
 
 
+class ThreeOutputs(nn.Module):
+    """A network, the squares of its outputs, and its class."""
+
+    input_shape = (3, 6, 6)
+
+    def __init__(self, network: nn.Module, offset: int = 0) -> None:
+        super().__init__()
+        self.network, self.offset = network, offset
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        y = self.network(x)
+        return [y, y * y + self.offset, y.argmax(1) + self.offset]
+
+
 def test_verify_holds_the_model_against_the_module_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layers are held against the export; if that differs from forward(), verify says so."""
-    module = network(IDIOMS[".data =, method"], "activation")
-    convert(module, tmp_path / "m.onnx")
+    """The layers are held against the export; if an output of that differs from forward()'s, verify says so."""
+    inner = network(IDIOMS[".data =, method"], "activation")
+    module = ThreeOutputs(inner)
+    outputs = [info.name for info in onnx.load(convert(module, tmp_path / "m.onnx").output).graph.output]
     options: dict[str, Any] = {"reference_samples": 0, "isas": library_info().isas[:1]}
     result = verify(tmp_path / "m.onnx", module, **options)
-    assert result.passed and result.source is not None
-    assert (result.source.backend, result.source.same_class) == ("PyTorch's forward()", result.samples)
+    assert result.passed
+    found = [(source.backend, source.output, source.close) for source in result.source]
+    assert found == [("PyTorch's forward()", output, result.samples) for output in outputs]
     real = torch_module.eager
-
-    def wrong(module: nn.Module) -> Any:
-        other = copy.deepcopy(module)
-        with torch.no_grad():
-            other.get_parameter("last.weight").mul_(-1)
-        return real(other)
-
-    monkeypatch.setattr(torch_module, "eager", wrong)
-    (failure,) = verify(tmp_path / "m.onnx", module, **options).failures
-    assert failure.startswith(
-        "PyTorch's forward() gives other outputs than its export, against which the layers were held: only 0 of 32 "
-        "samples agree within 0.0001 (needed: 50%)"
-    )
+    monkeypatch.setattr(torch_module, "eager", lambda module: real(ThreeOutputs(inner, offset=1)))
+    failures = verify(tmp_path / "m.onnx", module, **options).failures
+    assert len(failures) == 2
+    for output, failure in zip(outputs[1:], failures, strict=True):
+        assert failure.startswith(
+            "PyTorch's forward() gives other outputs than its export, against which the layers were held: of "
+            f"{output}, only 0 of 32 samples agree within 0.0001 (needed: 50%)"
+        )
+    monkeypatch.setattr(torch_module, "eager", lambda module: real(inner))
+    with pytest.raises(InputError, match=r"PyTorch's forward\(\) gives 1 outputs, its export 3"):
+        verify(tmp_path / "m.onnx", module, **options)

@@ -179,7 +179,8 @@ def test_eager_runs_a_copy_in_float32() -> None:
     module = net()
     expected = module(torch.ones(1, 4)).detach().numpy()
     half = net().half().train()
-    assert (eager(half)(torch.ones(1, 4).numpy()) == expected).all()
+    (got,) = eager(half)(torch.ones(1, 4).numpy())
+    assert (got == expected).all()
     assert half.training and half.norm.num_batches_tracked == module.norm.num_batches_tracked
 
 
