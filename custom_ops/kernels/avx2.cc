@@ -1,17 +1,20 @@
-// AVX2. There is no vector population count, so counts are looked up, but not per nibble of
+// AVX2. There is no vector population count, so mismatches are looked up, but not per nibble of
 // xor(a, w): a 16-entry table row holds the mismatches of one activation nibble with every weight
 // nibble, and vpshufb looks up 32 channels in it at once. A vector holds one byte of 32 output
-// channels; its two nibbles are split once for all pixels. A step of 256 binary
-// multiply-accumulates is then 2 vpshufb + 2 vpaddb, where xor, two lookups and their masks would
-// be 8 operations. Byte sums are widened before they can overflow. A tile of 4 pixels x 2 vectors
-// fills the 16 registers.
+// channels, whose two nibbles are split once for all pixels.
+//
+// Pixels are taken in pairs: the two halves of a table's byte count the mismatches of one pixel
+// each. A step of 1536 binary multiply-accumulates on 32 channels is then 3 vpshufb and 5 other
+// operations; a pixel alone would take 6 vpshufb and 6 others, as its halves have no work to share.
 
 #include <immintrin.h>
 
 #include "kernels/micro_kernel.h"
 
 // Register tiles are arrays: they stay in registers only if GCC unrolls these loops early.
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
+// For what must become part of an unrolled loop.
+#define INLINE __attribute__((always_inline)) inline
 
 namespace bnn_deploy {
 namespace {
@@ -20,8 +23,7 @@ namespace {
 
 constexpr int64_t kBlock = 32;       // output channels per vector
 constexpr int64_t kGranule = 1;      // contiguous bytes of a channel
-constexpr int kMaxPixels = 4;        // pixels per register tile
-constexpr int kMaxVectors = 2;       // vectors per register tile
+constexpr int kMaxVectors = 2;       // vectors per tile
 constexpr int64_t kMaxBytes = 28;    // 28 * 8 bits still fit into a byte lane, and are 7 words
 constexpr int64_t kMaxWords = 2040;  // 2040 * 32 bits still fit into a 16-bit lane
 
@@ -42,106 +44,291 @@ constexpr NibbleMismatches CountNibbleMismatches() {
 
 constexpr NibbleMismatches kNibbleMismatches = CountNibbleMismatches();
 
-// The table row at a byte offset, in both 128-bit halves.
-__m256i TableRow(unsigned offset) {
-  const char* row = reinterpret_cast<const char*>(kNibbleMismatches.counts) + offset;
-  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(row)));
-}
+// counts[16 * b + a][w] = popcount(a ^ w) + 16 * popcount(b ^ w): those of a pair of pixels.
+struct PairMismatches {
+  alignas(64) uint8_t counts[256][16];
+};
 
-__m256i LoadSums(const int32_t* values) {
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(values));
-}
-
-void AddTo(int32_t* out, __m128i sums) {
-  __m256i* const to = reinterpret_cast<__m256i*>(out);
-  _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), _mm256_cvtepu16_epi32(sums)));
-}
-
-template <int kPixels, int kVectors>
-void AccumulateTile(const AccumulateArgs& args, int64_t pixel) {
-  const uint8_t* weights = reinterpret_cast<const uint8_t*>(args.weights);
-  int32_t* const out = args.sums + pixel * kTileChannels;
-  const __m256i zero = _mm256_setzero_si256();
-  for (int p = 0; p < kPixels; ++p) {
-    const int32_t* const initial = args.initial[pixel + p] + args.initial_offset;
-    for (int i = 0; i < kVectors * kBlock; i += 8) {
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out + p * kTileChannels + i),
-                         LoadSums(initial + i));
-    }
-  }
-  // 16-bit sums: low[p][v] has channels 0-7 and 16-23 of vector v, high[p][v] channels 8-15 and
-  // 24-31.
-  __m256i low[kPixels][kVectors], high[kPixels][kVectors];
-  int64_t words_in_sums = 0;
-  const auto flush = [&] {
-    UNROLL for (int p = 0; p < kPixels; ++p) {
-      UNROLL for (int v = 0; v < kVectors; ++v) {
-        if (words_in_sums > 0) {
-          int32_t* const to = out + p * kTileChannels + v * kBlock;
-          AddTo(to, _mm256_castsi256_si128(low[p][v]));
-          AddTo(to + 8, _mm256_castsi256_si128(high[p][v]));
-          AddTo(to + 16, _mm256_extracti128_si256(low[p][v], 1));
-          AddTo(to + 24, _mm256_extracti128_si256(high[p][v], 1));
-        }
-        low[p][v] = high[p][v] = zero;
+constexpr PairMismatches CountPairMismatches() {
+  PairMismatches table{};
+  for (int b = 0; b < 16; ++b) {
+    for (int a = 0; a < 16; ++a) {
+      for (int w = 0; w < 16; ++w) {
+        table.counts[16 * b + a][w] = static_cast<uint8_t>(kNibbleMismatches.counts[a][w] +
+                                                           16 * kNibbleMismatches.counts[b][w]);
       }
     }
-    words_in_sums = 0;
-  };
-  flush();
-  for (int64_t run = 0; run < args.runs; ++run) {
-    const uint8_t* a[kPixels];
-    UNROLL for (int p = 0; p < kPixels; ++p) {
-      const uint32_t* const words = args.windows[pixel + p] + args.run_offsets[run];
-      a[p] = reinterpret_cast<const uint8_t*>(words);
+  }
+  return table;
+}
+
+constexpr PairMismatches kPairMismatches = CountPairMismatches();
+
+// The 16 bytes of a table at an offset, in both 128-bit halves.
+INLINE __m256i TableRow(const void* table, unsigned offset) {
+  const void* const row = static_cast<const char*>(table) + offset;
+  return _mm256_broadcastsi128_si256(_mm_load_si128(static_cast<const __m128i*>(row)));
+}
+
+INLINE __m256i LoadVector(const void* from) {
+  return _mm256_load_si256(static_cast<const __m256i*>(from));
+}
+
+INLINE void StoreVector(void* to, __m256i values) {
+  _mm256_store_si256(static_cast<__m256i*>(to), values);
+}
+
+INLINE __m256i LowNibbles(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
+
+INLINE __m256i HighNibbles(__m256i bytes) { return LowNibbles(_mm256_srli_epi16(bytes, 4)); }
+
+// The 16-bit sums of a pixel: of each vector, those of its even channels and those of its odd ones.
+template <int kVectors>
+struct Sums {
+  __m256i even[kVectors], odd[kVectors];
+
+  INLINE void Clear() {
+    UNROLL for (int v = 0; v < kVectors; ++v) even[v] = odd[v] = _mm256_setzero_si256();
+  }
+
+  INLINE void Add(const __m256i (&bytes)[kVectors]) {
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      even[v] = _mm256_add_epi16(even[v], _mm256_and_si256(bytes[v], _mm256_set1_epi16(0xff)));
+      odd[v] = _mm256_add_epi16(odd[v], _mm256_srli_epi16(bytes[v], 8));
     }
+  }
+
+  // out[o] = from[o] + the sum of channel o.
+  INLINE void AddTo(const int32_t* from, int32_t* out) const {
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const auto add = [&](int64_t channel, __m128i sums) {
+        StoreVector(out + channel,
+                    _mm256_add_epi32(_mm256_cvtepu16_epi32(sums), LoadVector(from + channel)));
+      };
+      const __m256i low = _mm256_unpacklo_epi16(even[v], odd[v]);
+      const __m256i high = _mm256_unpackhi_epi16(even[v], odd[v]);
+      add(v * kBlock, _mm256_castsi256_si128(low));
+      add(v * kBlock + 8, _mm256_castsi256_si128(high));
+      add(v * kBlock + 16, _mm256_extracti128_si256(low, 1));
+      add(v * kBlock + 24, _mm256_extracti128_si256(high, 1));
+    }
+  }
+};
+
+// One pixel.
+template <int kVectors>
+void AccumulatePixel(const AccumulateArgs& args, int64_t pixel) {
+  const uint8_t* weights = reinterpret_cast<const uint8_t*>(args.weights);
+  int32_t* const out = args.sums + pixel * kTileChannels;
+  const int32_t* from = args.initial[pixel] + args.initial_offset;
+  Sums<kVectors> sums;
+  sums.Clear();
+  int64_t words_in_sums = 0;
+  for (int64_t run = 0; run < args.runs; ++run) {
+    const uint8_t* const a =
+        reinterpret_cast<const uint8_t*>(args.windows[pixel] + args.run_offsets[run]);
     const int64_t run_bytes = args.run_words * 4;
     for (int64_t k = 0; k < run_bytes;) {
       const int64_t bytes = run_bytes - k < kMaxBytes ? run_bytes - k : kMaxBytes;
-      if (words_in_sums + bytes / 4 > kMaxWords) flush();
+      if (words_in_sums + bytes / 4 > kMaxWords) {
+        sums.AddTo(from, out);
+        sums.Clear();
+        from = out;
+        words_in_sums = 0;
+      }
       words_in_sums += bytes / 4;
-      __m256i sums[kPixels][kVectors];
-      UNROLL for (int p = 0; p < kPixels; ++p) {
-        UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = zero;
-      }
+      __m256i counts[kVectors];
+      UNROLL for (int v = 0; v < kVectors; ++v) counts[v] = _mm256_setzero_si256();
       for (const int64_t end = k + bytes; k < end; ++k, weights += kVectors * kBlock) {
-        const __m256i nibble = _mm256_set1_epi8(15);
-        __m256i w0[kVectors], w1[kVectors];
+        const unsigned byte = a[k];  // a nibble times 16 is the offset of its table row
+        const __m256i row0 = TableRow(&kNibbleMismatches, (byte << 4) & 0xf0);
+        const __m256i row1 = TableRow(&kNibbleMismatches, byte & 0xf0);
         UNROLL for (int v = 0; v < kVectors; ++v) {
-          const __m256i w =
-              _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + v * kBlock));
-          w0[v] = _mm256_and_si256(w, nibble);
-          w1[v] = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
-        }
-        UNROLL for (int p = 0; p < kPixels; ++p) {
-          const unsigned byte = a[p][k];  // a nibble times 16 is the offset of its table row
-          const __m256i row0 = TableRow((byte << 4) & 0xf0);
-          const __m256i row1 = TableRow(byte & 0xf0);
-          UNROLL for (int v = 0; v < kVectors; ++v) {
-            const __m256i counts =
-                _mm256_add_epi8(_mm256_shuffle_epi8(row0, w0[v]), _mm256_shuffle_epi8(row1, w1[v]));
-            sums[p][v] = _mm256_add_epi8(sums[p][v], counts);
-          }
+          const __m256i w = LoadVector(weights + v * kBlock);
+          const __m256i both = _mm256_add_epi8(_mm256_shuffle_epi8(row0, LowNibbles(w)),
+                                               _mm256_shuffle_epi8(row1, HighNibbles(w)));
+          counts[v] = _mm256_add_epi8(counts[v], both);
         }
       }
-      UNROLL for (int p = 0; p < kPixels; ++p) {
-        UNROLL for (int v = 0; v < kVectors; ++v) {
-          low[p][v] = _mm256_add_epi16(low[p][v], _mm256_unpacklo_epi8(sums[p][v], zero));
-          high[p][v] = _mm256_add_epi16(high[p][v], _mm256_unpackhi_epi8(sums[p][v], zero));
+      sums.Add(counts);
+    }
+  }
+  sums.AddTo(from, out);
+}
+
+// Pairs of pixels take a few words at a time, so that a pass's nibbles of weights and the pixels'
+// sums stay in the first-level cache: 6, whose 48 nibbles are 16 sums of 3, or 3 that remain.
+constexpr int64_t kPassWords = 6;
+
+// Offsets of table rows for kWords words of two pixels: for the low nibbles of the even bytes,
+// those of the odd bytes, and the same of the high nibbles. rows: two vectors longer than they are.
+template <int kWords>
+INLINE void FindRows(const uint32_t* first, const uint32_t* second, uint16_t* rows) {
+  const auto load = [](const uint32_t* from) {
+    const auto* const at = reinterpret_cast<const __m128i*>(from);
+    const __m256i four = _mm256_castsi128_si256(_mm_loadu_si128(at));
+    return kWords > 4 ? _mm256_inserti128_si256(four, _mm_loadl_epi64(at + 1), 1) : four;
+  };
+  const auto store = [rows](int quarter, __m256i offsets) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + quarter * 2 * kWords),
+                        _mm256_and_si256(offsets, _mm256_set1_epi16(0x0ff0)));
+  };
+  const __m256i a = load(first), b = load(second);
+  const __m256i low = _mm256_or_si256(LowNibbles(a), _mm256_slli_epi16(LowNibbles(b), 4));
+  const __m256i high =
+      _mm256_or_si256(HighNibbles(a), _mm256_andnot_si256(_mm256_set1_epi8(15), b));
+  store(0, _mm256_slli_epi16(low, 4));
+  store(1, _mm256_srli_epi16(low, 4));
+  store(2, _mm256_slli_epi16(high, 4));
+  store(3, _mm256_srli_epi16(high, 4));
+}
+
+// The nibbles of the weights of kWords words, in the order of FindRows.
+template <int kWords, int kVectors>
+void SplitWeights(const uint8_t* weights, uint8_t* nibbles) {
+  constexpr int64_t kHalf = 4 * kWords;
+  for (int64_t k = 0; k < kHalf; ++k) {
+    const int64_t row = k % 2 * 2 * kWords + k / 2;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const __m256i w = LoadVector(weights + (k * kVectors + v) * kBlock);
+      StoreVector(nibbles + (row * kVectors + v) * kBlock, LowNibbles(w));
+      StoreVector(nibbles + ((row + kHalf) * kVectors + v) * kBlock, HighNibbles(w));
+    }
+  }
+}
+
+// The byte sums of two pixels, from the rows of both and the nibbles of the weights. Three lookups
+// are added before a half of a byte could run over. The upper halves of these sums, which are
+// multiples of 16, are added by a tree of averages: each level halves its sums exactly, and after
+// four of them the second pixel's sum has lost its factor 16. What is left of the sum of the whole
+// bytes is the first pixel's.
+template <int kWords, int kVectors>
+INLINE void CountPair(const uint16_t* rows, const uint8_t* nibbles, __m256i (&first)[kVectors],
+                      __m256i (&second)[kVectors]) {
+  constexpr int kTriples = 8 * kWords / 3;
+  static_assert(kTriples == 16 || kTriples == 8, "a full tree");
+  __m256i waiting[kVectors][4];  // the left child on each level
+  UNROLL for (int t = 0; t < kTriples; ++t) {
+    __m256i row[3];
+    UNROLL for (int i = 0; i < 3; ++i) row[i] = TableRow(&kPairMismatches, rows[3 * t + i]);
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const auto look_up = [&](int i) {
+        return _mm256_shuffle_epi8(row[i],
+                                   LoadVector(nibbles + ((3 * t + i) * kVectors + v) * kBlock));
+      };
+      const __m256i sum = _mm256_add_epi8(_mm256_add_epi8(look_up(0), look_up(1)), look_up(2));
+      first[v] = t == 0 ? sum : _mm256_add_epi8(first[v], sum);
+      __m256i upper = _mm256_and_si256(sum, _mm256_set1_epi8(static_cast<char>(0xf0)));
+      int level = 0;
+      UNROLL for (; (t >> level) % 2 == 1; ++level) {
+        upper = _mm256_avg_epu8(upper, waiting[v][level]);
+      }
+      if (t + 1 < kTriples) {
+        waiting[v][level] = upper;
+      } else {  // 8 triples are three levels
+        second[v] = kTriples == 16 ? upper : _mm256_srli_epi16(upper, 1);
+      }
+      __asm__ volatile("" : "+x"(first[v]));  // or GCC delays all additions, and spills
+    }
+  }
+  UNROLL for (int v = 0; v < kVectors; ++v) {
+    first[v] = _mm256_sub_epi8(first[v], _mm256_slli_epi16(LowNibbles(second[v]), 4));
+  }
+}
+
+// Adds kWords words of each pixel to its sums.
+template <int kWords, int kVectors>
+__attribute__((noinline)) void AddPairs(const uint32_t* const* words, int64_t pairs,
+                                        const uint8_t* weights, Sums<kVectors>* sums) {
+  alignas(32) uint8_t nibbles[8 * kWords * kVectors * kBlock];
+  SplitWeights<kWords, kVectors>(weights, nibbles);
+  alignas(32) uint16_t rows[2][8 * kWords + 16];  // one ahead: loads so soon after would stall
+  FindRows<kWords>(words[0], words[1], rows[0]);
+  for (int64_t i = 0; i < pairs; ++i) {
+    if (i + 1 < pairs) FindRows<kWords>(words[2 * i + 2], words[2 * i + 3], rows[(i + 1) % 2]);
+    __m256i first[kVectors], second[kVectors];
+    CountPair<kWords, kVectors>(rows[i % 2], nibbles, first, second);
+    sums[2 * i].Add(first);
+    sums[2 * i + 1].Add(second);
+  }
+}
+
+// The first 2 * pairs pixels.
+template <int kVectors>
+void AccumulatePairs(const AccumulateArgs& args, int64_t pairs) {
+  constexpr int64_t kWordBytes = 4 * kVectors * kBlock;  // of weights
+  const int64_t pixels = 2 * pairs;
+  Sums<kVectors> sums[kTilePixels];
+  alignas(32) uint32_t copies[kTilePixels][kPassWords + 2];  // of words that do not lie together
+  alignas(32) uint8_t padded[kPassWords * kWordBytes];
+  for (int64_t p = 0; p < pixels; ++p) sums[p].Clear();
+  bool flushed = false;
+  const auto flush = [&] {
+    for (int64_t p = 0; p < pixels; ++p) {
+      int32_t* const to = args.sums + p * kTileChannels;
+      sums[p].AddTo(flushed ? to : args.initial[p] + args.initial_offset, to);
+    }
+    flushed = true;
+  };
+  const uint8_t* weights = reinterpret_cast<const uint8_t*>(args.weights);
+  int64_t words_in_sums = 0;
+  int64_t run = 0, at = 0;  // where the next word is
+  for (int64_t left = args.runs * args.run_words; left > 0;) {
+    const int64_t count = left < kPassWords ? left : kPassWords;
+    if (words_in_sums + count > kMaxWords) {
+      flush();
+      for (int64_t p = 0; p < pixels; ++p) sums[p].Clear();
+      words_in_sums = 0;
+    }
+    const uint32_t* words[kTilePixels];
+    if (count == kPassWords && args.run_words - at >= count) {
+      const int64_t offset = args.run_offsets[run] + at;
+      for (int64_t p = 0; p < pixels; ++p) words[p] = args.windows[p] + offset;
+      at += count;
+      if (at == args.run_words) {
+        at = 0;
+        ++run;
+      }
+    } else {
+      int64_t offsets[kPassWords];
+      for (int64_t k = 0; k < count; ++k) {
+        offsets[k] = args.run_offsets[run] + at;
+        if (++at == args.run_words) {
+          at = 0;
+          ++run;
         }
+      }
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t k = 0; k < count; ++k) copies[p][k] = args.windows[p][offsets[k]];
+        for (int64_t k = count; k < kPassWords; ++k) copies[p][k] = 0;
+        words[p] = copies[p];
       }
     }
+    const uint8_t* from = weights;
+    if (count % 3 != 0) {  // words of zeros on both sides have no mismatches
+      for (int64_t i = 0; i < kPassWords * kWordBytes; i += 32) {
+        StoreVector(padded + i,
+                    i < count * kWordBytes ? LoadVector(weights + i) : _mm256_setzero_si256());
+      }
+      from = padded;
+    }
+    if (count > 3) {
+      AddPairs<6, kVectors>(words, pairs, from, sums);
+    } else {
+      AddPairs<3, kVectors>(words, pairs, from, sums);
+    }
+    words_in_sums += count;
+    left -= count;
+    weights += count * kWordBytes;
   }
   flush();
 }
 
 template <int kVectors>
 void AccumulateVectors(const AccumulateArgs& args) {
-  int64_t pixel = 0;
-  for (; pixel + kMaxPixels <= args.pixels; pixel += kMaxPixels) {
-    AccumulateTile<kMaxPixels, kVectors>(args, pixel);
-  }
-  for (; pixel < args.pixels; ++pixel) AccumulateTile<1, kVectors>(args, pixel);
+  const int64_t pairs = args.pixels / 2;
+  if (pairs > 0) AccumulatePairs<kVectors>(args, pairs);
+  if (args.pixels % 2 == 1) AccumulatePixel<kVectors>(args, args.pixels - 1);
 }
 
 void Accumulate(const AccumulateArgs& args) {
@@ -160,7 +347,7 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
     for (int64_t block = 0; block < args.accumulate.blocks; ++block) {
       uint32_t bits = 0;
       for (int64_t i = 0; i < kBlock; i += 8) {
-        const __m256 signs = _mm256_castsi256_ps(LoadSums(sums + block * kBlock + i));
+        const __m256 signs = _mm256_castsi256_ps(LoadVector(sums + block * kBlock + i));
         bits |= static_cast<uint32_t>(_mm256_movemask_ps(signs)) << i;
       }
       args.out[p * args.pixel_stride + block] = bits;
