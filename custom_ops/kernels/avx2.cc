@@ -246,8 +246,10 @@ __attribute__((noinline)) void AddPairs(const uint32_t* const* words, int64_t pa
   FindRows<kWords>(words[0], words[1], rows[0]);
   for (int64_t i = 0; i < pairs; ++i) {
     if (i + 1 < pairs) FindRows<kWords>(words[2 * i + 2], words[2 * i + 3], rows[(i + 1) % 2]);
+    const uint8_t* loaded = nibbles;
+    __asm__("" : "+r"(loaded));  // or GCC loads all of them once, and spills
     __m256i first[kVectors], second[kVectors];
-    CountPair<kWords, kVectors>(rows[i % 2], nibbles, first, second);
+    CountPair<kWords, kVectors>(rows[i % 2], loaded, first, second);
     sums[2 * i].Add(first);
     sums[2 * i + 1].Add(second);
   }
