@@ -194,6 +194,18 @@ def test_sums_larger_than_16_bits(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_every_product_and_none_differs(isa: str) -> None:
+    """The largest and the smallest population counts, in all pixels at once and in every other one."""
+    cases = [ConvCase(c, 70, (3, 3), (5, 6)) for c in (32, 96, 200, 320)]
+    for case, step in zip(cases, (1, 2, 1, 2), strict=True):
+        case.x[:] = 1
+        case.x[:, :, :, 1::step] = -1
+        case.w[::2] = 1
+        case.w[1::2] = -1
+    assert_convs(cases, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_empty_batch(isa: str) -> None:
     cases = [ConvCase(40, 33, (3, 3), (5, 5), pads=(1,) * 4, batch=0), ConvCase(9, 2, (3,), (5,), batch=0)]
     assert not ConvBatch(cases).differences(isa)
