@@ -13,11 +13,12 @@ from onnx import ModelProto, TensorProto, inliner
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.source.blocked import expand_blocked
 from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.half import to_float32
 from bnn_deploy.source.input_sizes import Examples, SampleShape, settle_sizes
 from bnn_deploy.source.opset import all_nodes, set_opset
-from bnn_deploy.source.optimised import expand_fused_conv
+from bnn_deploy.source.optimised import expand_optimised, name_early_norms
 from bnn_deploy.source.qonnx import expand_bipolar_quant, expand_quant
 from bnn_deploy.source.soundness import (
     require_inference,
@@ -56,8 +57,8 @@ def read(source: OnnxSource, notes: list[str] | None = None) -> ModelProto:
     """Read a float model, and reduce it to standard operators; its tensors keep their names.
 
     Functions in the file are inlined, float16 and bfloat16 become float32 (see `to_float32`), QONNX's BipolarQuant is
-    written as Less, Where and Mul and its Quant as rounding and clipping, and initializers that are also listed as
-    inputs (as before IR version 4) are constants.
+    written as Less, Where and Mul and its Quant as rounding and clipping, what onnxruntime's optimiser fused or stored
+    in blocks is written out, and initializers that are also listed as inputs (as before IR version 4) are constants.
 
     Args:
         source: a file, or a model, which is not changed.
@@ -78,15 +79,17 @@ def read(source: OnnxSource, notes: list[str] | None = None) -> ModelProto:
         raise InputError(f"{name}: has operators of the domain {DOMAIN}: it is converted already")
     for graph in (model.graph, *(a.g for node in all_nodes(model.graph) for a in node.attribute if a.g.node)):
         graph.name = graph.name or "graph"  # onnx demands one, onnxruntime does not
+    name_early_norms(model)
     require_tensors(model, name)
     model = inliner.inline_local_functions(model) if model.functions else model
     expand_bipolar_quant(model)
     expand_quant(model, name)
-    expand_fused_conv(model, name)
+    found = expand_blocked(model, name)
+    expand_optimised(model, name)
     require_known_operators(model, name)
     require_inference(model, name)
     require_sound_parameters(model, name)
-    found = to_float32(model)
+    found = (*found, *to_float32(model))
     if notes is not None:
         notes.extend(found)
     constants = {tensor.name for tensor in model.graph.initializer}

@@ -14,6 +14,11 @@ _CHANGED_MEANING = ("GroupNormalization",)
 """Operators that newer opsets compute otherwise with the same inputs and attributes."""
 
 
+def opset_of(model: ModelProto) -> int:
+    """The version of the standard operators that a model asks for; that of the passes, if it asks for none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+
+
 def set_opset(model: ModelProto, name: str) -> ModelProto:
     """The model with the opset of the passes.
 

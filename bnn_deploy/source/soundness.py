@@ -8,7 +8,7 @@ from onnx import ModelProto, numpy_helper
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
-from bnn_deploy.source.opset import inner_nodes
+from bnn_deploy.source.opset import inner_nodes, opset_of
 from bnn_deploy.source.qonnx import QONNX, constants
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
@@ -83,7 +83,7 @@ def require_sound_parameters(model: ModelProto, name: str) -> None:
 def require_inference(model: ModelProto, name: str) -> None:
     """Refuse a model that draws random numbers, or was exported in training mode: it normalises by batch statistics."""
     known = constants(model)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+    opset = opset_of(model)
     for node in model.graph.node:
         if node.op_type in _RANDOM and not node.domain:
             raise InputError(

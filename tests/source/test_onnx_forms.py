@@ -224,21 +224,9 @@ def no_old_form() -> ModelProto:
     return model
 
 
-def blocked() -> ModelProto:
-    """The layout of one CPU, as onnxruntime's last level of optimisation writes it."""
-    model = network()
-    model.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
-    model.graph.node[0].domain = "com.microsoft.nchwc"
-    return model
-
-
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (
-            blocked,
-            "is of the domain com.microsoft.nchwc: onnxruntime's optimiser or quantiser wrote it; give the model",
-        ),
         (lambda: training_norm(9), "BatchNormalization 'n' is in training mode; call model.eval() and export again"),
         (lambda: training_norm(7), "BatchNormalization 'n' is in training mode; call model.eval() and export again"),
         (no_old_form, "its opset is 24, and Swish 'act' has no form in opset 20, which convert takes"),
