@@ -107,8 +107,8 @@ class ExactZeros(LayerReason):
     count: int
 
     template = "filter {filter} has {count} weights that are exactly 0, which one bit cannot hold"
-    example = "Conv(Pad(Sign(x), pads, 1), w), w of -1, 0 and 1"
-    advice = "pad with 0, which ternary weights need, or train so that no weight is 0: with sign(0) = +1"
+    example = "MatMul(Sign(x), w), x of [N, T, C], w of -1, 0 and 1"
+    advice = "multiply [N * T, C] by ternary weights, or train so that no weight is 0: with sign(0) = +1"
 
 
 @dataclass(frozen=True)

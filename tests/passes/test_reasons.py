@@ -147,7 +147,7 @@ CASES: dict[type[Reason], Case] = {
     ),
     reasons.ManyPasses: case(LEVELS.replace("three", "fifteen") + "\ny = Conv(a, w)", w=changed((2, 1, 0, 0), 0)),
     reasons.ExactZeros: case(
-        "s = Sign(x)\np = Pad(s, pads, one)\ny = Conv(p, w)", w=changed((2, 1, 0, 0), 0), pads=PADS
+        "s = Sign(x)\ny = MatMul(s, w)", ("N", 3, 4), w=np.float32([[1, 1], [1, 0], [-1, 1], [1, -1]])
     ),
     reasons.NotFinite: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), np.nan)),
     reasons.WeightsNotConstant: case("s = Sign(x)\nr = Relu(x)\ny = Conv(s, r)", (4, 4, 3, 3)),

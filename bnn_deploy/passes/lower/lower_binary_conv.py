@@ -39,7 +39,7 @@ class LowerBinaryConv(EachLayer[SignInput]):
     4. One Binarize per Sign, whatever number of layers it feeds; a Sign that also feeds something float stays for that.
     5. sign(0) = 0 becomes +1, as in the paper: t = 0. A sign that is -1 at 0 gets the smallest float32 above 0.
     6. Weights of a few values per filter, {beta - alpha, beta + alpha}, ternary or sums of ±alpha, make it a
-       BinaryConvBases, where no padding is ±1.
+       BinaryConvBases. That has no padding of ±1: a Pad of the bits stands before it.
     7. The padding is that of the Conv (zeros), of the Pad (0, -1 or +1), or, if both are zeros, of both.
 
     Declines, with the reason: real-valued weights, weights that take too many bases, weights or bias that are not
@@ -76,14 +76,15 @@ class LowerBinaryConv(EachLayer[SignInput]):
             signs, alpha = two_valued(weight)
         except NotTwoValuedError:
             found = sum_of_bases(plane_of_signs(source.factor), weight)
-            if found is None or source.pad_value:
+            if found is None:
                 raise
             if isinstance(found, Reason):
                 return found
             sums, counts = found
-            return replace_layer(
-                node, "BinaryConvBases", self._bits(source), sums | {"bias": bias}, layer, pads, attributes | counts
-            )
+            bits = self._bits(source)
+            if source.pad_value:
+                bits, pads = _padded(node, bits, pads, source.pad_value, channels), [0] * len(pads)
+            return replace_layer(node, "BinaryConvBases", bits, sums | {"bias": bias}, layer, pads, attributes | counts)
         if source.factor != 1:
             alpha = (alpha.astype(np.float64) * source.factor).astype(np.float32)
         constants = {
@@ -134,3 +135,24 @@ class LowerBinaryConv(EachLayer[SignInput]):
                 self._binarized[value] = insert_max_pool(pool, bits, value)
             bits = self._binarized[value]
         return bits
+
+
+def _padded(node: ir.Node, bits: ir.Value, pads: list[int], value: float, channels: int) -> ir.Value:
+    """Insert, in front of `node`, what pads bits [N, spatial..., words] with -1 or +1 in all channels."""
+    graph, name, rank = node.graph, node.outputs[0].name, len(pads) // 2
+    assert isinstance(graph, ir.Graph) and bits.shape is not None
+    # -1 are zeros; +1 are the complement of -1, but for the unused bits of the last word.
+    ones = add_initializer(graph, f"{name}_ones", pack_bits(np.ones(channels, np.bool_))) if value > 0 else None
+
+    def insert(op_type: str, inputs: list[ir.Value], suffix: str) -> ir.Value:
+        return insert_node(node, op_type, inputs, {}, f"{name}_{suffix}", dtype=ir.DataType.UINT32, shape=shape)
+
+    shape = list(bits.shape)
+    if ones is not None:
+        bits = insert("BitwiseXor", [bits, ones], "complement")
+    for axis in range(rank):
+        size = shape[1 + axis]
+        shape[1 + axis] = size + pads[axis] + pads[rank + axis] if isinstance(size, int) else None
+    amounts = np.array([0, *pads[:rank], 0, 0, *pads[rank:], 0], np.int64)
+    bits = insert("Pad", [bits, add_initializer(graph, f"{name}_pads", amounts)], "padded")
+    return bits if ones is None else insert("BitwiseXor", [bits, ones], "padded_with_ones")

@@ -259,10 +259,22 @@ def test_weights_that_differ_by_rounding_are_two_valued() -> None:
     declines(parse("s = Sign(x)\ny = Conv(s, w)", w=real), "real-valued")
 
 
-def with_zeros() -> Any:
-    w = weights(8, 4, 3, 3)
+@pytest.mark.parametrize(("value", "channels"), [(-1, 4), (1, 40), (1, 64)])  # words with unused bits, and without
+def test_few_weights_with_padding_of_ones(value: int, channels: int) -> None:
+    """A weight of exactly 0 in a network that pads its signs with -1, as BiDet does, or with +1."""
+    w = weights(8, channels, 3, 2)
     w[5, 1:3, 0, 0] = 0
-    return w
+    pads, border = np.array([0, 0, 1, 0, 0, 0, 2, 1]), np.float32(value)
+    model = parse(
+        "s = Sign(x)\np = Pad(s, pads, border)\ny = Conv(p, w)", ("N", channels, 4, 5), w=w, pads=pads, border=border
+    )
+    complement = ["BitwiseXor"] * (value > 0)
+    after = fires(model, "Binarize", *complement, "Pad", *complement, "BinaryConvBases")
+    wrong = copy(after)
+    amounts = only(wrong, "Pad").inputs[1]
+    assert amounts is not None
+    amounts.const_value = ir.tensor(np.array([0, 2, 0, 0, 0, 1, 1, 0]), name=amounts.name)
+    assert not equal(run_binary(wrong, samples(model), kernels=True), run_float(model, samples(model)))
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -279,11 +291,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
             )
         },
         "filter 7 has |w| from 0.5 to 1",
-    ),
-    "exact zeros": (
-        "p = Pad(s, pads, one)\ny = Conv(p, w)",
-        {"w": with_zeros(), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "one": np.float32(1)},
-        "filter 5 has 2 weights that are exactly 0, which one bit cannot hold",
     ),
     "NaN": ("y = Conv(s, w)", {"w": np.full((8, 4, 3, 3), np.nan, np.float32)}, "filter 0 holds NaN or infinity"),
     "auto_pad": (
