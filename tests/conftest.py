@@ -36,9 +36,10 @@ def shared_exports() -> Iterator[None]:
     if "bnn_deploy.source.latent_weights" not in sys.modules:  # no collected test exports a network
         yield
         return
-    from support.exports import SharedExports
+    from support.exports import SharedExports, keep_exporter_tables
 
     with pytest.MonkeyPatch.context() as patch:
+        keep_exporter_tables(patch)
         patch.setattr("bnn_deploy.source.latent_weights.export_float", SharedExports())
         yield
 

@@ -29,11 +29,15 @@ CASES = {
 }
 
 
+def check_everywhere(conv: Bases) -> None:
+    model, x, expected = conv.model(), conv.x(), conv.expected()
+    check(run_bodies(model, x), expected)
+    check(run_kernels(model, x), expected)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_binary_conv_bases(case: str) -> None:
-    conv = CASES[case]
-    check(run_bodies(conv.model(), conv.x()), conv.expected())
-    check(run_kernels(conv.model(), conv.x()), conv.expected())
+    check_everywhere(CASES[case])
 
 
 def test_scales_of_zero_and_their_signs() -> None:
@@ -41,10 +45,8 @@ def test_scales_of_zero_and_their_signs() -> None:
     conv = Bases(Conv(40, 6, (3, 3), (4, 5), pads=(1, 1, 1, 1)), (2, 1))
     conv.scale[:, 0], conv.scale[0] = 0, -0.0
     conv.scale[:, :, 0] = conv.conv.bias[0] = -0.0
-    expected = conv.expected()
-    assert not np.signbit(expected[:, 0]).any()
-    check(run_bodies(conv.model(), conv.x()), expected)
-    check(run_kernels(conv.model(), conv.x()), expected)
+    assert not np.signbit(conv.expected()[:, 0]).any()
+    check_everywhere(conv)
 
 
 def test_kernels_on_two_threads() -> None:
@@ -77,8 +79,9 @@ def test_a_corruption_is_noticed_everywhere(corrupt: Callable[[Bases], None]) ->
     conv = Bases(Conv(40, 6, (3, 3), (4, 5), pads=(1, 1, 1, 1)))
     expected = conv.expected()
     corrupt(conv)
-    assert nowhere_equal(run_bodies(conv.model(), conv.x()), expected)
-    assert nowhere_equal(run_kernels(conv.model(), conv.x()), expected)
+    model, x = conv.model(), conv.x()
+    assert nowhere_equal(run_bodies(model, x), expected)
+    assert nowhere_equal(run_kernels(model, x), expected)
 
 
 def refusal(attributes: dict[str, object] | None = None, **constants: NDArray[np.generic]) -> str:

@@ -13,19 +13,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bnn_deploy.operators import bodies
 from bnn_deploy.operators.contract import OPSET, VERSION
+from support.bodies import functions_of
 from support.kernels import CHANNEL_TAILS, DOMAIN, ISAS, PAD_VALUES, ConvCase, make_session, only_runs, pack, same
 
 Array = NDArray[Any]
-FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 BODIES = ["onnxruntime", "ReferenceEvaluator"]
 
 
@@ -37,7 +35,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, Array], place: str, threads: in
             return make_session(model, place, threads).run(None, feeds)
     with_bodies = onnx.ModelProto()
     with_bodies.CopyFrom(model)
-    with_bodies.functions.extend(FUNCTIONS)
+    with_bodies.functions.extend(functions_of(list(model.graph.node)))
     onnx.checker.check_model(with_bodies, full_check=True)
     if place == "ReferenceEvaluator":
         with np.errstate(all="ignore"):

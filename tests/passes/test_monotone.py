@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from bnn_deploy import convert, verify
 from bnn_deploy.passes.monotone import batch_norm_line, bisect_threshold, float_to_ordered, ordered_to_float
+from support.damage import Damage, with_flipped_bit
 from support.golden_files import BEST
 from support.graphs import HALVES, parse, weights
 
@@ -79,3 +81,9 @@ y = Mul (c, u)"""
     assert result.binary_layers == ("c",)
     x = np.random.default_rng(0).standard_normal((8, 4, 6, 6)).astype(np.float32)
     assert verify(result.output, model, data=x, isas=BEST, reference_samples=1).passed
+    wrong = with_flipped_bit(result.output, tmp_path / "wrong.onnx")
+    assert not verify(wrong, model, data=x, isas=BEST, reference_samples=0).passed
+    wrong_gate = onnx.load(result.output)
+    Damage(wrong_gate).change("two", np.negative)  # each sample's number has the other sign
+    onnx.save(wrong_gate, tmp_path / "gate.onnx")
+    assert not verify(tmp_path / "gate.onnx", model, data=x, isas=BEST, reference_samples=0).passed

@@ -127,6 +127,19 @@ def shift_pads_out_of_shape(damage: Damage, layer: str) -> None:
     damage.attribute(damage.node(layer), "pads")[0] += 1
 
 
+def with_flipped_bit(model: Path, wrong: Path) -> Path:
+    """Write a copy of a converted model whose first binary layer has one weight bit flipped: of filter 0, channel 0."""
+    damage = Damage(onnx.load(model))
+    name = next(tensor.name for tensor in damage.model.graph.initializer if tensor.name.endswith("weight_bits"))
+
+    def edit(words: np.ndarray) -> None:
+        words.flat[0] ^= 1
+
+    damage.change(name, edit)
+    onnx.save(damage.model, wrong)
+    return wrong
+
+
 CASES: list[tuple[str, str, Callable[[Damage, str], None], str]] = [
     ("lenet5", "flipped weight bit", flip_weight_bit, "bin_conv2.conv"),
     ("lenet5", "flipped weight bit, linear layer", flip_weight_bit, "bin_ip1.linear"),

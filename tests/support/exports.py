@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import marshal
 import pickle
@@ -11,12 +12,30 @@ from dataclasses import replace
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
+import pytest
+import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from bnn_deploy.source.torch_export import FloatExport, export_float
 
 MAX_PARAMETERS = 20_000_000
 """Larger networks (AlexNet) are exported anew: keeping them takes half a gigabyte."""
+
+
+def keep_exporter_tables(patch: pytest.MonkeyPatch) -> None:
+    """Let the exporter make its tables of all operators once: else each export does, in a third of its time."""
+    patch.setattr(
+        torch._export.utils, "_materialize_cpp_cia_ops", functools.cache(torch._export.utils._materialize_cpp_cia_ops)
+    )
+    made = functools.cache(ONNXRegistry.from_torchlib)
+
+    def registry(opset_version: int) -> ONNXRegistry:
+        own = copy.copy(made(opset_version))
+        own.functions = {name: list(forms) for name, forms in own.functions.items()}
+        return own
+
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
 
 
 class SharedExports:

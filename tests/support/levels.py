@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bnn_deploy.operators import bodies
 from bnn_deploy.operators.bits import pack_bits
 from bnn_deploy.operators.contract import OPSET, VERSION
 from bnn_deploy.runtime.session import library_info, load_session
+from support.bodies import functions_of
 
-FUNCTIONS = [ir.to_proto(function) for function in bodies.functions()]
 ISAS = list(library_info().isas)
 
 
@@ -39,7 +37,7 @@ def one_node(
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("bnn_deploy", VERSION)]
-    model = helper.make_model(graph, opset_imports=imports, functions=FUNCTIONS, ir_version=10)
+    model = helper.make_model(graph, opset_imports=imports, functions=functions_of([node]), ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 

@@ -12,6 +12,7 @@ import pytest
 from bnn_deploy.conversion import convert
 from bnn_deploy.passes.normalise.simplify_products import SimplifyProducts
 from bnn_deploy.proof.verification import verify
+from support.damage import with_flipped_bit
 from support.golden_files import BEST
 from support.graphs import parse, weights
 
@@ -49,13 +50,8 @@ def test_layers(equation: str, tmp_path: Path) -> None:
     result = convert(model, tmp_path / "m.onnx")
     assert len(result.binary_layers) == 1
     assert verify(result.output, model, data=inputs(shape), isas=BEST, reference_samples=1).passed
-    wrong = onnx.load(result.output)
-    bits = next(tensor for tensor in wrong.graph.initializer if tensor.name.endswith("weight_bits"))
-    array = onnx.numpy_helper.to_array(bits).copy()
-    array.flat[0] ^= 1
-    bits.CopyFrom(onnx.numpy_helper.from_array(array, bits.name))
-    onnx.save(wrong, tmp_path / "wrong.onnx")
-    assert not verify(tmp_path / "wrong.onnx", model, data=inputs(shape), isas=BEST, reference_samples=0).passed
+    wrong = with_flipped_bit(result.output, tmp_path / "wrong.onnx")
+    assert not verify(wrong, model, data=inputs(shape), isas=BEST, reference_samples=0).passed
 
 
 def test_weights_on_the_left(tmp_path: Path) -> None:
@@ -63,6 +59,8 @@ def test_weights_on_the_left(tmp_path: Path) -> None:
     result = convert(model, tmp_path / "m.onnx")
     assert len(result.binary_layers) == 1
     assert verify(result.output, model, data=inputs((40, 6)), isas=BEST, reference_samples=1).passed
+    wrong = with_flipped_bit(result.output, tmp_path / "wrong.onnx")
+    assert not verify(wrong, model, data=inputs((40, 6)), isas=BEST, reference_samples=0).passed
 
 
 @pytest.mark.parametrize("equation", ["bhqd,bhkd->bhqk", "bqhd,bkhd->bhqk", "bqhd,bkd->bhqk", "bhqd,bdk->bqhk"])
