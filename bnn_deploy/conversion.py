@@ -40,6 +40,7 @@ from bnn_deploy.runtime.zero_counts import count_zeros
 from bnn_deploy.source.darknet.network import XnorPadding, darknet_network
 from bnn_deploy.source.float_source import FloatSource, read_source
 from bnn_deploy.source.input_sizes import SampleShape
+from bnn_deploy.source.module_inputs import ExampleInputs
 from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
 from bnn_deploy.source.torch_source import TorchInput
 
@@ -101,6 +102,7 @@ def convert(
     key: str | None = None,
     prefix: str | None = None,
     input_shape: SampleShape | None = None,
+    example_inputs: ExampleInputs | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
     darknet_weights: str | os.PathLike[str] | None = None,
@@ -124,7 +126,10 @@ def convert(
         key: for a checkpoint with several state dicts: where the network's is, such as "ema.model".
         prefix: for a checkpoint with several networks in one state dict: what its keys begin with, such as "student".
         input_shape: one sample without the batch dimension, or one of each input by name; None takes the module's
-            `input_shape`, or the ONNX model's.
+            `input_shape`, or the ONNX model's. Of a module, the names are forward()'s parameters, and may have a type:
+            {"images": (3, 32, 32), "ids:int64": (16,)}.
+        example_inputs: of a module, instead: what it is called with, each [N, ...]: a tensor, a tuple of the arguments,
+            or a dict of them by name, see `module_inputs`.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: how to binarise real-valued weights of layers whose input is a sign, see `Weights`. "auto" applies the
             XNOR-Net-PyTorch recipe to the recipe's own architectures; of other networks it leaves them real if the
@@ -165,7 +170,9 @@ def convert(
     if len({path.resolve() for path in written}) < len(written):
         raise InputError(f"{report} is asked for twice, for the report and for a model")
     darknet = darknet_network(source, darknet_weights, xnor_padding, decode)
-    original = read_source(darknet or source, arch, arch_args, key, prefix, input_shape, weights, progress)
+    original = read_source(
+        darknet or source, arch, arch_args, key, prefix, input_shape, example_inputs, weights, progress
+    )
     progress("running the passes")
     seen = Canonical()
     kept: set[str] = set()

@@ -73,8 +73,9 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int,
     "--input-shape",
     "input_shapes",
     multiple=True,
-    metavar="[NAME=]C,H,W",
-    help="One sample's shape, if SOURCE does not say it; of several inputs, once for each.",
+    metavar="[NAME[:TYPE]=]C,H,W",
+    help="One sample's shape, if SOURCE does not say it; of several inputs, once for each. Of a checkpoint, NAME is a "
+    "parameter of forward(), and TYPE its type, if not float32, such as ids:int64=16.",
 )
 @click.option(
     "--weights",

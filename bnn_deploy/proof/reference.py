@@ -231,6 +231,13 @@ def _require_like(model: onnx.ModelProto, converted: onnx.ModelProto, against: A
         )
 
 
+def _input_of(info: onnx.ValueInfoProto) -> tuple[str, str, list[int]]:
+    """An input's name, its type as numpy calls it, and its shape with the batch; 0 for open sizes."""
+    tensor = info.type.tensor_type
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return info.name, dtype, [dim.dim_value for dim in tensor.shape.dim]
+
+
 def make_reference(
     against: Any,
     arch: str | None,
@@ -272,6 +279,7 @@ def make_reference(
 
     from bnn_deploy.source.darknet.network import is_cfg
     from bnn_deploy.source.latent_weights import float_module
+    from bnn_deploy.source.module_inputs import inputs_of_model
     from bnn_deploy.source.torch_module import eager
     from bnn_deploy.source.torch_source import torch_source
 
@@ -285,7 +293,9 @@ def make_reference(
         arch_args = arch_args or read_arch_args(metadata)
     module = torch_source(against, arch, arch_args, key, prefix).module
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
-    export = float_module(module, next(iter(shapes.values())), weights)
-    forward = eager(module)
-    source = Source("PyTorch's forward()", export.binarized, lambda x: forward(next(iter(x.values()))))
+    name = str(against) if isinstance(against, str | os.PathLike) else type(module).__name__
+    inputs = inputs_of_model(module, name, [_input_of(info) for info in proto.graph.input])
+    export = float_module(module, inputs, weights)
+    forward = eager(module, inputs)
+    source = Source("PyTorch's forward()", export.binarized, lambda x: forward(list(x.values())))
     return TorchReference(export, source)

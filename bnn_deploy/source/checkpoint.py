@@ -354,15 +354,3 @@ def load_network(
 def load_module(path: str | os.PathLike[str], arch: str, arch_args: Mapping[str, Any] | None = None) -> nn.Module:
     """`load_network` without its notes."""
     return load_network(path, arch, arch_args)[0]
-
-
-def input_shape(module: nn.Module, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    """One sample's shape: as given, else the module's own `input_shape`.
-
-    Raises:
-        InputError: no shape is given, and the module has no attribute `input_shape`.
-    """
-    shape = given or getattr(module, "input_shape", None)
-    if shape is None:
-        raise InputError(f"{type(module).__name__} has no attribute input_shape: give --input-shape C,H,W")
-    return tuple(int(size) for size in shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,16 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bnn_deploy.errors import InputError
+from bnn_deploy.source.module_inputs import ModuleInputs
 from bnn_deploy.source.torch_module import class_name
 from bnn_deploy.source.user_code import user_line
 
 
-def require_evaluation(module: nn.Module, example: Tensor) -> None:
+def require_evaluation(module: nn.Module, inputs: ModuleInputs, example: Sequence[Tensor]) -> None:
     """Run a module twice with different seeds, and see what its operators are.
 
     Args:
         module: in eval mode.
-        example: an input with a batch of 2 or more.
+        inputs: its inputs.
+        example: a value of each, with a batch of 2 or more.
 
     Raises:
         InputError: it draws random numbers that its outputs depend on, or normalises by the statistics of the batch.
@@ -30,7 +33,7 @@ def require_evaluation(module: nn.Module, example: Tensor) -> None:
         for seed in range(2):
             torch.manual_seed(seed)
             with watch:
-                results.append([x for x in tree_leaves(module(example)) if isinstance(x, Tensor)])
+                results.append([x for x in tree_leaves(inputs.call(module, example)) if isinstance(x, Tensor)])
     name = class_name(module)
     if watch.statistics is not None:
         raise InputError(

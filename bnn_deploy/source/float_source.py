@@ -13,12 +13,11 @@ from torch.export import ExportedProgram
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.pipeline import fold
 from bnn_deploy.passes.recognise.binarize_weights import Weights
-from bnn_deploy.source.checkpoint import input_shape as module_input_shape
 from bnn_deploy.source.darknet.network import Darknet, read_darknet
 from bnn_deploy.source.input_sizes import Examples, SampleShape
 from bnn_deploy.source.latent_weights import float_model, float_module
+from bnn_deploy.source.module_inputs import ExampleInputs, module_inputs, program_inputs
 from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
-from bnn_deploy.source.torch_export import program_input
 from bnn_deploy.source.torch_source import TorchInput, torch_source
 from bnn_deploy.source.weight_form import note_weights
 
@@ -50,6 +49,7 @@ def read_source(
     key: str | None,
     prefix: str | None,
     input_shape: SampleShape | None,
+    example_inputs: ExampleInputs | None,
     weights: Weights,
     progress: Callable[[str], None],
 ) -> FloatSource:
@@ -58,6 +58,8 @@ def read_source(
         raise InputError("--arch-args are the arguments of an architecture: give --arch, too")
     if arch is None and (key, prefix) != (None, None):
         raise InputError("--key and --prefix say where a network's weights are in a checkpoint: give --arch, too")
+    if example_inputs is not None and (isinstance(source, Darknet) or is_onnx(source)):
+        raise InputError("example_inputs are those of a torch module; this source says its inputs itself: leave it out")
     if isinstance(source, Darknet):
         name = os.fspath(source.cfg)
         if arch is not None or input_shape is not None:
@@ -75,18 +77,18 @@ def read_source(
         notes: list[str] = []
         model, examples, binarized = float_model(source, input_shape, weights, notes)
         return FloatSource(model, name, examples, dict.fromkeys(binarized), tuple(notes))
-    if isinstance(input_shape, Mapping):
-        raise InputError(f"--input-shape names inputs, which a module has not: give the shape alone, not {input_shape}")
     progress("loading the network")
     network = torch_source(source, arch, arch_args, key, prefix)
     module, name = network.module, network.name
-    shape = input_shape or (
-        program_input(module)[1] if isinstance(module, ExportedProgram) else module_input_shape(module, None)
-    )
+    if isinstance(module, ExportedProgram):
+        inputs = program_inputs(module, input_shape, example_inputs)
+    else:
+        inputs = module_inputs(module, name, input_shape, example_inputs)
     progress("exporting to float ONNX")
-    export = float_module(module, shape, weights, name)
+    export = float_module(module, inputs, weights, name)
     note_weights(export.model.graph)
     fold(export.model)
-    examples = Examples({value.name or "": shape for value in export.model.graph.inputs}, {})
+    sizes = {item.name: (item.shape if item.has_batch else item.shape[1:]) for item in inputs.items}
+    examples = Examples(sizes, {})
     zeros = dict(zip(export.binarized, export.zeros, strict=True))
     return FloatSource(export.model, name, examples, dict(zeros), (*network.notes, *export.notes))

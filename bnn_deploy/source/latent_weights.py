@@ -21,6 +21,7 @@ from bnn_deploy.passes.pipeline import canonicalize, fold, infer_shapes
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.source import onnx_file
 from bnn_deploy.source.input_sizes import Examples, SampleShape
+from bnn_deploy.source.module_inputs import ModuleInputs
 from bnn_deploy.source.onnx_file import OnnxSource
 from bnn_deploy.source.torch_export import FloatExport, export_float, name_layers, strip_metadata
 from bnn_deploy.source.weight_form import WEIGHT_FORM, note_weights
@@ -67,7 +68,7 @@ def float_model(
 
 def float_module(
     module: nn.Module | torch.export.ExportedProgram,
-    shape: tuple[int, ...],
+    inputs: ModuleInputs | tuple[int, ...],
     weights: Weights = "auto",
     name: str | None = None,
 ) -> FloatExport:
@@ -75,7 +76,7 @@ def float_module(
 
     Args:
         module: in eval mode, or a program of torch.export; it is not changed.
-        shape: one sample, without the batch dimension.
+        inputs: its inputs, see `export_float`.
         weights: the scheme for real-valued weights of layers whose input is a sign. "auto" applies the recipe's scheme
             to a RecipeNetwork; in other modules it guesses nothing, see `BinarizeWeights`.
         name: the module's name in errors; None for the name of its class.
@@ -83,7 +84,7 @@ def float_module(
     Raises:
         InputError: see `export_float` and `BinarizeWeights`; or forward() computes real-valued weights.
     """
-    export = export_float(module, shape)
+    export = export_float(module, inputs)
     if weights == "as-is":
         return export
     model = export.model.clone()

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from bnn_deploy.source.module_inputs import ModuleInputs
 from bnn_deploy.source.user_code import user_line
 
 
@@ -34,43 +35,49 @@ class RunningTrace:
     frozen: tuple[str, ...]
 
 
-def trace_running(module: nn.Module, example: Tensor) -> RunningTrace:
+def trace_running(module: nn.Module, inputs: ModuleInputs) -> RunningTrace:
     """Trace a module by running it.
 
     Recorded at two batch sizes, the same operators with other numbers give a graph for any; else the batch is 1.
 
     Args:
         module: in eval mode; its parameters and buffers keep their names.
-        example: [2, ...].
+        inputs: its inputs.
     """
+    example = inputs.example()
     names = {id(value): name for name, value in (*module.named_parameters(), *module.named_buffers())}
-    small, large = (_record(module, x) for x in (example, torch.cat((example, example[:1]))))
+    larger = tuple(
+        torch.cat((x, x[:1])) if has_batch else x for x, has_batch in zip(example, inputs.batched, strict=True)
+    )
+    small, large = (_record(module, inputs, x) for x in (example, larger))
     batch = None
     frozen = _values_read(small)
     for graph in (small, large):
         _remove_unread(graph)
-    if not _free_batch(small, large):
-        batch, example = 1, example[:1].clone()
-        small = _record(module, example)
+    if not _free_batch(small, large, inputs.batched.index(True)):
+        batch, example = 1, tuple(x.clone() for x in inputs.parts(example, 1)[0])
+        small = _record(module, inputs, example)
         frozen = _values_read(small)
         _remove_unread(small)
     _name_parameters(small, names)
+    _name_inputs(small, inputs.names)
     small.recompile()
-    dynamic = None if batch else ({0: torch.export.Dim("batch")},)
-    return RunningTrace(torch.export.export(small, (example,), dynamic_shapes=dynamic), batch, frozen)
+    free = {0: torch.export.Dim("batch")}
+    dynamic = None if batch else tuple(free if has_batch else {} for has_batch in inputs.batched)
+    return RunningTrace(torch.export.export(small, example, dynamic_shapes=dynamic), batch, frozen)
 
 
 _VALUES = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
 """The operators that give a value to Python."""
 
 
-def _record(module: nn.Module, x: Tensor) -> fx.GraphModule:
-    run: Callable[[Tensor], Any] = lambda value: module(value)  # noqa: E731
+def _record(module: nn.Module, inputs: ModuleInputs, x: tuple[Tensor, ...]) -> fx.GraphModule:
+    run: Callable[..., Any] = lambda *values: inputs.call(module, values)  # noqa: E731
     recorder = make_fx(
         run, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False, record_stack_traces=True
     )
     with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        recorded: fx.GraphModule = recorder(x)
+        recorded: fx.GraphModule = recorder(*x)
     return recorded
 
 
@@ -103,8 +110,13 @@ def _remove_unread(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _free_batch(small: fx.GraphModule, large: fx.GraphModule) -> bool:
+def _free_batch(small: fx.GraphModule, large: fx.GraphModule, batched: int) -> bool:
     """Replace the numbers of `small`, recorded with a batch of 2, that depend on it; `large` had a batch of 3.
+
+    Args:
+        small: changed in place.
+        large: the other recording.
+        batched: the index of an input whose first size is the batch.
 
     Returns:
         Whether that was possible: both have the same nodes, and each number is a multiple of the batch, or differs from
@@ -131,7 +143,7 @@ def _free_batch(small: fx.GraphModule, large: fx.GraphModule) -> bool:
             leaves[i] = _OfBatch(a // 2, 0) if 2 * b == 3 * a else _OfBatch(1, a - 2)
         if any(isinstance(leaf, _OfBatch) for leaf in leaves):
             changes.append((node, leaves, spec))
-    x = next(node for node in nodes if node.op == "placeholder")
+    x = [node for node in nodes if node.op == "placeholder"][batched]
     for node, leaves, spec in changes:
         with small.graph.inserting_before(node):
             for i, leaf in enumerate(leaves):
@@ -149,6 +161,16 @@ class _OfBatch:
 
     factor: int
     more: int
+
+
+def _name_inputs(graph: fx.GraphModule, names: list[str]) -> None:
+    """Give the inputs of a recorded graph their names, and operators that have these names others."""
+    for node in graph.graph.nodes:
+        if node.op != "placeholder" and node.name in names:
+            node._rename(f"{node.name}_of_trace")
+    for node, name in zip((node for node in graph.graph.nodes if node.op == "placeholder"), names, strict=True):
+        node.target = name
+        node._rename(name)
 
 
 def _name_parameters(graph: fx.GraphModule, names: dict[int, str]) -> None:

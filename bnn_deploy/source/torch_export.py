@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
 from bnn_deploy.source.evaluation import require_evaluation
+from bnn_deploy.source.module_inputs import ONLY, ModuleInputs, call_program, one_input, program_inputs
 from bnn_deploy.source.running_trace import trace_running
 from bnn_deploy.source.torch_module import as_written, class_name, own_copy
 from bnn_deploy.source.user_code import why, without_output
@@ -46,7 +49,9 @@ class FloatExport:
     notes: tuple[str, ...] = ()
 
 
-def export_float(module: nn.Module | torch.export.ExportedProgram, shape: tuple[int, ...]) -> FloatExport:
+def export_float(
+    module: nn.Module | torch.export.ExportedProgram, inputs: ModuleInputs | tuple[int, ...]
+) -> FloatExport:
     """Export `module` to float ONNX with a dynamic batch dimension; `module` itself is not changed.
 
     A module that torch.export cannot trace, or whose export computes something else, is traced by running it, see
@@ -54,51 +59,69 @@ def export_float(module: nn.Module | torch.export.ExportedProgram, shape: tuple[
 
     Args:
         module: in eval mode.
-        shape: one sample, without the batch dimension.
+        inputs: its inputs; one sample's shape alone, without the batch dimension, is that of its only one.
 
     Raises:
-        InputError: the module does not run on that shape, or cannot be exported, or the export computes something else.
+        InputError: the module does not run on such inputs, or cannot be exported, or its export computes other results.
     """
     if isinstance(module, torch.export.ExportedProgram):
-        return _export_program(module, shape)
+        return _export_program(module)
+    inputs = one_input(inputs) if isinstance(inputs, tuple) else inputs
     module = own_copy(module)
     name = class_name(module)
-    example = _random((2, *shape), 0)
+    example = inputs.example()
     try:
         with torch.no_grad(), as_written():
-            module(example)
-            expected = module(example)  # a first forward pass may still set up weights that later ones use
-            require_evaluation(module, example)
+            inputs.call(module, example)
+            expected = inputs.call(module, example)  # a first forward pass may still set up weights that later ones use
+            require_evaluation(module, inputs, example)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{name} does not run on an input of shape {[2, *shape]}: {why(error)}") from error
+        raise InputError(f"{name} does not run on {_such_inputs(inputs, example)}: {why(error)}") from error
     if isinstance(module, torch.jit.ScriptModule):
-        return _export_running(module, example, "it is TorchScript")
+        return _export_running(module, inputs, "it is TorchScript")
+    args, kwargs = inputs.arguments(example)
     try:
         with without_output(), _Data(), as_written():
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=_dynamic_shapes(module, inputs))
             # Removes in-place operators: sign_() becomes sign, and the tensors have the names of the ONNX model.
             program = program.run_decompositions(_DECOMPOSITIONS)
     except Exception as error:
-        return _export_running(module, example, f"torch.export cannot trace {name}: {why(error)}", error)
-    export = _to_onnx(program, name)
+        return _export_running(module, inputs, f"torch.export cannot trace {name}: {why(error)}", error)
+    export = _to_onnx(program, inputs, name)
     off = _difference(export.program, example, expected)
     if off > MAX_EXPORT_ERROR:
         reason = (
             f"{name}: forward() and its export differ, by up to {off:.2g} standard deviations: forward() does "
             "something that torch.export does not see, such as writing to .data of a view or to a numpy array"
         )
-        return _export_running(module, example, reason)
+        return _export_running(module, inputs, reason)
     return export
 
 
-def _export_running(module: nn.Module, example: Tensor, reason: str, cause: Exception | None = None) -> FloatExport:
+def _such_inputs(inputs: ModuleInputs, example: Sequence[Tensor]) -> str:
+    """What the inputs are, for errors."""
+    if inputs.names == [ONLY]:
+        return f"an input of shape {[*example[0].shape]}"
+    return f"the inputs {', '.join(map(str, inputs.items))}"
+
+
+def _dynamic_shapes(module: nn.Module, inputs: ModuleInputs) -> dict[str, Any]:
+    """The sizes that stay open, by the parameter of forward(), as torch.export wants them."""
+    batch = torch.export.Dim("batch")
+    args, kwargs = inputs.arguments([{0: batch} if has_batch else {} for has_batch in inputs.batched])
+    return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+
+
+def _export_running(
+    module: nn.Module, inputs: ModuleInputs, reason: str, cause: Exception | None = None
+) -> FloatExport:
     """Trace a module by running it, the second way, and hold the result against it on other inputs.
 
     Args:
         module: a copy.
-        example: [2, ...].
+        inputs: its inputs.
         reason: why not the first way.
         cause: the exception that said so.
 
@@ -108,18 +131,18 @@ def _export_running(module: nn.Module, example: Tensor, reason: str, cause: Exce
     name = class_name(module)
     try:
         with without_output(), _Data(), as_written():
-            trace = trace_running(module, example)
+            trace = trace_running(module, inputs)
             program = trace.program.run_decompositions(_DECOMPOSITIONS)
     except Exception as error:
         raise InputError(f"{reason}; nor can it be traced by running it: {why(error)}") from (cause or error)
-    export = _to_onnx(program, name)
+    export = _to_onnx(program, inputs, name)
     frozen = f"; the values read in {', '.join(trace.frozen)} are those of the example" if trace.frozen else ""
     checked = 0
-    for x in (example, *(scale * _random((3, *example.shape[1:]), seed) for seed, scale in ((1, 1), (2, 4), (3, 0.1)))):
-        for part in torch.split(x, trace.batch or len(x)):
+    for x in (inputs.example(), *(inputs.random(3, seed, scale) for seed, scale in ((1, 1), (2, 4), (3, 0.1)))):
+        for part in inputs.parts(x, trace.batch):
             try:
                 with torch.no_grad(), as_written():
-                    expected = module(part)
+                    expected = inputs.call(module, part)
             except Exception:  # an assertion about the input, say
                 continue
             checked += 1
@@ -138,58 +161,34 @@ def _export_running(module: nn.Module, example: Tensor, reason: str, cause: Exce
     return replace(export, notes=(note,))
 
 
-def _export_program(program: torch.export.ExportedProgram, shape: tuple[int, ...]) -> FloatExport:
+def _export_program(program: torch.export.ExportedProgram) -> FloatExport:
     """The float ONNX model of a program of torch.export."""
-    batch, sample = program_input(program)
-    if shape != sample:
-        raise InputError(f"the program's input is {['N', *sample]}, which --input-shape {list(shape)} does not fit")
+    inputs = program_inputs(program)
     try:
         with without_output():
             program = copy.deepcopy(program)  # its decomposition shares its weights
             decomposed = program.run_decompositions(_DECOMPOSITIONS)
     except Exception as error:
         raise InputError(f"torch.export cannot decompose the program: {why(error)}") from error
-    export = _to_onnx(decomposed, "the program")
-    example = _random((batch or 2, *shape), 0)
+    export = _to_onnx(decomposed, inputs, "the program")
+    example = inputs.example()
     with torch.no_grad():
-        off = _difference(export.program, example, program.module()(example))
+        off = _difference(export.program, example, call_program(program, example))
     if off > MAX_EXPORT_ERROR:
         raise InputError(f"the program and its decomposition differ, by up to {off:.2g} standard deviations")
     note = (
-        f"the program was exported for batches of {batch}: so is the model; dynamic_shapes={{0: Dim('batch')}} frees it"
+        f"the program was exported for batches of {inputs.batch}: so is the model; dynamic_shapes={{0: Dim('batch')}} "
+        "frees it"
     )
-    return replace(export, notes=(note,) if batch else ())
+    return replace(export, notes=(note,) if inputs.batch else ())
 
 
-def program_input(program: torch.export.ExportedProgram) -> tuple[int | None, tuple[int, ...]]:
-    """The batch size of a program, None if it is free, and the shape of one sample.
-
-    Raises:
-        InputError: it has several inputs, another than float32, or free sizes besides the batch.
-    """
-    names = program.graph_signature.user_inputs
-    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dtype != torch.float32:
-        kinds = ", ".join(str(getattr(value, "dtype", type(value).__name__)) for value in values)
-        raise InputError(f"the program's inputs are {kinds or 'none'}; convert takes one of float32")
-    batch, *sample = values[0].shape
-    if not all(isinstance(size, int) for size in sample):
-        raise InputError(
-            f"the program's input is {list(values[0].shape)}: export it with fixed sizes besides the batch"
-        )
-    return batch if isinstance(batch, int) else None, tuple(sample)
-
-
-def _random(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _to_onnx(program: torch.export.ExportedProgram, name: str) -> FloatExport:
+def _to_onnx(program: torch.export.ExportedProgram, inputs: ModuleInputs, name: str) -> FloatExport:
     """A decomposed program as float ONNX."""
     try:
         with without_output():
             onnx_program = torch.onnx.export(
-                program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=["input"]
+                program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=inputs.names
             )
     except Exception as error:
         raise InputError(f"torch.onnx cannot export {name}: {why(error)}") from error
@@ -197,6 +196,8 @@ def _to_onnx(program: torch.export.ExportedProgram, name: str) -> FloatExport:
         raise BnnDeployError("torch.onnx.export returned nothing")
     model = onnx_program.model
     _name_batch(model)
+    for constant in [value for key, value in model.graph.initializers.items() if key in inputs.names]:
+        constant.name = f"{constant.name}_buffer"  # an input mask beside a self.mask
     name_layers(model)
     strip_metadata(model)
     # The exporter's own decomposed program: its nodes have the names of all tensors of the model.
@@ -261,14 +262,17 @@ MAX_EXPORT_ERROR = 1e-3
 """Largest difference of an export from its module, in standard deviations of the output, that counts as rounding."""
 
 
-def _difference(program: torch.export.ExportedProgram, x: Tensor, expected: Any) -> float:
+def _difference(program: torch.export.ExportedProgram, x: Sequence[Tensor], expected: Any) -> float:
     """The largest difference of a program from what the module computed, in standard deviations of the output."""
     with torch.no_grad():
-        got = program.module()(x)
+        got = call_program(program, x)
     largest = 0.0
     for a, b in zip(tree_leaves(got), tree_leaves(expected), strict=True):
-        if not isinstance(b, Tensor) or not b.is_floating_point() or not b.numel():
+        if not isinstance(b, Tensor) or not b.numel():
             continue
+        if a.shape != b.shape:
+            return math.inf
+        b = b.double()
         scale = b.nan_to_num().std(correction=0).item() or 1.0
         largest = max(largest, (a.double() - b.double()).nan_to_num().abs().max().item() / scale)
     return largest
@@ -277,8 +281,8 @@ def _difference(program: torch.export.ExportedProgram, x: Tensor, expected: Any)
 def _name_batch(model: ir.Model) -> None:
     """Rename the batch dimension to `batch` in every shape; the exporter names it s77 or similar."""
     graph = model.graph
-    shape = graph.inputs[0].shape
-    symbol = None if shape is None or isinstance(shape[0], int) else shape[0].value
+    first = (value.shape[0] for value in graph.inputs if value.shape is not None and len(value.shape))
+    symbol = next((dim.value for dim in first if not isinstance(dim, int)), None)
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is not None and symbol is not None:
             value.shape = ir.Shape(

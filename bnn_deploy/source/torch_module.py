@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bnn_deploy.source.module_inputs import ModuleInputs, program_arguments
 from bnn_deploy.source.on_cpu import move_to_cpu
 from bnn_deploy.source.user_code import users_code
 
@@ -137,13 +137,20 @@ def as_written() -> Iterator[None]:
         yield
 
 
-def eager(module: nn.Module | torch.export.ExportedProgram) -> Callable[[NDArray[np.float32]], list[NDArray[Any]]]:
-    """A module as its user runs it: forward() of a copy in eval mode, inputs [N, ...] -> the outputs."""
+def eager(
+    module: nn.Module | torch.export.ExportedProgram, inputs: ModuleInputs
+) -> Callable[[Sequence[NDArray[Any]]], list[NDArray[Any]]]:
+    """A module as its user runs it: forward() of a copy in eval mode, an array for each input -> all outputs."""
     own = own_copy(module) if isinstance(module, nn.Module) else module.module()
 
-    def run(x: NDArray[np.float32]) -> list[NDArray[Any]]:
+    def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if isinstance(module, torch.export.ExportedProgram):
+            args, kwargs = program_arguments(module, tensors)
+        else:
+            args, kwargs = inputs.arguments(tensors)
         with torch.no_grad(), as_written():
-            outputs = tree_leaves(own(torch.from_numpy(x)))
+            outputs = tree_leaves(own(*args, **kwargs))
         return [output.numpy() for output in outputs if isinstance(output, Tensor)]
 
     return run

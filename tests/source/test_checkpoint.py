@@ -18,7 +18,7 @@ from torch import nn
 
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.source.checkpoint import input_shape, load_module, load_network, load_weights, state_dicts
+from bnn_deploy.source.checkpoint import load_module, load_network, load_weights, state_dicts
 from support.networks import DEMO_DATA
 
 
@@ -428,10 +428,3 @@ def test_without_the_package_safetensors(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(SetupError, match=r"c: reading it needs the package safetensors: pip install safetensors"):
         state_dicts(tmp_path / "c")
-
-
-def test_input_shape() -> None:
-    assert input_shape(LeNet5(), None) == (1, 28, 28)
-    assert input_shape(LeNet5(), (1, 32, 32)) == (1, 32, 32)
-    with pytest.raises(InputError, match="Linear has no attribute input_shape: give --input-shape"):
-        input_shape(nn.Linear(1, 1), None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bnn_deploy import InputError, convert
 from bnn_deploy.source.evaluation import require_evaluation
+from bnn_deploy.source.module_inputs import one_input
 from support.graphs import parse, weights
 
 EXAMPLE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -46,13 +47,13 @@ class Net(nn.Module):
 )
 def test_is_refused(kind: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        require_evaluation(Net(kind).eval(), EXAMPLE)
+        require_evaluation(Net(kind).eval(), one_input(EXAMPLE.shape[1:]), [EXAMPLE])
 
 
 @pytest.mark.parametrize("kind", ["", "unused noise"])
 def test_is_taken(kind: str) -> None:
     before = torch.get_rng_state()
-    require_evaluation(Net(kind).eval(), EXAMPLE)
+    require_evaluation(Net(kind).eval(), one_input(EXAMPLE.shape[1:]), [EXAMPLE])
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -15,6 +15,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import library_info
+from bnn_deploy.source.module_inputs import one_input
 from bnn_deploy.source.torch_module import eager, own_copy
 from bnn_deploy.source.torch_source import torch_source
 
@@ -179,7 +180,7 @@ def test_eager_runs_a_copy_in_float32() -> None:
     module = net()
     expected = module(torch.ones(1, 4)).detach().numpy()
     half = net().half().train()
-    (got,) = eager(half)(torch.ones(1, 4).numpy())
+    (got,) = eager(half, one_input((4,)))([torch.ones(1, 4).numpy()])
     assert (got == expected).all()
     assert half.training and half.norm.num_batches_tracked == module.norm.num_batches_tracked
 

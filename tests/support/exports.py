@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from bnn_deploy.source.module_inputs import ModuleInputs, one_input
 from bnn_deploy.source.torch_export import FloatExport, export_float
 
 MAX_PARAMETERS = 20_000_000
@@ -53,14 +54,14 @@ class SharedExports:
         self.hits = 0
         self._made: dict[tuple[Any, ...], FloatExport] = {}
 
-    def __call__(self, module: nn.Module, shape: tuple[int, ...]) -> FloatExport:
-        key = _key(module, shape)
+    def __call__(self, module: nn.Module, inputs: ModuleInputs | tuple[int, ...]) -> FloatExport:
+        key = _key(module, one_input(inputs) if isinstance(inputs, tuple) else inputs)
         if key is None:
-            return export_float(module, shape)
+            return export_float(module, inputs)
         if key in self._made:
             self.hits += 1
         else:
-            self._made[key] = export_float(module, shape)
+            self._made[key] = export_float(module, inputs)
         made = self._made[key]
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch warns about its own deepcopy
             return replace(made, program=copy.deepcopy(made.program), model=made.model.clone())
@@ -103,7 +104,7 @@ class _Writer(pickle.Pickler):
         return list, (content,)
 
 
-def _key(module: nn.Module, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
+def _key(module: nn.Module, inputs: ModuleInputs) -> tuple[Any, ...] | None:
     if sum(parameter.numel() for parameter in module.parameters()) > MAX_PARAMETERS:
         return None
     digest = hashlib.sha256()
@@ -112,4 +113,4 @@ def _key(module: nn.Module, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
         writer.dump(module)
     except (pickle.PicklingError, AttributeError, TypeError, ValueError, RecursionError):
         return None
-    return digest.digest(), tuple(writer.classes), tuple(shape)
+    return digest.digest(), tuple(writer.classes), inputs
