@@ -40,7 +40,7 @@ _NUMPY: list[Any] = [
 
 
 class _Option(dict[Any, Any]):
-    """Stands for an object that holds options of the training; the code of its own class does not run."""
+    """Stands for an object of the training, such as its options; the code of its own class does not run."""
 
     def __new__(cls, *args: Any) -> _Option:
         """One without content."""
@@ -60,9 +60,9 @@ _OPTIONS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|typing\.Any"
     r"|collections\.defaultdict|builtins\.(dict|list|int)|datetime\.(datetime|timedelta)"
     r"|(pytorch_lightning|lightning|lightning_fabric)\.[\w.]+\.AttributeDict|omegaconf\.[\w.]+"
-    r"|yacs\.config\.CfgNode|easydict\.EasyDict|addict(\.addict)?\.Dict"
+    r"|yacs\.config\.CfgNode|easydict\.EasyDict|addict(\.addict)?\.Dict|torch\.(nn\.modules\.loss|optim)\.[\w.]+"
 )
-"""The classes that `_Option` stands for: options that a script saved beside the weights."""
+"""The classes that `_Option` stands for: options, losses and optimizers that a script saved beside the weights."""
 
 
 def state_dicts(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -113,8 +113,9 @@ def _load(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            if found is not None and _OPTIONS.fullmatch(found[1]) and (_Option, found[1]) not in allowed:
-                allowed.append((_Option, found[1]))
+            name = "" if found is None else found[1] if "." in found[1] else f"builtins.{found[1]}"
+            if _OPTIONS.fullmatch(name) and (_Option, name) not in allowed:
+                allowed.append((_Option, name))
                 continue
             if "Unsupported operand" in str(error) and zipfile.is_zipfile(path):
                 raise InputError(

@@ -301,6 +301,7 @@ class Whole(argparse.Namespace):
 
 
 OPTIONS = argparse.Namespace(lr=0.1, path=Path("data"), sizes=[1, 2])
+ADAM = torch.optim.Adam([nn.Parameter(torch.ones(99))])
 
 FOUND: dict[str, tuple[Any, dict[str, str], tuple[str, ...]]] = {
     "net": (lambda s: {"net": s}, {}, ()),
@@ -320,6 +321,11 @@ FOUND: dict[str, tuple[Any, dict[str, str], tuple[str, ...]]] = {
     "several wrappers": (lambda s: {"state_dict": prefixed("net._orig_mod.module.", s)}, {}, ()),
     "AveragedModel": (lambda s: prefixed("module.", s) | {"n_averaged": torch.tensor(3)}, {}, ()),
     "options": (lambda s: {"args": OPTIONS, "state_dict": s, "history": {"loss": [(1, 0.5)]}}, {}, ()),
+    "a loss and an optimizer": (
+        lambda s: {"state_dict": s, "criterion": nn.CrossEntropyLoss(torch.ones(9)), "optimizer": ADAM},
+        {},
+        (),
+    ),
     "random states": (lambda s: {"model": s, "rng": np.random.RandomState(0).get_state()}, {}, ()),
     "a tuple": (lambda s: (s, 17, OPTIONS), {}, ()),
     "nested": (lambda s: {"checkpoint": {"model": s, "epoch": 1}}, {}, ()),
