@@ -113,9 +113,9 @@ def linear(tokens: int, channels: int, outputs: int) -> Layer:
 
 def attention(heads: int, tokens: int, channels: int) -> list[Layer]:
     """The two products of binary attention: Q K^T, and a map of 0 and 1 times V."""
-    values, maps = (1, heads, tokens, channels), (1, heads, tokens, tokens)
+    values, maps = (heads, tokens, channels), (heads, tokens, tokens)
     macs, size = heads * tokens**2 * channels, f"{heads} x {tokens} x {channels}"
-    scores = "t = Transpose<perm=[0,1,3,2]>(b)\ny = MatMul(a, t)"
+    scores = "t = Transpose<perm=[0,2,1]>(b)\ny = MatMul(a, t)"
     return [
         Layer(f"Q K^T {size}", scores, (values, values), maps, None, 0, macs, (Form(("signs", "signs"), "signs"),)),
         Layer(

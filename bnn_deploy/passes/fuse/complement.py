@@ -29,7 +29,7 @@ def complementable(consumer: ir.Node, bits: ir.Value) -> Reason | None:
     if bits.is_graph_output():
         return BitsAreOutput()
     row = operator_of(consumer)
-    if row is not None and row.status == BINARY:
+    if row is not None and row.status == BINARY and any(given.name == "pad_value" for given in row.inputs):
         return None
     return BitsFeed(consumer.op_type, consumer.outputs[0].name or "")
 

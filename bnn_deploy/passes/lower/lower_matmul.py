@@ -64,7 +64,8 @@ class LowerMatMul(Pass):
     0/1 attention maps times sign(V).
 
     1. The numbers that signs and 0/1 are multiplied by become `scale`.
-    2. A Transpose in front of z is taken together with the new one: a K^T that is made of K is not made at all.
+    2. A Transpose in front of z is taken together with the new one: a K^T that is made of K is not made at all. Where
+       they together move the second dimension to the end, as for the V of attention, a Binarize does that with bits.
     3. One BinarizeChannelsLast per operand; one that something float reads, too, stays for that.
     4. z that all heads share, [N, 1, C, S] beside [N, H, M, C], or such a one that an Expand repeats, is taken once:
        all rows of p are multiplied by it, as [N, 1, H * M, C].
@@ -153,24 +154,37 @@ class LowerMatMul(Pass):
         name = f"{value.name}_last"
         # The float graph's tensor with its channels second, as those of other bits are: [N, T, C] -> [N, C, T].
         moves: list[Move] = [Transpose([0, rank - 1, *range(1, rank - 1)])] if rank > 2 else []
+        op_type = "BinarizeChannelsLast"
         if transposed:
             swap = [*range(rank - 2), rank - 1, rank - 2]
             moves.insert(0, Transpose(swap))
             shape[-2:] = shape[-1], shape[-2]
-            data = _transposed(producer, data, swap, shape, f"{name}_transposed")
-            if (single := _single(data)) is not None:
+            data, perm = _before_transpose(data, swap)
+            if rank > 2 and perm == [0, *range(2, rank), 1]:
+                op_type = "Binarize"
+            elif perm != sorted(perm):
+                data = insert_node(
+                    producer,
+                    "Transpose",
+                    [data],
+                    {"perm": perm},
+                    f"{name}_transposed",
+                    dtype=ir.DataType.FLOAT,
+                    shape=shape,
+                )
+            elif (single := _single(data)) is not None:
                 sizes = list(single.shape or ())
                 moves[:0] = [Take([axis, [0]]) for axis in range(rank - 2) if sizes[axis] != shape[axis]]
                 data, shape = single, sizes
             name = f"{value.name}_second_last"
-        same = (data, operand.threshold, operand.levels is None)
+        same = (data, op_type, operand.threshold, operand.levels is None)
         if same in self._of_data:  # sign(X) sign(X)^T
             return self._of_data[same]
         levels = {} if operand.levels is None else operand.levels.as_metadata()
         threshold = np.full(channels, operand.threshold, np.float32)
         bits = insert_node(
             producer,
-            "BinarizeChannelsLast",
+            op_type,
             [data, add_initializer(producer.graph, f"{name}_threshold", threshold)],
             {},
             f"{name}_bits",
@@ -223,15 +237,13 @@ def _reshape(
     return insert_node(before, "Reshape", [data, sizes], {}, name, dtype=data.dtype, shape=shape, metadata=metadata)
 
 
-def _transposed(before: ir.Node, data: ir.Value, perm: list[int], shape: Sequence[object], name: str) -> ir.Value:
-    """Insert the Transpose of `data`, one together with what transposes it, or take what that was made of."""
+def _before_transpose(data: ir.Value, perm: list[int]) -> tuple[ir.Value, list[int]]:
+    """What a Transpose of `data` by `perm` is the Transpose of, with the one that makes `data` taken into it."""
     first = data.producer()
     if first is not None and is_op(first, "Transpose") and "perm" in first.attributes and first.inputs[0] is not None:
         own = list(first.attributes["perm"].as_ints())
-        data, perm = first.inputs[0], [own[axis] for axis in perm]
-    if perm == sorted(perm):
-        return data
-    return insert_node(before, "Transpose", [data], {"perm": perm}, name, dtype=ir.DataType.FLOAT, shape=shape)
+        return first.inputs[0], [own[axis] for axis in perm]
+    return data, perm
 
 
 def _operand(node: ir.Node, index: int) -> _Operand | Reason:

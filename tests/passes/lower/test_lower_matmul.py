@@ -15,6 +15,7 @@ import pytest
 from bnn_deploy import convert, verify
 from bnn_deploy.inspection import inspect_model
 from bnn_deploy.passes.lower.lower_matmul import LowerMatMul
+from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.golden.record import write_golden
@@ -42,7 +43,9 @@ def lower(text: str, x: Any = X, **constants: Array) -> tuple[ir.Model, ir.Model
     return before, after, [decline.reason for decline in result.declined]
 
 
-# The graph, and how many BinarizeChannelsLast and Transposes are left.
+VALUES = "v = Transpose <perm=[0, 2, 1, 3]> (x)\nb = Sign(v)\nt0 = Sub(k, t)\na = Sign(t0)\ny = MatMul(a, b)"
+
+# The graph, and how many BinarizeChannelsLast and Transposes are left; the others are Binarize.
 FIRES: dict[str, tuple[str, Any, int, int]] = {
     "keys made of a transposed tensor": (f"{K}z = Neg(x)\na = Sign(z)\nb = Sign(k)\ny = MatMul(a, b)", X, 2, 0),
     "a threshold behind the transpose": (f"{B}a = Sign(x)\ny = MatMul(a, b)", X, 2, 2),
@@ -60,7 +63,10 @@ FIRES: dict[str, tuple[str, Any, int, int]] = {
         2,
         0,
     ),
-    "heads without a batch": ("h = ReduceMax(x, zero)\na = Sign(x)\nb = Sign(h)\ny = MatMul(a, b)", (3, 6, 6), 2, 1),
+    "heads without a batch": ("h = ReduceMax(x, zero)\na = Sign(x)\nb = Sign(h)\ny = MatMul(a, b)", (3, 6, 6), 1, 0),
+    "values of heads": (f"k = Transpose <perm=[0, 2, 3, 1]> (x)\n{VALUES}", ("N", 5, 2, 40), 1, 1),
+    "a batch of matrices": ("t0 = Sub(x, t)\na = Sign(t0)\nb = Sign(x)\ny = MatMul(a, b)", ("N", 7, 7), 1, 0),
+    "a batch of matrices and itself": ("a = Sign(x)\nb = Sign(x)\ny = MatMul(a, b)", ("N", 7, 7), 1, 0),
 }
 
 
@@ -72,6 +78,18 @@ def test_fires(case: str) -> None:
     types = op_types(after)
     assert declined == [] and types.count("BinaryMatMul") == 1 and "MatMul" not in types and "Expand" not in types
     assert (types.count(BITS), types.count("Transpose")) == (bits, transposes)
+    assert_same(before, after)
+
+
+def test_a_falling_channel_in_front_of_a_product_stays() -> None:
+    """The first operand has no weights that could be complemented with the second one."""
+    before = parse(
+        "a = Sign(x)\nn = Neg(x)\nm = Mul(n, eight)\nb = Sign(m)\ny = MatMul(a, b)", ("N", 7, 7), eight=np.float32(8)
+    )
+    after, _, declined = to_binary(before)
+    types = op_types(after)
+    assert (types.count("BinaryMatMul"), types.count("Neg"), types.count("Mul")) == (1, 1, 0)
+    assert ["BinaryMatMul" in decline.reason for decline in declined] == [True]
     assert_same(before, after)
 
 
