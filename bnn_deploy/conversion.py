@@ -20,7 +20,7 @@ from bnn_deploy.passes.lower.pack_weights import packed_layers
 from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import finish, to_binary
 from bnn_deploy.passes.recognise.binarize_weights import Weights
-from bnn_deploy.provenance import origin_metadata
+from bnn_deploy.provenance import ZERO_WEIGHTS_KEY, origin_metadata
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
 from bnn_deploy.report.summary import (
@@ -43,6 +43,7 @@ from bnn_deploy.source.input_sizes import SampleShape
 from bnn_deploy.source.module_inputs import ExampleInputs
 from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
 from bnn_deploy.source.torch_source import TorchInput
+from bnn_deploy.source.zero_weights import ZeroWeights, fill_zero_weights
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def convert(
     data: Data | None = None,
     calibration: Data | None = None,
     sign_zero: Literal["plus", "exact"] = "plus",
+    zero_weights: ZeroWeights | None = None,
     strict: bool = False,
     report: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
@@ -143,6 +145,9 @@ def convert(
         calibration: real inputs, as `load_data` takes them, to quantise the layers that stay float to 8 bits.
         sign_zero: what becomes of signs that are 0 at 0, as torch.sign: "plus" makes them +1 there, "exact" keeps the 0
             in front of binary layers, by a second plane of bits, at twice the layer's cost.
+        zero_weights: what becomes of weights that are exactly 0 among ±alpha, as torch.sign(0): "plus" makes them
+            +alpha, "minus" -alpha, which is another network, that `verify` holds against the source; None keeps the
+            0, in a second basis.
         strict: fail if a layer whose input is a sign or has few levels stays float.
         report: also write the outcome of each layer here, as JSON (see `report.summary.Report`), even if `strict` fails
             or no layer is binary, when it is needed most.
@@ -176,9 +181,13 @@ def convert(
     progress("running the passes")
     seen = Canonical()
     kept: set[str] = set()
+    model, notes, filled = original.model, original.notes, dict[str, int]()
+    if zero_weights is not None:
+        model, filled = fill_zero_weights(model, zero_weights)
+        notes = (*notes, _filled_note(filled, zero_weights))
     try:
         binary, left_float, not_fused = to_binary(
-            original.model,
+            model,
             channels_last=calibration is None,
             look=seen.look,
             kept_zeros=kept if sign_zero == "exact" else None,
@@ -187,9 +196,10 @@ def convert(
         raise InputError(f"{original.name}: {error}") from error
     scheme = "xnor-centred" if weights == "auto" else weights
     reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized, kept)
+    reports = tuple(replace(layer, filled_zeros=filled.get(layer.name, 0)) for layer in reports)
     reports = _with_zeros(original, seen, reports, calibration if data is None else data, progress)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
-    result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)), original.notes)
+    result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)), notes)
     layers, packed = binary_layers(binary), packed_layers(binary)
     left_float = [left for left in left_float if left.has_sign_input or left.node not in packed]
     declined = [decline for decline in left_float if decline.has_sign_input]
@@ -218,6 +228,8 @@ def convert(
         model.metadata_props.update(
             origin_metadata(original.examples.shapes, weights, arch if arch in ARCHITECTURES else None, arch_args)
         )
+    if filled and zero_weights is not None:
+        binary.metadata_props[ZERO_WEIGHTS_KEY] = zero_weights
     progress("running the converted model once")
     contents = [ir.to_proto(model).SerializeToString() for model in (binary, original.model)]
     for shapes in filter(None, (original.examples.shapes, original.examples.others)):
@@ -236,6 +248,17 @@ def convert(
         tuple(original.binarized),
         result.constant_channels,
         result,
+    )
+
+
+def _filled_note(filled: Mapping[str, int], zero_weights: ZeroWeights) -> str:
+    """What was done to weights of exactly 0."""
+    if not filled:
+        return f"--zero-weights {zero_weights}: no weight of a binary layer is exactly 0"
+    layers = ", ".join(f"{count:,} of {name}" for name, count in filled.items())
+    alpha = "+alpha" if zero_weights == "plus" else "-alpha"
+    return (
+        f"--zero-weights {zero_weights}: weights that are exactly 0 became {alpha}: {layers}; verify judges the outputs"
     )
 
 

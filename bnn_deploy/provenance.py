@@ -31,6 +31,9 @@ SHAPE_KEY = "bnn_deploy.input_shape"
 WEIGHTS_KEY = "bnn_deploy.weights"
 """Model metadata: how the source's weights were binarised, as `convert` takes it: "auto", "as-is", ..."""
 
+ZERO_WEIGHTS_KEY = "bnn_deploy.zero_weights"
+"""Model metadata: what weights of the source that are exactly 0 have become, "plus" or "minus", if they have."""
+
 SOURCE = "bnn_deploy.source"
 """Node metadata: the tensor of the float graph that the node's output stands for (for bits: the output of the Sign)."""
 

@@ -102,6 +102,12 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int,
     help="Signs that are 0 at 0, as torch.sign: +1 there (plus, the default), or 0 (exact), at twice the layer's cost.",
 )
 @click.option(
+    "--zero-weights",
+    type=click.Choice(["plus", "minus"]),
+    help="Weights of exactly 0 among ±alpha, as torch.sign(0): make them +alpha or -alpha. Left out, they stay 0, by a "
+    "second basis, at up to twice the layer's cost.",
+)
+@click.option(
     "--data",
     type=_PATH,
     metavar="FILE",
@@ -136,6 +142,7 @@ def command(
     xnor_padding: str | None,
     decode: bool,
     sign_zero: Literal["plus", "exact"],
+    zero_weights: Literal["plus", "minus"] | None,
     data: Path | None,
     edges: str,
     calibration: Path | None,
@@ -174,6 +181,7 @@ def command(
             data=data,
             calibration=calibration,
             sign_zero=sign_zero,
+            zero_weights=zero_weights,
             strict=strict,
             report=report,
             progress=step,

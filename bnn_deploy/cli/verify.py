@@ -195,12 +195,21 @@ def _source_notes(result: Verification) -> list[str]:
     if not result.source:
         return []
     backend, agreement = result.source[0].backend, "; ".join(map(_source_agreement, result.source))
+    if result.filled:
+        zeros = f"{plural(sum(result.filled.values()), 'weight')} of the source that are exactly 0 ("
+        layers = ", ".join(f"{count:,} of {name}" for name, count in result.filled.items())
+        return [
+            *([_latent_note(result)] if result.replaced else []),
+            f"{zeros}{layers}) are \N{PLUS-MINUS SIGN}alpha in reference and model; {backend} with the 0: {agreement}",
+        ]
     if not result.replaced:
         return [f"the reference is an export; {backend} itself: {agreement}"]
-    return [
-        f"{plural(len(result.replaced), 'latent weight')} of the source ({', '.join(result.replaced)}) are binary "
-        f"in reference and model; {backend} with the latent ones: {agreement}"
-    ]
+    return [f"{_latent_note(result)}; {backend} with the latent ones: {agreement}"]
+
+
+def _latent_note(result: Verification) -> str:
+    latent = plural(len(result.replaced), "latent weight")
+    return f"{latent} of the source ({', '.join(result.replaced)}) are binary in reference and model"
 
 
 def _source_agreement(source: OutputResult) -> str:

@@ -108,7 +108,10 @@ class ExactZeros(LayerReason):
 
     template = "filter {filter} has {count} weights that are exactly 0, which one bit cannot hold"
     example = "MatMul(Sign(x), w), x of [N, T, C], w of -1, 0 and 1"
-    advice = "multiply [N * T, C] by ternary weights, or train so that no weight is 0: with sign(0) = +1"
+    advice = (
+        "multiply [N * T, C] by ternary weights, or train so that no weight is 0: with sign(0) = +1; "
+        "a few zeros: --zero-weights"
+    )
 
 
 @dataclass(frozen=True)

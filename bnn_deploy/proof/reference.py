@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.proof.pieces import piece, with_outputs
-from bnn_deploy.provenance import ARCH_KEY, WEIGHTS_KEY, properties, read_arch_args
+from bnn_deploy.provenance import ARCH_KEY, WEIGHTS_KEY, ZERO_WEIGHTS_KEY, properties, read_arch_args
 from bnn_deploy.runtime.session import PROVIDERS
 
 if TYPE_CHECKING:
+    import onnx_ir
     from onnx import ModelProto
 
     from bnn_deploy.source.torch_export import FloatExport
+    from bnn_deploy.source.zero_weights import ZeroWeights
 
 Values = dict[str, NDArray[Any]]
 
@@ -34,11 +36,13 @@ class Source:
         description: the software that runs it, for reports.
         replaced: the weights that the reference has binarised instead, by name.
         run: the inputs -> the outputs, in order.
+        filled: the layers whose weights of exactly 0 are ±alpha in the reference, with their number.
     """
 
     description: str
     replaced: tuple[str, ...]
     run: Callable[[Values], list[NDArray[Any]]]
+    filled: dict[str, int] = field(default_factory=dict)
 
 
 class Reference(Protocol):
@@ -251,12 +255,13 @@ def make_reference(
     from bnn_deploy.source import onnx_file
 
     metadata = properties(proto)
+    zero_weights: Any = metadata.get(ZERO_WEIGHTS_KEY)
     if onnx_file.is_onnx(against):
         name = Path(against).name if isinstance(against, str | os.PathLike) else "the float model"
         model = onnx_file.read(against)
         _require_like(model, proto, against)
         scheme: Any = metadata.get(WEIGHTS_KEY, "auto")
-        if scheme not in ("auto", "as-is"):
+        if scheme not in ("auto", "as-is") or zero_weights is not None:
             # The file may hold latent weights: they are binarised as they were in the conversion.
             import onnx_ir
 
@@ -273,7 +278,7 @@ def make_reference(
                     return [found[output] for output in own.outputs]
 
                 reference.source = Source(own.description, tuple(replaced), run)
-            return reference
+            return reference if zero_weights is None else _filled(reference, binary, zero_weights)
         return OnnxReference(model, name)
     from torch import nn
 
@@ -298,4 +303,29 @@ def make_reference(
     export = float_module(module, inputs, weights)
     forward = eager(module, inputs)
     source = Source("PyTorch's forward()", export.binarized, lambda x: forward(list(x.values())))
-    return TorchReference(export, source)
+    eager_reference = TorchReference(export, source)
+    return eager_reference if zero_weights is None else _filled(eager_reference, export.model, zero_weights)
+
+
+def _filled(reference: Reference, model: onnx_ir.Model, zero_weights: ZeroWeights) -> OnnxReference:
+    """A reference with the weights that --zero-weights made; what it was made from is the reference as it was.
+
+    Args:
+        reference: the network with its weights of exactly 0.
+        model: its float model.
+        zero_weights: what these weights became.
+    """
+    import onnx_ir
+
+    from bnn_deploy.source.zero_weights import fill_zero_weights
+
+    changed, filled = fill_zero_weights(model, zero_weights)
+
+    def run(x: Values) -> list[NDArray[Any]]:
+        found = reference.run(x, set(reference.outputs))
+        return [found[output] for output in reference.outputs]
+
+    result = OnnxReference(onnx_ir.to_proto(changed), f"the float model with --zero-weights {zero_weights}")
+    replaced = () if reference.source is None else reference.source.replaced
+    result.source = Source(reference.description, replaced, run, filled)
+    return result

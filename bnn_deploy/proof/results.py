@@ -186,6 +186,8 @@ class Verification:
         source: the outputs of the source as its user runs it, against those of the reference that was made from it;
             empty if it is the reference.
         replaced: the weights of the source that the reference has binarised instead, by name.
+        filled: the layers whose weights of exactly 0 became ±alpha in the reference, by --zero-weights, with their
+            number: `source` has the 0, and as many of its samples must agree as of the model's.
         disagreements: samples that do not agree with the reference.
         errors: one line for each failure that the other attributes do not show, such as a backend that does not run.
         notes: remarks for the reader, such as that only outputs were compared.
@@ -203,6 +205,7 @@ class Verification:
     outputs: list[OutputResult] = field(default_factory=list)
     source: list[OutputResult] = field(default_factory=list)
     replaced: tuple[str, ...] = ()
+    filled: dict[str, int] = field(default_factory=dict)
     disagreements: list[Disagreement] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -240,6 +243,13 @@ class Verification:
                 f"{first.sample}{_classes(first)} ({first.backend}{first.output and f', output {first.output}'})"
             )
         lines += [self._disagreement(output) for output in self.outputs if not self._agrees(output)]
+        for source in self.source if self.filled else []:
+            if not self._agrees(source):
+                lines.append(
+                    f"with the weights that --zero-weights changed, only {source.agreeing} of {source.samples} samples "
+                    f"agree with {source.backend}{source.output and f', output {source.output}'} (needed: "
+                    f"{self.tolerances.min_agreement:.0%}): convert without it, or accept it with --min-agreement"
+                )
         return lines
 
     def _agrees(self, output: OutputResult) -> bool:

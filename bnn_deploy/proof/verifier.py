@@ -82,7 +82,7 @@ class Verifier:
         if reference.source is not None:
             own = reference.source.description
             self.result.source = [OutputResult(own, name if len(outputs) > 1 else "") for name in outputs]
-            self.result.replaced = reference.source.replaced
+            self.result.replaced, self.result.filled = reference.source.replaced, reference.source.filled
 
     def run(self, inputs: Inputs, progress: Progress) -> Verification:
         """Answer the three questions."""
@@ -133,7 +133,7 @@ class Verifier:
             self._check_source(whole, labels)
         result.layers = [layer.result for layer in self.layers.values()]
         result.outputs = [output for outputs in self.outputs.values() for output in outputs]
-        for source in result.source if not result.replaced else []:
+        for source in [] if result.replaced or result.filled else result.source:
             if source.close < CLOSE_SHARE * source.samples:
                 result.errors.append(
                     f"{source.backend} gives other outputs than its export, against which the layers were held: "

@@ -174,6 +174,7 @@ class _Builder:
             weights=text,
             spread=spread,
             zeros=zeros,
+            filled_zeros=0,
             latent_zeros=latent_zeros,
             scale=scale,
             padding="none",

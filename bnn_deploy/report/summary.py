@@ -139,6 +139,7 @@ class LayerReport:
         spread: largest difference of |w| within a filter, relative to its largest |w|; 0 for exactly two values, null
             if the weights are not constant.
         zeros: number of weights that are exactly 0, as they are used.
+        filled_zeros: number of these that became ±alpha, by --zero-weights.
         latent_zeros: the same of the latent weights, before they were binarised; null if there are none.
         scale: smallest and largest alpha of the filters, [1, 1] if there is none to multiply with; null if the weights
             are not two-valued.
@@ -174,6 +175,7 @@ class LayerReport:
     weights: str
     spread: float | None
     zeros: int
+    filled_zeros: int
     latent_zeros: int | None
     scale: tuple[float, float] | None
     padding: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import FLOAT_LAYERS
-from bnn_deploy.passes.graph import add_initializer, constant, group_of, is_op, swap_filters
+from bnn_deploy.passes.graph import add_initializer, constant, is_op
 from bnn_deploy.passes.lower.filter_values import filter_values
-from bnn_deploy.passes.lower.layer import MAX_SPREAD, LevelsInput, levels_input, sign_input
+from bnn_deploy.passes.lower.layer import MAX_SPREAD, sign_input
 from bnn_deploy.passes.outcome import Outcome, Pass, Rewrite, display_name
 from bnn_deploy.passes.reasons import OneMagnitude
+from bnn_deploy.passes.recognise.layer_weights import filters_of, has_few_levels, has_one_magnitude
 
 Weights = Literal["auto", "xnor", "xnor-centred", "sign", "as-is"]
 """What to do with real-valued weights of layers whose input is a sign.
@@ -72,14 +73,14 @@ class BinarizeWeights(Pass):
         latent = {}
         computed = False  # whether the graph binarises weights itself
         for node in model.graph:
-            if is_op(node, *FLOAT_LAYERS) and _has_few_levels(node):
+            if is_op(node, *FLOAT_LAYERS) and has_few_levels(node):
                 weight = constant(node.inputs[1])
                 if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
                     continue
-                filters = _filters(node, weight)
-                if _has_one_magnitude(filters) or filter_values(filters) is not None:
+                filters = filters_of(node, weight)
+                if has_one_magnitude(filters) or filter_values(filters) is not None:
                     computed |= display_name(node) in self.computed
-                    if _has_one_magnitude(filters) and (filters == 0).any():
+                    if has_one_magnitude(filters) and (filters == 0).any():
                         result.decline(node, OneMagnitude())
                     continue
                 latent[node] = filters
@@ -119,32 +120,10 @@ class BinarizeWeights(Pass):
         """
         scheme: Weights = "xnor-centred" if self.scheme == "auto" else self.scheme
         try:
-            binary = self.rule(_filters(node, weight), scheme)
+            binary = self.rule(filters_of(node, weight), scheme)
         except InputError as error:
             raise InputError(f"{node.op_type} '{display_name(node)}': {error}") from error
-        return np.ascontiguousarray(_filters(node, binary))
-
-
-def _has_few_levels(node: ir.Node) -> bool:
-    """Whether a layer's input is a sign, or has few levels."""
-    return sign_input(node) is not None or isinstance(levels_input(node), LevelsInput)
-
-
-def _filters(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any]:
-    """The weight as [O, ...]; of such a one, the weight as `node` takes it."""
-    if is_op(node, "ConvTranspose"):
-        return swap_filters(weight, group_of(node))
-    if is_op(node, "Conv") or ("transB" in node.attributes and node.attributes["transB"].as_int()):
-        return weight
-    return np.swapaxes(weight, 0, -1)
-
-
-def _has_one_magnitude(filters: NDArray[np.float32]) -> bool:
-    """Whether the weights of each filter that are not 0 are ±alpha, up to rounding."""
-    magnitude = np.abs(filters.reshape(len(filters), -1).astype(np.float64))
-    high = magnitude.max(axis=1)
-    low = np.where(magnitude == 0, np.inf, magnitude).min(axis=1)
-    return bool((high - low <= MAX_SPREAD * high).all())
+        return np.ascontiguousarray(filters_of(node, binary))
 
 
 def evidence(filters: NDArray[np.float32]) -> str:
