@@ -133,10 +133,10 @@ class LayerCheck:
                 expected = self._expectations.value(self.cut, batch.values)
                 feed = {name: self._fed(name, batch) for name in self.piece.inputs}
                 (got,) = runners[backend](feed)
-                if other := self._with_zeros_negative(feed, batch.values):
-                    (low,) = runners[backend](other)
-                    worst.behind_zeros = max(worst.behind_zeros, count_differing(self.cut, got, low))
-                    got = settle_zeros(self.cut, got, low, expected)
+                others = [runners[backend](other)[0] for other in self._with_zeros_negative(feed, batch.values)]
+                if others:
+                    worst.behind_zeros = max(worst.behind_zeros, count_differing(self.cut, got, others))
+                    got = settle_zeros(self.cut, got, others, expected)
                 compare = self._compare_bits if self.cut.is_bits else self._compare_floats
                 now = compare(got, expected, batch)
             except (RunError, ValueError, IndexError) as error:  # from numpy: shapes that do not fit
@@ -164,19 +164,21 @@ class LayerCheck:
         cut = self._cuts.get(name)
         return batch.x[name] if cut is None else cut.encode(self._expectations.value(cut, batch.values))
 
-    def _with_zeros_negative(self, feed: Arrays, values: Arrays) -> Arrays:
-        """The inputs of the segment with -1 instead of +1 where the reference's sign is 0; empty if no sign is 0."""
-        changed = dict(feed)
-        found = False
+    def _with_zeros_negative(self, feed: Arrays, values: Arrays) -> list[Arrays]:
+        """The inputs of the segment with -1 instead of +1 where the reference's sign is 0; empty if no sign is 0.
+
+        Where two inputs have such zeros, also with -1 in one of them alone: -1 times -1 is +1 times +1.
+        """
+        changed: Arrays = {}
         for name in self.piece.inputs:
             cut = self._cuts.get(name)
             if cut is None or not self._has_signs(cut):
                 continue
             value = self._expectations.value(cut, values)
             if (value == 0).any():
-                found = True
                 changed[name] = cut.encode(np.where(value == 0, np.float32(-1), value))
-        return changed if found else {}
+        alone = [{name: array} for name, array in changed.items()] if len(changed) > 1 else []
+        return [{**feed, **some} for some in (changed, *alone) if some]
 
     def _compare_bits(self, got: NDArray[Any], expected: NDArray[Any], batch: Batch) -> LayerResult:
         """Compare bits or levels with the reference's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,27 +12,35 @@ if TYPE_CHECKING:
     from bnn_deploy.proof.cuts import Cut
 
 
-def settle_zeros(cut: Cut, got: NDArray[Any], low: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
+def settle_zeros(cut: Cut, got: NDArray[Any], others: Sequence[NDArray[Any]], expected: NDArray[Any]) -> NDArray[Any]:
     """Replace the values of `got` that depend on a sign(0) by the admissible value nearest to `expected`.
 
-    `got` was computed with +1 for each 0, `low` with -1. A layer is linear in its input and its epilogue is monotone,
-    so the result for 0 lies between them: with got 5 and low 1, expected 3 gives 3, and expected 7 gives 5.
+    `got` was computed with +1 for each 0, `others` with -1: of all inputs, and of each alone. A layer is linear in each
+    input and its epilogue is monotone, so the result for 0 lies between them: with 5 and 1, expected 3 gives 3, and
+    expected 7 gives 5.
     """
     if not cut.is_bits:
-        got, low = got.reshape(expected.shape), low.reshape(expected.shape)
-        return np.where(got == low, got, np.clip(expected, np.minimum(got, low), np.maximum(got, low)))
+        results = np.stack([result.reshape(expected.shape) for result in (got, *others)])
+        low, high = results.min(axis=0), results.max(axis=0)
+        settled: NDArray[Any] = np.where(low == high, results[0], np.clip(expected, low, high))
+        return settled
     if cut.levels is not None:
         return got
-    unsettled = got ^ low
+    unsettled = _differing_bits(got, others)
     words: NDArray[Any] = (got & ~unsettled) | (cut.encode(expected).reshape(got.shape) & unsettled)
     return words
 
 
-def count_differing(cut: Cut, got: NDArray[Any], low: NDArray[Any]) -> int:
-    """The number of floats, or of bits, that differ between two results of a segment."""
+def count_differing(cut: Cut, got: NDArray[Any], others: Sequence[NDArray[Any]]) -> int:
+    """The number of floats, or of bits, in which a result of a segment differs from any of the others."""
     if not cut.is_bits:
-        return int((got != low).sum())
-    return int(np.unpackbits(np.ascontiguousarray(got ^ low).view(np.uint8)).sum())
+        return int(np.any([got != other for other in others], axis=0).sum())
+    return int(np.unpackbits(np.ascontiguousarray(_differing_bits(got, others)).view(np.uint8)).sum())
+
+
+def _differing_bits(got: NDArray[Any], others: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    differing: NDArray[Any] = np.bitwise_or.reduce([got ^ other for other in others])
+    return differing
 
 
 def differing_values(got: NDArray[Any], expected: NDArray[Any], tolerance: float) -> NDArray[np.bool_]:

@@ -109,6 +109,25 @@ def test_exact_zeros_excuse_nothing_else(tiny: tuple[nn.Module, Path], rng: np.r
     assert [layer.passed for layer in result.layers][:2] == [True, False]
 
 
+def attention(scale: float = 1) -> ModelProto:
+    """sign(Q) sign(K)^T, whose signs are 0 in the same places."""
+    body = (
+        "m = Mul(x, w)\nt = Transpose <perm=[0, 2, 1]> (m)\ns = Sign(x)\nq = Mul(s, c)\nk = Sign(t)\ny = MatMul(q, k)"
+    )
+    return ir.to_proto(parse(body, ("N", 4, 33), w=weights(33), c=np.float32(scale)))
+
+
+def test_exact_zeros_in_both_operands_of_a_product(tmp_path: Path, rng: np.random.Generator) -> None:
+    """-1 times -1 is +1 times +1, but 0 times 0 is 0."""
+    path = convert(attention(), tmp_path / "m.onnx").output
+    x = rng.standard_normal((5, 4, 33)).astype(np.float32)
+    x[:, :, ::4] = 0
+    options = {"data": x, "isas": BEST, "reference_samples": 0, "tolerances": Tolerances(min_agreement=0)}
+    layers = verify(path, attention(), **options).layers
+    assert all(layer.passed for layer in layers) and layers[-1].behind_zeros > 0
+    assert not verify(path, attention(scale=10), **options).layers[-1].passed
+
+
 def raw_pixels() -> ModelProto:
     """A network that takes the sign of its input, without BatchNorm."""
     body = "s = Sign (x)\nc = Conv (s, w)\nr = ReduceMean <keepdims=0> (c, axes)\ny = MatMul (r, last)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -147,7 +149,7 @@ def _padded(node: ir.Node, bits: ir.Value, pads: list[int], value: float, channe
     def insert(op_type: str, inputs: list[ir.Value], suffix: str) -> ir.Value:
         return insert_node(node, op_type, inputs, {}, f"{name}_{suffix}", dtype=ir.DataType.UINT32, shape=shape)
 
-    shape = list(bits.shape)
+    shape: list[Any] = list(bits.shape)
     if ones is not None:
         bits = insert("BitwiseXor", [bits, ones], "complement")
     for axis in range(rank):
