@@ -212,8 +212,8 @@ def _elementwise(graph: ir.Graph, node: ir.Node, perm: list[int]) -> dict[int, i
         if value is None:
             continue
         new = _operand(graph, value, perm, f"{output.name}_operand{index}")
-        if new is None:
-            return None
+        if new is None or (new is not value and new in node.inputs):
+            return None  # x + Transpose(x) would become Transpose(x) + x, and that x + Transpose(x) again, without end
         if new is not value:
             changes[index] = new
     return changes

@@ -167,6 +167,8 @@ def test_the_output_keeps_its_layout_and_name() -> None:
         f"n = {LAST} (x)\nm = Neg(x)\nr = Reshape(m, shape)\na = Add(n, r)\ny = {FIRST} (a)",  # another layout
         f"n = {LAST} (x)\nf = Flatten(n)\ny = Relu(f)",  # features in that order are the output
         f"n = {LAST} (x)\nf = Flatten <axis=2> (n)\ny = MatMul(f, w3)",  # not the features of a sample
+        "n = Transpose <perm=[0,1,3,2]> (x)\ny = Add(x, n)",  # a symmetric map: either operand is the other's transpose
+        "n = Transpose <perm=[0,1,3,2]> (x)\nm = Add(n, x)\ny = Transpose <perm=[0,1,3,2]> (m)",
         # A factor per feature that is data:
         f"h = Flatten(x)\nd = MatMul(h, w4)\nn = {LAST} (x)\nf = Flatten(n)\ng = Mul(f, d)\ny = MatMul(g, w2)",
     ],
