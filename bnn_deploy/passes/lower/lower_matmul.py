@@ -80,7 +80,7 @@ class LowerMatMul(Pass):
         """Rewrite every product that qualifies."""
         result = Outcome(model)
         self._binarized: dict[tuple[ir.Value, bool], ir.Value] = {}
-        self._of_data: dict[tuple[ir.Value, float, bool], ir.Value] = {}  # by what the threshold applies to
+        self._of_data: dict[tuple[ir.Value, str, float, bool], ir.Value] = {}  # by what the threshold applies to
         for node in list(model.graph):
             if not is_product(node):
                 continue
