@@ -5,14 +5,15 @@ What is elementwise, such as a sign, may be taken before or after such a move.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, ints, is_op, static_shape
+from bnn_deploy.passes.elementwise import is_elementwise
+from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, ints, is_op, static_shape
 from bnn_deploy.provenance import Move, Reshape, Take, Transpose
 
 Dims = list[int | None]
@@ -42,6 +43,48 @@ def moves_of(value: ir.Value) -> list[Move] | None:
 def moves_only(node: ir.Node) -> bool:
     """Whether `moves_of` knows the node."""
     return any(moves_of(value) is not None for value in node.outputs)
+
+
+def leads_to_layer(value: ir.Value, wanted: Callable[[ir.Node], bool] = lambda layer: True) -> bool:
+    """Whether a wanted layer reads a value, or what is made of it alone, or of it in a Concat."""
+    return bool(readers(value, wanted))
+
+
+def readers(value: ir.Value, wanted: Callable[[ir.Node], bool] = lambda layer: True) -> list[ir.Node]:
+    """The consumers of a value that are wanted layers, or from which what is made of it alone leads to one."""
+    known: dict[ir.Node, bool] = {}
+
+    def leads(node: ir.Node) -> bool:
+        if node not in known:
+            known[node] = False
+            if is_op(node, *LAYER_OPERATORS):
+                known[node] = wanted(node)
+            elif _hands_on(node):
+                known[node] = any(leads(user) for output in node.outputs for user in output.consumers())
+        return known[node]
+
+    return [user for user in value.consumers() if leads(user)]
+
+
+def _hands_on(node: ir.Node) -> bool:
+    """Whether the values of one operand are all that a node's results are made of; or it is a Concat."""
+    alone = sum(constant(operand) is None for operand in node.inputs if operand is not None) == 1
+    return is_op(node, "Concat") or (
+        alone and (is_op(node, "MaxPool", "Pad") or is_elementwise(node) or moves_only(node))
+    )
+
+
+def copy_move(node: ir.Node, inputs: Sequence[ir.Value | None]) -> list[ir.Value]:
+    """Insert a copy of a node with other inputs in front of it, and return its outputs."""
+    copy = ir.Node("", node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs))
+    for value, old in zip(copy.outputs, node.outputs, strict=True):
+        value.name = f"{old.name}_moved"
+        value.dtype = ir.DataType.FLOAT
+        value.shape = None if old.shape is None else ir.Shape(list(old.shape))
+    copy.name = copy.outputs[0].name
+    assert node.graph is not None
+    node.graph.insert_before(node, copy)
+    return list(copy.outputs)
 
 
 def _reshape(after: Dims) -> list[Move] | None:

@@ -47,6 +47,7 @@ from bnn_deploy.passes.recognise.delay_scale import DelayScale
 from bnn_deploy.passes.recognise.hoist_pad import HoistPad
 from bnn_deploy.passes.recognise.lift_sign import LiftSign
 from bnn_deploy.passes.recognise.refuse_step import RefuseStep
+from bnn_deploy.passes.recognise.sink_levels import SinkLevels
 from bnn_deploy.passes.recognise.sink_sign import SinkSign
 from bnn_deploy.provenance import BEFORE, SOURCE, source_metadata, zero_value
 
@@ -151,6 +152,7 @@ def canonicalize(model: ir.Model) -> None:
     until_stable(model, SIGNS, infer_shapes)
     DelayScale()(model)
     RefuseStep()(model)
+    SinkLevels()(model)
     common.RemoveUnusedNodesPass()(model)
 
 

@@ -18,8 +18,9 @@ class SimplifyReshape(Pass):
     PyTorch's x.view(x.shape[0], ...) exports as Shape -> Squeeze -> Reshape -> Concat -> Reshape: five nodes that cost
     a small network a noticeable part of its time, and behind which shape inference knows nothing.
 
-    Conditions: the first dimension of the data and of the result are the same symbol, and all others are known, of the
-    result or from what its shape is computed of; a -1 counts as known if the data's dimensions are.
+    Conditions: the first dimension of the data and of the result are the same symbol, or must be the same size since
+    the others have equally many elements; and all others are known, of the result or from what its shape is computed
+    of; a -1 counts as known if the data's dimensions are.
 
     Declines: nothing; a Reshape that does not qualify stays as it is.
     """
@@ -47,7 +48,7 @@ class SimplifyReshape(Pass):
 
 def _known(data: list[Any], shape: list[Any] | None) -> list[Any] | None:
     """The shape [batch of data, numbers...], with a -1 resolved; None if it is not one."""
-    if not shape or not data or shape[0] != data[0] or isinstance(data[0], int):
+    if not shape or not data or isinstance(data[0], int) or (shape[0] != data[0] and not _same_batch(data, shape)):
         return None
     sizes = shape[1:]
     if -1 in sizes:
@@ -56,7 +57,14 @@ def _known(data: list[Any], shape: list[Any] | None) -> list[Any] | None:
         if len(rest) != len(data) - 1 or others == 0 or math.prod(rest) % others:
             return None
         sizes = [math.prod(rest) // others if size == -1 else size for size in sizes]
-    return [data[0], *sizes] if all(isinstance(size, int) and size > 0 for size in sizes) else None
+    return [shape[0] or data[0], *sizes] if all(isinstance(size, int) and size > 0 for size in sizes) else None
+
+
+def _same_batch(data: list[Any], shape: list[Any]) -> bool:
+    """Whether two first dimensions, which are no numbers, are of one size because all others are known."""
+    rest = [*data[1:], *shape[1:]]
+    known = all(isinstance(size, int) and size > 0 for size in rest) and not isinstance(shape[0], int)
+    return known and math.prod(data[1:]) == math.prod(shape[1:])
 
 
 def dimensions(value: ir.Value | None) -> list[Any] | None:

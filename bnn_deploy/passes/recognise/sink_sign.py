@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.passes.conditions import constants_folded, shapes_known
-from bnn_deploy.passes.elementwise import is_elementwise
 from bnn_deploy.passes.graph import (
     LAYER_OPERATORS,
     MOVING_OPERATORS,
@@ -21,7 +18,7 @@ from bnn_deploy.passes.graph import (
     remove_if_dead,
 )
 from bnn_deploy.passes.lower.layer import SMALLEST, is_plain_pool, pool_window
-from bnn_deploy.passes.moves import moves_of, moves_only
+from bnn_deploy.passes.moves import copy_move, leads_to_layer, moves_of, moves_only
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import (
     MaxPool,
@@ -76,7 +73,7 @@ class SinkSign(Pass):
         data = sign.inputs[0]
         assert data is not None and node.graph is not None
         undone = _undone(data, moves[0][0]) if moves[0] else None
-        moved: list[ir.Value] = [undone] if undone is not None else _copy(node, [data, *node.inputs[1:]])
+        moved: list[ir.Value] = [undone] if undone is not None else copy_move(node, [data, *node.inputs[1:]])
         before, source = place_before(sign), node_place(sign, sign.outputs[0])
         for old, value, path in zip(list(node.outputs), moved, moves, strict=True):
             if value is not undone:
@@ -93,7 +90,7 @@ class SinkSign(Pass):
         signs = [sign for sign, _ in found if sign is not None]
         factors = [1.0 if (number := constant(factor)) is None else float(number.reshape(())) for _, factor in found]
         old = node.outputs[0]
-        if len(signs) < len(found) or len(set(factors)) > 1 or not _leads_to_layer(old):
+        if len(signs) < len(found) or len(set(factors)) > 1 or not leads_to_layer(old):
             return
         kinds = {zero_value(sign) for sign in signs}
         zeros = kinds if len(kinds) == 1 else {abs(zero) for zero in kinds}
@@ -101,7 +98,7 @@ class SinkSign(Pass):
             return
         # Of one kind, they stay as they are, that of x > 0 included.
         parts = [sign.inputs[0] if len(kinds) == 1 else _at_zero(node, sign) for sign in signs]
-        (moved,) = _copy(node, parts)
+        (moved,) = copy_move(node, parts)
         axis = node.attributes["axis"].as_int() % max(1 if old.shape is None else len(old.shape), 1)
         source, before = (
             first.beside([], others, axis)
@@ -119,13 +116,13 @@ def _moves(node: ir.Node, factor: ir.Value | None) -> list[list[Move]] | None:
     if is_op(node, "MaxPool"):
         positive = (number := constant(factor)) is None or float(number.reshape(())) > 0
         moved = any(is_op(user, "Concat", "Neg") or _is_moved(user) for user in output.consumers())
-        if not (positive and moved and is_plain_pool(node) and _leads_to_layer(output)):
+        if not (positive and moved and is_plain_pool(node) and leads_to_layer(output)):
             return None
         return [[MaxPool(pool_window(node))]]
     if is_op(node, *MOVING_OPERATORS) and is_flatten(node, output):
         return None
     moves = [moves_of(value) for value in node.outputs]
-    if not is_op(node, *MOVING_OPERATORS) and not any(_leads_to_layer(value) for value in node.outputs):
+    if not is_op(node, *MOVING_OPERATORS) and not any(leads_to_layer(value) for value in node.outputs):
         return None
     known = [path for path in moves if path is not None]
     return known if len(known) == len(moves) else None
@@ -134,24 +131,6 @@ def _moves(node: ir.Node, factor: ir.Value | None) -> list[list[Move]] | None:
 def _is_moved(node: ir.Node) -> bool:
     """Whether a node moves a sign that is in front of it."""
     return moves_only(node) and not is_flatten(node, node.outputs[0])
-
-
-def _leads_to_layer(value: ir.Value) -> bool:
-    """Whether a layer reads a value, or what is made of it alone, or of it in a Concat."""
-    pending, seen = [value], {value}
-    while pending:
-        for user in pending.pop().consumers():
-            if is_op(user, *LAYER_OPERATORS):
-                return True
-            alone = sum(constant(operand) is None for operand in user.inputs if operand is not None) == 1
-            through = is_op(user, "Concat") or (
-                alone and (is_op(user, "MaxPool", "Pad") or is_elementwise(user) or moves_only(user))
-            )
-            for output in user.outputs if through else ():
-                if output not in seen:
-                    seen.add(output)
-                    pending.append(output)
-    return False
 
 
 def _only_layers_read(value: ir.Value) -> bool:
@@ -176,19 +155,6 @@ def _at_zero(before: ir.Node, sign: ir.Node) -> ir.Value:
     shifted = insert_node(before, "Sub", [data, threshold], {}, name, dtype=ir.DataType.FLOAT, shape=data.shape)
     note_place(shifted, place_before(sign))
     return shifted
-
-
-def _copy(node: ir.Node, inputs: Sequence[ir.Value | None]) -> list[ir.Value]:
-    """Insert a copy of a node with other inputs, and return its outputs."""
-    copy = ir.Node("", node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs))
-    for value, old in zip(copy.outputs, node.outputs, strict=True):
-        value.name = f"{old.name}_moved"
-        value.dtype = ir.DataType.FLOAT
-        value.shape = None if old.shape is None else ir.Shape(list(old.shape))
-    copy.name = copy.outputs[0].name
-    assert node.graph is not None
-    node.graph.insert_before(node, copy)
-    return list(copy.outputs)
 
 
 def _sign_of(value: ir.Value, old: ir.Value, factor: ir.Value | None, metadata: dict[str, str]) -> ir.Node:

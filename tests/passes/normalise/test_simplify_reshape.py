@@ -46,6 +46,20 @@ def test_a_wrong_shape_would_show() -> None:
     assert not np.array_equal(run_float(after, x)[0], run_float(model, x)[0])
 
 
+def test_the_batch_is_what_is_left_of_equally_many_elements() -> None:
+    """A pixel unshuffle, as torch.onnx writes it, has its batch from a tensor further up."""
+    text = DYNAMIC.replace("Reshape (x, target)", "Reshape (z, target)").format(rest="6, 4")
+    model = parse(f"apart = Constant <value_ints=[-1, 4, 6]> ()\nz = Reshape (x, apart)\n{text}", ("N", 4, 2, 3))
+    model.graph.outputs[0].shape = ir.Shape(["N", 6, 4])
+    (z,) = (value for node in model.graph for value in node.outputs if value.name == "z")
+    z.shape = ir.Shape([None, 4, 6])
+    after, modified = simplified(model)
+    assert modified == 1
+    assert np.array_equal(run_float(after, samples(model))[0], run_float(model, samples(model))[0])
+    z.shape = ir.Shape([None, 4, None])
+    assert simplified(model)[1] == 0
+
+
 def test_does_not_touch_a_constant_shape() -> None:
     model = parse("target = Constant <value_ints=[0, -1]> ()\ny = Reshape (x, target)", ("N", 4, 2, 3))
     assert simplified(model)[1] == 0
