@@ -52,6 +52,7 @@ def load_named(spec: str) -> Callable[..., Any]:
     except Exception as error:
         raise InputError(
             f"--arch {spec}: importing {path} failed: {type(error).__name__}: {one_line(error)}"
+            f"{_where_it_is(error, path)}"
         ) from error
     finally:
         for folder in added:
@@ -68,6 +69,15 @@ def load_named(spec: str) -> Callable[..., Any]:
         )
     result: Callable[..., Any] = found
     return result
+
+
+def _where_it_is(error: Exception, path: Path) -> str:
+    """Where to run the command, if what an import missed is in a folder above FILE.py, as a repository's `utils` is."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    for folder in path.resolve().parents if missing else ():
+        if (folder / missing).is_dir() or (folder / f"{missing}.py").is_file():
+            return f"; '{missing}' is in {folder}: run this there"
+    return ""
 
 
 def _import(path: Path, root: Path) -> ModuleType:

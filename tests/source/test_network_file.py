@@ -172,6 +172,22 @@ def test_files_that_cannot_be_used(tmp_path: Path, case: str, capfd: pytest.Capt
         build(f"{path}:Net", {})
 
 
+def test_a_module_of_a_folder_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nets/net.py imports `helpers` of the repository's own folder, where its scripts run."""
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "helpers.py").write_text("width = 3\n")
+    (tmp_path / "nets" / "net.py").write_text(
+        "from torch import nn\nimport helpers\ndef net():\n    return nn.Linear(2, helpers.width)\n"
+    )
+    spec = f"{tmp_path}/nets/net.py:net"
+    with pytest.raises(
+        InputError, match=rf"No module named 'helpers'; 'helpers' is in {tmp_path.resolve()}: run this there"
+    ):
+        build(spec, {})
+    monkeypatch.chdir(tmp_path)
+    assert build(spec, {}).out_features == 3
+
+
 def test_a_file_that_is_not_there() -> None:
     for spec in ("no/such/file.py:Net", ":Net"):
         with pytest.raises(InputError, match="no such file"):
