@@ -251,12 +251,28 @@ def _convolution(*arguments: Any) -> Tensor:
     return result
 
 
+def _copysign(x: Tensor, sign: Tensor) -> Tensor:
+    """As torch.copysign, but the sign of -0 is that of 0."""
+    return torch.where(sign < 0, -x.abs(), x.abs())
+
+
+def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Clamp by two bounds of different types, such as 0 and 1.5, as two clamps; NotImplemented for any other."""
+    if low is None or high is None or type(low) is type(high):
+        return NotImplemented  # type: ignore[no-any-return]
+    return x.clamp(min=low).clamp(max=high)
+
+
 _DECOMPOSITIONS = {
+    torch.ops.aten.clamp.default: _clamp,
     torch.ops.aten.copy.default: _copy,
+    torch.ops.aten.copysign.Tensor: _copysign,
+    torch.ops.aten.signbit.default: lambda x: x < 0,
     torch.ops.aten.index_put.default: _index_put,
     torch.ops.aten._convolution.default: _convolution,
 }
-"""The assignments of signs, `x.data = y` and `x[x == 0] = 1`; and what TorchScript writes in another way."""
+"""The assignments of signs, `x.data = y` and `x[x == 0] = 1`; what torch.onnx has no form of; and what TorchScript
+writes in another way. Where the sign of -0 matters, the export is found to differ from forward()."""
 
 MAX_EXPORT_ERROR = 1e-3
 """Largest difference of an export from its module, in standard deviations of the output, that counts as rounding."""

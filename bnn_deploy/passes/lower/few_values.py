@@ -24,6 +24,9 @@ MOST = 16
 LEAST = 32
 """Elements of a tensor of which that can be said."""
 
+LARGE = 100
+"""The least factor that may take random numbers to both ends of a Clip or Tanh."""
+
 SPREAD = 1e-4
 """Relative difference of two magnitudes that are one."""
 
@@ -73,13 +76,19 @@ def _has_steps(value: ir.Value) -> bool:
         if node is None or is_op(node, *LAYER_OPERATORS):
             continue
         divides = is_op(node, "Div") and constant(node.inputs[1]) is not None
-        if not is_op(node, *_CONTINUOUS) and not divides and not moves_only(node):
+        if (not is_op(node, *_CONTINUOUS) and not divides and not moves_only(node)) or _magnifies(node):
             return True
         for operand in node.inputs:
             if operand is not None and operand not in seen:
                 seen.add(operand)
                 pending.append(operand)
     return False
+
+
+def _magnifies(node: ir.Node) -> bool:
+    """Whether a node multiplies by so much that what follows may be saturated: Clip(1e9 * x, -1, 1), Tanh(1000 * x)."""
+    factors = [constant(value) for value in node.inputs] if is_op(node, "Mul") else []
+    return any(factor is not None and factor.size and abs(factor).min() >= LARGE for factor in factors)
 
 
 def _run(model: ir.Model, wanted: dict[str, ir.Value]) -> dict[str, NDArray[Any]]:

@@ -93,6 +93,6 @@ def dimensions(value: ir.Value | None) -> list[Any] | None:
         return [known[int(i)] for index in indices if index is not None for i in index.reshape(-1)]
     if is_op(node, "Slice") and len(indices) >= 2:
         numbers = [int(index.reshape(-1)[0]) for index in indices if index is not None]
-        start, end, _, step = ([*numbers, 0, 1])[:4] if len(numbers) < 4 else numbers[:4]
+        start, end, _, step = [*numbers, *(0, 1)[len(numbers) - 2 :]]  # the axis can only be 0
         return known[start:end:step]
     return None

@@ -35,6 +35,11 @@ def reasons(text: str, **constants: Any) -> list[tuple[str, bool]]:
             {"axes": np.array([1, 2, 3])},
             "one magnitude per sample",
         ),
+        (
+            "b = Mul(x, large)\na = Clip(b, minus, one)\ny = Conv(a, w)",
+            {"large": np.float32(1e9), "minus": np.float32(-1), "one": np.float32(1)},
+            "2 values (-1, 1)",
+        ),
         (MEAN, {"axes": np.array([2, 3])}, "one magnitude per sample and channel"),
         (MEAN, {"axes": np.array([1])}, "one magnitude per position"),
         (MEAN, {"axes": np.array([0, 2, 3])}, "one magnitude per channel"),
@@ -52,10 +57,11 @@ def test_few_values_are_the_reason(text: str, constants: dict[str, Any], what: s
         "a = Sin(x)\ny = Conv(a, w)",
         "s = Sign(x)\nt = Tanh(x)\na = Add(s, t)\ny = Conv(a, w)",
         "s = Sign(x)\na = Mul(s, x)\ny = Conv(a, w)",
+        "b = Mul(x, large)\na = Relu(b)\ny = Conv(a, w)",
     ],
 )
 def test_does_not_name_real_values(text: str) -> None:
-    ((reason, has_sign_input),) = reasons(text)
+    ((reason, has_sign_input),) = reasons(text, **({"large": np.float32(1e9)} if "large" in text else {}))
     assert "real-valued" in reason and not has_sign_input
 
 

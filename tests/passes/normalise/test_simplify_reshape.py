@@ -97,6 +97,8 @@ VIEWS = {
         "h = Shape <start=0, end=1> (x)\nb = Squeeze(h)\nu = Reshape(b, one)\nt = Concat <axis=0> (u, rest)"
     ),
     "a slice": "h = Shape(x)\nu = Slice(h, axes, one)\nt = Concat <axis=0> (u, rest)",
+    "a slice with its axis": "h = Shape(x)\nu = Slice(h, axes, one, axes)\nt = Concat <axis=0> (u, rest)",
+    "a slice with its axis and step": "h = Shape(x)\nu = Slice(h, axes, one, axes, one)\nt = Concat <axis=0> (u, rest)",
 }
 
 
