@@ -127,4 +127,4 @@ def _golden(model: Path, data: str | os.PathLike[str] | None, samples: int, prog
                 f"{model}: no bundle was written, this machine itself does not give its results again: "
                 f"{result.failures[0]}"
             )
-        return _Results(path.read_bytes(), len(made.input), made.made_with)
+        return _Results(path.read_bytes(), len(made.inputs), made.made_with)

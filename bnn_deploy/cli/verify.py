@@ -146,16 +146,19 @@ def print_golden(result: GoldenVerification) -> None:
     show(rows)
     show("")
     show(f"2. Outputs: running free; allowed are errors of {result.float_relative:g} of the largest in the channel.")
-    columns = ["backend", "samples", "identical bits", "near bits flipped", "max abs error", "relative", "same class"]
-    rows = table(None, columns, set(columns[1:]))
+    named = any(output.output for output in result.outputs)
+    numbers = ["samples", "identical bits", "near bits flipped", "max abs error", "relative", "same class"]
+    rows = table(None, ["backend", *(["output"] if named else []), *numbers], set(numbers))
     for output in result.outputs:
+        exact = output.differing is not None
         rows.add_row(
             output.backend,
+            *([printable(output.output)] if named else []),
             f"{output.samples:,}",
             f"{output.identical:,}",
             f"{output.flipped:,}",
-            f"{output.max_error:.2e}",
-            f"{output.relative_error:.1e}",
+            f"{output.differing:,} differ" if exact else f"{output.max_error:.2e}",
+            "-" if exact else f"{output.relative_error:.1e}",
             "-" if output.same_class is None else f"{output.same_class:,} of {output.samples:,}",
         )
     show(rows)

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import DOMAIN, VERSION, is_layer, operator_of
@@ -90,14 +90,6 @@ def model_inputs(model: ModelProto) -> list[InputSpec]:
         dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         found.append(InputSpec(value.name, dtype, tuple(shape), examples.get(value.name, ())))
     return found
-
-
-def require_single(model: ModelProto, path: str | os.PathLike[str]) -> None:
-    """Refuse a model with several inputs or outputs, or another than a float32 one."""
-    values = [*model.graph.input, *model.graph.output]
-    if len(values) != 2 or any(value.type.tensor_type.elem_type != TensorProto.FLOAT for value in values):
-        names = ", ".join(value.name for value in values)
-        raise InputError(f"{path}: its inputs and outputs are {names}; golden results take one of each, of float32")
 
 
 def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:

@@ -17,7 +17,15 @@ from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.operators.bits import WORD, words
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
-from bnn_deploy.proof.golden.record import GOLDEN_BATCH, Golden, GoldenTensor, checksums, feed, read_golden
+from bnn_deploy.proof.golden.record import (
+    GOLDEN_BATCH,
+    Golden,
+    GoldenTensor,
+    GoldenValues,
+    checksums,
+    feed,
+    read_golden,
+)
 from bnn_deploy.proof.margins import absolute_error, classes, has_classes, magnitudes, relative_error
 from bnn_deploy.proof.results import finite
 from bnn_deploy.runtime.session import library_info, load_session
@@ -92,24 +100,28 @@ class GoldenFloatLayer:
 
 @dataclass
 class GoldenOutput:
-    """One backend on the golden inputs, running free.
+    """One output of one backend on the golden inputs, running free.
 
     Attributes:
         backend: its name.
+        output: the output's name; "" if the model has only one.
         samples: number of inputs that it ran.
         identical: samples whose bits are golden in every layer.
         flipped: samples whose first differing layer has only near flips, which explain all later differences.
-        max_error: largest absolute error of an output: over the identical samples, and over all fed with golden bits.
+        max_error: largest absolute error: over the identical samples, and over all fed with golden bits.
         relative_error: the same in units of the largest magnitude in the output's channel.
+        differing: of an output that is not of floats, the values that differ among these; None for floats.
         same_class: samples whose largest output is the same; None if the output is not [N, classes].
     """
 
     backend: str
+    output: str = ""
     samples: int = 0
     identical: int = 0
     flipped: int = 0
     max_error: float = 0.0
     relative_error: float = 0.0
+    differing: int | None = None
     same_class: int | None = None
 
 
@@ -123,7 +135,7 @@ class GoldenVerification:
         samples: inputs in the golden file; the function bodies, which are slow, ran the first `body_samples` of them.
         body_samples: see `samples`.
         isas: instruction sets whose kernels ran (as the library counted, not as asked).
-        float_relative: the largest relative error that outputs may have.
+        float_relative: the largest relative error that an output's floats may have.
         made_with: the versions and the machine that computed the golden results.
         layers: results of question 1 (see `proof.golden`) for bits.
         float_layers: results of question 1 for the floats of binary layers.
@@ -213,26 +225,25 @@ def check_golden(
             f"{golden}: made from another model than {model}: SHA-256 {expected.model_sha256[:12]}... "
             f"instead of {digest[:12]}...; take the model it was made from, or make a new bundle"
         )
-    few = min(body_samples, len(expected.input))
-    result = GoldenVerification(
-        str(model), str(golden), len(expected.input), few, [], expected.float_relative, expected.made_with
-    )
+    few = min(body_samples, len(expected.inputs))
+    relative = max(output.relative for output in expected.outputs)
+    result = GoldenVerification(str(model), str(golden), len(expected.inputs), few, [], relative, expected.made_with)
     result.layers = [
         GoldenLayer(
             tensor.layer,
             tensor.tensor,
             "integers" if tensor.near is None else "floats",
             tensor.quantized,
-            len(expected.input) * math.prod(tensor.bits.shape[1:-1]) * tensor.channels * tensor.planes,
+            len(expected.inputs) * math.prod(tensor.bits.shape[1:-1]) * tensor.channels * tensor.planes,
             0 if tensor.near is None else _count(tensor.near),
         )
         for tensor in expected.tensors
     ]
     result.float_layers = [
-        GoldenFloatLayer(floats.layer, len(expected.input) * math.prod(floats.shape)) for floats in expected.floats
+        GoldenFloatLayer(floats.layer, len(expected.inputs) * math.prod(floats.shape)) for floats in expected.floats
     ]
     for isa in isas:
-        _check_backend(result, expected, content, isa, threads, len(expected.input), progress)
+        _check_backend(result, expected, content, isa, threads, len(expected.inputs), progress)
     if few:
         _check_backend(result, expected, content, None, threads, few, progress)
     after = library_info().calls
@@ -253,45 +264,47 @@ def _check_backend(
     progress: Progress,
 ) -> None:
     """Answer both questions for the kernels of one instruction set, or (isa None) for the function bodies."""
-    output = GoldenOutput(BODIES if isa is None else f"kernels, {isa}")
+    backend = BODIES if isa is None else f"kernels, {isa}"
     plain = load_session(model, threads, isa=isa, kernels=isa is not None)
     probed = load_session(model + golden.probe, threads, isa=isa, kernels=isa is not None)
     names = [name for tensor in golden.tensors for name in (tensor.tensor, tensor.fed)]
-    names += [*(floats.tensor for floats in golden.floats), golden.fed_output]
+    names += [*(floats.tensor for floats in golden.floats), *(output.fed for output in golden.outputs)]
     names = list(dict.fromkeys(names))
+    outputs = [output.name for output in golden.outputs]
     wanted = {info.name for info in probed.get_inputs()}
     compared = _Compared(golden)
-    free, fed = [], []
+    free: list[list[NDArray[Any]]] = []
+    fed: list[list[NDArray[Any]]] = []
     try:
         for start in range(0, samples, GOLDEN_BATCH):
             stop = min(start + GOLDEN_BATCH, samples)
-            progress(f"checking golden results: {output.backend}, samples {start} to {stop - 1} of {samples}")
-            x = golden.input[start:stop]
-            free.append(np.asarray(run_session(plain, [golden.output_name], {golden.input_name: x})[0]))
+            progress(f"checking golden results: {backend}, samples {start} to {stop - 1} of {samples}")
+            free.append(run_session(plain, outputs, golden.inputs.part(start, stop)))
             inputs = {name: array for name, array in feed(golden, start, stop).items() if name in wanted}
             values = dict(zip(names, run_session(probed, names, inputs), strict=True))
-            fed.append(np.asarray(values[golden.fed_output]))
+            fed.append([values[output.fed] for output in golden.outputs])
             compared.add(values, start, stop)
     except RunError as error:
-        result.errors.append(f"{output.backend}: {error}")
+        result.errors.append(f"{backend}: {error}")
         return
     except ValueError as error:
-        result.errors.append(f"{output.backend}: its results do not have the golden ones' shapes: {one_line(error)}")
+        result.errors.append(f"{backend}: its results do not have the golden ones' shapes: {one_line(error)}")
         return
     compared.check_shares(samples)
     for layer, now in zip(result.layers, compared.layers, strict=True):
         layer.differing = max(layer.differing, now.differing)
         if now.worst and (not layer.worst or now.wrong > layer.wrong):
-            layer.wrong, layer.worst = now.wrong, f"{now.worst} ({output.backend})"
+            layer.wrong, layer.worst = now.wrong, f"{now.worst} ({backend})"
     for floats, found in zip(result.float_layers, compared.float_layers, strict=True):
         if found.differing > floats.differing:
-            floats.differing, floats.worst = found.differing, f"{found.worst} ({output.backend})"
-    result.errors += [f"{output.backend}, running free: {line}" for line in compared.unexplained]
-    output.samples = samples
-    output.identical = len(compared.identical)
-    output.flipped = compared.flipped
-    _compare_outputs(result, output, golden, np.concatenate(free), np.concatenate(fed), compared.identical)
-    result.outputs.append(output)
+            floats.differing, floats.worst = found.differing, f"{found.worst} ({backend})"
+    result.errors += [f"{backend}, running free: {line}" for line in compared.unexplained]
+    for i, expected in enumerate(golden.outputs):
+        output = GoldenOutput(backend, expected.name if len(golden.outputs) > 1 else "", samples)
+        output.identical, output.flipped = len(compared.identical), compared.flipped
+        ran, given = (np.concatenate([np.atleast_1d(np.asarray(part[i])) for part in parts]) for parts in (free, fed))
+        _compare_output(result, output, expected, ran, given, compared.identical)
+        result.outputs.append(output)
 
 
 class _Compared:
@@ -376,35 +389,43 @@ class _Compared:
                 )
 
 
-def _compare_outputs(
+def _compare_output(
     result: GoldenVerification,
     output: GoldenOutput,
-    golden: Golden,
+    golden: GoldenValues,
     free: NDArray[Any],
     fed: NDArray[Any],
     identical: list[int],
 ) -> None:
-    """Compare the outputs of all samples fed with golden bits, and of the identical samples running free."""
-    expected = golden.output[: output.samples]
+    """Compare one output of all samples fed with golden bits, and of the identical samples running free."""
+    expected = golden.values[: output.samples]
+    which = f"output '{output.output}'" if output.output else "the output"
     for name, got, chosen in (("fed with golden bits", fed, list(range(len(fed)))), ("running free", free, identical)):
-        if got.shape != expected.shape:
+        if got.shape != expected.shape or got.dtype != expected.dtype:
             result.errors.append(
-                f"{output.backend}, {name}: the output is {list(got.shape)} instead of {list(expected.shape)}"
+                f"{output.backend}, {name}: {which} is {got.dtype} {list(got.shape)} instead of {expected.dtype} "
+                f"{list(expected.shape)}"
             )
             continue
         if not chosen:
             continue
         # The unit of the relative error is taken over all samples, whichever are compared.
         relative = relative_error(got, expected, magnitudes(expected))[chosen]
-        worst = np.unravel_index(int(relative.argmax()), relative.shape)
-        output.max_error = max(output.max_error, float(absolute_error(got, expected)[chosen].max()))
-        output.relative_error = max(output.relative_error, float(relative[worst]))
-        if relative[worst] > result.float_relative:
+        wrong = relative > golden.relative
+        if expected.dtype.kind == "f":
+            output.max_error = max(output.max_error, float(absolute_error(got, expected)[chosen].max()))
+            output.relative_error = max(output.relative_error, float(relative.max()))
+            how = f"by up to {float(relative.max()):.2g} of the largest in their channel (allowed {golden.relative:g})"
+        else:
+            output.differing = (output.differing or 0) + int(wrong.sum())
+            how = f"in {int(wrong.sum())} of {wrong.size} values, which are no floats"
+        if wrong.any():
+            worst = np.unravel_index(int(relative.argmax()), relative.shape)
             place = (chosen[int(worst[0])], *map(int, worst[1:]))
+            what = f"the values of {which}" if output.output else "outputs"
             result.errors.append(
-                f"{output.backend}, {name}: outputs differ by up to {float(relative[worst]):.2g} of the largest in "
-                f"their channel (allowed {result.float_relative:g}); worst at sample {place[0]}, index "
-                f"{list(place[1:])}: {float(got[place]):.6g} instead of {float(expected[place]):.6g}"
+                f"{output.backend}, {name}: {what} differ {how}; worst at sample {place[0]}, index {list(place[1:])}: "
+                f"{got[place].item():.6g} instead of {expected[place].item():.6g}"
             )
     if free.shape == expected.shape and has_classes(expected):
         output.same_class = int((classes(free) == classes(expected)).sum())

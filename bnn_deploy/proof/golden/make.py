@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,12 @@ from bnn_deploy.proof.backends import RunError, run_session
 from bnn_deploy.proof.golden.record import (
     GOLDEN_BATCH,
     GOLDEN_PREFIX,
+    ORIGIN,
     ZEROS,
     Golden,
     GoldenFloats,
     GoldenTensor,
+    GoldenValues,
     checksums,
     feed,
 )
@@ -34,12 +36,11 @@ from bnn_deploy.proof.pieces import (
     load_model,
     model_inputs,
     require_converted,
-    require_single,
     split,
     with_outputs,
 )
 from bnn_deploy.proof.results import Tolerances
-from bnn_deploy.runtime.inputs import load_data
+from bnn_deploy.runtime.inputs import Data, Inputs, load_data
 from bnn_deploy.runtime.machine import cpu_name
 from bnn_deploy.runtime.session import library_info, load_session
 
@@ -56,7 +57,7 @@ ALONE = "alone/"
 
 def make_golden(
     model: str | os.PathLike[str],
-    data: NDArray[np.float32] | str | os.PathLike[str] | None = None,
+    data: Data | None = None,
     samples: int | None = None,
     *,
     tolerances: Tolerances | None = None,
@@ -72,38 +73,42 @@ def make_golden(
         progress: called with a line of text before each step.
 
     Raises:
-        InputError: a file cannot be used.
+        InputError: a file cannot be used, or an output or the bits of a layer are not [N, ...].
         SetupError: as `load_session`.
     """
     tolerances = tolerances or Tolerances()
     proto = load_model(model)
     require_converted(proto, model)
-    require_single(proto, model)
     if not has_kernels(proto):
         raise InputError(
             f"{model}: it has binary weights only, and no bits between its layers that a board could get wrong: "
             "copy the file, and run it with onnxruntime alone"
         )
     content = Path(model).read_bytes()
-    name: str = proto.graph.input[0].name
-    x = load_data(data, None, samples, model_inputs(proto)).arrays[name]
+    inputs = replace(load_data(data, None, samples, model_inputs(proto)), labels=None, origin=ORIGIN)
     plan = _Plan(proto)
-    output: str = proto.graph.output[0].name
-    progress(f"computing golden results of {len(x)} samples")
+    outputs = [info.name for info in proto.graph.output]
+    progress(f"computing golden results of {len(inputs)} samples")
     try:
-        values = _run(content + plan.free_probe(), [output, *plan.tensors], lambda part: {name: x[part]}, len(x))
-        near = plan.near_bits(x, tolerances)
+        values = _run(content + plan.free_probe(), [*outputs, *plan.tensors], inputs.part, len(inputs))
+        for key, array in values.items():
+            if array.shape[:1] != (len(inputs),):
+                what = f"the output '{key}'" if key in outputs else f"layer '{plan.tensors[key].layer}'"
+                raise InputError(
+                    f"{model}: {what} gives {list(array.shape)} for {len(inputs)} samples; golden results compare "
+                    "sample by sample: take outputs of [N, ...], such as all boxes before NonMaxSuppression"
+                )
+        near = plan.near_bits(inputs, tolerances)
         tensors = tuple(replace(tensor, bits=values[key], near=near.get(key)) for key, tensor in plan.tensors.items())
         bits_only = Golden(
             hashlib.sha256(content).hexdigest(),
-            name,
-            output,
-            plan.renamed.get(output, output),
-            x,
-            values[output],
+            inputs,
+            tuple(
+                GoldenValues(key, plan.renamed.get(key, key), tolerances.relative(key in plan.quantized), values[key])
+                for key in outputs
+            ),
             tensors,
             (),
-            tolerances.relative(output in plan.quantized),
             {
                 "onnxruntime": ort.__version__,
                 "numpy": np.__version__,
@@ -118,7 +123,7 @@ def make_golden(
 
 
 def _run(
-    model: bytes, names: list[str], feed: Callable[[slice], dict[str, NDArray[Any]]], samples: int
+    model: bytes, names: list[str], feed: Callable[[int, int], dict[str, NDArray[Any]]], samples: int
 ) -> dict[str, NDArray[Any]]:
     """The named outputs of a model for all samples, batch by batch.
 
@@ -131,9 +136,9 @@ def _run(
     wanted = {info.name for info in session.get_inputs()}
     parts = []
     for start in range(0, samples, GOLDEN_BATCH):
-        fed = feed(slice(start, min(start + GOLDEN_BATCH, samples)))
+        fed = feed(start, min(start + GOLDEN_BATCH, samples))
         parts.append(run_session(session, names, {name: array for name, array in fed.items() if name in wanted}))
-    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+    return {name: np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i, name in enumerate(names)}
 
 
 def _near(row: Operator, values: NDArray[Any], threshold: NDArray[Any], margin: float) -> NDArray[np.uint32]:
@@ -310,26 +315,31 @@ class _Plan:
         values = _run(
             model + golden.probe,
             [floats.tensor for floats in made],
-            lambda part: feed(fed, part.start, part.stop),
-            len(golden.input),
+            lambda start, stop: feed(fed, start, stop),
+            len(golden.inputs),
         )
         return tuple(replace(f, shape=values[f.tensor].shape[1:], checksums=checksums(values[f.tensor])) for f in made)
 
     def free_probe(self) -> bytes:
         """The probe that only makes the bit tensors outputs."""
-        return self._serialised([], dict.fromkeys(self.tensors, True))
+        from onnx import TensorProto
+
+        return self._serialised([], dict.fromkeys(self.tensors, TensorProto.UINT32))
 
     def probe(self) -> bytes:
         """The probe that makes the bit tensors outputs, and adds the layers fed with golden bits and their outputs."""
-        outputs = {name: True for tensor in self.tensors.values() for name in (tensor.tensor, tensor.fed)}
-        outputs |= dict.fromkeys(self._exact, False)
-        last = self.proto.graph.output[0].name
-        if last in self.renamed:
-            outputs[self.renamed[last]] = False
+        from onnx import TensorProto
+
+        bits = (name for tensor in self.tensors.values() for name in (tensor.tensor, tensor.fed))
+        outputs: dict[str, int] = dict.fromkeys(bits, TensorProto.UINT32)
+        outputs |= dict.fromkeys(self._exact, TensorProto.FLOAT)
+        for info in self.proto.graph.output:
+            if info.name in self.renamed:
+                outputs[self.renamed[info.name]] = info.type.tensor_type.elem_type
         return self._serialised(self._nodes, outputs)
 
-    def _serialised(self, nodes: Sequence[NodeProto], outputs: dict[str, bool]) -> bytes:
-        """A ModelProto of nodes, of the golden bits that they read, and of outputs (name -> whether it holds bits)."""
+    def _serialised(self, nodes: Sequence[NodeProto], outputs: Mapping[str, int]) -> bytes:
+        """A ModelProto of nodes, of the golden bits that they read, and of outputs with their element types."""
         from onnx import ModelProto, TensorProto, helper
 
         probe = ModelProto()
@@ -342,8 +352,7 @@ class _Plan:
             for name in read
         )
         probe.graph.output.extend(
-            helper.make_tensor_value_info(name, TensorProto.UINT32 if bits else TensorProto.FLOAT, None)
-            for name, bits in outputs.items()
+            helper.make_tensor_value_info(name, element, None) for name, element in outputs.items()
         )
         made = {name for node in nodes for name in node.output}
         for info in self.proto.graph.value_info:  # onnxruntime's optimiser needs the shapes of floats
@@ -354,7 +363,7 @@ class _Plan:
         content: bytes = probe.SerializeToString(deterministic=True)
         return content
 
-    def near_bits(self, x: NDArray[np.float32], tolerances: Tolerances) -> dict[str, NDArray[np.uint32]]:
+    def near_bits(self, inputs: Inputs, tolerances: Tolerances) -> dict[str, NDArray[np.uint32]]:
         """For each bit tensor made from floats, the mask of the bits whose float is within the threshold's flip margin.
 
         Raises:
@@ -374,10 +383,9 @@ class _Plan:
             else:
                 node.output[0] = node.output[0] or f"{tensor}_before"  # an output that is left out has no name
                 floats[tensor] = node.output[0]
-        given = self.proto.graph.input[0].name
-        names = list(dict.fromkeys(name for name in floats.values() if name != given))
+        names = list(dict.fromkeys(name for name in floats.values() if name not in inputs.arrays))
         model = with_outputs(copy, names).SerializeToString()
-        values = {given: x, **_run(model, names, lambda part: {given: x[part]}, len(x))}
+        values = inputs.arrays | _run(model, names, inputs.part, len(inputs))
         near = {}
         for tensor, name in floats.items():
             row, threshold = operator_of(self._makers[tensor]), self._threshold(self._makers[tensor])

@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.files import write_files
 from bnn_deploy.operators.bits import words
+from bnn_deploy.runtime.inputs import Inputs
 
-GOLDEN_FORMAT = 1
+GOLDEN_FORMAT = 2
 """Version of the golden file's format."""
 
 GOLDEN_BATCH = 4
 """Samples that are checked at a time: boards have little memory."""
+
+ORIGIN = "golden file"
+"""Where the inputs of a golden file come from."""
 
 MADE_WITH = ("onnxruntime", "numpy", "cpu", "isa")
 """The keys of `Golden.made_with`."""
@@ -81,39 +85,48 @@ class GoldenFloats:
 
 
 @dataclass(frozen=True)
+class GoldenValues:
+    """The golden values of one output of the model.
+
+    Attributes:
+        name: its name.
+        fed: name of its counterpart in the probed model, with every layer fed with golden bits.
+        relative: the largest relative error of its floats, see results.Tolerances; other values must be equal.
+        values: [N, ...].
+    """
+
+    name: str
+    fed: str
+    relative: float
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True)
 class Golden:
     """A golden file's content.
 
     Attributes:
         model_sha256: SHA-256 of the model's file.
-        input_name: the model's input.
-        output_name: the model's output.
-        fed_output: name of the output's counterpart in the probed model, with every layer fed with golden bits.
-        input: float32 [N, ...].
-        output: float32 [N, ...].
+        inputs: the model's inputs.
+        outputs: its outputs.
         tensors: all bit tensors of the model, in the order of the graph.
         floats: the floats of binary layers, in the order of the graph.
-        float_relative: the largest relative error of an output, see results.Tolerances.
         made_with: "onnxruntime" and "numpy": versions; "cpu"; "isa": the instruction set of the kernels.
         probe: serialised ModelProto, see `proof.golden`.
     """
 
     model_sha256: str
-    input_name: str
-    output_name: str
-    fed_output: str
-    input: NDArray[np.float32]
-    output: NDArray[np.float32]
+    inputs: Inputs
+    outputs: tuple[GoldenValues, ...]
     tensors: tuple[GoldenTensor, ...]
     floats: tuple[GoldenFloats, ...]
-    float_relative: float
     made_with: dict[str, str]
     probe: bytes
 
 
 def feed(golden: Golden, start: int, stop: int) -> dict[str, NDArray[Any]]:
     """All inputs that the probed model may have, by name, for the samples from `start` to `stop`."""
-    feed: dict[str, NDArray[Any]] = {golden.input_name: golden.input[start:stop]}
+    feed = golden.inputs.part(start, stop)
     feed |= {GOLDEN_PREFIX + tensor.tensor: tensor.bits[start:stop] for tensor in golden.tensors}
     feed |= {f.zeros: np.zeros((stop - start, *f.shape), np.float32) for f in golden.floats if f.zeros}
     return feed
@@ -129,10 +142,8 @@ def write_golden(golden: Golden, path: str | os.PathLike[str]) -> None:
     meta = {
         "format": GOLDEN_FORMAT,
         "model_sha256": golden.model_sha256,
-        "input": golden.input_name,
-        "output": golden.output_name,
-        "fed_output": golden.fed_output,
-        "float_relative": golden.float_relative,
+        "inputs": [{"name": name, "whole": name in golden.inputs.whole} for name in golden.inputs.arrays],
+        "outputs": [{"name": output.name, "fed": output.fed, "relative": output.relative} for output in golden.outputs],
         "made_with": golden.made_with,
         "tensors": [
             {
@@ -153,9 +164,9 @@ def write_golden(golden: Golden, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, NDArray[Any]] = {
         "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
         "probe": np.frombuffer(golden.probe, np.uint8),
-        "input": golden.input,
-        "output": golden.output,
     }
+    arrays |= {f"input/{i}": array for i, array in enumerate(golden.inputs.arrays.values())}
+    arrays |= {f"output/{i}": output.values for i, output in enumerate(golden.outputs)}
     for i, tensor in enumerate(golden.tensors):
         arrays[f"bits/{i}"] = tensor.bits
         if tensor.near is not None:
@@ -204,16 +215,18 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
                 )
                 for i, entry in enumerate(meta["floats"])
             )
+            inputs = {str(entry["name"]): arrays[f"input/{i}"] for i, entry in enumerate(meta["inputs"])}
+            whole = frozenset(str(entry["name"]) for entry in meta["inputs"] if entry["whole"])
+            outputs = tuple(
+                GoldenValues(str(entry["name"]), str(entry["fed"]), float(entry["relative"]), arrays[f"output/{i}"])
+                for i, entry in enumerate(meta["outputs"])
+            )
             golden = Golden(
                 str(meta["model_sha256"]),
-                str(meta["input"]),
-                str(meta["output"]),
-                str(meta["fed_output"]),
-                arrays["input"],
-                arrays["output"],
+                Inputs(inputs, whole, None, ORIGIN),
+                outputs,
                 tensors,
                 floats,
-                float(meta["float_relative"]),
                 {key: str(meta["made_with"][key]) for key in MADE_WITH},
                 arrays["probe"].tobytes(),
             )
@@ -239,11 +252,14 @@ def _check_form(golden: Golden) -> None:
     Raises:
         ValueError: one has another dtype, number of samples or words than it must have.
     """
-    samples = len(golden.input)
-    if samples == 0 or golden.input.dtype != np.float32 or golden.output.dtype != np.float32:
-        raise ValueError("no float32 inputs and outputs")
-    if len(golden.output) != samples:
-        raise ValueError(f"{samples} inputs, but {len(golden.output)} outputs")
+    samples = len(golden.inputs)
+    given = {name: array for name, array in golden.inputs.arrays.items() if name not in golden.inputs.whole}
+    given |= {output.name: output.values for output in golden.outputs}
+    if samples == 0 or not golden.outputs:
+        raise ValueError("no inputs or no outputs")
+    for name, array in given.items():
+        if array.dtype.kind not in "fiub" or array.shape[:1] != (samples,):
+            raise ValueError(f"{samples} samples, but '{name}' is {array.dtype} {list(array.shape)}")
     for tensor in golden.tensors:
         for array in (tensor.bits, tensor.bits if tensor.near is None else tensor.near):
             if array.dtype != np.uint32 or array.shape != tensor.bits.shape or array.ndim < 2:

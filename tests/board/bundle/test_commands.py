@@ -96,7 +96,9 @@ def test_run_bundle_fails(bundle: Path, tmp_path: Path) -> None:
 
     folder = unpack(bundle, tmp_path)
     golden = read_golden(folder / GOLDEN)
-    write_golden(dataclasses.replace(golden, input=golden.input[::-1]), folder / GOLDEN)
+    arrays = {name: array[::-1] for name, array in golden.inputs.arrays.items()}
+    inputs = dataclasses.replace(golden.inputs, arrays=arrays)
+    write_golden(dataclasses.replace(golden, inputs=inputs), folder / GOLDEN)
     result = invoke("run-bundle", folder, "--report", tmp_path / "report.json")
     assert (result.exit_code, result.stderr) == (1, "")
     assert result.stdout.splitlines()[-1] == "FAILED"

@@ -70,7 +70,7 @@ def test_sha256sum_agrees(bundle: Path, tmp_path: Path) -> None:
 
 def test_the_golden_file_is_for_the_model(bundle: Path, tmp_path: Path, lenet5: Converted) -> None:
     golden = read_golden(unpack(bundle, tmp_path) / GOLDEN)
-    assert (golden.input == lenet5.images[:2]).all()
+    assert (golden.inputs.arrays["input"] == lenet5.images[:2]).all()
 
 
 def test_the_same_bytes_again(lenet5: Converted, wheels: Path, bundle: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_the_golden_bits_are_those_of_the_model(lenet5: Converted, goldens: Call
         model.graph.output.append(onnx.helper.make_tensor_value_info(tensor.tensor, onnx.TensorProto.UINT32, None))
     session = load_session(model.SerializeToString(), 1, kernels=False)
     output, *bits = session.run(None, {"input": lenet5.images})
-    np.testing.assert_allclose(golden.output, output, atol=1e-4)
+    np.testing.assert_allclose(golden.outputs[0].values, output, atol=1e-4)
     for tensor, array in zip(golden.tensors, bits, strict=True):
         assert (tensor.bits == array).all()
         assert tensor.bits.any()
@@ -116,7 +116,7 @@ def test_what_is_written_is_read(lenet5: Converted, tmp_path: Path) -> None:
 
 
 def test_random_inputs_when_none_are_given(lenet5: Converted) -> None:
-    assert make_golden(lenet5.model, samples=3).input.shape == (3, 1, 28, 28)
+    assert make_golden(lenet5.model, samples=3).inputs.arrays["input"].shape == (3, 1, 28, 28)
 
 
 def test_a_sign_of_the_input_itself(tmp_path: Path, seeded_torch: None) -> None:
@@ -166,16 +166,20 @@ def test_bad_golden_files(lenet5: Converted, goldens: Callable[[Converted, int],
         (b"hello", damaged_or_none),
         (good[:middle], damaged_or_none),
         (good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :], damaged_or_none),
-        (npz(input=None), damaged_or_none),
+        (npz(**{"input/0": None}), damaged_or_none),
         (npz(**{"bits/1": None}), damaged_or_none),
         (npz(**{"floats/0": None}), damaged_or_none),
         (npz(**{"floats/0": content["floats/0"][:-1]}), "the checksums of 'fed/linear_map' are [31]"),
-        (npz(output=content["output"][:-1]), "32 inputs, but 31 outputs"),
-        (npz(input=content["input"].astype(np.float64)), "no float32 inputs"),
+        (npz(**{"output/0": content["output/0"][:-1]}), "32 samples, but 'linear_1' is float32 [31, 10]"),
+        (
+            npz(**{"input/0": content["input/0"].astype(np.complex64)}),
+            "32 samples, but 'input' is complex64 [32, 1, 28",
+        ),
+        (meta(outputs=[]), "no inputs or no outputs"),
         (npz(**{"bits/1": content["bits/1"][:-1]}), "the bits of 'sign_bits' are [31, "),
         (npz(**{"bits/1": content["bits/1"].astype(np.int64)}), "the bits of 'sign_bits' are int64"),
         (npz(**{"near/0": content["near/0"][:, 1:]}), "the bits of 'relu_bits' are uint32 [32, 23, "),
-        (meta(format=2), "golden results of format 2; this bnn-deploy knows format 1"),
+        (meta(format=1), "golden results of format 1; this bnn-deploy knows format 2"),
         (meta(tensors=3), damaged_or_none),
         (meta(made_with={}), damaged_or_none),
         (npz(meta=np.array([None])), damaged_or_none),

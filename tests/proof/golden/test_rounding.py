@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,9 +118,10 @@ def test_near_bits() -> None:
 
 def test_float_tolerance(lenet5: Converted, goldens: Callable[[Converted, int], Path], tmp_path: Path) -> None:
     golden = read_golden(goldens(lenet5, 32))
-    output = golden.output.copy()
-    output[7, 3] += np.float32(np.abs(output[:, 3]).max() * 5e-4)
-    path = rewrite(tmp_path / "golden.npz", golden, output=output)
+    values = golden.outputs[0].values.copy()
+    values[7, 3] += np.float32(np.abs(values[:, 3]).max() * 5e-4)
+    output = dataclasses.replace(golden.outputs[0], values=values)
+    path = rewrite(tmp_path / "golden.npz", golden, outputs=(output,))
     result = check_golden(lenet5.model, path, isas=BEST, body_samples=0)
     assert [failure.split(":")[0] for failure in result.failures] == [
         f"kernels, {BEST[0]}, fed with golden bits",
@@ -129,7 +131,7 @@ def test_float_tolerance(lenet5: Converted, goldens: Callable[[Converted, int], 
         "outputs differ by up to 0.0005 of the largest in their channel (allowed 0.0001); worst at sample 7"
         in (result.failures[0])
     )
-    rewrite(path, golden, output=output, float_relative=1e-3)
+    rewrite(path, golden, outputs=(dataclasses.replace(output, relative=1e-3),))
     result = check_golden(lenet5.model, path, isas=BEST, body_samples=0)
     assert result.passed
     assert result.outputs[0].relative_error == pytest.approx(5e-4, rel=0.01)
