@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import one_line
 from bnn_deploy.proof.backends import Arrays, RunError, Runner
+from bnn_deploy.proof.exact_zero import is_exact_sum, signed_tensor
 from bnn_deploy.proof.margins import (
     Magnitudes,
     absolute_error,
@@ -20,6 +21,7 @@ from bnn_deploy.proof.margins import (
     magnitudes,
     relative_error,
     settle_zeros,
+    zero_flips,
 )
 from bnn_deploy.proof.results import LayerResult, Tolerances
 
@@ -83,6 +85,12 @@ class Expectations:
             return cut.pre_activation(values, value.shape)
         return next((values[name] for name in self._before_names(cut)), value)
 
+    def is_before(self, cut: Cut, other: Cut | None, given: NDArray[Any] | None, values: Arrays) -> bool:
+        """Whether another cut, or else an input of the model with the numbers `given`, is what a bit cut is made of."""
+        if other is not None:
+            return not other.is_bits and other.source in self._before_names(cut)
+        return given is not None and np.array_equal(given, self.before(cut, values))
+
     def measured(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The tensor in whose magnitudes the differences of a cut are stated: a float itself, bits' pre-activations."""
         return self.before(cut, values) if cut.is_bits else self.value(cut, values)
@@ -106,6 +114,16 @@ class LayerCheck:
         self._cuts = cuts
         self._expectations = expectations
         self._tolerances = tolerances
+        self._signed = signed_tensor(piece.model, self.cut.tensor) if self._has_signs(self.cut) else None
+
+    def signs_of(self, batch: Batch) -> str | None:
+        """The tensor of the model that its bits are the signs of, if it stands for the reference's pre-activation."""
+        name = self._signed
+        if name is None or not self._expectations.is_before(
+            self.cut, self._cuts.get(name), batch.x.get(name), batch.values
+        ):
+            return None
+        return name
 
     def measure(self, values: Arrays) -> None:
         """Add a batch to `scale`; of shapes that do not fit, `check` will complain."""
@@ -187,6 +205,9 @@ class LayerCheck:
         flips, margin = differences(self.cut, got, expected, before, self.scale_of(batch.values))
         result.differing = int(flips.sum())
         if result.differing:
+            signed = self.signs_of(batch)
+            if signed is not None and is_exact_sum(self.piece.model, signed):
+                margin = np.where(zero_flips(flips, expected, before), np.inf, margin)
             index = np.unravel_index(int(np.where(flips, margin, -1).argmax()), flips.shape)
             result.margin = float(margin[index])
             place = [int(i) for i in index]

@@ -157,6 +157,15 @@ def differences(
     return found != wanted, margin
 
 
+def zero_flips(flips: NDArray[np.bool_], expected: NDArray[Any], before: NDArray[Any]) -> NDArray[np.bool_]:
+    """The flips where the pre-activation is exactly 0 and the reference says on which side of the threshold that is.
+
+    Rounding explains none of these if the model's pre-activation is exactly 0, too.
+    """
+    found: NDArray[np.bool_] = flips & (before == 0) & (np.abs(expected) > 0)  # NaN says nothing
+    return found
+
+
 def relative_margin(before: NDArray[Any], rms: NDArray[np.float64]) -> NDArray[np.float64]:
     """|pre-activation| in units of its channel's root mean square; pre-activations are [N, C, ...]."""
     margin: NDArray[np.float64] = np.abs(before.astype(np.float64)) / np.maximum(rms, np.finfo(np.float64).tiny)

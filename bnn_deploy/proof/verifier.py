@@ -11,6 +11,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import relative_tolerance
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import Arrays, Backends, RunError, Runner, run_session
+from bnn_deploy.proof.exact_zero import is_exact_sum
 from bnn_deploy.proof.layers import Batch, Expectations, LayerCheck
 from bnn_deploy.proof.margins import (
     Magnitudes,
@@ -20,6 +21,7 @@ from bnn_deploy.proof.margins import (
     has_classes,
     rows_of,
     tie_margin,
+    zero_flips,
 )
 from bnn_deploy.proof.outputs import CLOSE_SHARE, add_output, require_form
 from bnn_deploy.proof.pieces import data_inputs, operator_nodes, single_node, split, with_outputs
@@ -279,6 +281,10 @@ class Verifier:
             except ValueError:  # another shape: no rounding explains that
                 return cut.tensor, float("inf"), False
             if flips[rows].any():
+                # No bit flipped before this one, so that an exact sum of bits is the reference's.
+                signed = check.signs_of(batch)
+                if signed is not None and is_exact_sum(self.proto, signed):
+                    margins = np.where(zero_flips(flips, signs, before), np.inf, margins)
                 return cut.tensor, float(margins[rows][flips[rows]].max()), False
         return "", 0.0, False
 

@@ -25,6 +25,9 @@ g = Sign (f)
 y = MatMul (g, last)"""
 
 
+NUMBERS = {"zero": np.float32(0), "one": np.float32(1), "minus": np.float32(-1)}
+
+
 def network() -> onnx.ModelProto:
     constants = {"w": weights(8, 4, 3, 3), "v": weights(8, 8, 3, 3, seed=5), "last": weights(72, 5, seed=2, alpha=0.25)}
     return ir.to_proto(parse(NETWORK, ("N", 4, 6, 6), **constants))
@@ -49,24 +52,47 @@ def test_keeps_every_zero(tmp_path: Path) -> None:
     assert not verify(plain, model, data=x, isas=BEST, reference_samples=0).passed, "+1 at 0 is another network"
 
 
-@pytest.mark.parametrize("suffix", ["above_threshold", "weight_bits"])
-def test_damage_is_found(suffix: str, tmp_path: Path) -> None:
-    model = network()
-    convert(model, tmp_path / "m.onnx", sign_zero="exact")
-    wrong = onnx.load(tmp_path / "m.onnx")
+def damaged(model: Path, suffix: str, value: float) -> Path:
+    """A copy with some thresholds set to `value`, or with the first bit of the weights flipped."""
+    wrong = onnx.load(model)
     tensor = next(t for t in wrong.graph.initializer if t.name.endswith(suffix))
     array = onnx.numpy_helper.to_array(tensor).copy()
-    array.flat[0] = array.flat[0] ^ 1 if suffix == "weight_bits" else 0.5
+    if suffix == "weight_bits":
+        array.flat[0] ^= 1
+    else:
+        array[...] = value
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    onnx.save(wrong, tmp_path / "wrong.onnx")
-    proof = verify(tmp_path / "wrong.onnx", model, data=half_zero(), isas=BEST, reference_samples=0)
+    onnx.save(wrong, model.with_name("wrong.onnx"))
+    return model.with_name("wrong.onnx")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "value"),
+    [("above_threshold", 0.5), ("s_bits_above_threshold", 0), ("t_threshold", 1e-30), ("weight_bits", 0)],
+)
+def test_damage_is_found(suffix: str, value: float, tmp_path: Path) -> None:
+    """A sign of exactly 0 that flips, too: it has no distance from its threshold, but rounding is no excuse."""
+    model = network()
+    wrong = damaged(convert(model, tmp_path / "m.onnx", sign_zero="exact").output, suffix, value)
+    proof = verify(wrong, model, data=half_zero(), isas=BEST, reference_samples=0)
     assert any(not layer.passed for layer in proof.layers)
+    if value in (0, 1e-30) and "threshold" in suffix:
+        (layer,) = (layer for layer in proof.layers if not layer.passed)
+        assert layer.source == suffix[0] and layer.margin == np.inf
+
+
+def test_a_sign_of_1_at_0_that_is_lost_is_found(tmp_path: Path) -> None:
+    body = "b = GreaterOrEqual (x, zero)\ns = Where (b, one, minus)\ny = Conv (s, w)"
+    model = ir.to_proto(parse(body, ("N", 4, 6, 6), w=weights(8, 4, 3, 3), **NUMBERS))
+    made = convert(model, tmp_path / "m.onnx").output
+    assert verify(made, model, data=half_zero(), isas=BEST, reference_samples=0).passed
+    wrong = damaged(made, "threshold", 1e-30)
+    assert not verify(wrong, model, data=half_zero(), isas=BEST, reference_samples=0).passed
 
 
 def test_does_not_touch_signs_that_are_1_at_0(tmp_path: Path) -> None:
     body = "b = GreaterOrEqual (x, zero)\ns = Where (b, one, minus)\ny = Conv (s, w)"
-    numbers = {"zero": np.float32(0), "one": np.float32(1), "minus": np.float32(-1)}
-    model = parse(body, ("N", 4, 6, 6), w=weights(8, 4, 3, 3), **numbers)
+    model = parse(body, ("N", 4, 6, 6), w=weights(8, 4, 3, 3), **NUMBERS)
     files = [convert(model, tmp_path / f"{how}.onnx", sign_zero=how).output for how in ("plus", "exact")]  # type: ignore[arg-type]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -79,5 +105,7 @@ def test_linear_layers_on_tokens(tmp_path: Path) -> None:
     result = convert(model, tmp_path / "m.onnx", sign_zero="exact")
     assert result.binary_layers == ("c", "y")
     assert verify(result.output, model, data=x, isas=BEST, reference_samples=2).passed
+    wrong = damaged(result.output, "weight_bits", 0)
+    assert not verify(wrong, model, data=x, isas=BEST, reference_samples=0).passed
     plain = convert(model, tmp_path / "plain.onnx").output
     assert not verify(plain, model, data=x, isas=BEST, reference_samples=0).passed
