@@ -193,6 +193,17 @@ class FactorShape(Reason):
 
 
 @dataclass(frozen=True)
+class FactorLayer(Reason):
+    """A factor behind a binary layer that is not BinaryConv, or is moved first."""
+
+    factor: str
+    operator: str
+
+    template = "its factor '{factor}' stays behind {operator}: only a BinaryConv whose map it multiplies takes one"
+    example = "BinaryConvLevels(...) * GlobalAveragePool(x)"
+
+
+@dataclass(frozen=True)
 class ResidualShape(Reason):
     """A shortcut of another shape."""
 

@@ -277,6 +277,7 @@ CASES: dict[type[Reason], Case] = {
     fusion_reasons.FactorShape: case(
         "s = Sign(x)\nd = Conv<pads=[1,1,1,1]>(s, w)\ng = GlobalAveragePool(x)\ny = Mul(d, g)", w=weights(4, 4, 3, 3)
     ),
+    fusion_reasons.FactorLayer: case("s = Sign(x)\nd = MatMul(s, w)\ny = Mul(d, x)", ("N", 3, 4), w=weights(4, 4)),
     fusion_reasons.PoolStays: case(
         f'{BITS}\np = MaxPool<kernel_shape=[2,2],strides=[2,2],auto_pad="SAME_UPPER">(d)\nt = Sign(p)\ny = Conv(t, u)',
         ("N", 4, "H", "V"),

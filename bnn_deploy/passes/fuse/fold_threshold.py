@@ -6,13 +6,18 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnn_deploy.passes.fuse.complement import complement_channels, complementable
 from bnn_deploy.passes.fusion_reasons import Falls, UsedElsewhere
-from bnn_deploy.passes.graph import constant, is_binary_op, remove_if_dead
+from bnn_deploy.passes.graph import constant, is_binary_op, is_op, remove_if_dead
+from bnn_deploy.passes.lower.layer import SMALLEST
 from bnn_deploy.passes.monotone import bisect_threshold, monotone
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import Reason
+
+TAME = (2.0**-40, 2.0**40)
+"""Factors between these make no product 0 or infinite but of numbers that no layer gives."""
 
 
 class FoldThreshold(Pass):
@@ -28,6 +33,8 @@ class FoldThreshold(Pass):
        and the weight bits (and pad value) of that channel are flipped in every consumer, which leaves every product
        unchanged.
     4. A constant channel (gamma 0) gets an infinite threshold.
+    5. A Mul by constants > 0 that differ by position (XNOR-Net++) in front of a plain sign is left out: but for
+       products too small for a normal float32, it leaves every sign as it is.
 
     Declines: a falling channel where a consumer is not a BinaryConv (its OR would become an AND); PRelu with a negative
     slope, which is not monotone; constants that are not per channel.
@@ -56,7 +63,9 @@ class FoldThreshold(Pass):
         if function is None:
             return ""
         if isinstance(function, Reason):
-            return function
+            if not _keeps_signs(producer, threshold):
+                return function
+            function = np.asarray  # as any number > 0 does
         if len(list(value.uses())) > 1 or value.is_graph_output():
             return UsedElsewhere(f"'{value.name}' ({producer.op_type}) is")
         with np.errstate(over="ignore"):  # the bisection starts at the largest floats
@@ -78,3 +87,13 @@ class FoldThreshold(Pass):
         remove_if_dead(producer)
         result.rewrote(binarize, producer)
         return None
+
+
+def _keeps_signs(node: ir.Node, threshold: NDArray[np.float32]) -> bool:
+    """Whether a node is a Mul by constants > 0, none of them extreme, and the thresholds are those of a plain sign."""
+    factors = [array for value in node.inputs if (array := constant(value)) is not None]
+    shapes = [value.shape for value in (*node.inputs, *node.outputs) if value is not None and constant(value) is None]
+    if not is_op(node, "Mul") or len(factors) != 1 or shapes[0] is None or shapes[0] != shapes[1]:
+        return False
+    plain = bool(np.isin(threshold, (np.float32(0), SMALLEST)).all())
+    return plain and bool(((factors[0] >= TAME[0]) & (factors[0] <= TAME[1])).all())

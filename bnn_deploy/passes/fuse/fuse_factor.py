@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.operators.contract import DOMAIN
-from bnn_deploy.passes.fusion_reasons import FactorShape, UsedElsewhere
+from bnn_deploy.operators.contract import DOMAIN, holds_bits, is_binary_layer, operator_of
+from bnn_deploy.passes.fusion_reasons import FactorLayer, FactorShape, UsedElsewhere
 from bnn_deploy.passes.graph import (
+    MOVING_OPERATORS,
     add_initializer,
     constant,
     insert_node,
@@ -18,6 +19,7 @@ from bnn_deploy.passes.graph import (
     replace_value,
     sole_consumer,
 )
+from bnn_deploy.passes.interleave import interleaved
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.provenance import source_metadata
 
@@ -34,8 +36,8 @@ class FuseFactor(Pass):
        Mul reads and writes all of them.
 
     Declines: a factor that has more than one channel, or one per row or column, or is of unknown shape, as is one per
-    sample where the number of pixels is not known; a BinaryConv that something else uses too. A constant factor is not
-    looked at.
+    sample where the number of pixels is not known; a BinaryConv that something else uses too; a factor behind another
+    binary layer, such as one of levels. A constant per channel is not looked at: it is FoldBatchNorm's.
     """
 
     def call(self, model: ir.Model) -> Outcome:
@@ -47,9 +49,13 @@ class FuseFactor(Pass):
             for index in (0, 1):
                 conv_value, factor = node.inputs[index], node.inputs[1 - index]
                 conv = None if conv_value is None else conv_value.producer()
-                if conv is None or conv_value is None or factor is None or not is_binary_op(conv, "BinaryConv"):
+                if conv is None or conv_value is None or factor is None:
                     continue
-                if constant(factor) is not None:
+                if not is_binary_op(conv, "BinaryConv") or constant(factor) is not None:
+                    layer = _layer(conv_value)
+                    if layer is not None and _differs_by_position(factor, conv_value, layer):
+                        direct, name = is_binary_op(conv, "BinaryConv"), factor.name or ""
+                        result.decline(node, FactorShape(name) if direct else FactorLayer(name, layer.op_type))
                     continue
                 if sole_consumer(conv_value) is not node:
                     result.decline(node, UsedElsewhere(f"'{conv_value.name}' is"))
@@ -87,6 +93,30 @@ class FuseFactor(Pass):
         replace_value(old, new)
         new.name = name
         return maker(new)
+
+
+def _layer(value: ir.Value) -> ir.Node | None:
+    """The binary layer whose floats a value is, moved at most; None if it is of none."""
+    made = interleaved(value)
+    if made is not None:
+        value = made.phases[0]
+    node = value.producer()
+    while node is not None and is_op(node, *MOVING_OPERATORS) and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return None if node is None or not is_binary_layer(node) or holds_bits(node, value.index() or 0) else node
+
+
+def _differs_by_position(factor: ir.Value, of: ir.Value, layer: ir.Node) -> bool:
+    """Whether a factor of a layer's floats is no constant, or one that is not the same at all positions."""
+    array = constant(factor)
+    if array is None:
+        return True
+    rank = array.ndim if of.shape is None else max(len(of.shape), array.ndim)
+    row = operator_of(layer)
+    channels = rank - 1 if row is not None and row.outputs[0].channels_last else 1
+    sizes = (*[1] * (rank - array.ndim), *array.shape)
+    return any(size > 1 for axis, size in enumerate(sizes) if axis != channels)
 
 
 def _is_per_pixel(factor: ir.Value, conv: ir.Value) -> bool:

@@ -235,7 +235,16 @@ DECLINED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"p": np.ones((6,), np.float32)},
         "shape [6], which is not one value per channel",
     ),
-    "Mul per column": ("f = Mul(x, c)", {"c": np.ones(6, np.float32)}, "shape [6], which is not one value per channel"),
+    "Mul per column": (
+        "f = Mul(x, c)",
+        {"c": np.float32([1, 1, 2, 1, -1, 1])},
+        "shape [6], which is not one value per channel",
+    ),
+    "Mul per column by extreme numbers": (
+        "f = Mul(x, c)",
+        {"c": np.float32([1, 1, 1e-40, 1, 1, 1])},
+        "shape [6], which is not one value per channel",
+    ),
     "Add per pixel": ("f = Add(x, c)", {"c": eighths(1, 4, 6, 6) + np.float32(0.01)}, "not one value per channel"),
     "constant over data": ("f = Div(c, x)", {"c": C}, "it divides by data, which is not monotone"),
     "BatchNorm in training mode": (
@@ -250,6 +259,15 @@ DECLINED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "Clip to an input": ("f = Clip(x, l)", {}, "the bounds of Clip are not constant"),
 }
+
+
+def test_leaves_out_positive_factors_per_position() -> None:
+    """Two of XNOR-Net++'s vectors, in front of a sign that nothing shifts."""
+    text = "e = Mul(x, c)\nf = Mul(r, e)"
+    factors = {"c": np.float32([1, 2, 0.1, 3, 1, 1]), "r": np.float32([1, 2, 0.3, 1, 1, 9]).reshape(6, 1)}
+    folds(parse(f"{text}\n{CONV}", w=W, **factors), "Binarize", "BinaryConv", modified=2)
+    shifted = f"{text}\ng = Add(f, k)\n{CONV.replace('(f)', '(g)')}"
+    declines(parse(shifted, w=W, k=C, **factors), "which is not one value per channel", modified=1)
 
 
 @pytest.mark.parametrize("case", [name for name in DECLINED if "input" not in name and "training" not in name])

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
+from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.provenance import SOURCE
 from support.graphs import assert_same, copy, eighths, lower, only, op_types, parse, samples, weights
 
@@ -26,6 +27,8 @@ CONSTANTS = {
     "pixels": np.array([2, 3]),
     "alpha": np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1) / 8,
     "half": np.float32(0.5),
+    "columns": np.arange(1, 7, dtype=np.float32) / 8,
+    "places": np.arange(1, 289, dtype=np.float32).reshape(8, 6, 6) / 8,
 }
 
 
@@ -88,6 +91,24 @@ def test_does_not_fuse_a_factor_of_another_shape(gate: str) -> None:
     """One number per channel of each image, one per filter and pixel, one per column."""
     _, declined = fused(model(f"{CONV}{gate}\ny = Mul(c, k)"))
     assert declined == ["its factor 'k' has not one value per pixel, or an unknown shape"]
+
+
+@pytest.mark.parametrize("factor", ["columns", "places"])
+def test_names_a_constant_that_differs_by_position(factor: str) -> None:
+    """The vectors of XNOR-Net++."""
+    after, declined = fused(model(f"{CONV}y = Mul(c, {factor})"))
+    assert declined == [f"its factor '{factor}' has not one value per pixel, or an unknown shape"]
+    assert "Mul" in op_types(after)
+
+
+def test_names_a_factor_behind_another_layer() -> None:
+    text = "s = Sign(x)\nc = ConvTranspose <strides=[2,2]> (s, w)\nk = ReduceMax(x, pixels)\ny = Mul(k, c)"
+    before = parse(text, X, w=weights(4, 4, 2, 2), pixels=CONSTANTS["pixels"])
+    binary, _, not_fused = to_binary(before)
+    assert "its factor 'k' stays behind BinaryConv: only a BinaryConv whose map it multiplies takes one" in [
+        decline.reason for decline in not_fused
+    ]
+    assert "Mul" in op_types(binary)
 
 
 def test_does_not_fuse_a_convolution_that_is_used_elsewhere() -> None:
