@@ -2,6 +2,7 @@
 
     python tests/dialect_table.py            # small ones
     python tests/dialect_table.py --full     # as published, and the trained NIN of examples/
+    python tests/dialect_table.py --layers   # and a line for every layer
 
 Every network is converted through its own front door and verified against its own source, layer by layer on identical
 inputs, on all instruction sets of this machine; and once more with one filter of one binary layer complemented, which
@@ -233,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="networks as published, too")
     parser.add_argument("--only", help="networks whose name holds this")
+    parser.add_argument("--layers", action="store_true", help="the error, flips and margin of every layer, too")
     parser.add_argument("--samples", type=int, default=16)
     arguments = parser.parse_args()
     numbers = ("binary layers", "of all", "float error", "signs", "flips", "margin", "zeros")
@@ -246,6 +248,11 @@ def main() -> None:
             row = run(case, Path(folder), arguments.samples)
         layers = row.proof.layers
         signs = [layer for layer in layers if layer.kind != "floats"]
+        for layer in layers if arguments.layers else ():
+            found = f"error {layer.max_error:.2g}, {layer.relative_error:.2g} of the largest in its channel"
+            if layer.kind != "floats":
+                found = f"{layer.differing} of {layer.values:,} {layer.kind} differ, margin {layer.margin:.2g}"
+            print(f"{case.name}: {layer.layer}: {found}")
         table.add_row(
             case.name,
             case.door,
