@@ -20,8 +20,10 @@ class SplitZeros(Pass):
     1. sign(x) with sign(0) = 0 is the mean of one that is +1 at 0 and one that is -1 there. Both layers have the
        weights, with half the scale; the bias is the first one's. Where all products cancel out, so do the two sums.
     2. What moves or pools the bits between (BinaryMaxPool, Transpose, ...) is doubled: it commutes with both steps.
-    3. BinaryConv and BinaryLinear whose bits stand for one of the given tensors, the source's signs; before any fusion,
-       so that a threshold is still 0.
+    3. BinaryMatMul becomes the sum of the products of all such operands, with half the scale for each operand that has
+       two: sign(Q) sign(K)^T of four.
+    4. Layers whose bits stand for one of the given tensors, the source's signs; before any fusion, so that a threshold
+       is still 0.
 
     Declines: nothing; a layer that reads other bits stays as it is.
     """
@@ -41,6 +43,10 @@ class SplitZeros(Pass):
                 chain = None if bits is None else self._chain(bits)
                 if chain is not None:
                     result.rewrote(self._split(model.graph, node, chain), node)
+            elif is_binary_op(node, "BinaryMatMul"):
+                chains = [None if bits is None else self._chain(bits) for bits in node.inputs[:2]]
+                if any(chain is not None for chain in chains):
+                    result.rewrote(self._split_product(model.graph, node, chains), node)
         return result
 
     def _chain(self, bits: ir.Value) -> list[ir.Node] | None:
@@ -64,36 +70,25 @@ class SplitZeros(Pass):
         assert values is not None and zeros is not None
         half = add_initializer(graph, f"{old.name}_half_scale", values * np.float32(0.5))
         nothing = add_initializer(graph, f"{old.name}_no_bias", np.zeros_like(zeros))
-        own = {key: layer.metadata_props.pop(key) for key in BIT_KEYS if key in layer.metadata_props}
-        name = old.name or ""
-
-        def part(bits: ir.Value | None, shift: ir.Value, suffix: str, metadata: dict[str, str]) -> ir.Value:
-            inputs = [bits, layer.inputs[1], half, shift, *layer.inputs[4:]]
-            form = dict(layer.attributes)
-            output = f"{name}_{suffix}"
-            return insert_node(
-                layer,
-                layer.op_type,
-                inputs,
-                form,
-                output,
-                dtype=ir.DataType.FLOAT,
-                shape=old.shape,
-                domain=DOMAIN,
-                metadata=metadata,
-            )
-
-        first = part(layer.inputs[0], bias, "at_least_0", dict(layer.metadata_props))
-        second = part(twin, nothing, "above_0", part_metadata(display_name(layer)))
-        total = insert_node(
-            layer, "Add", [first, second], {}, f"{name}_sum", dtype=ir.DataType.FLOAT, shape=old.shape, metadata=own
+        rest = layer.inputs[4:]
+        return _sum(
+            layer,
+            {
+                "at_least_0": [layer.inputs[0], layer.inputs[1], half, bias, *rest],
+                "above_0": [twin, layer.inputs[1], half, nothing, *rest],
+            },
         )
-        result = maker(first)
-        result.name = layer.name
-        result.meta.update(layer.meta)
-        replace_value(old, total)  # and the layer is gone
-        total.name = name
-        return result
+
+    def _split_product(self, graph: ir.Graph, product: ir.Node, chains: list[list[ir.Node] | None]) -> ir.Node:
+        name, scale = product.outputs[0].name, constant(product.inputs[2])
+        assert scale is not None
+        sides = [
+            {"": bits} if chain is None else {"_at_least_0": bits, "_above_0": self._twin(graph, chain)}
+            for bits, chain in zip(product.inputs[:2], chains, strict=True)
+        ]
+        share = scale / np.float32(len(sides[0]) * len(sides[1]))
+        part = add_initializer(graph, f"{name}_share_of_scale", share.astype(np.float32))
+        return _sum(product, {f"a{a}_b{b}": [sides[0][a], sides[1][b], part] for a in sides[0] for b in sides[1]})
 
     def _twin(self, graph: ir.Graph, chain: list[ir.Node]) -> ir.Value:
         """The bits at the end of a chain that starts at x > 0 instead of x >= 0."""
@@ -142,3 +137,42 @@ class SplitZeros(Pass):
 
 def _metadata(source: Place, before: Place | None) -> dict[str, str]:
     return source.as_source() | ({} if before is None else before.as_before())
+
+
+def _sum(layer: ir.Node, parts: dict[str, list[ir.Value | None]]) -> ir.Node:
+    """Replace a layer by the sum of several with other inputs, of which the first one is returned.
+
+    Args:
+        layer: which is gone then.
+        parts: their inputs, by what their outputs' names end with.
+    """
+    old = layer.outputs[0]
+    name = old.name or ""
+    own = {key: layer.metadata_props.pop(key) for key in BIT_KEYS if key in layer.metadata_props}
+    total: ir.Value | None = None
+    for i, (suffix, inputs) in enumerate(parts.items()):
+        value = insert_node(
+            layer,
+            layer.op_type,
+            inputs,
+            dict(layer.attributes),
+            f"{name}_{suffix}",
+            dtype=ir.DataType.FLOAT,
+            shape=old.shape,
+            domain=DOMAIN,
+            metadata=dict(layer.metadata_props) if total is None else part_metadata(display_name(layer)),
+        )
+        if total is None:
+            result, total = maker(value), value
+            continue
+        number = "" if i == 1 else str(i)
+        total = insert_node(
+            layer, "Add", [total, value], {}, f"{name}_sum{number}", dtype=ir.DataType.FLOAT, shape=old.shape
+        )
+    assert total is not None
+    maker(total).metadata_props.update(own)
+    result.name = layer.name
+    result.meta.update(layer.meta)
+    replace_value(old, total)
+    total.name = name
+    return result

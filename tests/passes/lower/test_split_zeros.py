@@ -109,3 +109,31 @@ def test_linear_layers_on_tokens(tmp_path: Path) -> None:
     assert not verify(wrong, model, data=x, isas=BEST, reference_samples=0).passed
     plain = convert(model, tmp_path / "plain.onnx").output
     assert not verify(plain, model, data=x, isas=BEST, reference_samples=0).passed
+
+
+def attention(levels: bool) -> onnx.ModelProto:
+    """sign(Q) sign(K)^T, whose signs are 0 in the same places; or a map of 0 and 1 times sign(V)."""
+    q = "g = Greater(x, c)\nq = Cast <to=1> (g)" if levels else "q = Sign(x)"
+    v = "m = Mul(x, w)\nt = Transpose <perm=[0, 2, 1]> (m)\nk = Sign(t)"
+    return ir.to_proto(
+        parse(f"{q}\n{v}\np = MatMul(q, k)\ny = Mul(p, c)", ("N", 5, 33), w=weights(33), c=np.float32(0.3))
+    )
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_products_of_two_activations(levels: bool, tmp_path: Path) -> None:
+    model = attention(levels)
+    x = np.random.default_rng(0).standard_normal((6, 5, 33)).astype(np.float32)
+    x[:, :, ::4] = 0
+    result = convert(model, tmp_path / "m.onnx", sign_zero="exact")
+    assert result.binary_layers == ("p",)
+    counts = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node].count("BinaryMatMul")
+    assert counts == (2 if levels else 4)
+    proof = verify(tmp_path / "m.onnx", model, data=x, isas=BEST, reference_samples=2)
+    assert proof.passed, proof.failures
+    assert all(output.agreeing == output.samples for output in proof.outputs)
+    wrong = onnx.load(tmp_path / "m.onnx")
+    tensor = next(t for t in wrong.graph.initializer if t.name.endswith("above_threshold"))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(tensor) - 1, tensor.name))
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    assert not verify(tmp_path / "wrong.onnx", model, data=x, isas=BEST, reference_samples=0).passed
