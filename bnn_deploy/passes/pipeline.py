@@ -30,7 +30,9 @@ from bnn_deploy.passes.lower.lower_levels import LowerLevels
 from bnn_deploy.passes.lower.lower_linear import LowerLinear
 from bnn_deploy.passes.lower.lower_matmul import LowerMatMul
 from bnn_deploy.passes.lower.pack_weights import PackWeights
+from bnn_deploy.passes.lower.restore_quantized import RestoreQuantized
 from bnn_deploy.passes.lower.split_zeros import SplitZeros
+from bnn_deploy.passes.normalise.dequantize_parameters import DequantizeParameters
 from bnn_deploy.passes.normalise.drop_zero_bias import DropZeroBias
 from bnn_deploy.passes.normalise.fold_constants import FoldConstants
 from bnn_deploy.passes.normalise.push_transpose import PushTranspose
@@ -118,6 +120,7 @@ def to_binary(
     common.RemoveUnusedNodesPass()(model)
     not_fused = until_stable(model, BITS) + until_stable(model, FLOATS) + FuseResidual()(model).declined
     leftovers = name_few_values(original, AuditLeftovers(declined)(model).declined)
+    RestoreQuantized()(model)
     unpacked = {decline.node: decline.why for decline in PackWeights(names)(model).declined}
     leftovers = [
         replace(left, unpacked=unpacked[left.node]) if unpacked.get(left.node, left.why) != left.why else left
@@ -136,6 +139,7 @@ def source_of(sign: ir.Node) -> str:
 
 def canonicalize(model: ir.Model) -> None:
     """Bring a float model whose constants are folded into the forms that LowerBinaryConv matches."""
+    DequantizeParameters()(model)
     # The straight-through trick may compute its clamp twice, each with constants of its own.
     common.DeduplicateInitializersPass()(model)
     common.CommonSubexpressionEliminationPass()(model)

@@ -187,6 +187,17 @@ class NotFloat32(LayerReason):
 
 
 @dataclass(frozen=True)
+class IntegerLayer(LayerReason):
+    """A layer of an 8-bit model in another form than QDQ."""
+
+    operator: str
+
+    template = "its input is a sign, but it computes in 8-bit integers, as {operator}"
+    example = "ConvInteger(DynamicQuantizeLinear(Sign(x)), w)"
+    advice = "convert the float model; or quantise that in QDQ form (quant_format=QuantFormat.QDQ), not dynamically"
+
+
+@dataclass(frozen=True)
 class WeightDimensions(LayerReason):
     """A linear layer whose weights are no matrix."""
 

@@ -16,6 +16,7 @@ from torch import nn
 from bnn_deploy.architectures import RecipeNetwork
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.graph import constant, is_op
+from bnn_deploy.passes.normalise.dequantize_parameters import DequantizeParameters
 from bnn_deploy.passes.outcome import display_name
 from bnn_deploy.passes.pipeline import canonicalize, fold, infer_shapes
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
@@ -62,6 +63,8 @@ def float_model(
         step(canonical)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+    if step.binarized:
+        DequantizeParameters()(model)
     step.apply(model)
     return model, examples, list(step.binarized)
 
@@ -134,8 +137,8 @@ def _computed(graph: ir.Graph) -> set[str]:
     return {display_name(node) for node, form in forms if form is not None and not _STORED.fullmatch(form.text)}
 
 
-_STORED = re.compile(r"(Transpose\()*W\)*")
-"""The form of weights that are stored as the layer reads them, or transposed."""
+_STORED = re.compile(r"((Transpose|DequantizeLinear)\()*W(, [^,()]+|\))*")
+"""The form of weights that are stored as the layer reads them, or transposed, or in few bits."""
 
 
 def _as_in_training(filters: NDArray[np.float32], scheme: Weights) -> NDArray[np.float32]:

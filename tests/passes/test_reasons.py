@@ -238,6 +238,10 @@ CASES: dict[type[Reason], Case] = {
     ),
     fusion_reasons.DataBroadcast: behind("p = Add(d, k)", w=weights(1, 4, 3, 3), k=eighths(8, 1, 1)),
     fusion_reasons.OperandShape: behind("p = Add(d, k)", k=eighths(1, 8, 4, 4)),
+    reasons.IntegerLayer: case(
+        "s = Sign(x)\nq, z, o = DynamicQuantizeLinear(s)\ni = ConvInteger(q, w, o)\ny = Cast<to=1>(i)",
+        w=np.ones((8, 4, 3, 3), np.int8),
+    ),
     reasons.NotFloat32: case(
         "d = Cast<to=11>(x)\ns = Sign(d)\nc = Conv(s, w)\ny = Cast<to=1>(c)", w=W.astype(np.float64)
     ),

@@ -9,7 +9,16 @@ import onnx_ir as ir
 from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, is_op, maker, reads_abs_mean
 from bnn_deploy.passes.moves import moves_only
 from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
-from bnn_deploy.passes.reasons import ChannelFactors, MeanMagnitude, ModelInput, RealInput, Reason, Stranger
+from bnn_deploy.passes.reasons import (
+    ChannelFactors,
+    IntegerLayer,
+    MeanMagnitude,
+    ModelInput,
+    RealInput,
+    Reason,
+    StepSign,
+    Stranger,
+)
 
 _KEEPS_SIGNS = ("Concat", "Identity", "MaxPool", "Pad")
 """Operators whose output is ±1 (or the padding's 0) if their first input is, besides those that only move it."""
@@ -23,13 +32,18 @@ class AuditLeftovers(Pass):
     """
 
     def __init__(self, declined: Iterable[Decline]) -> None:
-        self.declined = {decline.node: decline for decline in declined}
+        self.declined: dict[str, Decline] = {}
+        for decline in declined:
+            if decline.node not in self.declined or not isinstance(decline.why, StepSign):  # it has levels, at least
+                self.declined[decline.node] = decline
 
     def call(self, model: ir.Model) -> Outcome:
         """List the leftovers as declined nodes."""
         result = Outcome(model)
         for node in model.graph:
-            if is_op(node, *LAYER_OPERATORS):
+            if is_op(node, *_IN_INTEGERS) and _sign_above(_before_rounding(node.inputs[0])) is not None:
+                result.decline(node, IntegerLayer(node.op_type))
+            elif is_op(node, *LAYER_OPERATORS):
                 declined = self.declined.get(display_name(node))
                 if declined is not None:
                     result.declined.append(declined)
@@ -39,6 +53,20 @@ class AuditLeftovers(Pass):
                 else:
                     result.decline(node, _reason(node))
         return result
+
+
+_IN_INTEGERS = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+"""Layers that multiply 8-bit integers."""
+
+
+def _before_rounding(value: ir.Value | None) -> ir.Value | None:
+    """What quantisers in front of a tensor read."""
+    while value is not None and is_op(node := value.producer(), *_ROUNDING) and node is not None:
+        value = node.inputs[0]
+    return value
+
+
+_ROUNDING = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 
 
 def nearest_sign(node: ir.Node) -> ir.Node | None:
@@ -69,8 +97,8 @@ def _reason(node: ir.Node) -> Reason:
     producer = None if value is None else value.producer()
     if reads_abs_mean(node):
         return MeanMagnitude()
-    while is_op(producer, *MOVING_OPERATORS) and producer is not None and producer.inputs[0] is not None:
-        producer = producer.inputs[0].producer()  # what is only moved is not what makes it real-valued
+    while is_op(producer, *MOVING_OPERATORS, *_ROUNDING) and producer is not None and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()  # what is only moved or rounded is not what makes it real-valued
     if producer is None:
         return ModelInput()
     return RealInput(producer.op_type)

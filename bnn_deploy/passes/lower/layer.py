@@ -52,7 +52,7 @@ from bnn_deploy.passes.reasons import (
     WeightDimensions,
     WeightsNotConstant,
 )
-from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
+from bnn_deploy.passes.recognise.few_levels import Quantizer, dequantized, quantizer, requantize
 from bnn_deploy.provenance import REFUSED, SOURCE, layer_metadata
 
 
@@ -67,6 +67,8 @@ class LevelsInput:
         flattened: the shape [C, spatial...] that a Flatten or Reshape made flat, or None.
         pads: what Pad nodes add to each spatial dimension (begins, then ends), or None.
         pad_value: the value that they add.
+        levels: the values that the layer reads: those of the quantiser, or what a QuantizeLinear and a DequantizeLinear
+            behind pools or a Flatten make of them.
     """
 
     quantizer: Quantizer
@@ -75,6 +77,7 @@ class LevelsInput:
     flattened: list[int] | None
     pads: list[int] | None
     pad_value: float
+    levels: NDArray[np.float64]
 
 
 def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
@@ -88,6 +91,7 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
     flattened, pads, pad_value = None, None, 0.0
     problem: Reason | None = None
     value, behind = node.inputs[0], node.inputs[0]
+    rounded: list[ir.Value] = []  # by a QuantizeLinear and a DequantizeLinear, the last first
     while value is not None and behind is not None and (producer := value.producer()) is not None:
         data = producer.inputs[0] if producer.inputs else None
         if is_op(producer, "MaxPool"):
@@ -101,7 +105,8 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
             if read is None or any(read[0][i] or read[0][i + rank] for i in (0, 1)):
                 problem = LevelsPad(value.name or "")
             else:
-                pads, pad_value = [*read[0][2:rank], *read[0][rank + 2 :]], read[1]
+                pads = [*read[0][2:rank], *read[0][rank + 2 :]]
+                pad_value = float(_requantized(rounded, np.array(read[1])))
             value = behind = data
         elif is_op(producer, "Flatten", "Reshape") and not is_op(node, "Conv") and flattened is None and not pools:
             shape_in, shape_out = (None if v is None else static_shape(v) for v in (data, value))
@@ -113,11 +118,23 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
             flattened = features
             value = behind = data
         else:
-            found = quantizer(value)
-            if not isinstance(found, Quantizer):
+            found = quantizer(value, signs=bool(rounded))
+            if isinstance(found, Quantizer):
+                levels = _requantized(rounded, found.levels)
+                if (np.diff(levels) <= 0).any():
+                    return None
+                return problem or LevelsInput(found, behind, pools[::-1], flattened, pads, pad_value, levels)
+            if pools or (data := dequantized(value)) is None:
                 return found
-            return problem or LevelsInput(found, behind, pools[::-1], flattened, pads, pad_value)
+            rounded.append(value)
+            value = behind = data
     return None
+
+
+def _requantized(rounded: list[ir.Value], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    for value in reversed(rounded):
+        points = requantize(value, points)
+    return points
 
 
 SMALLEST = np.nextafter(np.float32(0), np.float32(1))

@@ -29,7 +29,7 @@ from bnn_deploy.passes.lower.layer import (
 from bnn_deploy.passes.monotone import Floats
 from bnn_deploy.passes.outcome import Outcome
 from bnn_deploy.passes.reasons import InputShape, LargeSums, LevelsPad, Reason, UnevenLevels
-from bnn_deploy.passes.recognise.few_levels import transposed
+from bnn_deploy.passes.recognise.few_levels import even_step, transposed
 from bnn_deploy.provenance import Levels, MaxPool, Place, Transpose, node_place, place
 
 
@@ -206,8 +206,9 @@ def _even_levels(
     """The BinaryConvLevels of evenly spaced levels and ±alpha; None if a padded tap is not the lowest level."""
     signs, alpha = filters
     quantizer, terms = source.quantizer, math.prod(signs.shape[1:])
-    low, highest = float(quantizer.levels[0]), 2**quantizer.bits - 1
-    if quantizer.step is None or not _padding(source, layer) <= {low}:
+    low, highest = float(source.levels[0]), 2**quantizer.bits - 1
+    step = even_step(source.levels)
+    if step is None or not _padding(source, layer) <= {low}:
         return None
     if highest * terms >= MAX_TERMS:
         return LargeSums(terms, highest)
@@ -216,7 +217,7 @@ def _even_levels(
         bias = (bias + low * alpha.astype(np.float64) * sums).astype(np.float32)
     constants = {
         "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
-        "scale": (alpha.astype(np.float64) * quantizer.step).astype(np.float32),
+        "scale": (alpha.astype(np.float64) * step).astype(np.float32),
         "bias": bias,
     }
     return _Form("BinaryConvLevels", constants, {"bits": quantizer.bits})
@@ -224,7 +225,7 @@ def _even_levels(
 
 def _sum(node: ir.Node, source: LevelsInput, layer: FloatLayer, weight: Floats, bias: Floats) -> _Form | Reason | None:
     """The BinaryConvBases of levels and weights of few values; None if these have many."""
-    levels = source.quantizer.levels
+    levels = source.levels
     planes = plane_sums(levels)
     if planes is None:
         return UnevenLevels(len(levels), levels[0], levels[-1], ", ".join(f"{level:.4g}" for level in levels))

@@ -22,6 +22,7 @@ from bnn_deploy.passes.monotone import (
     monotone,
     ordered_to_float,
 )
+from bnn_deploy.passes.moves import moves_only
 from bnn_deploy.passes.reasons import FallingLevels, Reason
 from bnn_deploy.provenance import zero_value
 
@@ -73,13 +74,28 @@ class Quantizer:
     @property
     def step(self) -> float | None:
         """The distance of two neighbouring levels; None if they are not evenly spaced."""
-        low, high, steps = float(self.levels[0]), float(self.levels[-1]), len(self.levels) - 1
-        even = low + (high - low) / steps * np.arange(steps + 1)
-        near = EVEN * max(abs(low), abs(high))
-        return None if (np.abs(self.levels - even) > near).any() else (high - low) / steps
+        return even_step(self.levels)
 
 
-def quantizer(value: ir.Value) -> Quantizer | Reason | None:
+def _is_quantized(value: ir.Value) -> bool:
+    """Whether a DequantizeLinear makes a tensor, directly or in front of what gives one value for each of its own."""
+    node: ir.Node | None = value.producer()
+    while node is not None and not is_op(node, "DequantizeLinear"):
+        data = [operand for operand in node.inputs if operand is not None and uniform(operand) is None]
+        keeps = is_op(node, "MaxPool") or moves_only(node) or (is_elementwise(node) and len(data) == 1)
+        node = data[0].producer() if keeps and data else None
+    return node is not None
+
+
+def even_step(levels: NDArray[np.float64]) -> float | None:
+    """The distance of two neighbouring levels; None if they are not evenly spaced."""
+    low, high, steps = float(levels[0]), float(levels[-1]), len(levels) - 1
+    even = low + (high - low) / steps * np.arange(steps + 1)
+    near = EVEN * max(abs(low), abs(high))
+    return None if (np.abs(levels - even) > near).any() else (high - low) / steps
+
+
+def quantizer(value: ir.Value, signs: bool = False) -> Quantizer | Reason | None:
     """Read a tensor as levels.
 
     1. It is a function f of one other tensor's elements, each alone, made of Clip, Round, comparisons, Where, Cast and
@@ -93,6 +109,10 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
     5. The straight-through trick `x + (q - x)` counts as q.
     6. Sigmoid and Tanh may be in f where there are no few levels without them, as in round(sigmoid(x)): a threshold is
        then right to their rounding.
+
+    Args:
+        value: the tensor.
+        signs: whether ±s, a sign, counts as levels.
 
     Returns:
         The quantiser; a reason if the tensor has a few levels, but not such; None if it is nothing of the kind, or ±s,
@@ -117,9 +137,14 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
             if found is None:
                 continue
             every = found
-            levels = _intervals(chain.evaluate, every, chain.columns(channels))
-            one_sign = sum(is_op(node, "Sign") for node, _ in chain.steps) == 1
-            if levels[0] == -levels[-1] and (len(levels) == 2 or (one_sign and len(levels) == 3 and levels[1] == 0)):
+            quantized = _is_quantized(chain.leaf)  # and so 0, too, is many numbers in front of that
+            levels = every if quantized else _intervals(chain.evaluate, every, chain.columns(channels))
+            one_sign = not quantized and sum(is_op(node, "Sign") for node, _ in chain.steps) == 1
+            if (
+                not signs
+                and levels[0] == -levels[-1]
+                and (len(levels) == 2 or (one_sign and len(levels) == 3 and levels[1] == 0))
+            ):
                 is_sign = True  # what is in front may leave only some levels: a Relu, of a sign, 0 and 1
                 continue
         thresholds = _thresholds(chain.evaluate, every, levels, chain.columns(channels))
@@ -135,6 +160,10 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
             nearest = None
             if len(levels) < 2:
                 return None
+        empty = np.append((thresholds[1:] == thresholds[:-1]).all(axis=1), False)
+        if empty.any():  # nothing that is quantised becomes such a level
+            levels, thresholds = levels[np.insert(~empty, 0, True)], thresholds[~empty]
+            nearest = None
         if nearest is None:
             nearest = chain, thresholds
         best = chain, np.repeat(thresholds, channels // thresholds.shape[1], axis=1)
@@ -143,6 +172,29 @@ def quantizer(value: ir.Value) -> Quantizer | Reason | None:
     first, before_thresholds = nearest
     last, thresholds = best
     return Quantizer(last.leaf, last.perm, thresholds, levels, first.leaf, first.perm, before_thresholds)
+
+
+def dequantized(value: ir.Value | None) -> ir.Value | None:
+    """The x of DequantizeLinear(QuantizeLinear(x)) that `value` is, with one constant scale; None if it is no such."""
+    outer = None if value is None else value.producer()
+    inner = outer.inputs[0].producer() if is_op(outer, "DequantizeLinear") and outer and outer.inputs[0] else None
+    if outer is None or inner is None or not is_op(inner, "QuantizeLinear"):
+        return None
+    scales = [constant(scale) for node in (outer, inner) for scale in node.inputs[1:] if scale is not None]
+    return inner.inputs[0] if all(scale is not None and scale.size == 1 for scale in scales) else None
+
+
+def requantize(value: ir.Value, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the DequantizeLinear(QuantizeLinear(x)) that `value` is makes of numbers."""
+    outer = value.producer()
+    assert outer is not None and outer.inputs[0] is not None
+    inner = outer.inputs[0].producer()
+    assert inner is not None
+    result: Array = points.astype(np.float32)
+    for node in (inner, outer):
+        scales = [None if scale is None else constant(scale) for scale in node.inputs[1:]]
+        result = evaluate(node, [result, *(None if s is None else s.reshape(()) for s in scales)])
+    return result.astype(np.float64)
 
 
 @dataclass(frozen=True)

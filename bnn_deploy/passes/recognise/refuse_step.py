@@ -65,9 +65,9 @@ class _Flat:
 class RefuseStep(Pass):
     """Sign(f(x)), f exactly 0 over an interval and sign(0) being 0: marked, so that its layers are left float.
 
-    1. Relu, a Clip with 0 as one of its limits, Max or Min with 0, rounding to integers, ThresholdedRelu, Shrink,
-       HardSigmoid, HardSwish, a channel that is multiplied by 0: there Sign is 0 not only at a single number, which the
-       paper's +1 could stand for. Sign(Relu(x)), Larq's ste_heaviside, is 0 and 1.
+    1. Relu, a Clip with 0 as one of its limits, Max or Min with 0, rounding to integers, DequantizeLinear,
+       ThresholdedRelu, Shrink, HardSigmoid, HardSwish, a channel that is multiplied by 0: there Sign is 0 not only at a
+       single number, which the paper's +1 could stand for. Sign(Relu(x)), Larq's ste_heaviside, is 0 and 1.
     2. Between it and the Sign there may be pools, moves, functions per channel that take the constant to exactly 0 in
        some channel, and sums, products, maxima, Concat and Where of several such.
 
@@ -207,7 +207,7 @@ def _fit(level: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
 
 def _levels(node: ir.Node) -> list[float]:
     """The values that an operator gives over an interval each; of rounding, those that are near 0."""
-    if is_op(node, "HardSwish", "Relu", "Shrink", "ThresholdedRelu"):
+    if is_op(node, "DequantizeLinear", "HardSwish", "Relu", "Shrink", "ThresholdedRelu"):
         return [0.0]
     if is_op(node, "HardSigmoid"):
         return [0.0, 1.0]
