@@ -326,8 +326,76 @@ void AccumulatePairs(const AccumulateArgs& args, int64_t pairs) {
   flush();
 }
 
+constexpr int kShortPixels = 4;
+
+// Windows that are too short for pairs, whose weights and sums are prepared once per pass of 3 or 6
+// words: up to 7 words, but for 6, which are a whole pass. Their byte sums, of up to kMaxBytes
+// bytes, stay in registers: 1.1 to 1.35 times as fast as pairs at 1 to 2 words.
+bool IsShort(const AccumulateArgs& args) {
+  const int64_t words = args.runs * args.run_words;
+  return words * 4 <= kMaxBytes && words != kPassWords;
+}
+
+// Pixels with short windows.
+template <int kPixels, int kVectors>
+void AccumulateShort(const AccumulateArgs& args, int64_t pixel) {
+  const uint8_t* weights = reinterpret_cast<const uint8_t*>(args.weights);
+  __m256i counts[kPixels][kVectors];
+  UNROLL for (int p = 0; p < kPixels; ++p) {
+    UNROLL for (int v = 0; v < kVectors; ++v) counts[p][v] = _mm256_setzero_si256();
+  }
+  for (int64_t run = 0; run < args.runs; ++run) {
+    const uint8_t* a[kPixels];
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      a[p] = reinterpret_cast<const uint8_t*>(args.windows[pixel + p] + args.run_offsets[run]);
+    }
+    for (int64_t k = 0; k < args.run_words * 4; ++k, weights += kVectors * kBlock) {
+      __m256i low[kVectors], high[kVectors];
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        const __m256i w = LoadVector(weights + v * kBlock);
+        low[v] = LowNibbles(w);
+        high[v] = HighNibbles(w);
+      }
+      UNROLL for (int p = 0; p < kPixels; ++p) {
+        const unsigned byte = a[p][k];  // a nibble times 16 is the offset of its table row
+        const __m256i row0 = TableRow(&kNibbleMismatches, (byte << 4) & 0xf0);
+        const __m256i row1 = TableRow(&kNibbleMismatches, byte & 0xf0);
+        UNROLL for (int v = 0; v < kVectors; ++v) {
+          const __m256i both = _mm256_add_epi8(_mm256_shuffle_epi8(row0, low[v]),
+                                               _mm256_shuffle_epi8(row1, high[v]));
+          counts[p][v] = _mm256_add_epi8(counts[p][v], both);
+        }
+      }
+    }
+  }
+  UNROLL for (int p = 0; p < kPixels; ++p) {
+    const int32_t* const from = args.initial[pixel + p] + args.initial_offset;
+    int32_t* const out = args.sums + (pixel + p) * kTileChannels;
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const auto add = [&](int64_t channel, __m128i bytes) {
+        StoreVector(out + channel,
+                    _mm256_add_epi32(_mm256_cvtepu8_epi32(bytes), LoadVector(from + channel)));
+      };
+      const __m128i lower = _mm256_castsi256_si128(counts[p][v]);
+      const __m128i upper = _mm256_extracti128_si256(counts[p][v], 1);
+      add(v * kBlock, lower);
+      add(v * kBlock + 8, _mm_unpackhi_epi64(lower, lower));
+      add(v * kBlock + 16, upper);
+      add(v * kBlock + 24, _mm_unpackhi_epi64(upper, upper));
+    }
+  }
+}
+
 template <int kVectors>
 void AccumulateVectors(const AccumulateArgs& args) {
+  if (IsShort(args)) {
+    int64_t pixel = 0;
+    for (; pixel + kShortPixels <= args.pixels; pixel += kShortPixels) {
+      AccumulateShort<kShortPixels, kVectors>(args, pixel);
+    }
+    for (; pixel < args.pixels; ++pixel) AccumulateShort<1, kVectors>(args, pixel);
+    return;
+  }
   const int64_t pairs = args.pixels / 2;
   if (pairs > 0) AccumulatePairs<kVectors>(args, pairs);
   if (args.pixels % 2 == 1) AccumulatePixel<kVectors>(args, args.pixels - 1);
