@@ -129,7 +129,7 @@ def convert(
         prefix: for a checkpoint with several networks in one state dict: what its keys begin with, such as "student".
         input_shape: one sample without the batch dimension, or one of each input by name; None takes the module's
             `input_shape`, or the ONNX model's. Of a module, the names are forward()'s parameters, and may have a type:
-            {"images": (3, 32, 32), "ids:int64": (16,)}.
+            {"images": (3, 32, 32), "ids:int64": (16,)}. None in it leaves a size open: (3, None, None).
         example_inputs: of a module, instead: what it is called with, each [N, ...]: a tensor, a tuple of the arguments,
             or a dict of them by name, see `module_inputs`.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.

@@ -38,16 +38,16 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 WEIGHTS = ("auto", "xnor", "xnor-centred", "sign", "as-is")
 
 
-def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
-    """['3,32,32'] -> (3, 32, 32); ['x=3,32,32', 'm=16'] -> {'x': (3, 32, 32), 'm': (16,)}; [] -> None."""
-    named = {}
+def parse_shapes(texts: Sequence[str]) -> tuple[int | None, ...] | dict[str, tuple[int | None, ...]] | None:
+    """['3,?,32'] -> (3, None, 32); ['x=3,32,32', 'm=16'] -> {'x': (3, 32, 32), 'm': (16,)}; [] -> None."""
+    named: dict[str, tuple[int | None, ...]] = {}
     for text in texts:
         name, _, numbers = text.rpartition("=")
         try:
-            shape = tuple(int(part) for part in numbers.replace("x", ",").split(","))
+            shape = tuple(None if part == "?" else int(part) for part in numbers.replace("x", ",").split(","))
         except ValueError:
             shape = ()
-        if not shape or min(shape) < 1:
+        if not shape or min(1 if size is None else size for size in shape) < 1:
             raise InputError(f"--input-shape {text}: give one sample's shape as C,H,W, for example 3,32,32")
         if name in named or (len(texts) > 1 and not name):
             raise InputError(f"--input-shape {text}: of several shapes, each is that of one input: NAME=C,H,W")
@@ -75,7 +75,7 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int, ...] | dict[str, tuple[int,
     multiple=True,
     metavar="[NAME[:TYPE]=]C,H,W",
     help="One sample's shape, if SOURCE does not say it; of several inputs, once for each. Of a checkpoint, NAME is a "
-    "parameter of forward(), and TYPE its type, if not float32, such as ids:int64=16.",
+    "parameter of forward(), and TYPE its type, if not float32, such as ids:int64=16; 3,?,? leaves sizes open.",
 )
 @click.option(
     "--weights",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.proof.pieces import piece, with_outputs
-from bnn_deploy.provenance import ARCH_KEY, WEIGHTS_KEY, ZERO_WEIGHTS_KEY, properties, read_arch_args
+from bnn_deploy.provenance import ARCH_KEY, WEIGHTS_KEY, ZERO_WEIGHTS_KEY, properties, read_arch_args, read_shapes
 from bnn_deploy.runtime.session import PROVIDERS
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class TorchReference:
         self._model = export.model
         self._producers = {output.name: node for node in export.model.graph for output in node.outputs}
         self._between: dict[tuple[str, ...], _Between] = {}
-        self._module = export.program.module()
+        self._module = export.program.module(check_guards=False)
         nodes = list(self._module.graph.nodes)
         self._nodes = {node.name: node for node in nodes}
         self.names = {*self._nodes, *(name for name in self._producers if name)}
@@ -299,7 +299,8 @@ def make_reference(
     module = torch_source(against, arch, arch_args, key, prefix).module
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
     name = str(against) if isinstance(against, str | os.PathLike) else type(module).__name__
-    inputs = inputs_of_model(module, name, [_input_of(info) for info in proto.graph.input])
+    examples = read_shapes(metadata, [info.name for info in proto.graph.input])
+    inputs = inputs_of_model(module, name, [_input_of(info) for info in proto.graph.input], examples)
     export = float_module(module, inputs, weights)
     forward = eager(module, inputs)
     source = Source("PyTorch's forward()", export.binarized, lambda x: forward(list(x.values())))

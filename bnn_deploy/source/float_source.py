@@ -18,6 +18,7 @@ from bnn_deploy.source.input_sizes import Examples, SampleShape
 from bnn_deploy.source.latent_weights import float_model, float_module
 from bnn_deploy.source.module_inputs import ExampleInputs, module_inputs, program_inputs
 from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
+from bnn_deploy.source.open_sizes import with_example_sizes
 from bnn_deploy.source.torch_source import TorchInput, torch_source
 from bnn_deploy.source.weight_form import note_weights
 
@@ -83,12 +84,12 @@ def read_source(
     if isinstance(module, ExportedProgram):
         inputs = program_inputs(module, input_shape, example_inputs)
     else:
-        inputs = module_inputs(module, name, input_shape, example_inputs)
+        inputs = with_example_sizes(module, module_inputs(module, name, input_shape, example_inputs), name)
     progress("exporting to float ONNX")
     export = float_module(module, inputs, weights, name)
     note_weights(export.model.graph)
     fold(export.model)
     sizes = {item.name: (item.shape if item.has_batch else item.shape[1:]) for item in inputs.items}
-    examples = Examples(sizes, {})
+    examples = Examples(sizes, export.others)
     zeros = dict(zip(export.binarized, export.zeros, strict=True))
     return FloatSource(export.model, name, examples, dict(zeros), (*network.notes, *export.notes))

@@ -11,8 +11,8 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError
 
-SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
-"""The shape of one sample, without the batch: of the first input, or of each input by its name."""
+SampleShape = tuple[int | None, ...] | Mapping[str, tuple[int | None, ...]]
+"""The shape of one sample, without the batch: of the first input, or of each by its name; None leaves a size open."""
 
 TRIED = (64, 32, 224)
 """The sizes at which a network whose sizes are open is run, if none are given."""
@@ -93,6 +93,8 @@ def _checked(model: ModelProto, name: str, sample: SampleShape | None) -> dict[s
     inputs = model.graph.input
     if sample is not None and not isinstance(sample, Mapping):
         sample = {inputs[0].name: sample}
+    if any(None in shape for shape in (sample or {}).values()):
+        raise InputError(f"{name}: an ONNX model says itself which sizes are open: give --input-shape without ?")
     for key in sample or {}:
         if key not in {value.name for value in inputs}:
             known = ", ".join(value.name for value in inputs)
@@ -108,7 +110,7 @@ def _checked(model: ModelProto, name: str, sample: SampleShape | None) -> dict[s
         ):
             which = "its input" if len(inputs) == 1 else f"its input '{value.name}'"
             raise InputError(f"{name}: {which} is {['N', *own]}, which --input-shape {list(given)} does not fit")
-    return {key: tuple(shape) for key, shape in (sample or {}).items()}
+    return {key: tuple(size or 0 for size in shape) for key, shape in (sample or {}).items()}
 
 
 def _runs(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class ModuleInput:
         dtype: one of TYPES.
         has_batch: whether its first dimension is the batch.
         given: an example from the user, [N, ...], or None.
+        open: the dimensions of `shape` that may have other sizes, too; 0 there if no example says one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModuleInput:
     dtype: str = "float32"
     has_batch: bool = True
     given: Tensor | None = field(default=None, compare=False)
+    open: tuple[int, ...] = ()
 
     def example(self, count: int) -> Tensor:
         """The first `count` samples of `given`, repeated if it has fewer; else random ones, see `random`."""
@@ -150,35 +152,58 @@ def module_inputs(
     Args:
         module: a module; of `shape` and `examples` None, its attribute `input_shape` says the inputs.
         name: its name in errors.
-        shape: one sample's shape of the only input, or one of each input by name. A name may have a type, one of TYPES:
-            {"images": (3, 32, 32), "ids:int64": (16,)}.
-        examples: values instead. Tensors whose first size is not that of the first have no batch; float16, bfloat16 and
-            float64 become float32, as the module does.
+        shape: one sample's shape of the only input, or one of each input by name; None in it leaves a size open. A name
+            may have a type, one of TYPES: {"images": (3, 32, 32), "ids:int64": (16,)}.
+        examples: values instead, or beside a `shape` that leaves sizes open. Tensors whose first size is not that of
+            the first have no batch; float16, bfloat16 and float64 become float32, as the module does.
 
     Raises:
         InputError: neither says it, or an input is none of forward(), or has another type, or forward() needs more.
     """
     if examples is not None:
-        if shape is not None:
-            raise InputError(f"{name}: the example inputs say their shapes: leave out --input-shape")
-        return _arranged(module, name, _given(module, name, examples))
+        return _arranged(module, name, _opened(name, _given(module, name, examples), shape))
     if shape is None:
         shape = getattr(module, "input_shape", None)
     if shape is None:
         raise InputError(f"{type(module).__name__} has no attribute input_shape: give --input-shape C,H,W")
     if not isinstance(shape, Mapping):
-        return _arranged(module, name, [ModuleInput(ONLY, tuple(int(size) for size in shape))])
+        return _arranged(module, name, [_of_shape(ONLY, shape)])
     items = []
     for key, sizes in shape.items():
         given, colon, kind = key.rpartition(":")
         if colon and kind not in TYPES:
             raise InputError(f"--input-shape {key}: {kind} is no type of an input; these are: {', '.join(TYPES)}")
-        items.append(ModuleInput(given or key, tuple(int(size) for size in sizes), kind if colon else "float32"))
+        items.append(_of_shape(given or key, sizes, kind if colon else "float32"))
     return _arranged(module, name, items)
 
 
+def _of_shape(name: str, shape: Sequence[int | None], dtype: str = "float32") -> ModuleInput:
+    """An input without an example; None in `shape` is a size that is open."""
+    open_sizes = tuple(i for i, size in enumerate(shape) if size is None)
+    return ModuleInput(name, tuple(int(size or 0) for size in shape), dtype, open=open_sizes)
+
+
+def _opened(name: str, items: Sequence[ModuleInput], shape: SampleShape | None) -> list[ModuleInput]:
+    """Inputs that examples give, with the sizes open that `shape` leaves open."""
+    shapes = shape if isinstance(shape, Mapping) else {} if shape is None else {items[0].name: shape}
+    if shape is not None and not any(None in sizes for sizes in shapes.values()):
+        raise InputError(f"{name}: the example inputs say their shapes: leave out --input-shape")
+    found = {item.name: item for item in items}
+    for key, sizes in shapes.items():
+        own = _of_shape(key, sizes)
+        item = found.get(key)
+        fits = item is not None and len(item.shape) == len(sizes)
+        if item is None or not fits or any(a not in (None, b) for a, b in zip(sizes, item.shape, strict=True)):
+            raise InputError(f"{name}: --input-shape {key} {list(sizes)} does not fit the example inputs, {item}")
+        found[key] = replace(item, open=own.open)
+    return list(found.values())
+
+
 def inputs_of_model(
-    source: nn.Module | torch.export.ExportedProgram, name: str, model: Sequence[tuple[str, str, Sequence[int]]]
+    source: nn.Module | torch.export.ExportedProgram,
+    name: str,
+    model: Sequence[tuple[str, str, Sequence[int]]],
+    examples: Mapping[str, Sequence[int]],
 ) -> ModuleInputs:
     """The inputs of the module or program that a model was converted from.
 
@@ -186,6 +211,7 @@ def inputs_of_model(
         source: the module or program.
         name: its name in errors.
         model: the model's inputs: name, type as numpy calls it, shape with the batch, 0 for open sizes.
+        examples: the shapes without the batch that it was converted from.
 
     Raises:
         InputError: it does not take such inputs.
@@ -196,7 +222,10 @@ def inputs_of_model(
     items = []
     for given, dtype, shape in model:
         has_batch = bool(shape) and shape[0] == batch
-        items.append(ModuleInput(given, tuple(shape[1:] if has_batch else shape), dtype, has_batch))
+        sizes = tuple(shape[1:] if has_batch else shape)
+        open_sizes = tuple(i for i, size in enumerate(sizes) if not size)
+        sizes = tuple(examples[given]) if open_sizes and given in examples else sizes
+        items.append(ModuleInput(given, sizes, dtype, has_batch, open=open_sizes))
     return _arranged(source, name, items)
 
 

@@ -10,23 +10,22 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
 from bnn_deploy.source.evaluation import require_evaluation
 from bnn_deploy.source.module_inputs import ONLY, ModuleInputs, call_program, one_input, program_inputs
+from bnn_deploy.source.open_sizes import name_sizes, require_other_sizes
 from bnn_deploy.source.running_trace import trace_running
-from bnn_deploy.source.torch_module import as_written, class_name, own_copy
+from bnn_deploy.source.torch_module import as_written, class_name, difference, own_copy
 from bnn_deploy.source.user_code import why, without_output
 
 
@@ -40,6 +39,7 @@ class FloatExport:
         binarized: names of the latent parameters that were binarised, in both `program` and `model`.
         zeros: the numbers of exact zeros that these had before.
         notes: how it was made, one line each, if not by torch.export alone.
+        others: shapes of the inputs without the batch, besides the example's; empty if no size is open.
     """
 
     program: torch.export.ExportedProgram
@@ -47,6 +47,7 @@ class FloatExport:
     binarized: tuple[str, ...] = ()
     zeros: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    others: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def export_float(
@@ -97,7 +98,8 @@ def export_float(
             "something that torch.export does not see, such as writing to .data of a view or to a numpy array"
         )
         return _export_running(module, inputs, reason)
-    return export
+    name_sizes(export.model, inputs, name)
+    return replace(export, others=require_other_sizes(module, inputs, export.model, name, MAX_EXPORT_ERROR))
 
 
 def _such_inputs(inputs: ModuleInputs, example: Sequence[Tensor]) -> str:
@@ -110,7 +112,12 @@ def _such_inputs(inputs: ModuleInputs, example: Sequence[Tensor]) -> str:
 def _dynamic_shapes(module: nn.Module, inputs: ModuleInputs) -> dict[str, Any]:
     """The sizes that stay open, by the parameter of forward(), as torch.export wants them."""
     batch = torch.export.Dim("batch")
-    args, kwargs = inputs.arguments([{0: batch} if has_batch else {} for has_batch in inputs.batched])
+    sizes = []
+    for item in inputs.items:
+        # AUTO: forward() may need sizes that are equal, or multiples of its strides.
+        free = {i + item.has_batch: torch.export.Dim.AUTO for i in item.open}
+        sizes.append({0: batch, **free} if item.has_batch else free)
+    args, kwargs = inputs.arguments(sizes)
     return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
 
 
@@ -129,6 +136,10 @@ def _export_running(
         InputError: that is not possible, either: `reason`, and why.
     """
     name = class_name(module)
+    if any(item.open for item in inputs.items):
+        raise InputError(
+            f"{reason}; traced by running it, it has fixed sizes: give --input-shape in numbers"
+        ) from cause
     try:
         with without_output(), _Data(), as_written():
             trace = trace_running(module, inputs)
@@ -281,17 +292,7 @@ MAX_EXPORT_ERROR = 1e-3
 def _difference(program: torch.export.ExportedProgram, x: Sequence[Tensor], expected: Any) -> float:
     """The largest difference of a program from what the module computed, in standard deviations of the output."""
     with torch.no_grad():
-        got = call_program(program, x)
-    largest = 0.0
-    for a, b in zip(tree_leaves(got), tree_leaves(expected), strict=True):
-        if not isinstance(b, Tensor) or not b.numel():
-            continue
-        if a.shape != b.shape:
-            return math.inf
-        b = b.double()
-        scale = b.nan_to_num().std(correction=0).item() or 1.0
-        largest = max(largest, (a.double() - b.double()).nan_to_num().abs().max().item() / scale)
-    return largest
+        return difference(call_program(program, x), expected)
 
 
 def _name_batch(model: ir.Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -135,6 +136,20 @@ def as_written() -> Iterator[None]:
     """`users_code` in which what torch.compile compiled runs as it was written."""
     with torch.compiler.set_stance("force_eager"), users_code():
         yield
+
+
+def difference(got: Any, expected: Any) -> float:
+    """The largest difference of the outputs, or trees of them, in standard deviations of what is expected."""
+    largest = 0.0
+    for a, b in zip(tree_leaves(got), tree_leaves(expected), strict=True):
+        if not isinstance(b, Tensor) or not b.numel():
+            continue
+        if a.shape != b.shape:
+            return math.inf
+        b = b.double()
+        scale = b.nan_to_num().std(correction=0).item() or 1.0
+        largest = max(largest, (a.double() - b).nan_to_num().abs().max().item() / scale)
+    return largest
 
 
 def eager(
