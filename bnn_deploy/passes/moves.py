@@ -87,6 +87,26 @@ def copy_move(node: ir.Node, inputs: Sequence[ir.Value | None]) -> list[ir.Value
     return list(copy.outputs)
 
 
+def layer_inputs(graph: ir.Graph) -> list[ir.Value]:
+    """What elementwise operators make for layers, directly or through operators that keep the values as they are."""
+    found: dict[ir.Value, None] = {}
+    pending = [node.inputs[0] for node in graph if is_op(node, *LAYER_OPERATORS)]
+    seen: set[ir.Value] = set()
+    while pending:
+        value = pending.pop(0)
+        producer = None if value is None or value in seen else value.producer()
+        if value is None or producer is None:
+            continue
+        seen.add(value)
+        if is_op(producer, "Concat"):
+            pending += producer.inputs
+        elif is_op(producer, "MaxPool", "Pad") or moves_only(producer):
+            pending.append(producer.inputs[0])
+        elif is_elementwise(producer):
+            found[value] = None
+    return list(found)
+
+
 def _reshape(after: Dims) -> list[Move] | None:
     return None if after.count(None) > 1 else [Reshape([-1 if size is None else size for size in after])]
 

@@ -45,6 +45,7 @@ from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
 from bnn_deploy.passes.outcome import PARTS, Decline, Pass, display_name
 from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
+from bnn_deploy.passes.recognise.combine_signs import CombineSigns
 from bnn_deploy.passes.recognise.delay_scale import DelayScale
 from bnn_deploy.passes.recognise.hoist_pad import HoistPad
 from bnn_deploy.passes.recognise.lift_sign import LiftSign
@@ -57,7 +58,7 @@ IR_VERSION = 10
 """The newest that onnxruntime 1.19 reads, the oldest with metadata on nodes."""
 
 
-SIGNS = (CanonicalizeSign, SinkSign, LiftSign, HoistPad)
+SIGNS = (CanonicalizeSign, CombineSigns, SinkSign, LiftSign, HoistPad)
 """Bring signs into one form next to their layers; until nothing changes."""
 
 LOWER = (LowerMatMul, ConvolveTokens, LowerLevels, LowerLinear, LowerBinaryConv)

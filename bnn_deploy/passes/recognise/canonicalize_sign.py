@@ -19,7 +19,6 @@ from bnn_deploy.passes.elementwise import (
     uniform,
 )
 from bnn_deploy.passes.graph import (
-    LAYER_OPERATORS,
     add_initializer,
     between,
     constant,
@@ -28,7 +27,7 @@ from bnn_deploy.passes.graph import (
     maker,
     remove_if_dead,
 )
-from bnn_deploy.passes.moves import moves_of, moves_only
+from bnn_deploy.passes.moves import layer_inputs, moves_of
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.recognise.few_levels import TwoLevels, two_levels
 from bnn_deploy.provenance import Subtract, note_place, place, sign_metadata
@@ -98,7 +97,7 @@ class CanonicalizeSign(Pass):
         """Rewrite the last tensor of each such chain."""
         result = Outcome(model)
         found = {value: step for value, step in self._steps(model.graph) if value.dtype == ir.DataType.FLOAT}
-        for value in _layer_inputs(model.graph):
+        for value in layer_inputs(model.graph):
             if value not in found and (levels := two_levels(value)) is not None and same_shape(value, levels.data):
                 found[value] = levels.data, _reaches(levels, len(value.shape or ()))
         for value, (leaf, step) in found.items():
@@ -171,26 +170,6 @@ class CanonicalizeSign(Pass):
         new.name = name
         remove_if_dead(node)
         return maker(sign)
-
-
-def _layer_inputs(graph: ir.Graph) -> list[ir.Value]:
-    """What elementwise operators make for layers, directly or through operators that keep the values as they are."""
-    found: dict[ir.Value, None] = {}
-    pending = [node.inputs[0] for node in graph if is_op(node, *LAYER_OPERATORS)]
-    seen: set[ir.Value] = set()
-    while pending:
-        value = pending.pop(0)
-        producer = None if value is None or value in seen else value.producer()
-        if value is None or producer is None:
-            continue
-        seen.add(value)
-        if is_op(producer, "Concat"):
-            pending += producer.inputs
-        elif is_op(producer, "MaxPool", "Pad") or moves_only(producer):
-            pending.append(producer.inputs[0])
-        elif is_elementwise(producer):
-            found[value] = None
-    return list(found)
 
 
 def _repeats(value: ir.Value, leaf: ir.Value) -> bool:
