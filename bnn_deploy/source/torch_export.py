@@ -26,7 +26,7 @@ from bnn_deploy.source.module_inputs import ONLY, ModuleInputs, call_program, on
 from bnn_deploy.source.open_sizes import name_sizes, require_other_sizes
 from bnn_deploy.source.running_trace import trace_running
 from bnn_deploy.source.torch_module import as_written, class_name, difference, own_copy
-from bnn_deploy.source.user_code import why, without_output
+from bnn_deploy.source.user_code import user_line, why, without_output
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,24 @@ def _export_program(program: torch.export.ExportedProgram) -> FloatExport:
     with torch.no_grad():
         off = _difference(export.program, example, call_program(program, example))
     if off > MAX_EXPORT_ERROR:
-        raise InputError(f"the program and its decomposition differ, by up to {off:.2g} standard deviations")
+        raise InputError(
+            f"the program and its decomposition differ, by up to {off:.2g} standard "
+            f"deviations{_random_operator(program)}"
+        )
     note = (
         f"the program was exported for batches of {inputs.batch}: so is the model; dynamic_shapes={{0: Dim('batch')}} "
         "frees it"
     )
     return replace(export, notes=(note,) if inputs.batch else ())
+
+
+def _random_operator(program: torch.export.ExportedProgram) -> str:
+    """What in a program draws random numbers, and where, as the end of a sentence; "" if nothing does."""
+    for node in program.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            line = user_line(node.meta.get("stack_trace") or "")
+            return f": {line and line + ' '}draws random numbers ({node.name}); export it without"
+    return ""
 
 
 def _to_onnx(program: torch.export.ExportedProgram, inputs: ModuleInputs, name: str) -> FloatExport:

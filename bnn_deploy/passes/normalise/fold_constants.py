@@ -76,13 +76,21 @@ def _inner(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def _several_constants(node: ir.Node) -> list[NDArray[Any]] | None:
-    """The outputs of a Split or TopK of constants, which onnxscript does not fold as they are several; else None."""
-    data = constant(node.inputs[0]) if is_op(node, "Split", "TopK") else None
+    """The outputs of an operator of constants that onnxscript does not fold; None if it is none, or not of constants.
+
+    Split and TopK have several outputs; the evaluator that folds refuses a GatherElements of fewer indices than data.
+    """
+    data = constant(node.inputs[0]) if is_op(node, "GatherElements", "Split", "TopK") else None
     second = node.inputs[1] if len(node.inputs) > 1 else None
     operand = constant(second)
     if data is None or (second is not None and operand is None):
         return None
     axis = _integer(node, "axis", -1 if is_op(node, "TopK") else 0)
+    if is_op(node, "GatherElements"):
+        assert operand is not None
+        axis %= data.ndim
+        fitting = tuple(slice(None if i == axis else size) for i, size in enumerate(operand.shape))
+        return [np.take_along_axis(data[fitting], operand, axis=axis)]
     if is_op(node, "Split"):
         count = len(node.outputs)
         each = -(-data.shape[axis] // count)

@@ -69,6 +69,17 @@ def test_folds_operators_with_several_outputs() -> None:
     assert lower(after) is not None
 
 
+def test_folds_a_gather_of_fewer_indices_than_data() -> None:
+    """A quantile of each filter, as torch.export writes it."""
+    text = "f = Reshape(w, flat)\na = Abs(f)\nm = GatherElements <axis=1> (a, i)\nr = Reshape(m, column)\n"
+    text += "q = Sign(w)\nv = Mul(q, r)\ns = Sign(x)\ny = Conv(s, v)"
+    numbers = {"flat": np.array([8, -1]), "i": np.array([[3]] * 6), "column": np.array([6, 1, 1, 1])}
+    model = parse(text.replace("Sign(w)", "Sign(u)"), w=latent(8, 4, 3, 3), u=latent(6, 4, 3, 3), **numbers)
+    after = fold(model)
+    assert op_types(after) == ["Sign", "Conv"]
+    same(model, after)
+
+
 def test_does_not_fold_a_split_of_data() -> None:
     model = parse(
         "a, b = Split <axis=1, num_outputs=2> (x)\nc = Concat <axis=1> (b, a)\ny = Conv(c, w)", w=weights(8, 4, 3, 3)
