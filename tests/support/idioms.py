@@ -55,6 +55,8 @@ _LOST = {"ONNX, TorchScript": "Conv '/branches.0/Conv': its input is real-valued
 
 _NO_DATA = {"exported program": "PyTorch: .*fake tensor"}
 
+_NO_VALUES = {"exported program": "PyTorch: Could not guard on data-dependent expression"}
+
 
 def _no_operator(name: str) -> dict[str, str]:
     return {"ONNX, TorchScript": f"PyTorch: Exporting the operator 'aten::{name}'"}
@@ -109,10 +111,16 @@ IDIOMS: dict[str, Idiom] = {
         "levels = torch.tensor([-0.5, 0.5]).view(2, 1, 1)",
         where="activation",
     ),
-    "a constant per sample": Idiom("(x - self.constant.expand(len(x), -1, -1, -1)).sign()", where="activation"),
+    "a constant per sample": Idiom(
+        "(x - self.constant.expand(len(x), -1, -1, -1)).sign()",
+        where="activation",
+        refused={"exported program": "PyTorch: Constraints violated"},
+    ),
     "attributes": Idiom("x.sign()", "self.seen = x.detach(); self.calls += 1; self.count = 1"),
     "print and assert": Idiom("x.sign()", "print(x.shape); assert x.dim() == 4"),
-    "weight.org": Idiom("x", "x.org = getattr(x, 'org', x.data.clone()); x.data = x.org.sign()", where="weight"),
+    "weight.org": Idiom(
+        "x", "x.org = getattr(x, 'org', x.data.clone()); x.data = x.org.sign()", where="weight", refused=_NO_DATA
+    ),
     "a parametrization": Idiom("x", where="parametrization"),
     "a quantile": Idiom(
         "x.sign() * x.abs().flatten(1).quantile(0.5, dim=1).view(-1, 1, 1, 1)",
@@ -120,8 +128,8 @@ IDIOMS: dict[str, Idiom] = {
         refused=_no_operator("quantile"),
     ),
     "topk": Idiom("x.sign() * x.abs().flatten(1).topk(3).values.mean(1).view(-1, 1, 1, 1)", where="weight"),
-    "a branch on values": Idiom("x", "if x.min() < x.max(): x = x.sign()", where="activation"),
-    "an assertion on values": Idiom("x.sign()", "assert x.max() < 1000", where="activation"),
+    "a branch on values": Idiom("x", "if x.min() < x.max(): x = x.sign()", where="activation", refused=_NO_VALUES),
+    "an assertion on values": Idiom("x.sign()", "assert x.max() < 1000", where="activation", refused=_NO_VALUES),
     "a saturated clip": Idiom("torch.clamp(1e9 * x, -1, 1)", where="activation", refused=_said("has only 2 values")),
     "bernoulli": Idiom("2 * torch.bernoulli(torch.sigmoid(x)) - 1", where="activation", refused=_said("(?i)bernoulli")),
 }
