@@ -20,7 +20,7 @@ GREATER = "a = GreaterOrEqual(x, zero)\n"
 # How many layers become binary, the text, and constants of its own.
 GRAPHS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "the sign of a product of two tensors": (1, "a = Neg(x)\np = Mul(x, a)\ns = Sign(p)", {}),
-    "a product of two signs": (0, "a = Sign(x)\nq = Sub(x, half)\nb = Sign(q)\ns = Mul(a, b)", {}),
+    "a product of two signs": (1, "a = Sign(x)\nq = Sub(x, half)\nb = Sign(q)\ns = Mul(a, b)", {}),
     "a sign times itself": (0, "a = Sign(x)\ns = Mul(a, a)", {}),
     "Where with swapped branches": (1, f"{GREATER}s = Where(a, minus, one)", {}),
     "Where that falls in one channel only": (
