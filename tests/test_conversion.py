@@ -157,7 +157,9 @@ def test_progress_names_the_steps(tmp_path: Path) -> None:
     steps: list[str] = []
     convert(LeNet5(), tmp_path / "m.onnx", progress=steps.append)
     reading = ["loading the network", "exporting to float ONNX"]
-    assert steps == [*reading, "running the passes", "running the converted model once", "writing"]
+    # Its BatchNorms have learned no shift yet, so what a ReLU makes 0 reaches the signs as 0.
+    counting = "counting exact zeros on random inputs (give --data for real ones)"
+    assert steps == [*reading, "running the passes", counting, "running the converted model once", "writing"]
 
 
 # What stays float, and --strict.

@@ -547,7 +547,7 @@ class FewValues(LayerReason):
     operator: str
 
     template = "its input, the output of {operator}, has only {what} on random inputs, but is no sign that a pass reads"
-    example = "Conv(Sign(x) * Sign(x + 1), w)"
+    example = "Conv(Sin(Sign(x)), w)"
     advice = (
         "write the sign as torch.sign(x), or as where(x >= 0, 1, -1), right in front of the layer, times one number"
     )

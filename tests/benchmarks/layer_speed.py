@@ -3,12 +3,12 @@
     python tests/benchmarks/layer_speed.py --json layers.json
     python tests/benchmarks/layer_speed.py --isa avx2 --only "Q K^T" transposed
 
-A layer (layers.py) takes and gives float32 tensors. Its binary forms are what `convert` makes of the float layer behind
-signs or other quantised activations, and are timed with them, for each instruction set of the machine; float32 and int8
-are the layer alone, int8 as onnxruntime quantises it, with its conversions from and to float32. All of one layer are
-timed in turn, round by round. Printed are medians over the rounds: of the CPU time, and of the ratios within a round,
-which other work on the machine changes least. onnxruntime has no int8 kernel for transposed convolutions. 1 GMAC/s is
-10^9 multiply-accumulates of the float layer per second.
+A layer (layer_forms.py) takes and gives float32 tensors. Its binary forms are what `convert` makes of the float layer
+behind signs or other quantised activations, and are timed with them, for each instruction set of the machine; float32
+and int8 are the layer alone, int8 as onnxruntime quantises it, with its conversions from and to float32. All of one
+layer are timed in turn, round by round. Printed are medians over the rounds: of the CPU time, and of the ratios
+within a round, which other work on the machine changes least. onnxruntime has no int8 kernel for transposed
+convolutions. 1 GMAC/s is 10^9 multiply-accumulates of the float layer per second.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from int8 import quantize
-from layers import LAYERS, Layer, becomes, binary_model, float_model
+from layer_forms import LAYERS, Layer, becomes, binary_model, float_model
 from turns import Runner, percentiles, take_turns
 
 from bnn_deploy.runtime.machine import cpu_name

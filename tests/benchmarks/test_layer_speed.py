@@ -10,7 +10,7 @@ import layer_speed
 import numpy as np
 import onnx
 import pytest
-from layers import (
+from layer_forms import (
     LEVELS,
     SIGNS,
     SUMS,

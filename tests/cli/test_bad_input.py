@@ -131,7 +131,7 @@ def test_convert_the_wrong_architecture(nin: Converted, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("raise RuntimeError('first\\nsecond')", "failed: RuntimeError: first second"),
-        ("import sys\nsys.exit('bye')", "failed: SystemExit: bye"),
+        ("import sys\nsys.exit('bye')", "ended the program (SystemExit: bye)"),
         ("def f(:\n  pass", "failed: SyntaxError"),
         ("class Net: pass", "not a torch.nn.Module"),
         (

@@ -206,7 +206,7 @@ CASES: dict[type[Reason], Case] = {
     reasons.Stranger: case(
         "s = Sign(x)\na = Mul(s, two)\nb = Concat<axis=1>(a, s)\ny = Conv(b, w)", w=weights(8, 8, 3, 3)
     ),
-    reasons.FewValues: case("q = Add(x, one)\nr = Sign(q)\ns = Sign(x)\na = Mul(r, s)\ny = Conv(a, w)", w=W),
+    reasons.FewValues: case("s = Sign(x)\na = Sin(s)\ny = Conv(a, w)", w=W),
     reasons.ChannelFactors: case("s = Sign(x)\na = Mul(s, k)\ny = Conv(a, w)", w=W, k=STEP),
     reasons.OneMagnitude: ternary,
     reasons.SmallFilters: case("y = Conv<group=512>(x, w)", ("N", 512, 4, 4), w=weights(512, 1, 2, 2)),

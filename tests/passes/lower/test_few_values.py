@@ -29,7 +29,6 @@ def reasons(text: str, **constants: Any) -> list[tuple[str, bool]]:
     ("text", "constants", "what"),
     [
         ("s = Sign(x)\na = Sin(s)\ny = Conv(a, w)", {}, "2 values (-0.8415, 0.8415)"),
-        ("q = Sin(x)\ns = Sign(x)\nr = Sign(q)\na = Mul(s, r)\ny = Conv(a, w)", {}, "2 values (-1, 1)"),
         (
             MEAN.replace("Mul(s,", "Mul(b,").replace("\na", "\nb = Sin(s)\na"),
             {"axes": np.array([1, 2, 3])},
