@@ -75,7 +75,7 @@ def test_neon_runs(arch: str, unpacked: Callable[[str], Path], record_property: 
     assert before.selected == ISAS[0]
     folder = unpacked(arch)
     with np.load(folder / GOLDEN) as golden:
-        images = golden["input"][:1]
+        images = golden["input/0"][:1]
     load_session(folder / MODEL, threads=1).run(None, {"input": images})
     after = library_info()
     ran = {isa: after.calls[isa] - before.calls[isa] for isa in ISAS}
