@@ -93,9 +93,8 @@ def _quantize_linear(node: ir.Node, x: Array, scale: Array, zero: Array | None =
 
 
 def _dequantize_linear(node: ir.Node, x: Array, scale: Array, zero: Array | None = None) -> Array:
-    zero = np.zeros((), x.dtype) if zero is None else zero
-    differences: Array = x.astype(np.int32) - zero.astype(np.int32)
-    scaled: Array = differences.astype(np.float32) * scale
+    floats = x.astype(np.float32)  # exact but for int32, which has no zero point: float8 holds no integers
+    scaled: Array = (floats if zero is None else floats - zero.astype(np.float32)) * scale
     return scaled
 
 
@@ -133,6 +132,9 @@ def is_elementwise(node: ir.Node) -> bool:
     if is_op(node, "Cast"):
         to, data = ir.DataType(node.attributes["to"].as_int()), node.inputs[0]
         return to in _CASTS or (to == ir.DataType.UINT8 and data is not None and data.dtype in _WHOLE)
+    if is_op(node, "QuantizeLinear"):  # to integers, and not to float8
+        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        return zero is None or zero.dtype.kind in "iu"
     if is_op(node, "Gather"):  # from a table
         table = constant(node.inputs[0])
         return table is not None and table.ndim == 1 and constant(node.inputs[1]) is None

@@ -8,22 +8,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.passes.graph import constant, group_of, is_op, swap_filters
 from bnn_deploy.passes.lower.filter_values import filter_values
 from bnn_deploy.passes.lower.layer import MAX_SPREAD
+from bnn_deploy.passes.recognise.layer_weights import filters_of
+from bnn_deploy.passes.stored import parameter
 from bnn_deploy.source.weight_form import WeightForm
 
 
 def layer_filters(node: ir.Node) -> NDArray[Any] | None:
     """A layer's constant weights as [O, ...]; None if they are not constant."""
-    weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if weight is None or weight.ndim < 2:
-        return None
-    if is_op(node, "MatMul") or (
-        is_op(node, "Gemm") and not ("transB" in node.attributes and node.attributes["transB"].as_int())
-    ):
-        return np.swapaxes(weight, 0, -1)
-    return swap_filters(weight, group_of(node)) if is_op(node, "ConvTranspose") else weight
+    weight = parameter(node.inputs[1]) if len(node.inputs) > 1 else None
+    return None if weight is None or weight.ndim < 2 else filters_of(node, weight)
 
 
 def describe_weights(

@@ -9,10 +9,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import FLOAT_LAYERS
-from bnn_deploy.passes.graph import add_initializer, constant, is_op
+from bnn_deploy.passes.graph import add_initializer, is_op
 from bnn_deploy.passes.outcome import display_name
 from bnn_deploy.passes.pipeline import canonicalize, fold
 from bnn_deploy.passes.recognise.layer_weights import filters_of, has_few_levels, has_one_magnitude
+from bnn_deploy.passes.stored import parameter
 
 ZeroWeights = Literal["plus", "minus"]
 """What a weight of exactly 0 becomes: +alpha or -alpha of its filter."""
@@ -40,7 +41,7 @@ def fill_zero_weights(source: ir.Model, sign: ZeroWeights) -> tuple[ir.Model, di
     few = {display_name(node) for node in canonical.graph if is_op(node, *FLOAT_LAYERS) and has_few_levels(node)}
     found = {}
     for node in list(model.graph):
-        weight = constant(node.inputs[1]) if is_op(node, *FLOAT_LAYERS) else None
+        weight = parameter(node.inputs[1]) if is_op(node, *FLOAT_LAYERS) else None
         if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
             continue
         filters = filters_of(node, weight)

@@ -17,6 +17,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.proof.results import Tolerances
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.provenance import ZERO_WEIGHTS_KEY
+from bnn_deploy.runtime.session import load_session
 from bnn_deploy.source.zero_weights import fill_zero_weights
 from support.golden_files import BEST
 from support.graphs import batch_norm, parse, run_float, weights
@@ -126,3 +127,18 @@ def test_which_weights_are_filled() -> None:
     ):
         model = parse(nodes, ("N", 4, 6, 6), w=w)
         assert sum(fill_zero_weights(model, "plus")[1].values()) == count, (nodes, count)
+
+
+def test_weights_in_8_bits_are_filled(tmp_path: Path) -> None:
+    """As a quantiser stores ternary ones; the report reads them, too."""
+    w = np.sign(weights(8, 4, 3, 3)).astype(np.int8)
+    w[2, 1, 0, :2] = 0
+    nodes = "s = Sign(x)\nd = DequantizeLinear(w, scale)\ny = Conv(s, d)"
+    source = parse(nodes, ("N", 4, 6, 6), w=w, scale=np.float32(0.5))
+    (layer,) = convert(source, tmp_path / "m.onnx", zero_weights="minus").layers
+    assert (layer.becomes, layer.kernel, layer.zeros, layer.filled_zeros) == ("BinaryConv", (3, 3), 2, 2)
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)
+    w[w == 0] = -1
+    (expected,) = run_float(parse(nodes, ("N", 4, 6, 6), w=w, scale=np.float32(0.5)), x)
+    (got,) = load_session(tmp_path / "m.onnx").run(None, {"x": x})
+    assert np.array_equal(got, expected) and not np.array_equal(got, run_float(source, x)[0])

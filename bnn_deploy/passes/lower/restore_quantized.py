@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from typing import Any
 
-from bnn_deploy.passes.graph import add_initializer, insert_node, is_op
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.stored import STORED, Stored
 
@@ -27,10 +31,7 @@ class RestoreQuantized(Pass):
             if not isinstance(stored, Stored) or not value.uses():
                 continue
             first = next(node for node in model.graph if not is_op(node, "Constant"))
-            inputs = [
-                model.graph.initializers.get(name) or add_initializer(model.graph, name, array)
-                for name, array in stored.inputs.items()
-            ]
+            inputs = [_initializer(model.graph, name, array) for name, array in stored.inputs]
             name = value.name or ""
             value.name = f"{name}_floats"
             new = insert_node(
@@ -39,3 +40,11 @@ class RestoreQuantized(Pass):
             value.replace_all_uses_with(new)
             result.rewrote(new.producer() or first)
         return result
+
+
+def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """The initializer of that name if it is still this one: the name may be that of a binary layer's constant now."""
+    value = graph.initializers.get(name)
+    found = constant(value)
+    same = found is not None and found.dtype == array.dtype and np.array_equal(found, array)
+    return value if value is not None and same else add_initializer(graph, name, array)

@@ -178,7 +178,7 @@ def dequantized(value: ir.Value | None) -> ir.Value | None:
     """The x of DequantizeLinear(QuantizeLinear(x)) that `value` is, with one constant scale; None if it is no such."""
     outer = None if value is None else value.producer()
     inner = outer.inputs[0].producer() if is_op(outer, "DequantizeLinear") and outer and outer.inputs[0] else None
-    if outer is None or inner is None or not is_op(inner, "QuantizeLinear"):
+    if outer is None or inner is None or not is_op(inner, "QuantizeLinear") or not is_elementwise(inner):
         return None
     scales = [constant(scale) for node in (outer, inner) for scale in node.inputs[1:] if scale is not None]
     return inner.inputs[0] if all(scale is not None and scale.size == 1 for scale in scales) else None

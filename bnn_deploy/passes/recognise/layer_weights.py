@@ -21,9 +21,8 @@ def filters_of(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any]:
     """The weight as [O, ...]; of such a one, the weight as `node` takes it."""
     if is_op(node, "ConvTranspose"):
         return swap_filters(weight, group_of(node))
-    if is_op(node, "Conv") or ("transB" in node.attributes and node.attributes["transB"].as_int()):
-        return weight
-    return np.swapaxes(weight, 0, -1)
+    transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
+    return np.swapaxes(weight, 0, -1) if is_op(node, "Gemm", "MatMul") and not transposed else weight
 
 
 def has_one_magnitude(filters: NDArray[np.float32]) -> bool:
