@@ -43,6 +43,7 @@ from bnn_deploy.passes.normalise.simplify_prelu import SimplifyPRelu
 from bnn_deploy.passes.normalise.simplify_products import SimplifyProducts
 from bnn_deploy.passes.normalise.simplify_reshape import SimplifyReshape
 from bnn_deploy.passes.normalise.simplify_round import SimplifyRound
+from bnn_deploy.passes.normalise.simplify_scatter import SimplifyScatter
 from bnn_deploy.passes.outcome import PARTS, Decline, Pass, display_name
 from bnn_deploy.passes.recognise.canonicalize_sign import CanonicalizeSign
 from bnn_deploy.passes.recognise.combine_signs import CombineSigns
@@ -146,6 +147,7 @@ def canonicalize(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     SimplifyBroadcast()(model)
     SimplifyGather()(model)
+    SimplifyScatter()(model)
     SimplifyProducts()(model)
     ResolveAutoPad()(model)
     SimplifyRound()(model)
