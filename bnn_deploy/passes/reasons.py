@@ -101,16 +101,16 @@ class RealWeights(LayerReason):
 
 @dataclass(frozen=True)
 class ExactZeros(LayerReason):
-    """Ternary weights."""
+    """Weights of ±alpha and 0 that are too few to be told from real-valued ones."""
 
     filter: int
     count: int
 
     template = "filter {filter} has {count} weights that are exactly 0, which one bit cannot hold"
-    example = "MatMul(Sign(x), w), x of [N, T, C], w of -1, 0 and 1"
+    example = "MatMul(Sign(x), w), w of [4, 2], of -1, 0 and 1"
     advice = (
-        "multiply [N * T, C] by ternary weights, or train so that no weight is 0: with sign(0) = +1; "
-        "a few zeros: --zero-weights"
+        "train so that no weight is 0: with sign(0) = +1; a few zeros: --zero-weights; filters of 6 weights and more "
+        "may be ternary"
     )
 
 

@@ -118,7 +118,8 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
             flattened = features
             value = behind = data
         else:
-            found = quantizer(value, signs=bool(rounded))
+            last = is_op(node, "MatMul") and flattened is None and not pools
+            found = quantizer(value, signs=bool(rounded), axis=-1 if last else 1)
             if isinstance(found, Quantizer):
                 levels = _requantized(rounded, found.levels)
                 if (np.diff(levels) <= 0).any():
@@ -184,6 +185,10 @@ def two_valued(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
             "retrain, or remove the filter"
         )
     if zeros.any():
+        lowest = np.where(flat == 0, np.inf, flat).min(axis=1)
+        pruned = np.flatnonzero((zeros > 0) & (high - lowest > MAX_SPREAD * high))
+        if len(pruned):
+            raise NotTwoValuedError(RealWeights(int(pruned[0]), 0.0, float(high[pruned[0]])))
         o = int(np.flatnonzero((zeros > 0) & (zeros < flat.shape[1]))[0])
         raise NotTwoValuedError(ExactZeros(o, int(zeros[o])))
     # One magnitude to the last bit keeps that value; one that varies by rounding is replaced by its mean.
@@ -298,11 +303,11 @@ def is_product(node: ir.Node) -> bool:
     return is_op(node, "MatMul") and all(value is not None and value.producer() is not None for value in node.inputs)
 
 
-def is_on_rows(source: SignInput | Reason | None) -> bool:
-    """Whether a linear layer reads a sign of 3 or more dimensions with static channels last, and nothing between."""
-    if not isinstance(source, SignInput):
+def is_on_rows(source: SignInput | LevelsInput | Reason | None) -> bool:
+    """Whether a linear layer reads a tensor of 3 or more dimensions with static channels last, and nothing between."""
+    if source is None or isinstance(source, Reason):
         return False
-    shape = static_shape(source.sign.outputs[0])
+    shape = static_shape(source.value if isinstance(source, LevelsInput) else source.sign.outputs[0])
     plain = not source.pools and source.flattened is None and source.pads is None
     return plain and shape is not None and len(shape) > 2 and shape[-1] is not None
 

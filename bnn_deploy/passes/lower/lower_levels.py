@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from bnn_deploy.operators.bits import pack_bits, words
-from bnn_deploy.operators.contract import DOMAIN, MAX_TERMS
+from bnn_deploy.operators.bits import words
+from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.conditions import constants_folded, shapes_known, signs_canonical
-from bnn_deploy.passes.graph import add_initializer, insert_node, static_shape
-from bnn_deploy.passes.lower.bases import plane_sums, sum_of_bases
+from bnn_deploy.passes.graph import add_initializer, insert_node, is_op, static_shape
 from bnn_deploy.passes.lower.each_layer import EachLayer
 from bnn_deploy.passes.lower.layer import (
     FloatLayer,
     LevelsInput,
-    NotTwoValuedError,
     fit_weight,
+    is_on_rows,
     levels_input,
     pool_window,
     replace_layer,
-    two_valued,
 )
+from bnn_deploy.passes.lower.level_form import level_form
 from bnn_deploy.passes.monotone import Floats
 from bnn_deploy.passes.outcome import Outcome
-from bnn_deploy.passes.reasons import InputShape, LargeSums, LevelsPad, Reason, UnevenLevels
-from bnn_deploy.passes.recognise.few_levels import even_step, transposed
+from bnn_deploy.passes.reasons import InputShape, Reason
+from bnn_deploy.passes.recognise.few_levels import transposed
 from bnn_deploy.provenance import Levels, MaxPool, Place, Transpose, node_place, place
 
 
@@ -50,7 +44,7 @@ class LowerLevels(EachLayer[LevelsInput]):
 
     Declines, with the reason: levels or weights that take too many planes; a Pad with another value; weights and layers
     as LowerBinaryConv does; 2^24 or more as the largest sum. A layer whose input has no such levels, or is ±1, is not
-    looked at.
+    looked at; nor is a MatMul over the last of three and more dimensions: ConvolveTokens does that.
 
     Raises InputError for a filter that is all zeros.
     """
@@ -64,7 +58,8 @@ class LowerLevels(EachLayer[LevelsInput]):
         return super().call(model)
 
     def _source(self, node: ir.Node) -> LevelsInput | Reason | None:
-        return levels_input(node)
+        source = levels_input(node)
+        return None if is_op(node, "MatMul") and is_on_rows(source) else source
 
     def _lower(self, node: ir.Node, source: LevelsInput, layer: FloatLayer) -> ir.Node | Reason:
         shape = static_shape(source.value)
@@ -75,15 +70,7 @@ class LowerLevels(EachLayer[LevelsInput]):
             return fitted
         weight, channels = fitted
         bias = np.zeros(len(weight), np.float32) if layer.bias is None else layer.bias
-        try:
-            filters = two_valued(weight)
-        except NotTwoValuedError:
-            form = _sum(node, source, layer, weight, bias)
-            if form is None:
-                raise
-        else:
-            form = _even_levels(source, layer, filters, bias) or _sum(node, source, layer, weight, bias)
-            assert form is not None  # two values are few
+        form = level_form(node, source, layer, weight, bias)
         if isinstance(form, Reason):
             return form
         pads = layer.pads
@@ -185,60 +172,3 @@ class LowerLevels(EachLayer[LevelsInput]):
                 origin = origin.then(MaxPool(window))
             self._pooled[value] = data, origin
         return self._pooled[value]
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What becomes of a layer: an operator, its constants, and its attributes but for the window and the channels.
-
-    `binary_code` says whether it reads the bits of the levels' indices, and not one plane for each threshold.
-    """
-
-    op_type: str
-    constants: dict[str, NDArray[Any]]
-    attributes: dict[str, int]
-    binary_code: bool = True
-
-
-def _even_levels(
-    source: LevelsInput, layer: FloatLayer, filters: tuple[NDArray[np.bool_], Floats], bias: Floats
-) -> _Form | Reason | None:
-    """The BinaryConvLevels of evenly spaced levels and ±alpha; None if a padded tap is not the lowest level."""
-    signs, alpha = filters
-    quantizer, terms = source.quantizer, math.prod(signs.shape[1:])
-    low, highest = float(source.levels[0]), 2**quantizer.bits - 1
-    step = even_step(source.levels)
-    if step is None or not _padding(source, layer) <= {low}:
-        return None
-    if highest * terms >= MAX_TERMS:
-        return LargeSums(terms, highest)
-    if low:
-        sums = 2.0 * signs.reshape(len(signs), -1).sum(axis=1) - terms
-        bias = (bias + low * alpha.astype(np.float64) * sums).astype(np.float32)
-    constants = {
-        "weight_bits": pack_bits(np.moveaxis(signs, 1, -1)),
-        "scale": (alpha.astype(np.float64) * step).astype(np.float32),
-        "bias": bias,
-    }
-    return _Form("BinaryConvLevels", constants, {"bits": quantizer.bits})
-
-
-def _sum(node: ir.Node, source: LevelsInput, layer: FloatLayer, weight: Floats, bias: Floats) -> _Form | Reason | None:
-    """The BinaryConvBases of levels and weights of few values; None if these have many."""
-    levels = source.levels
-    planes = plane_sums(levels)
-    if planes is None:
-        return UnevenLevels(len(levels), levels[0], levels[-1], ", ".join(f"{level:.4g}" for level in levels))
-    if not _padding(source, layer) <= {0.0}:
-        return LevelsPad((node.inputs[0] or source.value).name or "")
-    sums = sum_of_bases(planes, weight)
-    if sums is None or isinstance(sums, Reason):
-        return sums
-    constants, attributes = sums
-    return _Form("BinaryConvBases", constants | {"bias": bias}, attributes, planes.is_binary_code)
-
-
-def _padding(source: LevelsInput, layer: FloatLayer) -> set[float]:
-    """The values of padded taps."""
-    own = {0.0} if any(layer.pads) else set()
-    return own | ({source.pad_value} if source.pads is not None and any(source.pads) else set())

@@ -95,7 +95,7 @@ def even_step(levels: NDArray[np.float64]) -> float | None:
     return None if (np.abs(levels - even) > near).any() else (high - low) / steps
 
 
-def quantizer(value: ir.Value, signs: bool = False) -> Quantizer | Reason | None:
+def quantizer(value: ir.Value, signs: bool = False, axis: int = 1) -> Quantizer | Reason | None:
     """Read a tensor as levels.
 
     1. It is a function f of one other tensor's elements, each alone, made of Clip, Round, comparisons, Where, Cast and
@@ -113,21 +113,23 @@ def quantizer(value: ir.Value, signs: bool = False) -> Quantizer | Reason | None
     Args:
         value: the tensor.
         signs: whether ±s, a sign, counts as levels.
+        axis: of the channels: 1 or -1.
 
     Returns:
         The quantiser; a reason if the tensor has a few levels, but not such; None if it is nothing of the kind, or ±s,
         a sign.
     """
     shape = static_shape(value)
-    if shape is None or len(shape) < 2 or shape[1] is None or value.dtype != ir.DataType.FLOAT:
+    if shape is None or len(shape) < 2 or shape[axis] is None or value.dtype != ir.DataType.FLOAT:
         return None
-    channels = shape[1]
+    channels = shape[axis]
+    assert channels is not None
     nearest: tuple[_Chain, Floats] | None = None
     every = levels = np.zeros(0, np.float64)  # all values of the nearest, and those of more than one number
     best: tuple[_Chain, Floats] | None = None  # with thresholds [levels - 1, C]
     problem: Reason | None = None  # of the nearest function with few levels
     is_sign = False
-    for chain in _chains(value, len(shape), channels):
+    for chain in _chains(value, len(shape), channels, axis % len(shape)):
         if chain.leaf.dtype != ir.DataType.FLOAT:
             continue
         if nearest is not None and _rounds(chain) > _rounds(nearest[0]):
@@ -274,15 +276,15 @@ class _Chain:
         return np.broadcast_to(known[self.result], points.shape)
 
 
-def _chains(value: ir.Value, rank: int, channels: int) -> list[_Chain]:
-    """All tensors that `value` is an elementwise function of, the nearest first."""
+def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_Chain]:
+    """All tensors that `value` is an elementwise function of, the nearest first; its channels are axis `axis`."""
     producer = value.producer()
     graph = None if producer is None else producer.graph
     if graph is None:
         return []
     position = {node: i for i, node in enumerate(graph)}
     open_values = [value]
-    axis, perm = 1, tuple(range(rank))  # of the channels, and of the value, in terms of the tensors reached so far
+    perm = tuple(range(rank))  # as `axis`, in terms of the tensors reached so far
     steps: list[tuple[ir.Node, list[Any]]] = []
     found = []
     while True:

@@ -63,17 +63,10 @@ def test_shared_weights() -> None:
     assert_same(before, after)
 
 
-@pytest.mark.parametrize(
-    ("weight", "reason"),
-    [
-        (eighths(40, 6) + np.float32(0.01), "its weights are real-valued"),
-        (weights(40, 6) * (np.arange(40) > 0)[:, None].astype(np.float32), "exactly 0, which one bit cannot hold"),
-    ],
-)
-def test_does_not_lower_other_weights(weight: Array, reason: str) -> None:
-    _, after, declined = lower("s = Sign(x)\ny = MatMul(s, w)", w=weight)
+def test_does_not_lower_real_weights() -> None:
+    _, after, declined = lower("s = Sign(x)\ny = MatMul(s, w)", w=eighths(40, 6) + np.float32(0.01))
     assert "BinaryLinear" not in op_types(after)
-    assert len(declined) == 1 and reason in declined[0]
+    assert len(declined) == 1 and "its weights are real-valued" in declined[0]
 
 
 def test_does_not_look_at_matrices() -> None:
