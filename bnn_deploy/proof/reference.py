@@ -68,6 +68,20 @@ class Reference(Protocol):
         """The wanted tensors, inputs too, for the inputs, which are named like the model's, and in its order."""
         ...
 
+    def sum_exactly(self, x: Values, values: Values, wanted: Collection[str], fed: Collection[str]) -> Values | None:
+        """Tensors that `run` has computed, but with every sum of products in float64, rounded once.
+
+        Args:
+            x: the inputs, as for `run`.
+            values: what `run` has computed.
+            wanted: the names of the tensors, among `values`.
+            fed: the names of those that they are computed from; of the inputs, as in `x`.
+
+        Returns:
+            The wanted tensors; None if this reference cannot sum in another way.
+        """
+        ...
+
 
 class TorchReference:
     """PyTorch, running the graph of torch.export node by node; tensors are named like the float ONNX model's.
@@ -129,6 +143,30 @@ class TorchReference:
             Recorder(self._module).run(*map(torch.from_numpy, x.values()))
         values |= self._between[between].run(x, values) if between else {}
         return {name: values[name] if name in values else given[name] for name in wanted}
+
+    def sum_exactly(self, x: Values, values: Values, wanted: Collection[str], fed: Collection[str]) -> Values | None:
+        """See Reference."""
+        import torch
+
+        from bnn_deploy.proof.exact_sums import ExactSums, behind
+
+        between = tuple(sorted(set(wanted) - self._nodes.keys()))
+        if between and between not in self._between:
+            import onnx_ir
+
+            self._between[between] = _Between(onnx_ir.to_proto(self._model), between, self._nodes.keys())
+        needed = {*wanted, *(self._between[between].needed if between else ())} & self._nodes.keys()
+        # What `run` has computed of what they are computed from is rounded in the order that is in question.
+        inputs = [node.name for node in self._module.graph.nodes if node.op == "placeholder"]
+        start = {*fed, *(inputs if not x.keys().isdisjoint(fed) else ())}
+        rounded = {*wanted, *behind(self._module, start)} - start
+        given = {name: value for name, value in values.items() if name in self._nodes and name not in rounded}
+        sums = ExactSums(self._module, needed, given)
+        with torch.no_grad():
+            sums.run(*map(torch.from_numpy, x.values()))
+        found = values | sums.values
+        found |= self._between[between].run(x, found) if between else {}
+        return {name: found[name] for name in wanted}
 
 
 class _Between:
@@ -202,6 +240,10 @@ class OnnxReference:
         except Exception as error:  # onnxruntime's exception types are not public
             raise InputError(f"{self.description}: it does not run on the model's inputs: {one_line(error)}") from error
         return given | dict(zip(tensors, map(np.asarray, results), strict=True))
+
+    def sum_exactly(self, x: Values, values: Values, wanted: Collection[str], fed: Collection[str]) -> Values | None:
+        """See Reference: onnxruntime has no convolution of float64, and adds its products in blocks."""
+        return None
 
 
 def _plain_session(model: onnx.ModelProto) -> ort.InferenceSession:

@@ -90,6 +90,9 @@ class LayerResult:
             and for +1 in place of the zeros.
         max_error: largest absolute error of a float.
         relative_error: largest error in units of the largest magnitude in its channel, see Tolerances.
+        reference_rounding: the largest margin or error that only the order of the reference's sums explains: the
+            reference with its sums of products in float64, rounded once, is within the tolerances, and the margin and
+            the relative error above are those from it; 0 if none.
         error: why the layer could not be compared: it does not run, or its output has another shape; else "".
         passed: whether margin and relative error are within the tolerances, and `error` is "".
     """
@@ -106,6 +109,7 @@ class LayerResult:
     behind_zeros: int = 0
     max_error: float = 0.0
     relative_error: float = 0.0
+    reference_rounding: float = 0.0
     error: str = ""
     passed: bool = True
 

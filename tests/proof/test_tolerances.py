@@ -66,6 +66,51 @@ def test_a_flip_within_the_margin_passes_and_is_listed(tiny: tuple[nn.Module, Pa
     assert not verify(model, moved, data=x, tolerances=Tolerances(flip_margin=1e-7)).passed
 
 
+class Deep(nn.Module):
+    """y = BatchNorm(conv(sign(x))), or a binary layer of its sign: 4608 products of one magnitude."""
+
+    input_shape = (512, 3, 4)
+
+    def __init__(self, sign: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.sign = sign
+        self.weight = nn.Parameter(0.00037 * torch.sign(torch.rand(4, 512, 3, 3) - 0.02))
+        self.bn = nn.BatchNorm2d(4, affine=False, momentum=None)
+        self.last = nn.Parameter(torch.sign(torch.randn(3, 4, 1, 1)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.bn(nn.functional.conv2d(torch.sign(x), self.weight))
+        return nn.functional.conv2d(torch.sign(y), self.last).flatten(1) if self.sign else y
+
+
+@pytest.mark.parametrize("sign", [False, True])
+def test_the_order_of_the_references_sums_is_no_error(sign: bool, tmp_path: Path, rng: np.random.Generator) -> None:
+    """The tolerances are smaller than the rounding of PyTorch's sums on this machine, a shift as large as it fails."""
+    module = Deep(sign)
+    x = rng.normal(2, 2, (12, 512, 3, 4)).astype(np.float32)
+    with torch.no_grad():
+        module(torch.from_numpy(x))
+        module.eval()
+        signs = torch.sign(torch.from_numpy(x))
+        y = nn.functional.conv2d(signs, module.weight).flatten(2)
+        exact = nn.functional.conv2d(signs.double(), module.weight.double()).flatten(2)
+        off = float(((y - exact).abs().amax((0, 2)) / y.std((0, 2))).max())
+        if sign:  # a threshold between a sum and the exact one, so that their bits differ
+            sample, position = divmod(int((y - exact)[:, 0].abs().argmax()), y.shape[2])
+            module.bn.running_mean[0] = (y + exact)[sample, 0, position] / 2  # type: ignore[index]
+    model = convert(module, tmp_path / "deep.onnx", weights="as-is").output
+    tolerances = Tolerances(flip_margin=off / 16, float_relative=off / 16)
+    result = verify(model, module, data=x, reference_samples=1, tolerances=tolerances)
+    assert result.passed, result.failures
+    assert max(layer.reference_rounding for layer in result.layers) > off / 16
+    assert any("comes from the order in which PyTorch" in note for note in result.notes)
+    with torch.no_grad():
+        module.bn.running_mean += 20 * 0.00037 if sign else off * y.std((0, 2))  # type: ignore[operator,assignment]
+    result = verify(model, module, data=x, reference_samples=1, tolerances=tolerances)
+    assert not result.passed
+
+
 def test_a_flip_outside_the_margin_fails(tiny: tuple[nn.Module, Path], rng: np.random.Generator) -> None:
     module, model = tiny
     x = rng.choice(np.float32([-1, 1]), (5, 4, 3, 3))
