@@ -243,6 +243,7 @@ class _Blocked:
             else:
                 to.write(node.op_type, inputs, outputs[0], name, **attributes)
         to.finish()
+        to.drop_domains()
 
     def _unfilled(self, block: int) -> dict[str, int]:
         """By class: the channels without those last ones for which all that convolutions have is 0.

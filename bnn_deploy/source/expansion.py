@@ -1,4 +1,4 @@
-"""What the modules that write onnxruntime's own operators in standard ones share."""
+"""What the modules that write other domains' operators in standard ones share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from bnn_deploy.source.opset import opset_of
+from bnn_deploy.source.opset import all_nodes, opset_of
 
 MICROSOFT = "com.microsoft"
 
@@ -41,16 +41,28 @@ class Expansion:
             if node.op_type == "Constant" and (value := attributes_of(node).get("value")) is not None:
                 self.constants[node.output[0]] = numpy_helper.to_array(value)
         self.opset = opset_of(model)
+        self._taken = {tensor for node in all_nodes(model.graph) for tensor in (*node.input, *node.output)}
+        self._taken.update(self.constants, (value.name for value in (*model.graph.input, *model.graph.output)))
 
     def write(self, op_type: str, inputs: Sequence[str], output: str, name: str = "", **attributes: Any) -> str:
-        """Append a standard node, and return its output."""
+        """Append a standard node whose output the graph has already, and return it."""
         self.nodes.append(helper.make_node(op_type, inputs, [output], name or output, **attributes))
         return output
 
+    def step(self, op_type: str, inputs: Sequence[str], output: str, name: str = "", **attributes: Any) -> str:
+        """Append a standard node with an output under this name, or a longer one if that is taken, and return it."""
+        return self.write(op_type, inputs, self.free(output), name, **attributes)
+
+    def free(self, name: str) -> str:
+        """`name`, or a longer one if that is taken; from now on it is."""
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
     def constant(self, array: NDArray[Any], name: str) -> str:
         """Add an initializer under `name`, or a longer one if that is taken, and return its name."""
-        while name in self.constants:
-            name += "_"
+        name = self.free(name)
         self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         self.constants[name] = array
         return name
@@ -73,9 +85,12 @@ class Expansion:
         return None
 
     def finish(self) -> None:
-        """Let the graph consist of the nodes that were written, and ask for no domain that none of them is of."""
+        """Let the graph consist of the nodes that were written."""
         del self.model.graph.node[:]
         self.model.graph.node.extend(self.nodes)
+
+    def drop_domains(self) -> None:
+        """Let the model ask for no domain that none of the written nodes is of."""
         domains = {"", "ai.onnx", *(node.domain for node in self.nodes)}
         kept = [entry for entry in self.model.opset_import if entry.domain in domains]
         del self.model.opset_import[:]

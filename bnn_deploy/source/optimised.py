@@ -52,6 +52,7 @@ def expand_optimised(model: ModelProto, name: str) -> None:
         else:
             expand(expansion, node)
     expansion.finish()
+    expansion.drop_domains()
 
 
 def _refuse(to: Expansion, node: NodeProto, what: str) -> InputError:
@@ -83,10 +84,10 @@ def write_conv(to: Expansion, inputs: Sequence[str], y: str, name: str, attribut
     if kind and kind not in _CONV_ACTIVATIONS:
         raise _refusal(to, f"FusedConv '{name or y}'", f"has the activation {kind}")
     summand = inputs[3] if len(inputs) > 3 else ""
-    summed = f"{y}_summed" if kind else y
-    to.write("Conv", inputs[:3], f"{y}_conv" if summand else summed, name, **attributes)
+    summed = to.free(f"{y}_summed") if kind else y
+    products = to.write("Conv", inputs[:3], to.free(f"{y}_conv") if summand else summed, name, **attributes)
     if summand:
-        to.write("Add", [f"{y}_conv", summand], summed, f"{y}_sum")
+        to.write("Add", [products, summand], summed, f"{y}_sum")
     if kind:
         bounds = [
             to.constant(np.array(number, np.float32), f"{y}_bound_{i}")
@@ -107,7 +108,7 @@ def _gemm(to: Expansion, node: NodeProto) -> None:
     kind = attributes.pop("activation", b"").decode()
     prefix = "activation_"
     given = {key.removeprefix(prefix): attributes.pop(key) for key in list(attributes) if key.startswith(prefix)}
-    product = to.write("Gemm", node.input, f"{y}_product" if kind else y, node.name, **attributes)
+    product = to.write("Gemm", node.input, to.free(f"{y}_product") if kind else y, node.name, **attributes)
     if kind:
         to.write(kind, [product], y, f"{y}_activation", **given)
 
@@ -126,9 +127,9 @@ def _matmul(to: Expansion, node: NodeProto) -> None:
                 raise _refuse(to, node, f"transposes '{operands[index]}', of unknown rank")
             rank = len(shape)
             perm = [*range(rank - 2), rank - 1, rank - 2]
-            operands[index] = to.write("Transpose", [operands[index]], f"{y}_{key}", perm=perm)
+            operands[index] = to.step("Transpose", [operands[index]], f"{y}_{key}", perm=perm)
     alpha = attributes.get("alpha", 1.0)
-    product = to.write("MatMul", operands, y if alpha == 1 else f"{y}_product", node.name)
+    product = to.write("MatMul", operands, y if alpha == 1 else to.free(f"{y}_product"), node.name)
     if alpha != 1:
         to.write("Mul", [product, _number(to, alpha, f"{y}_alpha")], y, f"{y}_scaled")
 
@@ -140,15 +141,15 @@ def _number(to: Expansion, number: float, name: str) -> str:
 def _biased(to: Expansion, node: NodeProto) -> str:
     """The input of an activation, plus its bias, if it has one."""
     data, *biases = filter(None, node.input)
-    return to.write("Add", [data, *biases], f"{node.output[0]}_biased") if biases else data
+    return to.step("Add", [data, *biases], f"{node.output[0]}_biased") if biases else data
 
 
 def _gelu(to: Expansion, node: NodeProto) -> None:
     """Gelu(x) and BiasGelu(x, bias): x / 2 * (1 + erf(x / sqrt(2)))."""
     (y,) = node.output
     x = _biased(to, node)
-    scaled = to.write("Mul", [x, _number(to, 0.5**0.5, f"{y}_root")], f"{y}_scaled")
-    raised = to.write("Add", [to.write("Erf", [scaled], f"{y}_erf"), _number(to, 1, f"{y}_one")], f"{y}_raised")
+    scaled = to.step("Mul", [x, _number(to, 0.5**0.5, f"{y}_root")], f"{y}_scaled")
+    raised = to.step("Add", [to.step("Erf", [scaled], f"{y}_erf"), _number(to, 1, f"{y}_one")], f"{y}_raised")
     _half_product(to, node, x, raised)
 
 
@@ -156,18 +157,19 @@ def _fast_gelu(to: Expansion, node: NodeProto) -> None:
     """FastGelu(x, bias): x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
     (y,) = node.output
     x = _biased(to, node)
-    square = to.write("Mul", [x, x], f"{y}_square")
-    part = to.write("Mul", [square, _number(to, 0.044715, f"{y}_cubic")], f"{y}_part")
-    factor = to.write("Add", [part, _number(to, 1, f"{y}_one")], f"{y}_factor")
-    cubic = to.write("Mul", [x, factor], f"{y}_polynomial")
-    scaled = to.write("Mul", [cubic, _number(to, (2 / np.pi) ** 0.5, f"{y}_root")], f"{y}_scaled")
-    raised = to.write("Add", [to.write("Tanh", [scaled], f"{y}_tanh"), f"{y}_one"], f"{y}_raised")
+    square = to.step("Mul", [x, x], f"{y}_square")
+    part = to.step("Mul", [square, _number(to, 0.044715, f"{y}_cubic")], f"{y}_part")
+    one = _number(to, 1, f"{y}_one")
+    factor = to.step("Add", [part, one], f"{y}_factor")
+    cubic = to.step("Mul", [x, factor], f"{y}_polynomial")
+    scaled = to.step("Mul", [cubic, _number(to, (2 / np.pi) ** 0.5, f"{y}_root")], f"{y}_scaled")
+    raised = to.step("Add", [to.step("Tanh", [scaled], f"{y}_tanh"), one], f"{y}_raised")
     _half_product(to, node, x, raised)
 
 
 def _half_product(to: Expansion, node: NodeProto, x: str, factor: str) -> None:
     (y,) = node.output
-    half = to.write("Mul", [x, _number(to, 0.5, f"{y}_half")], f"{y}_halved")
+    half = to.step("Mul", [x, _number(to, 0.5, f"{y}_half")], f"{y}_halved")
     to.write("Mul", [half, factor], y, node.name)
 
 
@@ -175,8 +177,8 @@ def _quick_gelu(to: Expansion, node: NodeProto) -> None:
     """QuickGelu(x): x * sigmoid(alpha * x)."""
     (x,), (y,) = node.input, node.output
     alpha = attributes_of(node).get("alpha", 1.702)
-    scaled = x if alpha == 1 else to.write("Mul", [x, _number(to, alpha, f"{y}_alpha")], f"{y}_scaled")
-    to.write("Mul", [x, to.write("Sigmoid", [scaled], f"{y}_sigmoid")], y, node.name)
+    scaled = x if alpha == 1 else to.step("Mul", [x, _number(to, alpha, f"{y}_alpha")], f"{y}_scaled")
+    to.write("Mul", [x, to.step("Sigmoid", [scaled], f"{y}_sigmoid")], y, node.name)
 
 
 def _layer_norm(to: Expansion, node: NodeProto) -> None:
@@ -197,10 +199,10 @@ def _skip_norm(to: Expansion, node: NodeProto) -> None:
     bias = next(iter(parameters[count:]), "")
     if any(others[:2]):
         raise _refuse(to, node, "gives its statistics, too")
-    total = others[2] if len(others) > 2 and others[2] else f"{y}_total"
-    to.write("Add", [x, skip], f"{y}_pair" if bias else total)
+    total = others[2] if len(others) > 2 and others[2] else to.free(f"{y}_total")
+    pair = to.write("Add", [x, skip], to.free(f"{y}_pair") if bias else total)
     if bias:
-        to.write("Add", [f"{y}_pair", bias], total)
+        to.write("Add", [pair, bias], total)
     scales = [*parameters[:count], "", ""][:2]
     _normalise(to, node, total, scales, centred, attributes_of(node).get("epsilon", 1e-12))
 
@@ -212,15 +214,15 @@ def _normalise(to: Expansion, node: NodeProto, x: str, scales: list[str], centre
 
     def mean(value: str, name: str) -> str:
         if to.opset < 18:
-            return to.write("ReduceMean", [value], name, axes=[-1], keepdims=1)
+            return to.step("ReduceMean", [value], name, axes=[-1], keepdims=1)
         axes = to.constant(np.array([-1], np.int64), f"{name}_axes")
-        return to.write("ReduceMean", [value, axes], name, keepdims=1)
+        return to.step("ReduceMean", [value, axes], name, keepdims=1)
 
-    centre = to.write("Sub", [x, mean(x, f"{y}_mean")], f"{y}_centred") if centred else x
-    variance = mean(to.write("Mul", [centre, centre], f"{y}_squares"), f"{y}_variance")
-    shifted = to.write("Add", [variance, _number(to, epsilon, f"{y}_epsilon")], f"{y}_shifted")
-    normal = to.write("Div", [centre, to.write("Sqrt", [shifted], f"{y}_deviation")], f"{y}_normal")
-    scaled = to.write("Mul", [normal, gamma], f"{y}_scaled" if beta else y, node.name if not beta else "")
+    centre = to.step("Sub", [x, mean(x, f"{y}_mean")], f"{y}_centred") if centred else x
+    variance = mean(to.step("Mul", [centre, centre], f"{y}_squares"), f"{y}_variance")
+    shifted = to.step("Add", [variance, _number(to, epsilon, f"{y}_epsilon")], f"{y}_shifted")
+    normal = to.step("Div", [centre, to.step("Sqrt", [shifted], f"{y}_deviation")], f"{y}_normal")
+    scaled = to.write("Mul", [normal, gamma], to.free(f"{y}_scaled") if beta else y, node.name if not beta else "")
     if beta:
         to.write("Add", [scaled, beta], y, node.name)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
 from bnn_deploy.errors import InputError
+from bnn_deploy.source.expansion import Expansion
 
 QONNX = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas")
 """The domains under which BipolarQuant and Quant are known."""
@@ -13,29 +14,21 @@ QONNX = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas")
 
 def expand_bipolar_quant(model: ModelProto) -> None:
     """Replace BipolarQuant(x, scale) by scale * (-1 where x < 0, else 1), its definition in QONNX."""
-    nodes: list[NodeProto] = []
-    found = False
+    if not any(node.domain in QONNX and node.op_type == "BipolarQuant" for node in model.graph.node):
+        return
+    to = Expansion(model, "")
+    zero, one, minus = (to.constant(np.array(n, np.float32), f"bipolar_quant_{n}") for n in (0, 1, -1))
     for node in model.graph.node:
         if node.domain not in QONNX or node.op_type != "BipolarQuant":
-            nodes.append(node)
+            to.nodes.append(node)
             continue
-        found = True
         (x, scale), (y,) = node.input, node.output
-        nodes += [
-            helper.make_node("Less", [x, "bipolar_quant_0"], [f"{y}_negative"], f"{y}_negative"),
-            helper.make_node(
-                "Where", [f"{y}_negative", "bipolar_quant_-1", "bipolar_quant_1"], [f"{y}_sign"], f"{y}_sign"
-            ),
-            helper.make_node("Mul", [f"{y}_sign", scale], [y], node.name),
-        ]
-    if found:
-        for number in (0, 1, -1):
-            model.graph.initializer.append(
-                numpy_helper.from_array(np.array(number, np.float32), f"bipolar_quant_{number}")
-            )
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
+        negative = to.step("Less", [x, zero], f"{y}_negative")
+        to.write("Mul", [to.step("Where", [negative, minus, one], f"{y}_sign"), scale], y, node.name)
+    to.finish()
 
+
+_QUANT = ("Quant", "IntQuant")
 
 _ROUNDING = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
 
@@ -64,11 +57,12 @@ def expand_quant(model: ModelProto, name: str) -> None:
     Raises:
         InputError: the number of bits is not constant, or a rounding mode has no standard operator.
     """
-    known = constants(model)
-    nodes: list[NodeProto] = []
+    if not any(node.domain in QONNX and node.op_type in _QUANT for node in model.graph.node):
+        return
+    to = Expansion(model, name)
     for node in model.graph.node:
-        if node.domain not in QONNX or node.op_type not in ("Quant", "IntQuant"):
-            nodes.append(node)
+        if node.domain not in QONNX or node.op_type not in _QUANT:
+            to.nodes.append(node)
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         mode = attributes.get("rounding_mode", b"ROUND").decode()
@@ -78,24 +72,18 @@ def expand_quant(model: ModelProto, name: str) -> None:
                 f"{label} has rounding_mode {mode}; known: {', '.join(_ROUNDING)}; export with one of these"
             )
         (x, scale, zero, bits), (y,) = node.input, node.output
-        if bits not in known:
+        if bits not in to.constants:
             raise InputError(f"{label}: its bit width '{bits}' is no constant; export with a fixed bit width")
-        width = float(numpy_helper.to_array(known[bits]).reshape(()))
+        width = float(to.constants[bits].reshape(()))
         narrow = bool(attributes.get("narrow", 0))
         if attributes.get("signed", 1):
             low, high = -(2 ** (width - 1)) + narrow, 2 ** (width - 1) - 1
         else:
             low, high = 0, 2**width - 1 - narrow
-        for key, value in (("low", low), ("high", high)):
-            model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), f"{y}_{key}"))
-        steps = [
-            ("Div", [x, scale], f"{y}_divided"),
-            ("Add", [f"{y}_divided", zero], f"{y}_shifted"),
-            (_ROUNDING[mode], [f"{y}_shifted"], f"{y}_rounded"),
-            ("Clip", [f"{y}_rounded", f"{y}_low", f"{y}_high"], f"{y}_clipped"),
-            ("Sub", [f"{y}_clipped", zero], f"{y}_integer"),
-            ("Mul", [f"{y}_integer", scale], y),
-        ]
-        nodes += [helper.make_node(op_type, inputs, [output], output) for op_type, inputs, output in steps]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+        limits = [to.constant(np.array(n, np.float32), f"{y}_{key}") for key, n in (("low", low), ("high", high))]
+        divided = to.step("Div", [x, scale], f"{y}_divided")
+        shifted = to.step("Add", [divided, zero], f"{y}_shifted")
+        rounded = to.step(_ROUNDING[mode], [shifted], f"{y}_rounded")
+        clipped = to.step("Clip", [rounded, *limits], f"{y}_clipped")
+        to.write("Mul", [to.step("Sub", [clipped, zero], f"{y}_integer"), scale], y)
+    to.finish()

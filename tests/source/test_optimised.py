@@ -248,6 +248,21 @@ def test_a_sum_that_a_fused_normalisation_gives_too(tmp_path: Path) -> None:
     computes(model, run(model, x), tmp_path, 1, x)
 
 
+@pytest.mark.parametrize("taken", ["y_one", "y_scaled", "y_half"])
+def test_names_that_the_graph_has_already(taken: str, tmp_path: Path) -> None:
+    """A constant of the network's own, and a tensor, are called as an expansion calls its parts."""
+    x = np.random.default_rng(1).standard_normal((4, 24)).astype(np.float32)
+    constant = fused("FastGelu")
+    constant.graph.initializer.append(numpy_helper.from_array(np.float32(3), taken))
+    constant.graph.node[-1].input[1] = "sum"
+    constant.graph.node.insert(2, helper.make_node("Add", ["row", taken], ["sum"]))
+    tensor = fused("FastGelu")
+    tensor.graph.node[-1].input[0] = taken
+    tensor.graph.node.insert(2, helper.make_node("Neg", ["d"], [taken]))
+    for model in (constant, tensor):
+        computes(model, run(model, x), tmp_path, 1, x)
+
+
 @pytest.mark.parametrize(
     ("op_type", "attributes", "line"),
     [
