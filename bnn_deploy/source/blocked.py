@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.source.expansion import Expansion, attributes_of
-from bnn_deploy.source.optimised import write_conv
+from bnn_deploy.source.optimised import write_conv, write_node
 
 NCHWC = "com.microsoft.nchwc"
 
@@ -161,6 +161,11 @@ class _Blocked:
         shape = self._weight(node).shape
         return node.input[0] in self.parent and shape[1] == 1 and attributes_of(node).get("group", 1) == shape[0]
 
+    def _has_groups(self, node: NodeProto) -> bool:
+        """Whether a node is a convolution in groups of several channels."""
+        own = node.domain == NCHWC and node.op_type == "Conv"
+        return own and attributes_of(node).get("group", 1) > 1 and not self._is_depthwise(node)
+
     def _weight(self, node: NodeProto) -> _Weights:
         weight = self.to.constants.get(node.input[1])
         if weight is None or weight.ndim != 4:
@@ -228,7 +233,7 @@ class _Blocked:
                 kept = NodeProto()
                 kept.CopyFrom(node)
                 kept.input[:], kept.output[:] = inputs, outputs
-                to.nodes.append(kept)
+                write_node(to, kept)  # fused ones written out, too: their shapes are asked for
             elif node.op_type == "ReorderInput":
                 self._take_in(node, inputs[0], block, known, plain)
             elif node.op_type == "ReorderOutput":
@@ -248,14 +253,21 @@ class _Blocked:
     def _unfilled(self, block: int) -> dict[str, int]:
         """By class: the channels without those last ones for which all that convolutions have is 0.
 
-        A channel that nothing fills or reads is nothing, whether it was there or not.
+        A channel that nothing fills or reads is nothing, whether it was there or not; but onnxruntime concatenates full
+        blocks alone, and so are those of a convolution in groups.
         """
-        joined = {self._class(n.output[0]) for n in self.to.model.graph.node if n.op_type == "Concat" and not n.domain}
+        ends = [
+            tensor
+            for node in self.to.model.graph.node
+            if node.op_type == "Concat" or self._has_groups(node)
+            for tensor in (*node.input, *node.output)
+        ]
+        full = {self._class(tensor) for tensor in ends if tensor in self.parent}
         counts = {}
         for channels, arrays in self._parameters(block).items():
             used = [np.flatnonzero(array.reshape(len(array), -1).any(axis=1)) for array in arrays]
             last = max(int(found[-1]) if len(found) else 0 for found in used)
-            counts[channels] = len(arrays[0]) if channels in joined else last + 1
+            counts[channels] = len(arrays[0]) if channels in full else last + 1
         return counts
 
     def _take_in(self, node: NodeProto, data: str, block: int, known: dict[str, int], plain: dict[str, str]) -> None:

@@ -46,13 +46,18 @@ def expand_optimised(model: ModelProto, name: str) -> None:
         return
     expansion = Expansion(model, name)
     for node in model.graph.node:
-        expand = _EXPANSIONS.get(node.op_type) if node.domain == MICROSOFT else None
-        if expand is None:
-            expansion.nodes.append(node)
-        else:
-            expand(expansion, node)
+        write_node(expansion, node)
     expansion.finish()
     expansion.drop_domains()
+
+
+def write_node(to: Expansion, node: NodeProto) -> None:
+    """Write what a fused operator was fused of, if it is one that is known here, and any other node as it is."""
+    expand = _EXPANSIONS.get(node.op_type) if node.domain == MICROSOFT else None
+    if expand is None:
+        to.nodes.append(node)
+    else:
+        expand(to, node)
 
 
 def _refuse(to: Expansion, node: NodeProto, what: str) -> InputError:

@@ -19,6 +19,7 @@ from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import load_session
 from bnn_deploy.source import blocked
 from bnn_deploy.source.blocked import NCHWC, in_blocks
+from bnn_deploy.source.onnx_file import read
 from support.graphs import eighths, parse, weights
 
 NODES = """c = Conv <pads=[1,1,1,1]> (x, first)
@@ -112,6 +113,45 @@ def test_every_level(level: str, tmp_path: Path) -> None:
         short: dict[str, Any] = {"samples": 4, "reference_samples": 1, "isas": ["scalar"]}
         assert verify(tmp_path / "m.onnx", path, **short).passed
         assert not verify(tmp_path / "damaged.onnx", path, **short).passed
+
+
+BESIDE = {
+    "a Concat of plain tensors": (
+        "a = Concat<axis=1>(x, x)\nb = Conv(a, six)\nc = Concat<axis=1>(b, b)\ny = Conv(c, wide)"
+    ),
+    "a Concat of a channel that is 0": (
+        "a = Conv(x, three)\nb = Conv(x, dead)\nc = Concat<axis=1>(a, b)\ny = GlobalAveragePool(c)"
+    ),
+    "groups with a channel that is 0": (
+        "a = Conv(x, dead)\nb = Conv<group=2>(a, half)\nc = Concat<axis=1>(b, b)\ny = GlobalAveragePool(c)"
+    ),
+    "blocks of what was fused": "a = Conv<group=3>(x, each)\nb = Relu(a)\nc = Conv(b, dead)\ny = Conv(c, wide)",
+}
+FILTERS = {
+    "three": eighths(16, 3, 1, 1),
+    "dead": np.pad(eighths(12, 3, 1, 1, seed=1), [(0, 4), (0, 0), (0, 0), (0, 0)]),
+    "six": eighths(16, 6, 1, 1, seed=2),
+    "each": eighths(3, 1, 3, 3, seed=3),
+    "half": np.pad(eighths(28, 8, 3, 3, seed=4), [(0, 4), (0, 0), (0, 0), (0, 0)]),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_blocks_beside_other_forms(name: str, tmp_path: Path) -> None:
+    """What a channel of zeros is to a Concat and to groups, and tensors that are in no blocks."""
+    nodes, path = BESIDE[name], tmp_path / "optimised.onnx"
+    wide = eighths(5, 16 if "fused" in name else 32, 1, 1, seed=5)
+    used = {key: array for key, array in (FILTERS | {"wide": wide}).items() if f", {key})" in nodes}
+    model = network(nodes, **used)
+    optimised(model, "ALL", path)
+    expected, found = run(model), read(path)
+    assert not {"com.microsoft", NCHWC} & {node.domain for node in found.graph.node}
+    near = 1e-5 * np.abs(expected).max()
+    assert np.abs(run(found) - expected).max() < near
+    layer = next(node for node in found.graph.node if node.op_type == "Conv")
+    weight = next(tensor for tensor in found.graph.initializer if tensor.name == layer.input[1])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1], weight.name))
+    assert np.abs(run(found) - expected).max() > near
 
 
 BLOCK_NODES = """c = Conv <pads=[1,1,1,1]> (x, first)
