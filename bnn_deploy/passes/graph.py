@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,31 @@ def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
 def is_binary_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether `node` is one of these operators of the domain bnn_deploy."""
     return is_op(node, *op_types, domain=DOMAIN)
+
+
+def is_standard_layer(node: ir.Node) -> bool:
+    """Whether `node` is a layer of standard ONNX; an Einsum of several operands is one, too."""
+    return is_op(node, *LAYER_OPERATORS) or (is_op(node, "Einsum") and len(node.inputs) > 1)
+
+
+def einsum_terms(node: ir.Node) -> tuple[list[str], str] | None:
+    """The labels of each operand of an Einsum and of its output, "..." as labels of their own; None if not known."""
+    terms, arrow, out = node.attributes["equation"].as_string().replace(" ", "").partition("->")
+    operands = terms.split(",")
+    if not arrow or len(operands) != len(node.inputs):
+        return None
+    more = {}  # how many dimensions the "..." of each operand stands for
+    for i, (term, value) in enumerate(zip(operands, node.inputs, strict=True)):
+        if "..." in term:
+            shape = None if value is None else value.shape
+            if shape is None:
+                return None
+            more[i] = len(shape) - len(term) + 3
+    if len(set(more.values())) > 1:
+        return None  # one is broadcast
+    free = [label for label in ascii_letters if label not in terms]
+    dots = "".join(free[: next(iter(more.values()), 0)])
+    return [term.replace("...", dots) for term in operands], out.replace("...", dots)
 
 
 def reads_abs_mean(node: ir.Node) -> bool:

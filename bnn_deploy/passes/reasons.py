@@ -209,6 +209,20 @@ class WeightDimensions(LayerReason):
 
 
 @dataclass(frozen=True)
+class EinsumForm(LayerReason):
+    """An Einsum that is no MatMul and no convolution."""
+
+    equation: str
+
+    template = (
+        "Einsum '{equation}' is no linear layer and no product of two matrices: those have two operands, sum over one "
+        "label, and have at most one that only the second operand has"
+    )
+    example = "Einsum('bthd,hdo->bto', Sign(x), w)"
+    advice = "write it as linear layers, [..., inputs] times [inputs, outputs], and reshape around them"
+
+
+@dataclass(frozen=True)
 class GemmFactors(LayerReason):
     """A Gemm that is more than a linear layer."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import LAYER_OPERATORS, auto_pad, ints, is_op, read_pad, static_shape
+from bnn_deploy.passes.graph import auto_pad, ints, is_op, is_standard_layer, read_pad, static_shape
 from bnn_deploy.passes.lower.audit_leftovers import nearest_sign
 from bnn_deploy.passes.lower.layer import SignInput, sign_input
 from bnn_deploy.passes.outcome import display_name, parts
@@ -59,7 +59,7 @@ class Canonical:
     def look(self, model: ir.Model) -> None:
         """Read a canonical model, before its layers are lowered."""
         causes = zero_causes(model)
-        self.layers = {display_name(node): _seen(node, causes) for node in model.graph if is_op(node, *LAYER_OPERATORS)}
+        self.layers = {display_name(node): _seen(node, causes) for node in model.graph if is_standard_layer(node)}
         self.signs = frozenset(part for node in model.graph if is_op(node, "Sign") for part in parts(node))
 
 
@@ -89,7 +89,7 @@ def _seen(node: ir.Node, causes: Mapping[ir.Value, str]) -> CanonicalLayer:
 
 def _padding(node: ir.Node, source: SignInput | None) -> tuple[str, tuple[int, ...], str | None]:
     """Padding, pads and padded_by of a layer."""
-    if is_op(node, "Gemm", "MatMul"):
+    if is_op(node, "Einsum", "Gemm", "MatMul"):
         return "none", (), None
     if rule := auto_pad(node):
         return rule, (), node.op_type

@@ -17,7 +17,15 @@ import onnx_ir as ir
 from bnn_deploy.operators.contract import OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
-from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, group_of, ints, is_binary_op, is_op
+from bnn_deploy.passes.graph import (
+    MOVING_OPERATORS,
+    constant,
+    group_of,
+    ints,
+    is_binary_op,
+    is_op,
+    is_standard_layer,
+)
 from bnn_deploy.passes.outcome import Decline, display_name, parts
 from bnn_deploy.passes.reasons import CancelsOut
 from bnn_deploy.provenance import read_levels
@@ -55,7 +63,7 @@ def layer_reports(
         One entry per layer, in the order of the float graph.
     """
     builder = _Builder(model, canonical, binary, {decline.node: decline for decline in left_float}, kept_zeros)
-    nodes = [node for node in model.graph if is_op(node, *LAYER_OPERATORS)]
+    nodes = [node for node in model.graph if is_standard_layer(node)]
     found = {
         display_name(node): builder.report(node, scheme, binarized)
         for node in nodes
@@ -92,7 +100,7 @@ class _Builder:
         self.values = {v.name: v for v in model.graph.inputs if v.name}
         self.values |= {v.name: v for node in self.order for v in node.outputs if v.name}
         self.binary = {
-            display_name(node): node for node in binary.graph if is_op(node, *LAYER_OPERATORS) or is_binary_layer(node)
+            display_name(node): node for node in binary.graph if is_standard_layer(node) or is_binary_layer(node)
         }
 
     def report(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
@@ -141,7 +149,7 @@ class _Builder:
     def _plain(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
         """What the float graph alone says."""
         filters = layer_filters(node)
-        linear = is_op(node, "Gemm", "MatMul")
+        linear = is_op(node, "Einsum", "Gemm", "MatMul")
         groups = group_of(node)
         kernel = () if filters is None or linear else tuple(filters.shape[2:])
         inputs = outputs = None
@@ -203,7 +211,7 @@ class _Builder:
             if len(operands) == 1 and shift is not None and shift.size > 1:
                 above = operands[0].producer()
                 scaled = above is not None and any(constant(v) is not None for v in above.inputs)
-                if above is None or not (is_op(above, *LAYER_OPERATORS) or (is_op(above, "Mul") and scaled)):
+                if above is None or not (is_standard_layer(above) or (is_op(above, "Mul") and scaled)):
                     return f"{formula(value, {operands[0]: 'x'}, 't')}, learned threshold"
         text = formula(value, {leaf: "x"}, "t")
         return f"{text}, learned threshold" if re.search(r"\bt\b", text) else text
@@ -224,7 +232,7 @@ class _Builder:
         labels: list[str] = []
         for node in self.order:
             name = display_name(node)
-            if name not in names or is_op(node, *LAYER_OPERATORS):
+            if name not in names or is_standard_layer(node):
                 continue
             if name not in self.canonical.signs:
                 labels.append(_label(node))
@@ -247,7 +255,7 @@ class _Builder:
         reached: set[ir.Value | None] = set(node.outputs)
         for other in self.order:
             if reached.intersection(other.inputs):
-                if is_op(other, *LAYER_OPERATORS):
+                if is_standard_layer(other):
                     return False
                 reached.update(other.outputs)
         return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.passes.graph import einsum_terms, is_op
 from bnn_deploy.passes.lower.filter_values import filter_values
 from bnn_deploy.passes.lower.layer import MAX_SPREAD
 from bnn_deploy.passes.recognise.layer_weights import filters_of
@@ -17,8 +19,25 @@ from bnn_deploy.source.weight_form import WeightForm
 
 def layer_filters(node: ir.Node) -> NDArray[Any] | None:
     """A layer's constant weights as [O, ...]; None if they are not constant."""
+    if is_op(node, "Einsum"):
+        return _einsum_filters(node)
     weight = parameter(node.inputs[1]) if len(node.inputs) > 1 else None
     return None if weight is None or weight.ndim < 2 else filters_of(node, weight)
+
+
+def _einsum_filters(node: ir.Node) -> NDArray[Any] | None:
+    """The weights of an Einsum of two operands, [O, products]; None if none of both, or none for sure, is constant."""
+    equation = einsum_terms(node)
+    arrays = [parameter(value) for value in node.inputs]
+    index = next((i for i, array in enumerate(arrays) if array is not None), None)
+    if equation is None or index is None or len(arrays) != 2:
+        return None
+    terms, out = equation
+    weight, kept = arrays[index], [i for i, label in enumerate(terms[index]) if label in out]
+    if weight is None or len(terms[index]) != weight.ndim or not weight.size or len(kept) == weight.ndim:
+        return None
+    outputs = [weight.shape[i] for i in kept]
+    return np.moveaxis(weight, kept, range(len(kept))).reshape(math.prod(outputs), -1)
 
 
 def describe_weights(

@@ -149,6 +149,9 @@ CASES: dict[type[Reason], Case] = {
     reasons.ExactZeros: case(
         "s = Sign(x)\ny = MatMul(s, w)", ("N", 3, 4), w=np.float32([[1, 1], [1, 0], [-1, 1], [1, -1]])
     ),
+    reasons.EinsumForm: case(
+        's = Sign(x)\ny = Einsum<equation="bthd,hdo->bto">(s, w)', ("N", 3, 2, 4), w=weights(2, 4, 5)
+    ),
     reasons.NotFinite: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), np.nan)),
     reasons.WeightsNotConstant: case("s = Sign(x)\nr = Relu(x)\ny = Conv(s, r)", (4, 4, 3, 3)),
     reasons.RealOperand: case("s = Sign(x)\nr = Relu(x)\ny = MatMul(s, r)", (4, 4)),

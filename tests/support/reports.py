@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import LAYER_OPERATORS
+from bnn_deploy.passes.graph import is_standard_layer
 from bnn_deploy.passes.pipeline import fold, to_binary
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
@@ -26,7 +26,7 @@ def report_on(model: ir.Model) -> tuple[LayerReport, ...]:
     seen = Canonical()
     binary, left, _ = to_binary(model, look=seen.look)
     layers = layer_reports(model, seen, binary, left, "as-is", {})
-    names = [node.name for node in model.graph if node.op_type in LAYER_OPERATORS]
+    names = [node.name for node in model.graph if is_standard_layer(node)]
     assert [layer.name for layer in layers] == names
     for layer in layers:
         assert (layer.reason is None) == (layer.status not in ("float", "removed"))

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from bnn_deploy.passes.graph import LAYER_OPERATORS, MOVING_OPERATORS, constant, is_op, maker, reads_abs_mean
+from bnn_deploy.passes.graph import MOVING_OPERATORS, constant, is_op, is_standard_layer, maker, reads_abs_mean
 from bnn_deploy.passes.moves import moves_only
 from bnn_deploy.passes.outcome import Decline, Outcome, Pass, display_name
 from bnn_deploy.passes.reasons import (
     ChannelFactors,
+    EinsumForm,
     IntegerLayer,
     MeanMagnitude,
     ModelInput,
@@ -19,13 +20,16 @@ from bnn_deploy.passes.reasons import (
     StepSign,
     Stranger,
 )
+from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
 
 _KEEPS_SIGNS = ("Concat", "Identity", "MaxPool", "Pad")
 """Operators whose output is ±1 (or the padding's 0) if their first input is, besides those that only move it."""
 
 
 class AuditLeftovers(Pass):
-    """Every Conv, ConvTranspose, Gemm and MatMul that is still float -> one line with the reason. Changes nothing.
+    """Every Conv, ConvTranspose, Gemm, MatMul and Einsum that is still float -> one line with the reason.
+
+    It changes nothing.
 
     Args:
         declined: the layers whose input is a sign or has few levels, that LowerBinaryConv and LowerLevels declined.
@@ -43,10 +47,12 @@ class AuditLeftovers(Pass):
         for node in model.graph:
             if is_op(node, *_IN_INTEGERS) and _sign_above(_before_rounding(node.inputs[0])) is not None:
                 result.decline(node, IntegerLayer(node.op_type))
-            elif is_op(node, *LAYER_OPERATORS):
+            elif is_standard_layer(node):
                 declined = self.declined.get(display_name(node))
                 if declined is not None:
                     result.declined.append(declined)
+                elif is_op(node, "Einsum") and any(map(_has_few_values, node.inputs)):
+                    result.decline(node, EinsumForm(node.attributes["equation"].as_string()))
                 elif nearest_sign(node) is not None and node.inputs[0] is not None:
                     stranger = maker(node.inputs[0])
                     result.decline(node, ChannelFactors() if _scales(stranger) else Stranger(stranger.op_type))
@@ -67,6 +73,14 @@ def _before_rounding(value: ir.Value | None) -> ir.Value | None:
 
 
 _ROUNDING = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
+
+
+def _has_few_values(value: ir.Value | None) -> bool:
+    """Whether a tensor is made of signs, or of a few levels."""
+    if value is None or constant(value) is not None:
+        return False
+    found = (quantizer(value, signs=True, axis=axis) for axis in (1, -1))
+    return _sign_above(value) is not None or any(isinstance(levels, Quantizer) for levels in found)
 
 
 def nearest_sign(node: ir.Node) -> ir.Node | None:

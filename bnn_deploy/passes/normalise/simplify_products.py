@@ -8,7 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.operators.contract import MAX_SPATIAL
-from bnn_deploy.passes.graph import add_initializer, constant, insert_node, is_op, maker, replace_value, static_shape
+from bnn_deploy.passes.graph import (
+    add_initializer,
+    constant,
+    einsum_terms,
+    insert_node,
+    is_op,
+    maker,
+    replace_value,
+    static_shape,
+)
 from bnn_deploy.passes.outcome import Outcome, Pass, display_name
 from bnn_deploy.provenance import Reshape, Transpose, node_place, note_place
 
@@ -16,9 +25,9 @@ from bnn_deploy.provenance import Reshape, Transpose, node_place, note_place
 class SimplifyProducts(Pass):
     """Einsum(x, y) | MatMul(W, x)  ==>  MatMul, between Transposes | Conv with a 1x1 kernel.
 
-    1. An Einsum has two operands and no ellipsis, no label twice in one of them, one label that is summed over, and at
-       most one that only the second operand and the output have. "btc,oc->bto" is a linear layer, "bhqd,bhkd->bhqk" a
-       product of two activations, and "bqhd,bkd->bhqk" one of which all heads share the second.
+    1. An Einsum has two operands, no label twice in one of them, one label that is summed over, and at most one that
+       only the second operand and the output have. "btc,oc->bto" and "...c,oc->...o" are linear layers, "bhqd,bhkd->
+       bhqk" is a product of two activations, and "bqhd,bkd->bhqk" one of which all heads share the second.
     2. Weights [O, C] for the second dimension of [N, C, spatial...], as "oc,nct->not" or as MatMul(W, x) of [N, C, T],
        are a convolution with a 1x1 kernel.
 
@@ -50,10 +59,10 @@ def _labels(node: ir.Node) -> tuple[list[str], str] | None:
         return (["oc", "nct"], "not") if on_left else None
     if not is_op(node, "Einsum") or len(node.inputs) != 2:
         return None
-    terms, arrow, out = node.attributes["equation"].as_string().replace(" ", "").partition("->")
-    operands = terms.split(",")
-    if not arrow or len(operands) != 2 or "." in terms or any(len(set(t)) < len(t) for t in (*operands, out)):
+    equation = einsum_terms(node)
+    if equation is None or any(len(set(term)) < len(term) for term in (*equation[0], equation[1])):
         return None
+    operands, out = equation
     summed = set(operands[0] + operands[1]) - set(out)
     return (operands, out) if len(summed) == 1 and summed <= set(operands[0]) & set(operands[1]) else None
 

@@ -11,6 +11,7 @@ from bnn_deploy.passes.lower.lower_binary_conv import LowerBinaryConv
 from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import to_binary
 from support.graphs import copy, eighths, op_types, parse, weights
+from support.reports import report_on
 
 W = weights(8, 4, 3, 3)
 CHANNELS = np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1)
@@ -114,3 +115,29 @@ def test_lists_every_kind_of_layer(op_type: str) -> None:
 
 PADS = ir.tensor([0, 0, 1, 1, 0, 0, 1, 1]).numpy()
 SHAPE = ir.tensor([0, 4, 6, 6]).numpy()
+
+
+HEADS = weights(2, 12, 24)
+ROUND = "c = Clip(x, zero, one)\na = Round(c)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason", "has_sign_input"),
+    [
+        ('s = Sign(x)\na = Concat<axis=1>(s, s)\ny = Einsum<equation="bthd,hdo->bto">(a, w)', "Einsum 'bthd,h", True),
+        ('s = Sign(x)\ny = Einsum<equation="hdo,bthd->bto">(w, s)', "Einsum 'hdo,bthd->bto' is no linear", True),
+        (f'{ROUND}\ny = Einsum<equation="bthd,hdo->bto">(a, w)', "Einsum 'bthd,hdo->bto' is no linear", True),
+        ('r = Relu(x)\ny = Einsum<equation="bthd,hdo->bto">(r, w)', "its input is real-valued: the output of R", False),
+    ],
+)
+def test_lists_an_einsum(nodes: str, reason: str, has_sign_input: bool) -> None:
+    numbers = {name: np.float32(i) for i, name in enumerate(("zero", "one")) if name in nodes}
+    _, (decline,), _ = to_binary(parse(nodes, ("N", 5, 2, 12), w=HEADS, **numbers))
+    assert decline.reason.startswith(reason) and decline.has_sign_input == has_sign_input
+    (layer,) = report_on(parse(nodes, ("N", 5, 2, 12), w=HEADS, **numbers))
+    assert (layer.operator, layer.status, layer.inputs, layer.outputs) == ("Einsum", "float", 24, 24)
+    assert layer.reason == decline.reason and layer.binary_in_training == has_sign_input
+
+
+def test_does_not_list_an_einsum_of_one_operand() -> None:
+    assert audit(parse('s = Sign(x)\ny = Einsum<equation="bchw->bc">(s)')) == []
