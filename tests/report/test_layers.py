@@ -139,8 +139,8 @@ LEFT: dict[str, tuple[str, dict[str, Any], str]] = {
     "real weights": ("s = Sign(x)\ny = Conv(s, w)", {"w": REAL}, "its weights are real-valued"),
     "NaN": ("s = Sign(x)\ny = Conv(s, w)", {"w": W * np.float32(np.nan)}, "holds NaN or infinity"),
     "exact zeros": (
-        "s = Sign(x)\ny = MatMul(s, w)",
-        {"w": np.array([[1.0, -1], [1, 1], [-1, 1], [1, 0], [1, 1], [-1, -1]])},
+        "s = Sign(x)\ny = Conv(s, w)",
+        {"w": np.array([[1.0, -1, 1, 0], [-1, 1, 1, -1]]).reshape(2, 4, 1, 1)},
         "which one bit cannot hold",
     ),
     "weights that are data": (
