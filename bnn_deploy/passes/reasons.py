@@ -549,8 +549,22 @@ class Stranger(LayerReason):
     operator: str
 
     template = "{operator} stands between the sign and it, which no pass looks through"
-    example = "Conv(Concat(Sign(x), 0.5 * Sign(Neg(x))), w)"
+    example = "Conv(Pad(Sign(x) * c, pads), w), c of [4, 1, 1]"
     advice = "take the sign right in front of the layer, with one magnitude for all its channels"
+
+
+@dataclass(frozen=True)
+class MixedParts(LayerReason):
+    """A Concat of signs and levels of different values; `parts` says which part has which."""
+
+    parts: str
+
+    template = "its input is a Concat of parts that have different values: {parts}"
+    example = "Conv(Concat(Sign(x), 0.5 * Sign(Neg(x))), w)"
+    advice = (
+        "train with the same values in all parts; or give each part a layer of its own, without the others' bias, and "
+        "add their outputs, which computes the same"
+    )
 
 
 @dataclass(frozen=True)

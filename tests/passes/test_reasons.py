@@ -206,7 +206,8 @@ CASES: dict[type[Reason], Case] = {
         w=W,
         half=np.float32(0.4),
     ),
-    reasons.Stranger: case(
+    reasons.Stranger: case("s = Sign(x)\na = Mul(s, k)\nb = Pad(a, pads)\ny = Conv(b, w)", w=W, k=STEP, pads=PADS),
+    reasons.MixedParts: case(
         "s = Sign(x)\na = Mul(s, two)\nb = Concat<axis=1>(a, s)\ny = Conv(b, w)", w=weights(8, 8, 3, 3)
     ),
     reasons.FewValues: case("s = Sign(x)\na = Sin(s)\ny = Conv(a, w)", w=W),

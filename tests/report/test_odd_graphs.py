@@ -54,8 +54,8 @@ def test_a_concat_of_signs() -> None:
     signs, scaled, advised, mixed = (report_on(model)[0] for model in models)
     assert (signs.status, signs.activation) == ("binary", "Sign(x)")
     assert (scaled.status, scaled.binary_in_training) == ("float", True)
-    assert scaled.reason == "Concat stands between the sign and it, which no pass looks through"
-    assert scaled.advice is not None and "with one magnitude for all its channels" in scaled.advice
+    assert scaled.reason == "its input is a Concat of parts that have different values: 's' ±1; 'm' ±2"
+    assert scaled.advice is not None and "a layer of its own" in scaled.advice
     assert (mixed.status, mixed.binary_in_training, mixed.activation) == ("float", False, None)
     assert mixed.reason == "its input is real-valued: the output of Concat, not of a sign"
     assert advised.status == "binary"

@@ -14,6 +14,7 @@ from bnn_deploy.passes.reasons import (
     EinsumForm,
     IntegerLayer,
     MeanMagnitude,
+    MixedParts,
     ModelInput,
     RealInput,
     Reason,
@@ -21,6 +22,7 @@ from bnn_deploy.passes.reasons import (
     Stranger,
 )
 from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
+from bnn_deploy.provenance import node_place
 
 _KEEPS_SIGNS = ("Concat", "Identity", "MaxPool", "Pad")
 """Operators whose output is ±1 (or the padding's 0) if their first input is, besides those that only move it."""
@@ -53,6 +55,8 @@ class AuditLeftovers(Pass):
                     result.declined.append(declined)
                 elif is_op(node, "Einsum") and any(map(_has_few_values, node.inputs)):
                     result.decline(node, EinsumForm(node.attributes["equation"].as_string()))
+                elif parts := _mixed_parts(node.inputs[0]):
+                    result.decline(node, MixedParts(parts))
                 elif nearest_sign(node) is not None and node.inputs[0] is not None:
                     stranger = maker(node.inputs[0])
                     result.decline(node, ChannelFactors() if _scales(stranger) else Stranger(stranger.op_type))
@@ -77,10 +81,30 @@ _ROUNDING = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 
 def _has_few_values(value: ir.Value | None) -> bool:
     """Whether a tensor is made of signs, or of a few levels."""
-    if value is None or constant(value) is not None:
-        return False
+    return value is not None and (_sign_above(value) is not None or bool(_values(value)))
+
+
+def _values(value: ir.Value) -> str:
+    """What few values a tensor has; "" if it has many."""
     found = (quantizer(value, signs=True, axis=axis) for axis in (1, -1))
-    return _sign_above(value) is not None or any(isinstance(levels, Quantizer) for levels in found)
+    levels = next((each.levels for each in found if isinstance(each, Quantizer)), None)
+    if levels is None:
+        return ""
+    if len(levels) == 2 and levels[0] == -levels[1]:
+        return f"\N{PLUS-MINUS SIGN}{levels[1]:.4g}"
+    return ", ".join(f"{level:.4g}" for level in levels)
+
+
+def _mixed_parts(value: ir.Value | None) -> str:
+    """The parts of a Concat, possibly moved, pooled or padded, if all have few values but not the same; else ""."""
+    while value is not None and (node := value.producer()) is not None and not is_op(node, "Concat"):
+        value = node.inputs[0] if is_op(node, "Identity", "MaxPool", "Pad") or moves_only(node) else None
+    operands = [] if value is None or value.producer() is None else list(maker(value).inputs)
+    values = [_values(operand) for operand in operands if operand is not None]
+    if not all(values) or len(set(values)) < 2:
+        return ""
+    names = [node_place(operand.producer(), operand).tensor for operand in operands if operand is not None]
+    return "; ".join(f"'{name}' {what}" for name, what in zip(names, values, strict=True))
 
 
 def nearest_sign(node: ir.Node) -> ir.Node | None:

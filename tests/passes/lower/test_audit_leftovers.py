@@ -141,3 +141,27 @@ def test_lists_an_einsum(nodes: str, reason: str, has_sign_input: bool) -> None:
 
 def test_does_not_list_an_einsum_of_one_operand() -> None:
     assert audit(parse('s = Sign(x)\ny = Einsum<equation="bchw->bc">(s)')) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "parts"),
+    [
+        ("n = Neg(x)\nt = Sign(n)\na = Mul(t, half)\nc = Concat<axis=1>(s, a)", "'s' ±1; 'a' ±0.5"),
+        ("t = Clip(x, zero, one)\na = Round(t)\nb = Concat<axis=1>(s, a)\nc = Pad(b, pads)", "'s' ±1; 'a' 0, 1"),
+        ("t = Clip(x, zero, one)\na = Round(t)\nc = Concat<axis=1>(s, a, s)", "'s' ±1; 'a' 0, 1; 's' ±1"),
+    ],
+)
+def test_names_the_parts_of_a_concat(nodes: str, parts: str) -> None:
+    numbers = {"half": 0.5, "zero": 0.0, "one": 1.0, "pads": [0, 0, 1, 1, 0, 0, 1, 1]}
+    constants = {name: np.array(number) for name, number in numbers.items() if name in nodes}
+    constants = {name: array.astype(np.int64 if name == "pads" else np.float32) for name, array in constants.items()}
+    model = parse(f"s = Sign(x)\n{nodes}\ny = Conv(c, w)", w=weights(8, 4 * len(parts.split(";")), 3, 3), **constants)
+    _, (decline,), _ = to_binary(model)
+    assert decline.reason.startswith(f"its input is a Concat of parts that have different values: {parts}")
+    assert decline.has_sign_input
+
+
+def test_does_not_name_parts_of_which_one_is_real_valued() -> None:
+    model = parse("s = Sign(x)\nr = Relu(x)\nc = Concat<axis=1>(s, r)\ny = Conv(c, w)", w=weights(8, 8, 3, 3))
+    _, (decline,), _ = to_binary(model)
+    assert decline.reason.startswith("its input is real-valued: the output of Concat") and not decline.has_sign_input
