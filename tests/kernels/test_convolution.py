@@ -203,6 +203,8 @@ def test_every_product_and_none_differs(isa: str) -> None:
         case.w[::2] = 1
         case.w[1::2] = -1
     assert_convs(cases, isa)
+    wrong = ConvBatch(cases, [corrupted(case, "weight bit") for case in cases]).differences(isa)
+    assert all(any(line.endswith(f" of {case}") for line in wrong) for case in cases)
 
 
 @pytest.mark.parametrize("isa", ISAS)
