@@ -23,7 +23,7 @@ class OnCpu(TorchFunctionMode):
         """Call `func` with the CPU for any other device."""
         if func is Tensor.cuda:
             return args[0]
-        if func is Tensor.to and len(args) > 1 and (type(args[1]) is int or _is_accelerator(args[1])):
+        if func is Tensor.to and len(args) > 1 and _is_accelerator(args[1]):
             args = (args[0], "cpu", *args[2:])
         elif func is Tensor.type and isinstance(wanted := args[-1], str):
             args = (*args[:-1], wanted.replace("torch.cuda.", "torch."))
@@ -33,6 +33,8 @@ class OnCpu(TorchFunctionMode):
 
 
 def _is_accelerator(device: Any) -> bool:
+    if type(device) is int:  # of a GPU; -1 is what get_device() says of the CPU
+        return True
     kind = device.partition(":")[0] if isinstance(device, str) else getattr(device, "type", None)
     return isinstance(device, str | torch.device) and kind not in ("cpu", "meta")
 
