@@ -38,15 +38,15 @@ class CombineSigns(Pass):
         """Rewrite what layers read; the pass runs again for what the new signs are part of."""
         result = Outcome(model)
         for value in layer_inputs(model.graph):
-            scale = None if all(is_op(user, "Sign") for user in value.consumers()) else _magnitude(value)
-            if scale is not None:
-                result.rewrote(self._rewrite(model.graph, value, scale), maker(value))
+            found = None if all(is_op(user, "Sign") for user in value.consumers()) else _magnitude(value)
+            if found is not None:
+                result.rewrote(self._rewrite(model.graph, value, *found), maker(value))
         return result
 
-    def _rewrite(self, graph: ir.Graph, value: ir.Value, scale: float) -> ir.Node:
+    def _rewrite(self, graph: ir.Graph, value: ir.Value, scale: float, may_be_zero: bool) -> ir.Node:
         name, shape = value.name or "", None if value.shape is None else list(value.shape)
         first = next(node for node in graph if value in node.inputs)
-        metadata = sign_metadata(place(value), place(value), 0)
+        metadata = sign_metadata(place(value), place(value), 0 if may_be_zero else 1)
         new = insert_node(
             first, "Sign", [value], {}, f"{name}_sign", dtype=ir.DataType.FLOAT, shape=shape, metadata=metadata
         )
@@ -60,8 +60,11 @@ class CombineSigns(Pass):
         return sign
 
 
-def _magnitude(value: ir.Value) -> float | None:
-    """The s of a tensor that is ±s whatever the signs are that it is a function of; None if it is no such."""
+def _magnitude(value: ir.Value) -> tuple[float, bool] | None:
+    """The s of a tensor that is ±s whatever the signs are that it is a function of, and whether it may be 0.
+
+    None if it is no such.
+    """
     zeros: dict[ir.Value, bool] = {}
     if value.dtype != ir.DataType.FLOAT or not _collect(value, zeros, set()) or len(zeros) < 2:
         return None
@@ -70,14 +73,15 @@ def _magnitude(value: ir.Value) -> float | None:
         shape = [-1 if i == axis else 1 for i in range(len(zeros))]
         tables[sign] = np.array([-1, 1, 0] if zero else [-1, 1], np.float32).reshape(shape)
     try:
-        table = _evaluate(value, tables)
+        with np.errstate(all="ignore"):  # a sign that is 0 may be a divisor
+            table = _evaluate(value, tables)
     except (TypeError, ValueError):  # types that do not fit each other
         return None
     usual = np.abs(table[(slice(2),) * len(zeros)])  # of signs that are not 0
     scale = float(usual.flat[0])
     if not 0 < scale < math.inf or (usual != scale).any() or not np.isin(table, (-scale, 0, scale)).all():
         return None
-    return scale
+    return scale, bool((table == 0).any())
 
 
 def _operands(node: ir.Node) -> Sequence[ir.Value | None]:

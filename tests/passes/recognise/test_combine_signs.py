@@ -69,6 +69,29 @@ def test_keeps_the_values_of_zeros() -> None:
         assert modified == 1 and equal(run_float(after, x), run_float(model, x))
 
 
+def test_logic_of_signs_that_are_never_0_is_never_0() -> None:
+    """Where the zeros are kept, they cost such a layer nothing."""
+    text = "p = GreaterOrEqual(x, zero)\ns = Where(p, one, minus)\nq = Greater(x, half)\nt = Where(q, one, minus)\n"
+    constants = {
+        "w": weights(6, 4, 3, 3),
+        "minus": np.float32(-1),
+        **{key: NUMBERS[key] for key in ("zero", "one", "half")},
+    }
+    model = parse(f"{text}f = Mul(s, t)\ny = Conv(f, w)", **constants)
+    kept: set[str] = set()
+    binary, left, _ = to_binary(model, kept_zeros=kept)
+    assert op_types(binary).count("BinaryConv") == 1 and not left and not kept
+    x = samples(model)
+    x[:, ::2, ::3] = 0
+    assert_same(model, binary, x)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_quotient_of_signs_may_be_none() -> None:
+    """1 / 0, and 0 / 0: infinity and NaN are no sign, and no warning either."""
+    assert combine(graph("f = Div(s, t)\ny = Conv(f, w)"))[1] == 0
+
+
 def test_a_sign_is_one_for_the_logic_behind_it() -> None:
     """Two layers, the second of which reads what the first reads, and more."""
     text = LOGIC["XNOR"] + "y = Conv(f, w)\nu = Max(f, r)\nz = Conv(u, w)\nr = Sign(r0)\nr0 = Add(x, half)\n"
