@@ -50,8 +50,15 @@ def why(error: BaseException) -> str:
     if "Constraints violated" in reason:
         reason = "forward() does something else for each batch size, such as a loop over the samples"
     frames = [frame for e in chain for frame in traceback.extract_tb(e.__traceback__)]
-    own = [frame for frame in frames if _is_own(frame.filename)]
-    where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: " if own else ""
+    own = [(frame.filename, str(frame.lineno)) for frame in frames if _is_own(frame.filename)]
+    if "TorchScript interpreter" in reason:
+        traced = [place for place in re.findall(r"^(\S.*)\((\d+)\): ", reason, re.MULTILINE) if _is_own(place[0])]
+        own = traced[:1] or re.findall(r'File "([^"]+)", line (\d+)', reason)  # a trace has its innermost line first
+        reason = reason.strip().splitlines()[-1].partition(":")[2].strip() or "an operator fails"
+        if traced:
+            hint = "torch.jit.trace keeps sizes such as len(x): it may run with the batch of its example alone"
+            reason = f"{one_line(reason, 80)}; {hint}"
+    where = f"{Path(own[-1][0]).name}, line {own[-1][1]}: " if own else ""
     return f"{where}{one_line(reason)}"
 
 

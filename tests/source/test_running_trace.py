@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,31 @@ def test_a_file_that_holds_a_program_is_run_only_if_asked(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"no\.pt: no such file"):
         convert(tmp_path / "no.pt", tmp_path / "m.onnx", arch="torchscript")
     assert isinstance(torch_source(tmp_path / "net.pt", "torchscript").module, torch.jit.ScriptModule)
+
+
+class KeptSize(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return x.sign() * torch.ones(len(x), 1, 1, 1)
+
+
+class Raising(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 2:
+            raise ValueError("two at most")
+        return x.sign()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (
+            lambda: torch.jit.trace(KeptSize(), torch.zeros(2, *SHAPE)),  # type: ignore[no-untyped-call]
+            r"test_running_trace\.py, line \d+: an operator fails; torch\.jit\.trace keeps sizes such as len\(x\): it "
+            "may run with the batch of its example alone$",
+        ),
+        (lambda: torch.jit.script(Raising()), r"test_running_trace\.py, line \d+: two at most$"),
+    ],
+)
+def test_torchscript_says_where_it_fails(module: Callable[[], nn.Module], reason: str) -> None:
+    with pytest.raises(InputError, match=rf"it is TorchScript; nor can it be traced by running it: {reason}"):
+        export_float(module(), SHAPE)
