@@ -1,6 +1,7 @@
 """The ways in which people write a sign in PyTorch, from each source: each converts and computes what the source does.
 
-`pytest -m full_matrix` runs the sources that take longest, and what is refused; tests/idiom_table.py prints them.
+`pytest -m full_matrix` runs parts of the sources that take longest, and what is refused; tests/idiom_table.py runs and
+prints all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import library_info
 from bnn_deploy.source import torch_export, torch_module
-from support.idioms import IDIOMS, NotMadeError, groups, outcome
+from support.idioms import IDIOMS, SOURCES, NotMadeError, groups, outcome
 
 pytestmark = pytest.mark.usefixtures("own_exports")
 
@@ -65,8 +66,19 @@ def test_signs_as_people_write_them(source: str, group: int, tmp_path: Path) -> 
     check(source, groups(source)[group], tmp_path)
 
 
+@pytest.mark.parametrize("source", ["checkpoint", "TorchScript", "ONNX, dynamo"])
+def test_two_signs_from_other_sources(source: str, tmp_path: Path) -> None:
+    check(source, ["mask, both", "straight-through"], tmp_path)
+
+
+PARTLY = [source for source in SOURCES if source not in ("module", "exported program", "ONNX, TorchScript")]
+"""Sources of which the full matrix takes a part each, another one; tests/idiom_table.py takes all."""
+
+
 @pytest.mark.full_matrix
-@pytest.mark.parametrize(("source", "group"), cases("exported program"))
+@pytest.mark.parametrize(
+    ("source", "group"), [*cases("exported program"), *((source, i) for i, source in enumerate(PARTLY))]
+)
 def test_signs_from_other_sources(source: str, group: int, tmp_path: Path) -> None:
     check(source, groups(source)[group], tmp_path)
 
@@ -75,7 +87,12 @@ def check(source: str, names: list[str], folder: Path) -> None:
     assert dict(zip(names, outcome(source, names, folder), strict=True)) == dict.fromkeys(names, "")
 
 
-REFUSED = [(source, name) for name, idiom in IDIOMS.items() for source in idiom.refused]
+REFUSED = [
+    (source, name)
+    for name, idiom in IDIOMS.items()
+    for source in idiom.refused
+    if source not in ("checkpoint", "module, recorded")  # where it is as of a module
+]
 
 
 @pytest.mark.full_matrix

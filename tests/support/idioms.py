@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
-import warnings
+import unittest.mock
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.runtime.session import load_session
+from bnn_deploy.source.user_code import without_output
 
 SHAPE = (2, 4, 4)
 
@@ -43,19 +43,28 @@ class Idiom:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-SOURCES = ("module", "exported program", "ONNX, TorchScript")
+SOURCES = (
+    *("module", "module, recorded", "checkpoint", "exported program", "TorchScript"),
+    *("ONNX, TorchScript", "ONNX, dynamo"),
+)
+"""A module as both ways of conversion take it, a state dict with its class, and files of programs."""
 
 
 def _said(text: str, *sources: str) -> dict[str, str]:
     return dict.fromkeys(sources or SOURCES, text)
 
 
-_LOST = {"ONNX, TorchScript": "Conv '/branches.0/Conv': its input is real-valued"}
-"""torch.onnx leaves the assignment out of the file."""
+_LOST = {
+    "ONNX, TorchScript": "Conv '/branches.0/Conv': its input is real-valued",
+    "TorchScript": "Conv 'branches.0': its input is real-valued",
+}
+"""Tracing leaves the assignment out of the program."""
 
-_NO_DATA = {"exported program": "PyTorch: .*fake tensor"}
+_NO_DATA = _said("PyTorch: .*fake tensor", "exported program", "ONNX, dynamo")
 
-_NO_VALUES = {"exported program": "PyTorch: Could not guard on data-dependent expression"}
+_NO_VALUES = _said("PyTorch: .*data-dependent", "exported program", "ONNX, dynamo")
+
+_ONE_BATCH = {"TorchScript": r"nor .* running it: idioms\.py, line \d+: .*may run with the batch of its example alone"}
 
 
 def _no_operator(name: str) -> dict[str, str]:
@@ -72,7 +81,7 @@ IDIOMS: dict[str, Idiom] = {
     "mask, zeros": Idiom("o", "o = x.sign(); o[o == 0] = 1"),
     "mask, both": Idiom("o", "o = x.clone(); o[x >= 0] = 1; o[x < 0] = -1"),
     "mask, zeros_like": Idiom("o", "o = torch.zeros_like(x); o[x >= 0] = 1; o[x < 0] = -1"),
-    "mask, new": Idiom("o", "o = x.new(x.size()); o[x.ge(0)] = 1; o[x.lt(0)] = -1"),
+    "mask, new": Idiom("o", "o = x.new(x.size()); o[x.ge(0)] = 1; o[x.lt(0)] = -1", refused=_ONE_BATCH),
     "mask, new_ones": Idiom("o", "o = x.new_ones(x.shape); o[x.lt(0)] = -1"),
     "masked_fill": Idiom("o", "o = x.sign(); o = o.masked_fill(o == 0, 1)"),
     "masked_fill_": Idiom("o", "o = x.sign(); o.masked_fill_(o == 0, -1)"),
@@ -81,11 +90,17 @@ IDIOMS: dict[str, Idiom] = {
     "x / |x|": Idiom("x / x.abs()"),
     "a table": Idiom("table[(x >= 0).long()]", "table = torch.tensor([-1.0, 1.0])"),
     "heaviside": Idiom("2 * torch.heaviside(x, torch.ones(())) - 1", refused=_no_operator("heaviside")),
-    "copysign": Idiom("torch.copysign(torch.ones(()), x)", refused=_no_operator("copysign")),
+    "copysign": Idiom(
+        "torch.copysign(torch.ones(()), x)",
+        refused=_no_operator("copysign") | {"ONNX, dynamo": "PyTorch: .*No ONNX function found for .*prims.signbit"},
+    ),
     "signbit": Idiom("1 - 2 * torch.signbit(x).float()", refused=_no_operator("signbit")),
     "clamp of a sign": Idiom("torch.clamp(x.sign(), -1, 1)"),
     "ceil": Idiom("2 * torch.ceil(torch.clamp(x, 0, 1)) - 1"),
-    "floor": Idiom("2 * torch.floor(torch.clamp(x + 1, 0, 1.5)) - 1"),
+    "floor": Idiom(
+        "2 * torch.floor(torch.clamp(x + 1, 0, 1.5)) - 1",
+        refused={"ONNX, dynamo": "PyTorch: .*Cannot find a compatible OpOverload for aten.clamp"},
+    ),
     "round of a sigmoid": Idiom("2 * torch.round(torch.sigmoid(x)) - 1"),
     "round of a hard sigmoid": Idiom("2 * torch.round(torch.clamp((x + 1) / 2, 0, 1)) - 1"),
     "a power of -1": Idiom("(-1.0) ** (x < 0).float()"),
@@ -99,7 +114,9 @@ IDIOMS: dict[str, Idiom] = {
     "straight-through tanh": Idiom("(x.sign() - torch.tanh(x)).detach() + torch.tanh(x)"),
     "hardtanh first": Idiom("nn.functional.hardtanh(x).sign()"),
     "a mean per sample": Idiom("x.sign() * x.abs().mean((1, 2, 3), keepdim=True)"),
-    "autograd.Function": Idiom("Sign.apply(x)"),
+    "autograd.Function": Idiom(
+        "Sign.apply(x)", refused={"TorchScript": "PyTorch: Could not export Python function call 'Sign'"}
+    ),
     "flip": Idiom("x.sign().flip(1)"),
     "roll": Idiom("torch.roll(x.sign(), 1, 1)"),
     "index": Idiom("x.sign()[:, [3, 1, 0, 2]]"),
@@ -114,7 +131,7 @@ IDIOMS: dict[str, Idiom] = {
     "a constant per sample": Idiom(
         "(x - self.constant.expand(len(x), -1, -1, -1)).sign()",
         where="activation",
-        refused={"exported program": "PyTorch: Constraints violated"},
+        refused=_ONE_BATCH | {"exported program": "PyTorch: Constraints violated"},
     ),
     "attributes": Idiom("x.sign()", "self.seen = x.detach(); self.calls += 1; self.count = 1"),
     "print and assert": Idiom("x.sign()", "print(x.shape); assert x.dim() == 4"),
@@ -215,8 +232,7 @@ def _text(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with without_output(), torch.no_grad():
         yield
 
 
@@ -248,8 +264,11 @@ def outcome(source: str, names: Sequence[str], folder: Path) -> list[str]:
     net.eval()
     x = torch.randn(2, *SHAPE)
     given = _source(source, net, x, folder)
-    with _quiet():
-        result = convert(given, folder / "m.onnx", input_shape=None if "ONNX" in source else SHAPE, strict=True)
+    first_way = unittest.mock.patch("bnn_deploy.source.torch_export._dynamic_shapes", side_effect=RuntimeError)
+    with _quiet(), first_way if source == "module, recorded" else contextlib.nullcontext():
+        arch = {"checkpoint": f"{file}:Net", "TorchScript": "torchscript"}.get(source)
+        shape = None if "ONNX" in source else SHAPE
+        result = convert(given, folder / "m.onnx", arch=arch, input_shape=shape, strict=True)
         expected = (
             _run(ort.InferenceSession(given), x) if "ONNX" in source else [y.numpy() for y in copy.deepcopy(net)(x)]
         )
@@ -286,6 +305,16 @@ def _source(source: str, net: nn.Module, x: torch.Tensor, folder: Path) -> Any:
                 axes = {"input": {0: "N"}}
                 torch.onnx.export(net, (x,), path, dynamo=False, input_names=["input"], dynamic_axes=axes)
                 return path
+            if source == "ONNX, dynamo":
+                shapes = ({0: torch.export.Dim("N")},)
+                torch.onnx.export(net, (x,), path, dynamo=True, verbose=False, dynamic_shapes=shapes)
+                return path
+            if source == "TorchScript":
+                torch.jit.save(torch.jit.trace(net, x), folder / "net.pt")
+                return folder / "net.pt"
+            if source == "checkpoint":
+                torch.save(net.state_dict(), folder / "net.pth")
+                return folder / "net.pth"
     except Exception as error:  # torch has no type for it
-        raise NotMadeError(f"PyTorch: {error} {error.__cause__ or ''}") from error
+        raise NotMadeError(" ".join(f"PyTorch: {error} {error.__cause__ or ''}".split())) from error
     return net
