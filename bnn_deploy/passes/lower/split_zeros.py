@@ -19,6 +19,7 @@ class SplitZeros(Pass):
 
     1. sign(x) with sign(0) = 0 is the mean of one that is +1 at 0 and one that is -1 there. Both layers have the
        weights, with half the scale; the bias is the first one's. Where all products cancel out, so do the two sums.
+       BinaryConvBases, with weights of a few values, and BinaryLinear likewise.
     2. What moves or pools the bits between (BinaryMaxPool, Transpose, ...) is doubled: it commutes with both steps.
     3. BinaryMatMul becomes the sum of the products of all such operands, with half the scale for each operand that has
        two: sign(Q) sign(K)^T of four.
@@ -38,7 +39,7 @@ class SplitZeros(Pass):
         """Rewrite each such layer."""
         result = Outcome(model)
         for node in list(model.graph):
-            if is_binary_op(node, "BinaryConv", "BinaryLinear"):
+            if is_binary_op(node, "BinaryConv", "BinaryConvBases", "BinaryLinear"):
                 bits = node.inputs[0]
                 chain = None if bits is None else self._chain(bits)
                 if chain is not None:
@@ -53,7 +54,7 @@ class SplitZeros(Pass):
         """The Binarize of one of the signs and the nodes behind it that lead to `bits`; None if there is none."""
         chain: list[ir.Node] = []
         value: ir.Value | None = bits
-        while value is not None and (node := value.producer()) is not None:
+        while value is not None and value.dtype == ir.DataType.UINT32 and (node := value.producer()) is not None:
             chain.insert(0, node)
             if is_binary_op(node, "Binarize", "BinarizeChannelsLast"):
                 return chain if node.metadata_props.get(SOURCE) in self._signs else None

@@ -97,8 +97,11 @@ def test_does_not_touch_signs_that_are_1_at_0(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_linear_layers_on_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ternary", [False, True])
+def test_linear_layers_on_tokens(ternary: bool, tmp_path: Path) -> None:
     constants = {"w": weights(32, 8).T.copy(), "v": weights(5, 32, seed=3).T.copy()}
+    if ternary:
+        constants["w"][weights(8, 32, seed=7) > 0] = 0
     body = "s = Sign (x)\nc = MatMul (s, w)\nt = Sign (c)\ny = MatMul (t, v)"
     model = ir.to_proto(parse(body, ("N", 3, 8), **constants))
     x = np.where(np.random.default_rng(0).random((8, 3, 8)) < 0.5, 0, 1).astype(np.float32)
