@@ -150,7 +150,8 @@ class TorchReference:
 
         from bnn_deploy.proof.exact_sums import ExactSums, behind
 
-        between = tuple(sorted(set(wanted) - self._nodes.keys()))
+        own = {str(info.name): array for info, array in zip(self._model.graph.inputs, x.values(), strict=True)}
+        between = tuple(sorted(set(wanted) - self._nodes.keys() - own.keys()))
         if between and between not in self._between:
             import onnx_ir
 
@@ -163,8 +164,8 @@ class TorchReference:
         given = {name: value for name, value in values.items() if name in self._nodes and name not in rounded}
         sums = ExactSums(self._module, needed, given)
         with torch.no_grad():
-            sums.run(*map(torch.from_numpy, x.values()))
-        found = values | sums.values
+            sums.run(*map(torch.from_numpy, x.values()), enable_io_processing=False)
+        found = values | own | sums.values
         found |= self._between[between].run(x, found) if between else {}
         return {name: found[name] for name in wanted}
 

@@ -67,7 +67,7 @@ def test_a_flip_within_the_margin_passes_and_is_listed(tiny: tuple[nn.Module, Pa
 
 
 class Deep(nn.Module):
-    """y = BatchNorm(conv(sign(x))), or a binary layer of its sign: 4608 products of one magnitude."""
+    """y = BatchNorm(conv(sign(x))) and its mean, or a binary layer of its sign: 4608 products of one magnitude."""
 
     input_shape = (512, 3, 4)
 
@@ -79,9 +79,9 @@ class Deep(nn.Module):
         self.bn = nn.BatchNorm2d(4, affine=False, momentum=None)
         self.last = nn.Parameter(torch.sign(torch.randn(3, 4, 1, 1)))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y: torch.Tensor = self.bn(nn.functional.conv2d(torch.sign(x), self.weight))
-        return nn.functional.conv2d(torch.sign(y), self.last).flatten(1) if self.sign else y
+        return (nn.functional.conv2d(torch.sign(y), self.last).flatten(1),) if self.sign else (y, y.mean((2, 3)))
 
 
 @pytest.mark.parametrize("sign", [False, True])
