@@ -66,6 +66,21 @@ def readers(value: ir.Value, wanted: Callable[[ir.Node], bool] = lambda layer: T
     return [user for user in value.consumers() if leads(user)]
 
 
+def ends_in_layers(node: ir.Node) -> bool:
+    """Whether `node` is a layer, or nothing but layers reads what is made of its results alone, or in a Concat."""
+    pending, seen = [node], {node}
+    while pending:
+        current = pending.pop()
+        if is_op(current, *LAYER_OPERATORS):
+            continue
+        if not _hands_on(current) or any(output.is_graph_output() for output in current.outputs):
+            return False
+        users = {user for output in current.outputs for user in output.consumers()} - seen
+        seen |= users
+        pending += users
+    return True
+
+
 def _hands_on(node: ir.Node) -> bool:
     """Whether the values of one operand are all that a node's results are made of; or it is a Concat."""
     alone = sum(constant(operand) is None for operand in node.inputs if operand is not None) == 1

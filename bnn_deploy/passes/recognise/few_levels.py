@@ -56,6 +56,8 @@ class Quantizer:
         before: the nearest tensor that this one is a function of, with few levels: what was quantised in the source.
         before_perm: as perm, of `before`.
         before_thresholds: of `before`, [levels - 1, C] float32, or [levels - 1, 1] where all channels have the same.
+        dropped: whether the tensor has another value at single numbers, as a Sign at 0: what is no layer may not read
+            the levels in its place.
     """
 
     data: ir.Value
@@ -65,6 +67,7 @@ class Quantizer:
     before: ir.Value
     before_perm: tuple[int, ...]
     before_thresholds: Floats
+    dropped: bool
 
     @property
     def bits(self) -> int:
@@ -128,7 +131,7 @@ def quantizer(value: ir.Value, signs: bool = False, axis: int = 1) -> Quantizer 
     every = levels = np.zeros(0, np.float64)  # all values of the nearest, and those of more than one number
     best: tuple[_Chain, Floats] | None = None  # with thresholds [levels - 1, C]
     problem: Reason | None = None  # of the nearest function with few levels
-    is_sign = False
+    is_sign = dropped = False
     for chain in _chains(value, len(shape), channels, axis % len(shape)):
         if chain.leaf.dtype != ir.DataType.FLOAT:
             continue
@@ -141,6 +144,7 @@ def quantizer(value: ir.Value, signs: bool = False, axis: int = 1) -> Quantizer 
             every = found
             quantized = _is_quantized(chain.leaf)  # and so 0, too, is many numbers in front of that
             levels = every if quantized else _intervals(chain.evaluate, every, chain.columns(channels))
+            dropped = dropped or len(levels) < len(every)
             one_sign = not quantized and sum(is_op(node, "Sign") for node, _ in chain.steps) == 1
             if (
                 not signs
@@ -173,7 +177,7 @@ def quantizer(value: ir.Value, signs: bool = False, axis: int = 1) -> Quantizer 
         return problem
     first, before_thresholds = nearest
     last, thresholds = best
-    return Quantizer(last.leaf, last.perm, thresholds, levels, first.leaf, first.perm, before_thresholds)
+    return Quantizer(last.leaf, last.perm, thresholds, levels, first.leaf, first.perm, before_thresholds, dropped)
 
 
 def dequantized(value: ir.Value | None) -> ir.Value | None:
@@ -288,7 +292,7 @@ def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_C
     steps: list[tuple[ir.Node, list[Any]]] = []
     found = []
     while True:
-        if len(open_values) == 1 and steps:
+        if len(open_values) == 1 and steps and not _is_repeated(open_values[0], value, perm):
             identity = perm == tuple(range(rank))
             found.append(_Chain(open_values[0], () if identity else perm, list(steps), value))
         producers = [p for v in open_values if (p := v.producer()) is not None]
@@ -314,6 +318,14 @@ def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_C
                 open_values.append(item)
         if not open_values:
             return found  # a constant
+
+
+def _is_repeated(leaf: ir.Value, value: ir.Value, perm: Sequence[int]) -> bool:
+    """Whether `value` has several elements for one of `leaf`, such as by a Where of a constant of another shape."""
+    before, after = static_shape(leaf), static_shape(value)
+    if before is None or after is None or len(before) != len(after):
+        return False
+    return any(size == 1 != other for size, other in zip(transposed(before, perm), after, strict=True))
 
 
 def _rounds(chain: _Chain) -> int:

@@ -31,7 +31,7 @@ from bnn_deploy.passes.lower.layer import (
     two_valued,
 )
 from bnn_deploy.passes.monotone import Floats
-from bnn_deploy.passes.moves import copy_move, leads_to_layer, moves_of, readers
+from bnn_deploy.passes.moves import copy_move, ends_in_layers, leads_to_layer, moves_of, readers
 from bnn_deploy.passes.outcome import Outcome, Pass
 from bnn_deploy.passes.reasons import Reason
 from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer, transposed
@@ -48,7 +48,8 @@ class SinkLevels(Pass):
        goes on reading it.
     2. q is the same for all channels; or nothing is moved from one channel to another.
     3. All parts of a Concat have the same q.
-    4. A MaxPool of levels is the levels of the MaxPool: one in front of such a move is one of them. A Transpose is one
+    4. Where q has another value at a single number, as of a Sign at 0, what is moved is for what only layers read.
+    5. A MaxPool of levels is the levels of the MaxPool: one in front of such a move is one of them. A Transpose is one
        where another move or a Concat follows: else `quantizer` looks through it.
 
     Declines: a Flatten or Reshape to [N, features] in front of linear layers only, which LowerLevels makes a
@@ -78,10 +79,16 @@ class SinkLevels(Pass):
         return self._known[value]
 
     def _sink(self, node: ir.Node, result: Outcome) -> None:
-        data, leading = node.inputs[0], [value for value in node.outputs if leads_to_layer(value, self._may_be_binary)]
-        levels = self._quantizer(data) if leading else None
+        data, leads = node.inputs[0], any(leads_to_layer(value, self._may_be_binary) for value in node.outputs)
+        levels = self._quantizer(data) if leads else None
+        leading = [] if levels is None else [value for value in node.outputs if self._readers(value, levels)]
         paths = [_path(node, value) for value in node.outputs]
-        if data is None or levels is None or any(path is None or not _fits(levels, path) for path in paths):
+        if (
+            data is None
+            or levels is None
+            or not leading
+            or any(path is None or not _fits(levels, path) for path in paths)
+        ):
             return
         x, before = _pre_activation(node, levels)
         source = node_place(data.producer(), data)
@@ -104,15 +111,21 @@ class SinkLevels(Pass):
         parts = [levels for levels in found if levels is not None]
         if len(parts) < len(found) or not all(_is_same(parts[0], other) for other in parts[1:]):
             return
-        if axis == 1 and parts[0].before_thresholds.shape[1] > 1:
+        if (axis == 1 and parts[0].before_thresholds.shape[1] > 1) or not self._readers(old, *parts):
             return
         data = [_pre_activation(node, levels) for levels in parts]
         (moved,) = copy_move(node, [x for x, _ in data])
         before, *others = (where for _, where in data)
         note_place(moved, before.beside([], others, axis))
         source, *behind = (node_place(value.producer(), value) for value in node.inputs if value is not None)
-        result.rewrote(self._replace(moved, old, parts[0], source.beside([], behind, axis)), node)
+        levels = replace(parts[0], dropped=any(part.dropped for part in parts))
+        result.rewrote(self._replace(moved, old, levels, source.beside([], behind, axis)), node)
         remove_if_dead(node)
+
+    def _readers(self, old: ir.Value, *levels: Quantizer) -> list[ir.Node]:
+        """What reads levels in place of `old`."""
+        found = readers(old, self._may_be_binary)
+        return [user for user in found if ends_in_layers(user)] if any(part.dropped for part in levels) else found
 
     def _may_be_binary(self, node: ir.Node) -> bool:
         if node not in self._layers:
@@ -125,7 +138,7 @@ class SinkLevels(Pass):
         result = node.outputs[0]
         note_place(result, source)
         self._known[result] = replace(levels, before=value, before_perm=())
-        for user in readers(old, self._may_be_binary):
+        for user in self._readers(old, levels):
             for index, operand in enumerate(user.inputs):
                 if operand is old:
                     user.replace_input_with(index, result)

@@ -446,6 +446,12 @@ def test_does_not_look_at_anything_else(text: str) -> None:
     ignored(model(text, **({"twenty": np.float32(20)} if "twenty" in text else {})))
 
 
+def test_does_not_take_levels_that_are_repeated() -> None:
+    """By a constant of another shape, one level per image becomes a map."""
+    text = "g = GlobalAveragePool(x)\nb = Greater(g, quarter)\ns = Shape(x)\no = Expand(one, s)\nq = Where(b, o, zero)"
+    ignored(model(text))
+
+
 def test_does_not_take_steps_that_differ_by_channel() -> None:
     scales = {"s4": np.float32([1, 2, 3, 4]).reshape(4, 1, 1)}
     before = model("r = Round(x)\nk = Clip(r, zero, three)\nq = Mul(k, s4)", **scales)

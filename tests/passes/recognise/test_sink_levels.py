@@ -170,6 +170,28 @@ def test_fan_out() -> None:
     assert_same(before, binary)
 
 
+STEP_OF_SIGN = "s = Sign(x)\nt = Add(s, one)\nq = Mul(t, half_one)\na = Gather<axis=1>(q, picks)\nb = Mul(a, three)\n"
+
+
+@pytest.mark.parametrize(
+    "reader", ["y = Conv(b, w)", "y = Conv(b, w)\nz = ReduceMean(b)", "y = Conv(b, w)\nz = Neg(a)"]
+)
+def test_what_is_no_layer_reads_the_value_at_0(reader: str) -> None:
+    """(Sign(x) + 1) / 2 is 0 or 1 for a layer, and 1/2 at 0 for what stays float."""
+    text = STEP_OF_SIGN + reader
+    values = {**CONSTANTS, "half_one": np.float32(0.5)}
+    used = {name: array for name, array in values.items() if re.search(rf"\b{name}\b", text)}
+    before = parse(text, outputs=("y", "z") if "z =" in text else ("y",), **used)
+    binary, left, _ = to_binary(before)
+    assert ("BinaryConvLevels" in op_types(binary)) != ("ReduceMean" in text) and bool(left) == ("ReduceMean" in text)
+    x = samples(before)
+    assert equal(run_binary(binary, x, kernels=True), run_float(before, x))
+    for op_type, (wrong, *_) in corruptions(binary):
+        assert not equal(run_binary(wrong, x, kernels=True), run_float(before, x)), op_type
+    x[:, :, ::2] = 0
+    assert equal(run_binary(binary, x, kernels=True)[1:], run_float(before, x)[1:])
+
+
 def test_verify_holds_a_concat_of_levels_against_all_its_tensors(tmp_path: Path) -> None:
     """A threshold that is shifted in one channel of the second part is seen."""
     text = "c = Conv(x, u)\nn = Mul(c, minus)\n" + quarters("c", "q") + quarters("n", "r") + CONCAT
