@@ -61,6 +61,8 @@ def cut_kind(cut: Cut) -> str:
 class Magnitudes:
     """The magnitudes of each channel of a tensor [N, C, ...] in all batches so far: the units of its tolerances.
 
+    Infinities and NaN have none, and count as 0: an infinite unit would hide every error.
+
     Attributes:
         largest: the largest |x|, [1, C, 1, ...] float64.
     """
@@ -78,7 +80,7 @@ class Magnitudes:
         """Add a batch; where the second dimension is none of channels, but of samples, it is alone."""
         if self._count and not self.fits(batch):
             self._clear()
-        exact = batch.astype(np.float64)
+        exact = np.where(np.isfinite(batch), batch, 0).astype(np.float64)
         axes = (0, *range(2, batch.ndim))[: batch.ndim]
         self.largest = np.maximum(self.largest, np.abs(exact).max(axis=axes, keepdims=True))
         self._sum = self._sum + exact.sum(axis=axes, keepdims=True)
@@ -180,10 +182,11 @@ def rows_of(sample: int, samples: int, rows: int) -> slice:
 
 
 def absolute_error(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
-    """|got - expected|, infinite where one of them is NaN."""
-    error = np.abs(got.astype(np.float64) - expected)
-    infinite: NDArray[np.float64] = np.where(np.isnan(error), np.inf, error)
-    return infinite
+    """|got - expected|, infinite where one of them is NaN, 0 where both are the same infinity."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        error = np.abs(got.astype(np.float64) - expected)
+    errors: NDArray[np.float64] = np.where(got == expected, 0, np.where(np.isnan(error), np.inf, error))
+    return errors
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any], scale: Magnitudes) -> NDArray[np.float64]:
@@ -246,9 +249,9 @@ def tie_margin(got: NDArray[Any], expected: NDArray[Any]) -> float:
         reference's largest |output|.
     """
     got, expected = got.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
-    unit = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
-    gap = float(expected.max() - expected[got.argmax()])
-    return max(gap, float(absolute_error(got, expected).max())) / unit
+    unit = float(np.abs(expected[np.isfinite(expected)]).max(initial=np.finfo(np.float32).tiny))
+    gap = absolute_error(expected[got.argmax()], expected.max())
+    return max(float(gap), float(absolute_error(got, expected).max())) / unit
 
 
 def other_class(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.intp]:
