@@ -52,6 +52,15 @@ def own_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnn_deploy.source.latent_weights.export_float", export_float)
 
 
+@pytest.fixture
+def small_sums_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert sums of binary convolutions of any size: most layers of the tests are smaller than those that pay."""
+    from bnn_deploy.passes.lower import bases
+
+    monkeypatch.setattr(bases, "PIXEL_PRODUCTS", 0)
+    monkeypatch.setattr(bases, "WINDOW_PRODUCTS", 0)
+
+
 @pytest.fixture(scope="session")
 def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """The trained LeNet-5 of the demo. Only to be read: tests that change a file copy it."""

@@ -144,6 +144,22 @@ class ManyPasses(LayerReason):
 
 
 @dataclass(frozen=True)
+class FewProducts(LayerReason):
+    """A sum of binary convolutions of small layers."""
+
+    passes: int
+    products: int
+    least: int
+
+    template = (
+        "it takes {passes} binary convolutions of {products} products per output; with fewer than {least} they are "
+        "slower than the layer in float32"
+    )
+    example = "Conv(Sign(x), w), w of -1, 0 and 1, 3x3 of 16 channels"
+    advice = f"weights of ±alpha take one binary convolution; a few that are exactly 0: --zero-weights; {EDGES}"
+
+
+@dataclass(frozen=True)
 class NotFinite(LayerReason):
     """NaN or infinity in the weights."""
 

@@ -137,6 +137,9 @@ LAYERS = [
         for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7))
     ),
     convolution(192, 32, 1, (SIGNS, LEVELS)),
+    # So few products per output that the work around them counts.
+    *(convolution(channels, 28, 1, (SIGNS, *SUMS[1::2])) for channels in (8, 16, 32, 64, 128)),
+    *(convolution(channels, 28, 3, (SIGNS, *SUMS[1::2])) for channels in (4, 8, 16, 32)),
     # As many products as the first product of two activations, and the first linear layer, below.
     convolution(64, 49, 1, (SIGNS,), outputs=196),
     convolution(384, 14, 1, (SIGNS,), outputs=1536),
@@ -147,6 +150,7 @@ LAYERS = [
     linear(1, 1024, 1024),
     transposed(64, 64, 32, 4, 2),
     transposed(32, 16, 64, 2, 2),
+    *(transposed(channels, channels, 32, 2, 2) for channels in (32, 64, 128)),
     transposed(64, 64, 1024, 4, 2, rank=1),
 ]
 

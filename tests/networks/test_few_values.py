@@ -121,10 +121,10 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 20, 3, stride=2, padding=1)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(20) for _ in FORMS)
-        self.layers = nn.ModuleList(Layer(form(), 20, 20) for form in FORMS)
-        self.last_norm, self.last = nn.BatchNorm1d(20), nn.Linear(20, 10)
+        self.first = nn.Conv2d(3, 45, 3, stride=2, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(45) for _ in FORMS)
+        self.layers = nn.ModuleList(Layer(form(), 45, 45) for form in FORMS)
+        self.last_norm, self.last = nn.BatchNorm1d(45), nn.Linear(45, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -184,5 +184,5 @@ def test_damage_is_found_and_named(converted: tuple[nn.Module, Conversion], tmp_
 def test_inspect_and_profile_know_the_operator(converted: tuple[nn.Module, Conversion]) -> None:
     conversion = converted[1]
     layers = {layer.name: layer for layer in inspect_model(conversion.output).layers}
-    assert layers["layers.2"].binary_macs == 4 * 20 * 20 * 9 * 36
+    assert layers["layers.2"].binary_macs == 4 * 45 * 45 * 9 * 36
     assert "BinaryConvBases" in {op.op_type for op in profile(conversion.output, runs=2).model.ops}

@@ -21,6 +21,8 @@ from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import load_session
 from support.graphs import parse, weights
 
+pytestmark = pytest.mark.usefixtures("small_sums_pay")
+
 NODES = """c = Conv <pads=[1,1,1,1]> (x, first)
 n = Add (c, shift)
 s = Sign (n)

@@ -146,6 +146,7 @@ CASES: dict[type[Reason], Case] = {
         "s = Sign(x)\ny = Conv(s, w)", w=RANDOM.choice(RANDOM.standard_normal(9, np.float32), (8, 4, 3, 3))
     ),
     reasons.ManyPasses: case(LEVELS.replace("three", "fifteen") + "\ny = Conv(a, w)", w=changed((2, 1, 0, 0), 0)),
+    reasons.FewProducts: case("s = Sign(x)\ny = Conv(s, w)", w=changed((2, 1, 0, 0), 0)),
     reasons.ExactZeros: case(
         "s = Sign(x)\ny = MatMul(s, w)", ("N", 3, 4), w=np.float32([[1, 1], [1, 0], [-1, 1], [1, -1]])
     ),

@@ -102,6 +102,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.usefixtures("small_sums_pay")
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_report_follows_the_source(name: str) -> None:
     """Change one thing in the source, and the report says so, and else the same."""

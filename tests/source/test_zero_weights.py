@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
@@ -43,6 +44,7 @@ def prove(model: Path, source: Any, **options: Any) -> Any:
     return verify(model, source, data=data(), isas=BEST, reference_samples=0, **options)
 
 
+@pytest.mark.usefixtures("small_sums_pay")
 def test_one_zero_costs_no_second_basis(tmp_path: Path) -> None:
     source = network(zeros=2)
     kept = convert(source, tmp_path / "kept.onnx")

@@ -398,11 +398,11 @@ class Residual(nn.Module):
 
     def __init__(self, conv: type[nn.Conv2d], **options: object) -> None:
         super().__init__()
-        self.stem, self.bn0 = nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32)
-        self.convs = nn.ModuleList(conv(32, 32, 3, **options) for _ in range(2))
-        self.bns = nn.ModuleList(nn.BatchNorm2d(32) for _ in range(2))
-        self.down, self.bn3 = conv(32, 48, 3, 2, **options), nn.BatchNorm2d(48)
-        self.fc = nn.Linear(48, 5)
+        self.stem, self.bn0 = nn.Conv2d(3, 48, 3, padding=1), nn.BatchNorm2d(48)
+        self.convs = nn.ModuleList(conv(48, 48, 3, **options) for _ in range(2))
+        self.bns = nn.ModuleList(nn.BatchNorm2d(48) for _ in range(2))
+        self.down, self.bn3 = conv(48, 64, 3, 2, **options), nn.BatchNorm2d(64)
+        self.fc = nn.Linear(64, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn0(self.stem(x))

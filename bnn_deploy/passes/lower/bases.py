@@ -11,11 +11,18 @@ from numpy.typing import NDArray
 from bnn_deploy.operators.bits import pack_bits
 from bnn_deploy.operators.contract import MAX_LEVEL_BITS
 from bnn_deploy.passes.lower.filter_values import weight_sums
-from bnn_deploy.passes.reasons import ManyPasses, Reason
+from bnn_deploy.passes.reasons import FewProducts, ManyPasses, Reason
 from bnn_deploy.passes.recognise.few_levels import EVEN
 
 MAX_PASSES = 4
 """Most binary convolutions that a layer may become; docs/converting.md says what was measured."""
+
+PIXEL_PRODUCTS, WINDOW_PRODUCTS = 48, 100
+"""Fewest products of an output for each of several binary convolutions, of 1x1 kernels and of larger ones.
+
+With fewer, what each convolution does beside its products makes the layer slower than in float32: measured by
+tests/benchmarks/layer_speed.py on AVX2, where the ratio crosses 1.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,18 @@ def sum_of_bases(
     """The weights and scales, and the attributes, of the BinaryConvBases of planes and weights [O, C/group, kernel...].
 
     Returns:
-        They; the reason if it takes more than MAX_PASSES binary convolutions; None if the weights have many values.
+        They; the reason if it takes more than MAX_PASSES binary convolutions, or several that do not pay; None if the
+        weights have many values.
     """
     values = weight_sums(weight)
     if values is None or isinstance(values, Reason):
         return values
-    if len(planes.steps) * values.bases > MAX_PASSES:
+    passes, products = len(planes.steps) * values.bases, weight[0].size
+    if passes > MAX_PASSES:
         return ManyPasses(len(planes.steps), values.bases, MAX_PASSES)
+    least = passes * (PIXEL_PRODUCTS if products == weight.shape[1] else WINDOW_PRODUCTS)
+    if passes > 1 and products < least:
+        return FewProducts(passes, products, least)
     factors = np.array([planes.offset, *planes.steps])
     scale = factors[:, np.newaxis, np.newaxis] * np.concatenate([values.beta[np.newaxis], values.alpha])
     words = [pack_bits(np.moveaxis(basis, 1, -1)) for basis in values.signs]

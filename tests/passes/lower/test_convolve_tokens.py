@@ -21,6 +21,8 @@ from bnn_deploy.proof.verification import verify
 from support.golden_files import BEST
 from support.graphs import copy, op_types, parse, run_binary, run_float, samples, weights
 
+pytestmark = pytest.mark.usefixtures("small_sums_pay")
+
 ROUNDED = """d = Div (x, step)
 e = Clip (d, low, high)
 r = Round (e)

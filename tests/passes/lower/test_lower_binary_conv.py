@@ -259,6 +259,7 @@ def test_weights_that_differ_by_rounding_are_two_valued() -> None:
     declines(parse("s = Sign(x)\ny = Conv(s, w)", w=real), "real-valued")
 
 
+@pytest.mark.usefixtures("small_sums_pay")
 @pytest.mark.parametrize(("value", "channels"), [(-1, 4), (1, 40), (1, 64)])  # words with unused bits, and without
 def test_few_weights_with_padding_of_ones(value: int, channels: int) -> None:
     """A weight of exactly 0 in a network that pads its signs with -1, as BiDet does, or with +1."""
@@ -275,6 +276,22 @@ def test_few_weights_with_padding_of_ones(value: int, channels: int) -> None:
     assert amounts is not None
     amounts.const_value = ir.tensor(np.array([0, 2, 0, 0, 0, 1, 1, 0]), name=amounts.name)
     assert not equal(run_binary(wrong, samples(model), kernels=True), run_float(model, samples(model)))
+
+
+@pytest.mark.parametrize(("kernel", "few", "enough"), [((1, 1), 95, 96), ((3, 3), 22, 23), ((1, 3), 66, 67)])
+def test_takes_several_passes_only_where_they_pay(kernel: tuple[int, int], few: int, enough: int) -> None:
+    """Ternary weights take two binary convolutions: of 48 products each, or 100 where the kernel is larger than 1x1."""
+    for channels in (few, enough):
+        w = weights(8, channels, *kernel)
+        w[0, 0] = 0
+        ternary = parse("s = Sign(x)\ny = Conv(s, w)", ("N", channels, 3, 4), w=w)
+        if channels == enough:
+            fires(ternary, "Binarize", "BinaryConvBases")
+            continue
+        products = few * kernel[0] * kernel[1]
+        declines(ternary, f"it takes 2 binary convolutions of {products} products per output; with fewer than")
+        signs = parse("s = Sign(x)\ny = Conv(s, w)", ("N", few, 3, 4), w=weights(8, few, *kernel))
+        fires(signs, "Binarize", "BinaryConv")  # one pass is always taken
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {

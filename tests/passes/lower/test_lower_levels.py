@@ -19,6 +19,8 @@ from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights
 from bnn_deploy.passes.recognise.few_levels import Quantizer, quantizer
 from support.graphs import batch_norm, copy, eighths, only, op_types, parse, run_binary, run_float, weights
 
+pytestmark = pytest.mark.usefixtures("small_sums_pay")
+
 Array = NDArray[Any]
 NUMBERS = {
     "zero": 0.0,

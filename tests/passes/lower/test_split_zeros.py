@@ -97,6 +97,7 @@ def test_does_not_touch_signs_that_are_1_at_0(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.usefixtures("small_sums_pay")
 @pytest.mark.parametrize("ternary", [False, True])
 def test_linear_layers_on_tokens(ternary: bool, tmp_path: Path) -> None:
     constants = {"w": weights(32, 8).T.copy(), "v": weights(5, 32, seed=3).T.copy()}

@@ -110,6 +110,7 @@ def test_the_phases_are_parts_of_one_layer() -> None:
     assert found == [("y", None), ("y_phase_1", "y"), ("y_phase_2", "y"), ("y_phase_3", "y")]
 
 
+@pytest.mark.usefixtures("small_sums_pay")
 def test_one_alpha_per_input_channel() -> None:
     """As by a rule for Conv that is applied to [C, O, kernel...]: two bases."""
     per_input = np.float32([1, 2, 1, 2]).reshape(4, 1, 1, 1)

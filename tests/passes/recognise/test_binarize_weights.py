@@ -102,6 +102,7 @@ def test_does_not_binarise_twice(scheme: Weights) -> None:
     np.testing.assert_array_equal(constant(list(after.graph)[1].inputs[1]), weights(8, 4, 3, 3))
 
 
+@pytest.mark.usefixtures("small_sums_pay")
 @pytest.mark.parametrize("scheme", ["auto", "sign"])
 def test_does_not_touch_weights_with_exact_zeros(scheme: Weights) -> None:
     """Three values are no latent weights, but two bases."""
@@ -115,6 +116,7 @@ def test_does_not_touch_weights_with_exact_zeros(scheme: Weights) -> None:
     assert "BinaryConvBases" in op_types(binary)
 
 
+@pytest.mark.usefixtures("small_sums_pay")
 @pytest.mark.parametrize("values", [[-0.3, 0.8], [0, 0.5], [-0.5, 0, 0.25], np.linspace(-1, 1, 8)])
 @pytest.mark.parametrize("scheme", ["auto", "xnor"])
 def test_does_not_touch_weights_of_a_few_values(scheme: Weights, values: list[float]) -> None:
