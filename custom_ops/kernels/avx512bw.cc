@@ -1,0 +1,452 @@
+// AVX-512 without VPOPCNTDQ: Skylake-X and Cascade Lake. A vector holds one byte, of 8 bits, of 64
+// output channels, and the activation byte is broadcast. There is no vector population count, so
+// the differences a ^ w of 32 such steps are added bit by bit, by a tree of full adders: sums of
+// ones, twos, fours, eights and sixteens stay in registers, and only the carries to 32 are counted,
+// by nibble lookups. The first adders take the differences as they are made, two at a time, in
+// three vpternlogd:
+//
+//   u = S ^ a ^ w;  S' = u ^ a' ^ w';  carry = u ? ~S' : S
+//
+// Per step of 512 binary multiply-accumulates that is 1.5 operations, 0.875 for the other adders
+// and 0.44 for the counts, on two ports: 364 per cycle. The broadcast of a byte would take the port
+// of the shuffles, so the windows of a few pixels are copied with every byte four times over, and
+// broadcast as words, which the load ports do.
+
+#include <immintrin.h>
+
+#include "kernels/micro_kernel.h"
+
+// Register tiles are arrays: they stay in registers only if GCC unrolls these loops early.
+#define UNROLL _Pragma("GCC unroll 16")
+// For what must become part of an unrolled loop.
+#define INLINE __attribute__((always_inline)) inline
+
+namespace bnn_deploy {
+namespace {
+
+#include "kernels/vectors/avx512.inl"
+
+constexpr int64_t kBlock = 32;      // output channels of half a vector
+constexpr int64_t kGranule = 1;     // contiguous bytes of a channel
+constexpr int kMaxPixels = 3;       // pixels per register tile; those of four would not fit
+constexpr int64_t kPassWords = 72;  // whose weights, 18 KiB, stay in the first-level cache
+
+// One vector of 64 channels.
+struct Bytes64 {
+  __m512i v;
+
+  static constexpr int64_t kChannels = 64;
+  static Bytes64 Zero() { return {_mm512_setzero_si512()}; }
+  static Bytes64 Load(const void* from) { return {_mm512_load_si512(from)}; }
+  static Bytes64 Broadcast(const uint32_t* word) {
+    return {_mm512_set1_epi32(static_cast<int>(*word))};
+  }
+  static Bytes64 Row(const uint8_t* table) {
+    const auto* const row = reinterpret_cast<const __m128i*>(table);
+    return {_mm512_broadcast_i32x4(_mm_load_si128(row))};
+  }
+  template <int kOperation>
+  static Bytes64 Logic(Bytes64 a, Bytes64 b, Bytes64 c) {
+    return {_mm512_ternarylogic_epi32(a.v, b.v, c.v, kOperation)};
+  }
+  Bytes64 operator&(Bytes64 other) const { return {_mm512_and_si512(v, other.v)}; }
+  Bytes64 operator^(Bytes64 other) const { return {_mm512_xor_si512(v, other.v)}; }
+  Bytes64 operator+(Bytes64 other) const { return {_mm512_add_epi8(v, other.v)}; }
+  Bytes64 LowNibbles() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
+  Bytes64 HighNibbles() const { return Bytes64{_mm512_srli_epi16(v, 4)}.LowNibbles(); }
+  Bytes64 LookUp(Bytes64 nibbles) const { return {_mm512_shuffle_epi8(v, nibbles.v)}; }
+};
+
+// Half of one, of 32 channels.
+struct Bytes32 {
+  __m256i v;
+
+  static constexpr int64_t kChannels = 32;
+  static Bytes32 Zero() { return {_mm256_setzero_si256()}; }
+  static Bytes32 Load(const void* from) {
+    return {_mm256_load_si256(static_cast<const __m256i*>(from))};
+  }
+  static Bytes32 Broadcast(const uint32_t* word) {
+    return {_mm256_set1_epi32(static_cast<int>(*word))};
+  }
+  static Bytes32 Row(const uint8_t* table) {
+    const auto* const row = reinterpret_cast<const __m128i*>(table);
+    return {_mm256_broadcastsi128_si256(_mm_load_si128(row))};
+  }
+  template <int kOperation>
+  static Bytes32 Logic(Bytes32 a, Bytes32 b, Bytes32 c) {
+    return {_mm256_ternarylogic_epi32(a.v, b.v, c.v, kOperation)};
+  }
+  Bytes32 operator&(Bytes32 other) const { return {_mm256_and_si256(v, other.v)}; }
+  Bytes32 operator^(Bytes32 other) const { return {_mm256_xor_si256(v, other.v)}; }
+  Bytes32 operator+(Bytes32 other) const { return {_mm256_add_epi8(v, other.v)}; }
+  Bytes32 LowNibbles() const { return {_mm256_and_si256(v, _mm256_set1_epi8(15))}; }
+  Bytes32 HighNibbles() const { return Bytes32{_mm256_srli_epi16(v, 4)}.LowNibbles(); }
+  Bytes32 LookUp(Bytes32 nibbles) const { return {_mm256_shuffle_epi8(v, nibbles.v)}; }
+};
+
+// counts[i][n] = 2^i * popcount(n) of a nibble n.
+struct NibbleCounts {
+  alignas(64) uint8_t counts[5][16];
+};
+
+constexpr NibbleCounts CountNibbles() {
+  NibbleCounts table{};
+  for (int i = 0; i < 5; ++i) {
+    for (int n = 0; n < 16; ++n) {
+      for (int bits = n; bits != 0; bits &= bits - 1) {
+        table.counts[i][n] = static_cast<uint8_t>(table.counts[i][n] + (1 << i));
+      }
+    }
+  }
+  return table;
+}
+
+constexpr NibbleCounts kNibbleCounts = CountNibbles();
+
+// 2^exponent * the number of bits of each byte.
+template <typename Bytes>
+INLINE Bytes CountBits(Bytes x, int exponent) {
+  const Bytes row = Bytes::Row(kNibbleCounts.counts[exponent]);
+  return row.LookUp(x.LowNibbles()) + row.LookUp(x.HighNibbles());
+}
+
+constexpr int kXor3 = 0x96;
+constexpr int kMajority = 0xe8;
+constexpr int kSelect = 0x5c;  // a ? ~c : b
+
+// Adds x and y to `sum`, bit by bit, and returns the carries.
+template <typename Bytes>
+INLINE Bytes AddBits(Bytes* sum, Bytes x, Bytes y) {
+  const Bytes carry = Bytes::template Logic<kMajority>(x, *sum, y);
+  *sum = Bytes::template Logic<kXor3>(*sum, x, y);
+  return carry;
+}
+
+// The same of one summand.
+template <typename Bytes>
+INLINE Bytes AddBits(Bytes* sum, Bytes x) {
+  const Bytes carry = *sum & x;
+  *sum = *sum ^ x;
+  return carry;
+}
+
+// The same of the differences of two steps.
+template <typename Bytes>
+INLINE Bytes AddDifferences(Bytes* sum, const uint32_t* a, const uint8_t* w) {
+  const Bytes u = Bytes::template Logic<kXor3>(Bytes::Load(w), *sum, Bytes::Broadcast(a));
+  const Bytes next =
+      Bytes::template Logic<kXor3>(Bytes::Load(w + Bytes::kChannels), u, Bytes::Broadcast(a + 1));
+  const Bytes carry = Bytes::template Logic<kSelect>(u, *sum, next);
+  *sum = next;
+  return carry;
+}
+
+// Adds the four steps of a word, and returns the carries to 4.
+template <typename Bytes>
+INLINE Bytes AddWord(Bytes* ones, Bytes* twos, const uint32_t* a, const uint8_t* w) {
+  const Bytes first = AddDifferences(ones, a, w);
+  const Bytes second = AddDifferences(ones, a + 2, w + 2 * Bytes::kChannels);
+  return AddBits(twos, first, second);
+}
+
+// The mismatches of kPixels windows, `stride` expanded words apart: low + 32 * high, each below
+// 256. kShort: fewer than 8 words, which have no carries to 32.
+template <typename Bytes, int kPixels, bool kShort>
+INLINE void CountWindows(const uint32_t* windows, int64_t stride, const uint8_t* weights,
+                         int64_t words, Bytes (&low)[kPixels], Bytes (&high)[kPixels]) {
+  constexpr int64_t kWordBytes = 4 * Bytes::kChannels;  // of weights
+  Bytes ones[kPixels], twos[kPixels], fours[kPixels], eights[kPixels], sixteens[kPixels];
+  const uint32_t* a[kPixels];
+  UNROLL for (int p = 0; p < kPixels; ++p) {
+    ones[p] = twos[p] = fours[p] = eights[p] = sixteens[p] = high[p] = Bytes::Zero();
+    a[p] = windows + p * stride;
+  }
+  const auto add_sixteen = [&](int p, Bytes sixteen) {
+    const Bytes carry = AddBits(&sixteens[p], sixteen);
+    if (!kShort) high[p] = high[p] + CountBits(carry, 0);
+  };
+  // GCC would copy the weights' registers, which vpternlogd overwrites, rather than load them once
+  // more, and add up long displacements for pointers that it derives from one another.
+  const auto forget = [&](int p) { __asm__ volatile("" : "+r"(weights), "+r"(a[p])); };
+  for (; !kShort && words >= 8; words -= 8) {
+    Bytes four[kPixels], eight[kPixels], sixteen[kPixels];  // waiting for their second
+    UNROLL for (int k = 0; k < 8; ++k) {
+      UNROLL for (int p = 0; p < kPixels; ++p) {
+        forget(p);
+        Bytes carry = AddWord(&ones[p], &twos[p], a[p] + k * 4, weights + k * kWordBytes);
+        if (k % 2 == 0) {
+          four[p] = carry;
+        } else {
+          carry = AddBits(&fours[p], four[p], carry);
+          if (k % 4 == 1) {
+            eight[p] = carry;
+          } else {
+            carry = AddBits(&eights[p], eight[p], carry);
+            if (k == 3) {
+              sixteen[p] = carry;
+            } else {
+              high[p] = high[p] + CountBits(AddBits(&sixteens[p], sixteen[p], carry), 0);
+            }
+          }
+        }
+        __asm__ volatile("" : "+v"(ones[p].v));  // the pixels in turn
+      }
+    }
+    UNROLL for (int p = 0; p < kPixels; ++p) a[p] += 32;
+    weights += 8 * kWordBytes;
+  }
+  if (words & 4) {
+    UNROLL for (int k = 0; k < 4; k += 2) {
+      UNROLL for (int p = 0; p < kPixels; ++p) {
+        forget(p);
+        const Bytes first = AddWord(&ones[p], &twos[p], a[p] + k * 4, weights + k * kWordBytes);
+        const Bytes second =
+            AddWord(&ones[p], &twos[p], a[p] + k * 4 + 4, weights + (k + 1) * kWordBytes);
+        const Bytes eight = AddBits(&fours[p], first, second);
+        if (k == 0) {
+          low[p] = eight;
+        } else {
+          add_sixteen(p, AddBits(&eights[p], low[p], eight));
+        }
+      }
+    }
+    UNROLL for (int p = 0; p < kPixels; ++p) a[p] += 16;
+    weights += 4 * kWordBytes;
+  }
+  if (words & 2) {
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      forget(p);
+      const Bytes first = AddWord(&ones[p], &twos[p], a[p], weights);
+      const Bytes second = AddWord(&ones[p], &twos[p], a[p] + 4, weights + kWordBytes);
+      add_sixteen(p, AddBits(&eights[p], AddBits(&fours[p], first, second)));
+      a[p] += 8;
+    }
+    weights += 2 * kWordBytes;
+  }
+  if (words & 1) {
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      forget(p);
+      const Bytes four = AddWord(&ones[p], &twos[p], a[p], weights);
+      add_sixteen(p, AddBits(&eights[p], AddBits(&fours[p], four)));
+    }
+  }
+  UNROLL for (int p = 0; p < kPixels; ++p) {
+    low[p] = (CountBits(ones[p], 0) + CountBits(twos[p], 1)) +
+             (CountBits(fours[p], 2) + CountBits(eights[p], 3)) + CountBits(sixteens[p], 4);
+  }
+}
+
+// low + 32 * high of 16 channels each: low and high alternate.
+constexpr short kLowAndHigh = 0x2001;
+
+// out[o] = from[o] + low[o] + 32 * high[o].
+INLINE void StoreSums(Bytes64 low, Bytes64 high, const int32_t* from, int32_t* out) {
+  const __m512i factors = _mm512_set1_epi16(kLowAndHigh);
+  // Each quarter holds channels 16 * i to 16 * i + 7, and the 8 behind them.
+  const __m512i first = _mm512_maddubs_epi16(_mm512_unpacklo_epi8(low.v, high.v), factors);
+  const __m512i second = _mm512_maddubs_epi16(_mm512_unpackhi_epi8(low.v, high.v), factors);
+  const auto add = [&](int64_t channel, __m128i a, __m128i b) {
+    const __m512i sums = _mm512_cvtepu16_epi32(_mm256_set_m128i(b, a));
+    _mm512_store_si512(out + channel, _mm512_add_epi32(sums, _mm512_load_si512(from + channel)));
+  };
+  add(0, _mm512_castsi512_si128(first), _mm512_castsi512_si128(second));
+  add(16, _mm512_extracti32x4_epi32(first, 1), _mm512_extracti32x4_epi32(second, 1));
+  add(32, _mm512_extracti32x4_epi32(first, 2), _mm512_extracti32x4_epi32(second, 2));
+  add(48, _mm512_extracti32x4_epi32(first, 3), _mm512_extracti32x4_epi32(second, 3));
+}
+
+INLINE void StoreSums(Bytes32 low, Bytes32 high, const int32_t* from, int32_t* out) {
+  const __m256i factors = _mm256_set1_epi16(kLowAndHigh);
+  const __m256i first = _mm256_maddubs_epi16(_mm256_unpacklo_epi8(low.v, high.v), factors);
+  const __m256i second = _mm256_maddubs_epi16(_mm256_unpackhi_epi8(low.v, high.v), factors);
+  const auto add = [&](int64_t channel, __m128i a) {
+    const auto* const old = reinterpret_cast<const __m256i*>(from + channel);
+    const __m256i sums = _mm256_add_epi32(_mm256_cvtepu16_epi32(a), _mm256_load_si256(old));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + channel), sums);
+  };
+  add(0, _mm256_castsi256_si128(first));
+  add(8, _mm256_castsi256_si128(second));
+  add(16, _mm256_extracti128_si256(first, 1));
+  add(24, _mm256_extracti128_si256(second, 1));
+}
+
+// Words of all windows that are taken at once, and the pieces of 4, 2 and 1 words in which they are
+// copied, all inside a run: the last 4 of a run may overlap those before them.
+struct Pass {
+  struct Piece {
+    int64_t from;  // words from the window
+    int64_t to;    // expanded words
+  };
+  struct Pieces {
+    int64_t count = 0;
+    Piece at[kPassWords];
+    void Add(int64_t from, int64_t to) { at[count++] = {from, 4 * to}; }
+  };
+
+  Pass(const AccumulateArgs& args, int64_t first_word, int64_t pass_words)
+      : begin(first_word), words(pass_words) {
+    int64_t run = begin / args.run_words;
+    int64_t first = begin % args.run_words;
+    for (int64_t to = 0; to < words; ++run, first = 0) {
+      const int64_t left = words - to;
+      const int64_t count = args.run_words - first < left ? args.run_words - first : left;
+      const int64_t from = args.run_offsets[run] + first;
+      if (count >= 4) {
+        for (int64_t k = 0; k + 4 <= count; k += 4) fours.Add(from + k, to + k);
+        if (count % 4 != 0) fours.Add(from + count - 4, to + count - 4);
+      } else {
+        if (count & 2) twos.Add(from, to);
+        if (count & 1) ones.Add(from + count - 1, to + count - 1);
+      }
+      to += count;
+    }
+  }
+
+  int64_t begin;
+  int64_t words;
+  Pieces fours, twos, ones;
+};
+
+// Between the expanded windows, so that they do not share cache sets.
+constexpr int64_t kStride = kPassWords * 4 + 16;
+
+// Copies the words of a pass from the windows of kPixels pixels, each byte four times over.
+template <int kPixels>
+INLINE void Expand(const AccumulateArgs& args, int64_t pixel, const Pass& pass, uint32_t* out) {
+  const __m512i bytes =
+      _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a,
+                       0x09090909, 0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404,
+                       0x03030303, 0x02020202, 0x01010101, 0);
+  const uint32_t* windows[kPixels];
+  UNROLL for (int p = 0; p < kPixels; ++p) windows[p] = args.windows[pixel + p];
+  const auto copy = [&](const Pass::Pieces& pieces, const auto& expand) {
+    for (int64_t i = 0; i < pieces.count; ++i) {
+      const Pass::Piece piece = pieces.at[i];
+      UNROLL for (int p = 0; p < kPixels; ++p) {
+        expand(windows[p] + piece.from, out + p * kStride + piece.to);
+      }
+    }
+  };
+  copy(pass.fours, [bytes](const uint32_t* from, uint32_t* to) {
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    _mm512_storeu_si512(to, _mm512_shuffle_epi8(_mm512_broadcast_i32x4(words), bytes));
+  });
+  copy(pass.twos, [bytes](const uint32_t* from, uint32_t* to) {
+    const __m128i words = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(to),
+        _mm256_shuffle_epi8(_mm256_broadcastq_epi64(words), _mm512_castsi512_si256(bytes)));
+  });
+  copy(pass.ones, [bytes](const uint32_t* from, uint32_t* to) {
+    const __m128i word = _mm_cvtsi32_si128(static_cast<int>(*from));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_shuffle_epi8(word, _mm512_castsi512_si128(bytes)));
+  });
+}
+
+// As many groups of kPixels pixels as there are; returns the first pixel that is left. The windows
+// of a group are expanded before those of the one before it are used, so that these stores are done
+// when they are loaded.
+template <typename Bytes, int kPixels, bool kShort>
+__attribute__((noinline)) int64_t AccumulateGroups(const AccumulateArgs& args, int64_t pixel,
+                                                   const Pass& pass) {
+  if (pixel + kPixels > args.pixels) return pixel;
+  alignas(64) uint32_t windows[2][kPixels * kStride];
+  const uint8_t* const weights =
+      reinterpret_cast<const uint8_t*>(args.weights) + pass.begin * 4 * Bytes::kChannels;
+  Expand<kPixels>(args, pixel, pass, windows[0]);
+  for (int64_t group = 0; pixel + kPixels <= args.pixels; pixel += kPixels, ++group) {
+    if (pixel + 2 * kPixels <= args.pixels) {
+      Expand<kPixels>(args, pixel + kPixels, pass, windows[(group + 1) % 2]);
+    }
+    Bytes low[kPixels], high[kPixels];
+    CountWindows<Bytes, kPixels, kShort>(windows[group % 2], kStride, weights, pass.words, low,
+                                         high);
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      int32_t* const out = args.sums + (pixel + p) * kTileChannels;
+      const bool is_first = pass.begin == 0;
+      StoreSums(low[p], high[p], is_first ? args.initial[pixel + p] + args.initial_offset : out,
+                out);
+    }
+  }
+  return pixel;
+}
+
+template <typename Bytes, bool kShort>
+void AccumulatePass(const AccumulateArgs& args, const Pass& pass) {
+  int64_t pixel = AccumulateGroups<Bytes, kMaxPixels, kShort>(args, 0, pass);
+  pixel = AccumulateGroups<Bytes, 2, kShort>(args, pixel, pass);
+  AccumulateGroups<Bytes, 1, kShort>(args, pixel, pass);
+}
+
+template <typename Bytes>
+void AccumulateBytes(const AccumulateArgs& args) {
+  // Passes of like lengths, whole multiples of 4 words but for the last.
+  const int64_t words = args.runs * args.run_words;
+  const int64_t passes = (words + kPassWords - 1) / kPassWords;
+  const int64_t most = ((words + passes - 1) / passes + 3) / 4 * 4;
+  for (int64_t begin = 0; begin < words; begin += most) {
+    const Pass pass(args, begin, begin + most < words ? most : words - begin);
+    if (pass.words < 8) {
+      AccumulatePass<Bytes, true>(args, pass);
+    } else {
+      AccumulatePass<Bytes, false>(args, pass);
+    }
+  }
+}
+
+void Accumulate(const AccumulateArgs& args) {
+  static_assert(Bytes64::kChannels == kTileChannels && Bytes32::kChannels == kBlock,
+                "a tile is one vector, or half a one");
+  if (args.blocks == 2) {
+    AccumulateBytes<Bytes64>(args);
+  } else {
+    AccumulateBytes<Bytes32>(args);
+  }
+}
+
+void AccumulateBits(const AccumulateBitsArgs& args) {
+  Accumulate(args.accumulate);
+  for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
+    const int32_t* const sums = args.accumulate.sums + p * kTileChannels;
+    for (int64_t block = 0; block < args.accumulate.blocks; ++block) {
+      const __mmask16 low = _mm512_movepi32_mask(_mm512_load_si512(sums + block * kBlock));
+      const __mmask16 high = _mm512_movepi32_mask(_mm512_load_si512(sums + block * kBlock + 16));
+      args.out[p * args.pixel_stride + block] = _mm512_kunpackw(high, low);
+    }
+  }
+}
+
+// Loop parameters of binarize.inl, explained there.
+constexpr int kBinarizeVectors = 16;
+constexpr int kAbsMeanVectors = 8;
+constexpr int kFewVectors = 4;
+constexpr bool kMeansRows = true;
+
+#include "kernels/generic/binarize.inl"
+#include "kernels/generic/finish.inl"
+#include "kernels/generic/finish_transposed.inl"
+
+constexpr Kernels MakeKernels() {
+  Kernels kernels;
+  kernels.channel_block = kBlock;
+  kernels.granule = kGranule;
+  kernels.blocks_together = true;
+  kernels.accumulate = Accumulate;
+  kernels.accumulate_bits = AccumulateBits;
+  kernels.finish_float = FinishFloat;
+  kernels.finish_rows = FinishRows;
+  kernels.binarize = Binarize;
+  kernels.binarize_abs_mean = BinarizeAbsMean;
+  kernels.binarize_rows = BinarizeRows;
+  kernels.binarize_bytes = BinarizeBytes;
+  return kernels;
+}
+static_assert(IsComplete(MakeKernels()), "a kernel is missing");
+
+}  // namespace
+
+constexpr Kernels kAvx512bwKernels = MakeKernels();
+
+}  // namespace bnn_deploy
