@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.lower import bases
 from bnn_deploy.passes.pipeline import to_binary
 
 Array = NDArray[np.float32]
@@ -167,8 +169,9 @@ def source_model(layer: Layer, form: Form) -> onnx.ModelProto:
 
 
 def binary_model(layer: Layer, form: Form) -> onnx.ModelProto:
-    """As `convert` makes it of the activations and the layer."""
-    binary, *_ = to_binary(ir.from_proto(source_model(layer, form)))
+    """As `convert` makes it of the activations and the layer; sums that do not pay, too, which it leaves float."""
+    with patch.multiple(bases, PIXEL_PRODUCTS=0, WINDOW_PRODUCTS=0):
+        binary, *_ = to_binary(ir.from_proto(source_model(layer, form)))
     return ir.to_proto(binary)
 
 
