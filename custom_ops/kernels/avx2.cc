@@ -4,7 +4,7 @@
 // channels, whose two nibbles are split once for all pixels.
 //
 // Pixels are taken in pairs: the two halves of a table's byte count the mismatches of one pixel
-// each. A step of 1536 binary multiply-accumulates on 32 channels is then 3 vpshufb and 5 other
+// each. A step of 768 binary multiply-accumulates on 32 channels is then 3 vpshufb and 5 other
 // operations; a pixel alone would take 6 vpshufb and 6 others, as its halves have no work to share.
 
 #include <immintrin.h>

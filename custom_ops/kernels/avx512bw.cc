@@ -7,9 +7,9 @@
 //
 //   u = S ^ a ^ w;  S' = u ^ a' ^ w';  carry = u ? ~S' : S
 //
-// Per step of 512 binary multiply-accumulates that is 1.5 operations, 0.875 for the other adders
-// and 0.44 for the counts, on two ports: 364 per cycle. The broadcast of a byte would take the port
-// of the shuffles, so the windows of a few pixels are copied with every byte four times over, and
+// Per step of 512 binary multiply-accumulates that is 1.5 operations, 0.94 for the other adders and
+// 0.22 for the counts, on two ports: 385 per cycle. The broadcast of a byte would take the port of
+// the shuffles, so the windows of a few pixels are copied with every byte four times over, and
 // broadcast as words, which the load ports do.
 
 #include <immintrin.h>

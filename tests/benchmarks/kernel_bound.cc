@@ -60,21 +60,64 @@ int64_t BoundScalar() {
 }
 
 #if defined(__x86_64__)
-// 256 per step: 2 vpshufb (look up the mismatches of two nibbles) and 2 vpaddb.
+// 768 per step, two pixels in the halves of a byte: 3 vpshufb, 3 vpaddb (two of them between the
+// lookups), and vpand + vpavgb for the upper halves.
 __attribute__((target("avx2"))) int64_t BoundAvx2() {
-  __m256i sums[8], row0 = _mm256_set1_epi8(1), row1 = row0, w0 = row0, w1 = row0;
-  UNROLL for (int i = 0; i < 8; ++i) sums[i] = _mm256_setzero_si256();
+  __m256i first[4], second[4], row = _mm256_set1_epi8(1), w0 = row, w1 = row, w2 = row;
+  const __m256i upper_halves = _mm256_set1_epi8(static_cast<char>(0xf0));
+  UNROLL for (int i = 0; i < 4; ++i) first[i] = second[i] = _mm256_setzero_si256();
   for (int64_t step = 0; step < kSteps; ++step) {
-    UNROLL for (int i = 0; i < 8; ++i) {
+    UNROLL for (int i = 0; i < 4; ++i) {
       OPAQUE("x", w0);
       OPAQUE("x", w1);
-      const __m256i counts =
-          _mm256_add_epi8(_mm256_shuffle_epi8(row0, w0), _mm256_shuffle_epi8(row1, w1));
-      sums[i] = _mm256_add_epi8(sums[i], counts);
-      OPAQUE("x", sums[i]);
+      OPAQUE("x", w2);
+      const __m256i sum = _mm256_add_epi8(
+          _mm256_add_epi8(_mm256_shuffle_epi8(row, w0), _mm256_shuffle_epi8(row, w1)),
+          _mm256_shuffle_epi8(row, w2));
+      first[i] = _mm256_add_epi8(first[i], sum);
+      second[i] = _mm256_avg_epu8(second[i], _mm256_and_si256(sum, upper_halves));
+      OPAQUE("x", first[i]);
+      OPAQUE("x", second[i]);
     }
   }
-  return kSteps * 8 * 256;
+  return kSteps * 4 * 768;
+}
+
+// 16384 per step, 32 differences added bit by bit: 2 x 3 + 2 vpternlogd for each 4 of them, 2 for
+// each of the 7 further full adders, and the count of the last carry (2 vpshufb, 2 vpand, vpsrlw,
+// 2 vpaddb).
+__attribute__((target("avx512f,avx512bw"))) int64_t BoundAvx512bw() {
+  __m512i sums[5], high = _mm512_setzero_si512(), a = _mm512_set1_epi32(1), w = a;
+  const __m512i counts = a, low_nibbles = _mm512_set1_epi8(15);
+  UNROLL for (int i = 0; i < 5; ++i) sums[i] = _mm512_setzero_si512();
+  for (int64_t step = 0; step < kSteps; ++step) {
+    __m512i waiting[5], carry;  // of each level, the first of two carries
+    UNROLL for (int word = 0; word < 8; ++word) {
+      UNROLL for (int half = 0; half < 2; ++half) {
+        OPAQUE("v", a);
+        OPAQUE("v", w);
+        const __m512i u = _mm512_ternarylogic_epi32(w, sums[0], a, 0x96);
+        const __m512i next = _mm512_ternarylogic_epi32(w, u, a, 0x96);
+        carry = _mm512_ternarylogic_epi32(u, sums[0], next, 0x5c);
+        sums[0] = next;
+        if (half == 0) waiting[0] = carry;
+      }
+      int level = 0;
+      UNROLL for (int done = 2 * word + 1; done % 2 == 1; done /= 2, ++level) {
+        const __m512i sum = sums[level + 1], other = waiting[level];
+        sums[level + 1] = _mm512_ternarylogic_epi32(sum, other, carry, 0x96);
+        carry = _mm512_ternarylogic_epi32(other, sum, carry, 0xe8);
+      }
+      if (level < 4) waiting[level] = carry;
+    }
+    const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(carry, 4), low_nibbles);
+    high = _mm512_add_epi8(
+        high, _mm512_add_epi8(_mm512_shuffle_epi8(counts, _mm512_and_si512(carry, low_nibbles)),
+                              _mm512_shuffle_epi8(counts, upper)));
+  }
+  UNROLL for (int i = 0; i < 5; ++i) OPAQUE("v", sums[i]);
+  OPAQUE("v", high);
+  return kSteps * 16384;
 }
 
 // 512 per step: vpxord, vpopcntd, vpaddd.
@@ -123,7 +166,8 @@ struct Bound {
 constexpr Bound kBounds[] = {
 #if defined(__x86_64__)
     {"avx512", "512 MAC = vpxord + vpopcntd + vpaddd", BoundAvx512},
-    {"avx2", "256 MAC = 2 vpshufb + 2 vpaddb", BoundAvx2},
+    {"avx512bw", "16384 MAC = 78 vpternlogd + 7 to count the carry", BoundAvx512bw},
+    {"avx2", "768 MAC = 3 vpshufb + 3 vpaddb + vpand + vpavgb", BoundAvx2},
 #elif defined(__aarch64__)
     {"neon", "1024 MAC = 8 eor + 8 cnt + 7 addp + 1 uadalp", BoundNeon},
 #endif
