@@ -12,7 +12,7 @@ import numpy as np
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes
-from bnn_deploy.operators.contract import DOMAIN, FLOAT_LAYERS, Operator, operator_of
+from bnn_deploy.operators.contract import DOMAIN, FLOAT, FLOAT_LAYERS, Operator, operator_of
 from bnn_deploy.operators.shapes import Call, Made, Shape, product
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
 
@@ -52,7 +52,8 @@ class Layer:
         group: likewise.
         binary_macs: products of bits per sample: k products for a level of k bits times ±1. None if a shape that they
             depend on is unknown. Where sizes are open, those that the converter noted are meant.
-        float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul; None as above.
+        float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul, and of bnn_deploy's
+            float layers; None as above.
         constant_bytes: bytes of the constant inputs: weights, thresholds, scales, shapes.
         quantized: whether its constants are stored in 8 bits; constant_bytes then counts the 8-bit values and scales.
         binary_weights: whether its weights are stored in one bit each (UnpackWeights), as constant_bytes counts them.
@@ -92,7 +93,7 @@ class ModelReport:
         path: the file, as it was given.
         file_bytes: size of the .onnx file and of the external data files that it names.
         constant_bytes: bytes of all constants of the main graph, each counted once.
-        binary_constant_bytes: bytes of the constants that the binary layers read.
+        binary_constant_bytes: bytes of the constants that the operators of bnn_deploy read, but for its float layers.
         function_bytes: bytes of the ONNX functions that the file carries.
         functions: the names of these functions, "domain::name".
         ir_version: version of the file format.
@@ -160,7 +161,12 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
     def tensor(name: str) -> Tensor:
         return Tensor(name, dtypes.get(name), shapes.get(name))
 
-    binary_inputs = {name for node in graph.node if node.domain == DOMAIN for name in node.input}
+    binary_inputs = {
+        name
+        for node in graph.node
+        if (row := operator_of(node)) is not None and row.status != FLOAT
+        for name in node.input
+    }
     layers = []
     packed = {node.output[0] for node in graph.node if (row := operator_of(node)) and row.weights_status}
     stored = {
@@ -353,7 +359,8 @@ def _macs(
     row = operator_of(node)
     if row is not None:
         made = _made(path, node, row, shapes, channels)
-        return (row.macs(_call(path, node, row, shapes, channels), made[0]) if made else None), 0
+        count = row.macs(_call(path, node, row, shapes, channels), made[0]) if made else None
+        return (0, count) if row.status == FLOAT else (count, 0)
     first, second, output = (shapes.get(name) for name in (*(*node.input, "", "")[:2], node.output[0]))
     if node.domain not in ("", "ai.onnx") or node.op_type not in FLOAT_LAYERS:
         return 0, 0

@@ -108,5 +108,7 @@ def _window(layer: Layer) -> str:
 
 
 def _macs(layer: Layer) -> str:
-    count = layer.binary_macs if layer.binary else layer.float_macs
-    return "?" if count is None else human_count(count) if count else ""
+    if layer.binary_macs is None or layer.float_macs is None:
+        return "?"
+    count = layer.binary_macs + layer.float_macs  # one of them is 0
+    return human_count(count) if count else ""

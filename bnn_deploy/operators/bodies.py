@@ -208,6 +208,19 @@ def _binary_matmul(body: Body) -> tuple[ir.Value, ...]:
     return (body.op("Reshape", body.op("Mul", exact, body.inputs["scale"]), shape),)
 
 
+@_defines("DirectConv")
+def _direct_conv(body: Body) -> tuple[ir.Value, ...]:
+    return (body.max_pool(body.convolve_directly(), -np.inf),)
+
+
+@_defines("DirectConvThreshold")
+def _direct_conv_threshold(body: Body) -> tuple[ir.Value, ...]:
+    # The bits are pooled, not the floats: what the largest of numbers and a NaN is, runtimes do not agree on.
+    reached = body.op("Cast", body.reached(body.convolve_directly()), to=ir.DataType.FLOAT.value)
+    bits = body.pack(body.op("Cast", body.max_pool(reached, 0.0), to=ir.DataType.BOOL.value))
+    return (bits,)
+
+
 def functions() -> list[ir.Function]:
     """New functions, in the order of the table: an ir.Function belongs to one model."""
     made = []

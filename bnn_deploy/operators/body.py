@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,11 +20,16 @@ class Body:
         self.nodes: list[ir.Node] = []
 
     def op(
-        self, op_type: str, *inputs: ir.Value, refs: Sequence[str] = (), **attributes: int | str | list[int]
+        self,
+        op_type: str,
+        *inputs: ir.Value,
+        refs: Sequence[str] | Mapping[str, str] = (),
+        **attributes: int | str | list[int],
     ) -> ir.Value:
-        """Append a node. `refs` are attributes bound to the function's attributes of the same name."""
+        """Append a node. `refs` are attributes bound to the function's: of the same name, or name -> the function's."""
         attrs = ir.convenience.convert_attributes(attributes)
-        attrs += [ir.RefAttr(ref, ref, self.attributes[ref]) for ref in refs]
+        bound = refs if isinstance(refs, Mapping) else dict(zip(refs, refs, strict=True))
+        attrs += [ir.RefAttr(name, ref, self.attributes[ref]) for name, ref in bound.items()]
         node = ir.Node("", op_type, inputs, attrs)
         node.outputs[0].name = f"v{len(self.nodes)}"
         self.nodes.append(node)
@@ -98,9 +103,9 @@ class Body:
         total = self.op("ReduceSum", weighted, self.const([2]), keepdims=0)
         return self.op("Reshape", self.op("Cast", total, to=ir.DataType.UINT32.value), self.concat(lead, words))
 
-    def split_pads(self) -> tuple[ir.Value, ir.Value]:
-        """The attribute pads as begins and ends, each int64 [spatial dimensions]."""
-        pads = self.op("Reshape", self.attribute("pads"), self.const([2, -1]))
+    def split_pads(self, name: str = "pads") -> tuple[ir.Value, ir.Value]:
+        """The attribute pads, or another of its form, as begins and ends, each int64 [spatial dimensions]."""
+        pads = self.op("Reshape", self.attribute(name), self.const([2, -1]))
         return self.op("Gather", pads, self.const(0), axis=0), self.op("Gather", pads, self.const(1), axis=0)
 
     def around_spatial(self, begins: ir.Value, ends: ir.Value) -> ir.Value:
@@ -186,11 +191,27 @@ class Body:
         spatial = self.op("Shape", x, start=1, end=-2)
         return self.op("Reshape", self.channels_first(merged), self.concat(self.const([-1]), channels, spatial))
 
-    def binarize(self, x: ir.Value) -> ir.Value:
-        """Compare x [N, C, spatial...] with threshold [C] -> bits."""
+    def reached(self, x: ir.Value) -> ir.Value:
+        """Compare x [N, C, spatial...] with threshold [C] -> bool, shaped as x."""
         flat = self.op("Reshape", x, self.const([0, 0, -1]))
         reached = self.per_channel("GreaterOrEqual", flat, self.inputs["threshold"])
-        return self.pack(self.op("Reshape", reached, self.op("Shape", x)))
+        return self.op("Reshape", reached, self.op("Shape", x))
+
+    def binarize(self, x: ir.Value) -> ir.Value:
+        """Compare x [N, C, spatial...] with threshold [C] -> bits."""
+        return self.pack(self.reached(x))
+
+    def convolve_directly(self) -> ir.Value:
+        """X, W, bias -> float32 [N, O, spatial'...], before the pool."""
+        given = (self.inputs[name] for name in ("X", "W", "bias"))
+        return self.op("Conv", *given, refs=["kernel_shape", "strides", "pads", "dilations"])
+
+    def max_pool(self, x: ir.Value, least: float) -> ir.Value:
+        """Pool x [N, C, spatial...] float32, none of which is below `least`, with the attributes pool_..."""
+        # Padded by Pad, since onnx 1.23's reference evaluator misreads the pads of MaxPool at stride 1.
+        zeros, (begins, ends) = self.const([0, 0]), self.split_pads("pool_pads")
+        padded = self.op("Pad", x, self.concat(zeros, begins, zeros, ends), self.const(least, np.float32))
+        return self.op("MaxPool", padded, refs={"kernel_shape": "pool_shape", "strides": "pool_strides"})
 
     def binarize_last(self, x: ir.Value) -> ir.Value:
         """Compare x [N, spatial..., C] with threshold [C] -> bits."""

@@ -26,7 +26,10 @@ from bnn_deploy.operators.shapes import (
     binarized_last,
     conv_macs,
     convolved,
+    convolved_directly,
+    convolved_directly_to_bits,
     convolved_to_bits,
+    direct_macs,
     linear,
     linear_macs,
     matmul_macs,
@@ -66,6 +69,9 @@ BINARY = "binary"
 
 WEIGHTS_ONLY = "binary weights only"
 """The status of a layer with real inputs whose weights are stored in one bit each."""
+
+FLOAT = "float"
+"""The status of a layer with real inputs and weights."""
 
 Content = Literal["bits", "planes", "floats"]
 """The content of a tensor: sign bits, bit planes of levels, or float32 numbers."""
@@ -138,11 +144,15 @@ class Operator:
         contract: requirements beyond formula and layouts.
         shapes: the rule for the shapes of its outputs.
         attributes: name -> "INT" or "INTS".
-        status: for a convolution or linear layer: its status in reports, a format string of its attributes.
+        status: for a convolution or linear layer: its status in reports, a format string of its attributes; FLOAT for
+            one whose inputs and weights are floats.
         weights_status: for an operator that computes the weights of a standard layer: that layer's status.
         threshold: its thresholds; None if it has none.
         channels_last: whether the channels of its first input are the last dimension, as in bits.
         macs: the rule for its multiply-accumulates.
+        sums: for sums of products of floats, which every implementation rounds in an order of its own: the operator
+            that gives these sums as floats, from X, W and bias, the first inputs, and the same attributes; itself, if
+            it does. None where all implementations give the same bits, see `Output.tolerance`.
         has_kernel: whether the C++ library has a kernel for it; without one its body runs.
     """
 
@@ -159,12 +169,18 @@ class Operator:
     threshold: Threshold | None = None
     channels_last: bool = False
     macs: MacRule = no_macs
+    sums: str | None = None
     has_kernel: bool = True
 
     @property
     def is_layer(self) -> bool:
         """Whether it is a convolution or linear layer."""
         return self.status is not None
+
+    @property
+    def is_binary_layer(self) -> bool:
+        """Whether it is a layer whose products are of bits: not a float one."""
+        return self.is_layer and self.status != FLOAT
 
     @property
     def is_affine(self) -> bool:
@@ -190,6 +206,7 @@ class Operator:
 _WINDOW = dict.fromkeys(("kernel_shape", "strides", "pads", "dilations"), "INTS")
 _CONV = {"channels": "INT", **_WINDOW, "group": "INT"}
 _POOL = {**_WINDOW, "ceil_mode": "INT"}
+_DIRECT = _WINDOW | dict.fromkeys(("pool_shape", "pool_strides", "pool_pads"), "INTS")
 
 _FLOATS = Input("X", "float32", "[N, C, spatial...]")
 _BITS = Input("X", "uint32", "[N, spatial..., ceil(C/32)]")
@@ -197,6 +214,7 @@ _WEIGHTS = Input("W", "uint32", "[O, kernel..., ceil((C/group)/32)]")
 _SCALE = Input("scale", "float32", "[O]")
 _BIAS = Input("bias", "float32", "[O]")
 _PAD = Input("pad_value", "float32", "[1] or [C]")
+_FLOAT_WEIGHTS = Input("W", "float32", "[O, C, kernel...]")
 _Y = Output("Y", "floats", "[N, O, spatial'...]")
 _Y_BITS = Output("Y", "bits", "[N, spatial..., ceil(C/32)]")
 
@@ -417,6 +435,41 @@ _ROWS = (
         status=BINARY,
         macs=matmul_macs,
     ),
+    Operator(
+        name="DirectConv",
+        inputs=(_FLOATS, _FLOAT_WEIGHTS, _BIAS),
+        outputs=(_Y,),
+        formula="the largest in the pool's window of bias[o] + the sum of x * w; floats",
+        note="a first layer: few channels",
+        contract="W and bias are constants. pool_shape, pool_strides and pool_pads are those of a MaxPool without "
+        "dilations that rounds down; each pad is smaller than pool_shape, and adds nothing to the largest; 1, 1 and 0 "
+        "are no pool. There are one or two spatial dimensions. The kernel starts at bias[o] and goes over the "
+        "channels and in each over the taps in row-major order: acc = fma(x, w, acc) in float32; without FMA the "
+        "product is rounded, too. A padded tap is x = 0. In another order the sum is another one within rounding: two "
+        "implementations differ by at most `sum_rounding(n)` of the same sum of the magnitudes, n = C * taps.",
+        shapes=convolved_directly,
+        attributes=_DIRECT,
+        status=FLOAT,
+        macs=direct_macs,
+        sums="DirectConv",
+        has_kernel=False,
+    ),
+    Operator(
+        name="DirectConvThreshold",
+        inputs=(_FLOATS, _FLOAT_WEIGHTS, _BIAS, Input("threshold", "float32", "[O]")),
+        outputs=(Output("Y", "bits", "[N, spatial'..., ceil(O/32)]"),),
+        formula="bit = DirectConv(X, W, bias) >= threshold[o]; NaN gives 0",
+        note="",
+        contract="The bits are pooled: an OR. In another order of the sum a bit may differ where it is so near to the "
+        "threshold.",
+        shapes=convolved_directly_to_bits,
+        attributes=_DIRECT,
+        status=FLOAT,
+        threshold=Threshold(3),
+        macs=direct_macs,
+        sums="DirectConv",
+        has_kernel=False,
+    ),
 )
 
 OPERATORS: Mapping[str, Operator] = {row.name: row for row in _ROWS}
@@ -443,14 +496,15 @@ def operator_of(node: AnyNode) -> Operator | None:
 
 
 def is_binary_layer(node: AnyNode | None) -> bool:
-    """Whether a node is a convolution or linear layer of the domain."""
+    """Whether a node is a convolution or linear layer of the domain with products of bits."""
     row = None if node is None else operator_of(node)
-    return row is not None and row.is_layer
+    return row is not None and row.is_binary_layer
 
 
 def is_layer(node: AnyNode) -> bool:
-    """Whether a node is a convolution or linear layer, binary or of standard ONNX."""
-    return is_binary_layer(node) or (node.domain in ("", "ai.onnx") and node.op_type in FLOAT_LAYERS)
+    """Whether a node is a convolution or linear layer, of the domain or of standard ONNX."""
+    row = operator_of(node)
+    return row.is_layer if row is not None else node.domain in ("", "ai.onnx") and node.op_type in FLOAT_LAYERS
 
 
 def holds_bits(node: AnyNode, output: int) -> bool:
@@ -464,6 +518,15 @@ def relative_tolerance(node: AnyNode, output: int, channels: int) -> float:
     row = operator_of(node)
     tolerance = None if row is None else row.outputs[output].tolerance
     return 0.0 if tolerance is None else tolerance(channels)
+
+
+def sum_rounding(terms: int) -> float:
+    """By how much two float32 sums of `terms` products and a bias may differ, relative to that of their magnitudes.
+
+    Each is within (n + 1) * 2^-24, to first order, of the exact sum, whatever its order (Higham, Accuracy and Stability
+    of Numerical Algorithms, section 3.1); one more is for the sum of the magnitudes, which is rounded, too.
+    """
+    return float(2 * (terms + 2) * 2.0**-24)
 
 
 def readme_table(rows: Sequence[Operator] = _ROWS) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bnn_deploy.operators.bits import words
 
@@ -46,7 +46,8 @@ ShapeRule = Callable[[Call], tuple[Made, ...] | None]
 """The outputs of a node; None if a shape they depend on is unknown. ValueError: attributes and shapes do not fit."""
 
 MacRule = Callable[[Call, Made], int | None]
-"""Bit products per sample, from a node and its first output; None if a shape is unknown."""
+"""Products per sample, of bits or, in a float layer, of floats, from a node and its first output; None if a shape is
+unknown."""
 
 
 def binarized(call: Call) -> tuple[Made, ...] | None:
@@ -85,6 +86,24 @@ def convolved(call: Call) -> tuple[Made, ...] | None:
 def convolved_to_bits(call: Call) -> tuple[Made, ...] | None:
     """Bits [N, spatial..., words] and W [O, ...] -> bits [N, spatial'..., ceil(O/32)]."""
     made = convolved(call)
+    return None if made is None else made[1:]
+
+
+def convolved_directly(call: Call) -> tuple[Made, ...] | None:
+    """Floats [N, C, spatial...] and W [O, ...] -> floats [N, O, spatial'...] and bits [N, spatial'..., ceil(O/32)]."""
+    batch, _, *spatial = call.inputs[0] or ()
+    outputs = (call.inputs[1] or (None,))[0]
+    if not isinstance(outputs, int):
+        return None
+    window = {name: call.attributes[f"pool_{name}"] for name in ("shape", "strides", "pads")}
+    pool = {"kernel_shape": window.pop("shape"), **window, "dilations": (1,) * len(spatial)}
+    size = _window_output(replace(call, attributes=pool), _window_output(call, spatial))
+    return Made((batch, outputs, *size)), Made((batch, *size, words(outputs)), outputs)
+
+
+def convolved_directly_to_bits(call: Call) -> tuple[Made, ...] | None:
+    """Floats [N, C, spatial...] and W [O, ...] -> bits [N, spatial'..., ceil(O/32)]."""
+    made = convolved_directly(call)
     return None if made is None else made[1:]
 
 
@@ -143,6 +162,12 @@ def conv_macs(call: Call, made: Made) -> int | None:
     outputs = made.shape[1:] if made.channels is None else (made.channels, *made.shape[1:-1])
     passes = math.prod(call.attributes.get(key, (1,))[0] for key in ("bits", "planes", "bases"))
     return product((*outputs, math.prod(call.attributes["kernel_shape"]) * channels // max(group, 1), passes))
+
+
+def direct_macs(call: Call, made: Made) -> int | None:
+    """Weights times outputs of the convolution, in front of its pool: float products."""
+    spatial = (call.inputs[0] or ())[2:]
+    return product((*(call.inputs[1] or (None,)), *_window_output(call, spatial)))
 
 
 def linear_macs(call: Call, made: Made) -> int | None:

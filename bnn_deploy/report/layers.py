@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnn_deploy.operators.contract import OPERATORS, WEIGHTS_ONLY, is_binary_layer, operator_of
+from bnn_deploy.operators.contract import FLOAT, WEIGHTS_ONLY, is_binary_layer, is_layer, operator_of
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
 from bnn_deploy.passes.graph import (
@@ -30,7 +30,7 @@ from bnn_deploy.passes.outcome import Decline, display_name, parts
 from bnn_deploy.passes.reasons import CancelsOut
 from bnn_deploy.provenance import read_levels
 from bnn_deploy.report.canonical import Canonical, CanonicalLayer
-from bnn_deploy.report.summary import FLOAT, REMOVED, LayerReport
+from bnn_deploy.report.summary import REMOVED, LayerReport
 from bnn_deploy.report.weights import describe_weights, layer_filters
 from bnn_deploy.source.weight_form import WEIGHT_FORM
 
@@ -99,9 +99,7 @@ class _Builder:
         self.order = list(model.graph)
         self.values = {v.name: v for v in model.graph.inputs if v.name}
         self.values |= {v.name: v for node in self.order for v in node.outputs if v.name}
-        self.binary = {
-            display_name(node): node for node in binary.graph if is_standard_layer(node) or is_binary_layer(node)
-        }
+        self.binary = {display_name(node): node for node in binary.graph if is_standard_layer(node) or is_layer(node)}
 
     def report(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:
         """Report on a layer that the canonical graph has, too."""
@@ -246,7 +244,7 @@ class _Builder:
         while current is not None and (is_op(current, "Unsqueeze") or is_binary_op(current, "BinaryMaxPool")):
             current = None if current.inputs[0] is None else current.inputs[0].producer()
         row = None if current is None else operator_of(current)
-        if current is None or row is None or row.threshold is None or row.is_layer:
+        if current is None or row is None or row.threshold is None or row.is_binary_layer:
             return ()
         return self._parts(current, seen.sign)
 
@@ -292,9 +290,9 @@ def _levels_text(values: Sequence[float]) -> str:
 
 
 def _status(final: ir.Node) -> str:
-    if is_binary_layer(final):
-        status = OPERATORS[final.op_type].status or ""
-        return status.format(**{key: attribute.value for key, attribute in final.attributes.items()})
+    row = operator_of(final)
+    if row is not None and row.status is not None:
+        return row.status.format(**{key: attribute.value for key, attribute in final.attributes.items()})
     maker = final.inputs[1].producer() if len(final.inputs) > 1 and final.inputs[1] is not None else None
     if maker is not None and is_op(maker, "Transpose") and maker.inputs[0] is not None:
         maker = maker.inputs[0].producer()

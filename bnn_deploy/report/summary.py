@@ -80,8 +80,6 @@ def binary_layers(model: ir.Model) -> list[str]:
 REPORT_FORMAT = 1
 """Version of the JSON form."""
 
-FLOAT = "float"
-
 INT8 = "int8"
 
 REMOVED = "removed"
