@@ -6,6 +6,7 @@ from pathlib import Path
 
 import neon_model
 import pytest
+from mca import listing, neon, tool
 
 from bnn_deploy.errors import InputError, SetupError
 
@@ -154,13 +155,36 @@ CARRY_SAVE = """
  180: b.lt 100
  184: ret
 """
+# The shape of the tile of the direct convolution, with 2 vectors of channels and 4 pixels.
+DIRECT = """
+ 1fc: mov x4, x0
+ 200: ldp q16, q17, [x1]
+ 204: mov x4, #0x0
+ 208: ldp q4, q3, [x0]
+ 20c: ldr q0, [x5, x1]
+ 210: fmla v5.4s, v4.4s, v0.s[0]
+ 214: fmla v6.4s, v3.4s, v0.s[0]
+ 218: fmla v7.4s, v4.4s, v0.s[1]
+ 21c: fmla v8.4s, v3.4s, v0.s[1]
+ 220: fmla v9.4s, v4.4s, v0.s[2]
+ 224: fmla v10.4s, v3.4s, v0.s[2]
+ 228: fmla v11.4s, v4.4s, v0.s[3]
+ 22c: fmla v12.4s, v3.4s, v0.s[3]
+ 230: cmp x4, x3
+ 234: b.lt 208
+ 238: stp q5, q6, [x9]
+ 23c: cmp x7, x8
+ 240: b.lt 200
+ 244: ret
+"""
+ELF = b"\x7fELF" + bytes(14)  # up to the architecture
 STEP, HALF, QUARTER = 8, 4, 2  # population counts of a step for one pixel
 
 
-def kernel(listing: str = LISTING) -> neon_model.Kernel:
-    code = neon_model.parse_listing(listing)
-    [(first, last)] = [loop for loop in neon_model.single_block_loops(code) if loop[1] - loop[0] > 8]
-    return neon_model.Kernel(code, first, last)
+def kernel(text: str = LISTING) -> neon.Kernel:
+    code = listing.parse_listing(text)
+    [(first, last)] = [loop for loop in listing.single_block_loops(code) if loop[1] - loop[0] > 8]
+    return neon.Kernel(code, first, last)
 
 
 def test_finds_the_loops_and_the_steps() -> None:
@@ -175,16 +199,16 @@ def test_trace_has_every_step_of_every_run(words: int, counts: int) -> None:
     found = kernel()
     trace = found.trace(words, runs=3)
     assert counts == STEP * (words // 4) + HALF * (words // 2 % 2) + QUARTER * (words % 2)
-    assert neon_model.count(trace, "cnt") == 3 * counts
-    assert neon_model.count(trace, "cmhi") == 1
-    assert neon_model.count(found.run_of(trace), "cnt") == counts
+    assert listing.count(trace, "cnt") == 3 * counts
+    assert listing.count(trace, "cmhi") == 1
+    assert listing.count(found.run_of(trace), "cnt") == counts
     assert trace[0].address == 0x1890
 
 
-def carry_save_kernel(listing: str = CARRY_SAVE) -> neon_model.CarrySaveKernel:
-    code = neon_model.parse_listing(listing)
-    [(first, last)] = neon_model.single_block_loops(code)
-    return neon_model.CarrySaveKernel(code, first, last)
+def carry_save_kernel(text: str = CARRY_SAVE) -> neon.CarrySaveKernel:
+    code = listing.parse_listing(text)
+    [(first, last)] = listing.single_block_loops(code)
+    return neon.CarrySaveKernel(code, first, last)
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4, 5, 18, 36])
@@ -192,10 +216,23 @@ def test_carry_save_trace_has_every_vector(vectors: int) -> None:
     found = carry_save_kernel()
     assert (found.sums, found.labels) == (1, {0x130: "V", 0x160: "L"})
     trace = found.trace(vectors)
-    assert neon_model.count(trace, "eor") == vectors
-    assert neon_model.count(trace, "sdot") == (vectors - 1) // 2
-    assert neon_model.count(trace, "and") == (vectors % 2 == 0)
+    assert listing.count(trace, "eor") == vectors
+    assert listing.count(trace, "sdot") == (vectors - 1) // 2
+    assert listing.count(trace, "and") == (vectors % 2 == 0)
     assert trace[-1].address == 0x180
+
+
+def test_finds_the_tile_of_the_direct_convolution() -> None:
+    found = neon.find_direct(listing.parse_listing(DIRECT))
+    assert (found.macs, found.loop[0].address) == (32, 0x208)
+    assert [found.trace()[i].address for i in (0, -1)] == [0x200, 0x240]
+
+
+@pytest.mark.parametrize(("old", "new"), [("fmla v12", "fmul v12"), ("fmla v12", "fmla v11"), ("v0.s[3]", "v0.4s")])
+def test_refuses_a_direct_convolution_of_another_form(old: str, new: str) -> None:
+    assert old in DIRECT
+    with pytest.raises(InputError, match="no loop of the direct convolution"):
+        neon.find_direct(listing.parse_listing(DIRECT.replace(old, new)))
 
 
 def test_refuses_carry_save_adders_of_another_form() -> None:
@@ -213,9 +250,17 @@ def test_branches_get_a_label_that_llvm_mca_knows() -> None:
 
 
 def test_reads_the_listing_of_llvm_objdump() -> None:
-    listing = "    19a4:      \tb.ne\t0x1890 <f+0x4>\n    19b4:      \tret"
-    code = neon_model.parse_listing(listing)
+    text = "    19a4:      \tb.ne\t0x1890 <f+0x4>\n    19b4:      \tret"
+    code = listing.parse_listing(text)
     assert [(i.address, i.name, i.target) for i in code] == [(0x19A4, "b.ne", 0x1890), (0x19B4, "ret", None)]
+
+
+def test_reads_a_listing_of_x86() -> None:
+    text = "  4004:\tmov    0x95f(%rip),%rax        # 99fd0 <f>\n  400e:\tje     4004 <f+0x4>\n  4010:\tjmp    *%rax"
+    code = listing.parse_listing(text)
+    assert [i.assembly for i in code] == ["mov 0x95f(%rip),%rax", "je 1f", "jmp *%rax"]
+    assert [i.target for i in code] == [None, 0x4004, None]
+    assert list(listing.single_block_loops(code)) == [(0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -228,44 +273,52 @@ def test_reads_the_listing_of_llvm_objdump() -> None:
 )
 def test_refuses_a_loop_of_another_form(old: str, new: str, message: str | None) -> None:
     assert old in LISTING
-    listing = LISTING.replace(old, new, 1)
+    text = LISTING.replace(old, new, 1)
     if message is None:  # ... from a run with whole steps
-        assert kernel(listing).trace(words=2, runs=1)
+        assert kernel(text).trace(words=2, runs=1)
         with pytest.raises(InputError, match="no way through the tile at 0x1890 with the blocks TRVHRVHRVH"):
-            kernel(listing).trace(words=6, runs=3)
+            kernel(text).trace(words=6, runs=3)
     else:
         with pytest.raises(InputError, match=message):
-            kernel(listing)
+            kernel(text)
 
 
 def test_a_library_without_the_kernels_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="no loop with cnt, addp and uadalp"):
-        neon_model.find_kernels(neon_model.parse_listing(LISTING.replace("uadalp", "uaddlp")))
+        neon.find_kernels(listing.parse_listing(LISTING.replace("uadalp", "uaddlp")))
     with pytest.raises(InputError, match=r"found the tiles \['bits'\]"):
-        neon_model.find_kernels(neon_model.parse_listing(LISTING))
+        neon.find_kernels(listing.parse_listing(LISTING))
     assert neon_model.main(["--library", str(tmp_path / "absent.so")]) == 2
     assert "absent.so: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"", b"MZ" + ELF[2:] + b"\xb7\0", ELF + b"\xf3\0"])  # nothing, Windows, RISC-V
+def test_what_is_no_library_is_an_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "library.so"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"library.so: not an ELF file for x86_64 or aarch64"):
+        listing.disassemble(path)
+
+
 def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "library.so"
-    library.touch()
+    library.write_bytes(ELF + (183).to_bytes(2, "little"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError, match="no objdump: install binutils-aarch64-linux-gnu"):
-        neon_model.disassemble(library)
-    neon_model.llvm_mca.cache_clear()
+        listing.disassemble(library)
+    tool.llvm_mca.cache_clear()
     with pytest.raises(SetupError, match="no llvm-mca: install llvm-19"):
-        neon_model.llvm_mca()
+        tool.llvm_mca()
 
 
 def test_an_old_llvm_mca_is_refused() -> None:
-    neon_model.check_version("llvm-mca", "Debian LLVM version 19.1.7\n  Optimized build.")
+    tool.check_version("llvm-mca", "Debian LLVM version 19.1.7\n  Optimized build.")
     with pytest.raises(SetupError, match="llvm-mca is LLVM 14: install llvm-19 or later"):
-        neon_model.check_version("llvm-mca", "Debian LLVM version 14.0.6")
+        tool.check_version("llvm-mca", "Debian LLVM version 14.0.6")
 
 
 def test_reads_the_cycles_of_a_report() -> None:
     report = "Iterations:        400\nInstructions:      41600\nTotal Cycles:      19218\nTotal uOps:        46400\n"
-    assert neon_model.parse_cycles(report) == 19218
+    assert tool.parse_cycles(report) == 19218
     with pytest.raises(SetupError, match="Total Cycles"):
-        neon_model.parse_cycles(report.replace("Cycles", "cycles"))
+        tool.parse_cycles(report.replace("Cycles", "cycles"))

@@ -1,0 +1,1 @@
+"""Models of CPUs: loops of built libraries, found in their machine code, in llvm-mca."""
