@@ -307,6 +307,7 @@ constexpr int kFewVectors = 4;
 constexpr bool kMeansRows = true;
 
 #include "kernels/generic/binarize.inl"
+#include "kernels/generic/direct_conv.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
 
@@ -323,6 +324,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.direct = &kDirect;
   kernels.split_row = SplitRow;
   kernels.convolve_planes = ConvolvePlanes;
   return kernels;

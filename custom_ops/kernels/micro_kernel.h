@@ -225,6 +225,59 @@ using BinarizeBytesFn = void (*)(const BinarizeBytesArgs& args);
 // the form that the unit's accumulate functions expect for rows of this length. row: word aligned.
 using EncodeFn = void (*)(uint32_t* row, int64_t words, bool weights);
 
+// out[p * out_stride + o] = bias[o] + the sum over k < taps of
+//     W[o][k] * input[offsets[k] + p]
+// for p < pixels and o < channels, added in this order: bias first,
+// then k = 0, 1, ..., each a fused multiply-add in float32 (kScalarKernels rounds the product,
+// too).
+//
+// channels: a multiple of the unit's `lanes`. weights: [tiles][taps][tile channels], the tiles of
+// the unit's `channels` and at last the rest. input may be read, and out written, for up to the
+// unit's `slack` pixels more. All: float aligned.
+struct DirectConvArgs {
+  const float* input;
+  const int64_t* offsets;
+  int64_t taps;
+  const float* weights;
+  const float* bias;
+  int64_t channels;
+  int64_t pixels;
+  float* out;
+  int64_t out_stride;
+};
+using DirectConvFn = void (*)(const DirectConvArgs& args);
+
+// out[o * channel_stride + p] = the maximum of rows[r][x * row_stride + o] over r < row_count and
+// the x of the window, p * stride - pad <= x < p * stride - pad + kernel and 0 <= x < width, for
+// p < pixels and o < channels. Of two zeros and where one is NaN, the earlier one counts, in the
+// order r, x.
+//
+// No window is empty. rows: readable up to the next multiple of the unit's `lanes` channels. out:
+// element aligned, nothing else is written.
+struct PoolRowsArgs {
+  const float* const* rows;
+  int64_t row_count;
+  int64_t row_stride;
+  int64_t width;
+  int64_t kernel;
+  int64_t stride;
+  int64_t pad;
+  int64_t channels;
+  int64_t pixels;
+  float* out;
+  int64_t channel_stride;
+};
+using PoolRowsFn = void (*)(const PoolRowsArgs& args);
+
+// The kernels of a direct convolution of floats, and the sizes of their register tiles.
+struct DirectKernels {
+  int64_t lanes;     // channels in a vector
+  int64_t channels;  // of a register tile, a multiple of `lanes`
+  int64_t slack;     // pixels
+  DirectConvFn convolve;
+  PoolRowsFn pool_rows;
+};
+
 // The kernels and layout constants of a unit. A unit assigns the entries by name; an entry that it
 // leaves out is null or 0, and IsComplete then returns false unless the entry is optional.
 struct Kernels {
@@ -242,6 +295,7 @@ struct Kernels {
   BinarizeAbsMeanFn binarize_abs_mean = nullptr;
   BinarizeRowsFn binarize_rows = nullptr;
   BinarizeBytesFn binarize_bytes = nullptr;
+  const DirectKernels* direct = nullptr;
   SplitRowFn split_row = nullptr;              // optional, with convolve_planes: null where the
   ConvolvePlanesFn convolve_planes = nullptr;  // unit does not take pixels as lanes
   EncodeFn encode = nullptr;  // optional; windows of encoded_words or more words are
@@ -257,7 +311,7 @@ namespace {
          kernels.accumulate_bits != nullptr && kernels.finish_float != nullptr &&
          kernels.finish_rows != nullptr && kernels.binarize != nullptr &&
          kernels.binarize_abs_mean != nullptr && kernels.binarize_rows != nullptr &&
-         kernels.binarize_bytes != nullptr &&
+         kernels.binarize_bytes != nullptr && kernels.direct != nullptr &&
          (kernels.split_row == nullptr) == (kernels.convolve_planes == nullptr) &&
          (kernels.encode == nullptr) == (kernels.encoded_words == 0);
 }
@@ -268,6 +322,8 @@ namespace {
 #define BNN_DEPLOY_ISA(name, kernels, architecture, runs_here) extern const Kernels kernels;
 #include "kernels/isas.inc"
 #undef BNN_DEPLOY_ISA
+
+extern const DirectKernels kNeonDirect;  // of both NEON units
 
 // A unit with the name that BNN_DEPLOY_ISA and the library's reports use.
 struct Isa : Kernels {

@@ -381,6 +381,7 @@ constexpr int kFewVectors = 1;
 constexpr bool kMeansRows = true;
 
 #include "kernels/generic/binarize.inl"
+#include "kernels/generic/direct_conv.inl"
 #include "kernels/generic/finish.inl"
 
 constexpr Kernels MakeKernels() {
@@ -395,12 +396,14 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.direct = &kNeonDirect;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");
 
 }  // namespace
 
+constexpr DirectKernels kNeonDirect = kDirect;
 constexpr Kernels kNeonKernels = MakeKernels();
 
 }  // namespace bnn_deploy

@@ -205,6 +205,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.direct = &kNeonDirect;
   kernels.encode = Encode;
   kernels.encoded_words = kMinWords;
   return kernels;

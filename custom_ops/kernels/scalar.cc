@@ -10,6 +10,7 @@ namespace bnn_deploy {
 namespace {
 
 constexpr int64_t kWordGranule = 2;
+constexpr int64_t kDirectChannels = 8;
 constexpr int64_t kMaxByteSums = 31;  // 31 * 8 bits still fit into a byte counter
 
 uint64_t CountBitsPerByte(uint64_t x) {
@@ -170,6 +171,46 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
   }
 }
 
+// The order of DirectConvArgs with a rounded product: without FMA, rounding once takes ten times as
+// long.
+void DirectConv(const DirectConvArgs& args) {
+  const float* weights = args.weights;
+  for (int64_t channel = 0; channel < args.channels; channel += kDirectChannels) {
+    for (int64_t p = 0; p < args.pixels; ++p) {
+      float sums[kDirectChannels];
+      for (int64_t o = 0; o < kDirectChannels; ++o) sums[o] = args.bias[channel + o];
+      for (int64_t k = 0; k < args.taps; ++k) {
+        const float x = args.input[args.offsets[k] + p];
+        const float* const w = weights + k * kDirectChannels;
+        for (int64_t o = 0; o < kDirectChannels; ++o) sums[o] += w[o] * x;
+      }
+      float* const out = args.out + p * args.out_stride + channel;
+      for (int64_t o = 0; o < kDirectChannels; ++o) out[o] = sums[o];
+    }
+    weights += args.taps * kDirectChannels;
+  }
+}
+
+void PoolRows(const PoolRowsArgs& args) {
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    const int64_t start = p * args.stride - args.pad;
+    const int64_t first = start > 0 ? start : 0;
+    const int64_t last = start + args.kernel < args.width ? start + args.kernel : args.width;
+    for (int64_t o = 0; o < args.channels; ++o) {
+      float most = args.rows[0][first * args.row_stride + o];
+      for (int64_t r = 0; r < args.row_count; ++r) {
+        for (int64_t x = first; x < last; ++x) {
+          const float value = args.rows[r][x * args.row_stride + o];
+          most = value > most ? value : most;
+        }
+      }
+      args.out[o * args.channel_stride + p] = most;
+    }
+  }
+}
+
+constexpr DirectKernels kDirect = {kDirectChannels, kDirectChannels, 0, DirectConv, PoolRows};
+
 constexpr Kernels MakeKernels() {
   Kernels kernels;
   kernels.channel_block = 1;
@@ -183,6 +224,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.direct = &kDirect;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");

@@ -8,6 +8,7 @@
 #include "ops/binary_linear.h"
 #include "ops/binary_matmul.h"
 #include "ops/binary_max_pool.h"
+#include "ops/direct_conv.h"
 #include "ops/library_info.h"
 #include "ort/api.h"
 
@@ -28,6 +29,7 @@ OrtCustomOpDomain* CreateDomain() {
       DefineOp<BinaryConvBases>(),    DefineOp<BinaryConvThreshold>(),
       DefineOp<BinaryConvResidual>(), DefineOp<BinaryLinear>(),
       DefineOp<BinaryMatMul>(),       DefineOp<BinaryMaxPool>(),
+      DefineOp<DirectConv>(),         DefineOp<DirectConvThreshold>(),
       DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));

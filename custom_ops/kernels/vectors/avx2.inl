@@ -22,6 +22,14 @@ void StoreLanes(float* out, Floats values, Lanes lanes) { _mm256_maskstore_ps(ou
 
 Floats Add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 Floats Multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+// 12 sums, three vectors of weights and a pixel take all registers.
+constexpr int kDirectSums = 12;
+constexpr int kDirectVectors = 3;
+Floats AddProducts(Floats sums, Floats w, const float* x, int p) {
+  return _mm256_fmadd_ps(w, Splat(x[p]), sums);
+}
+
+Floats Larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 Floats Divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 Floats Absolute(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 Floats SubtractTwice(Floats a, Floats b) { return _mm256_sub_ps(a, _mm256_add_ps(b, b)); }

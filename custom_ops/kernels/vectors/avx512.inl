@@ -22,6 +22,13 @@ void StoreLanes(float* out, Floats values, Lanes lanes) {
 
 Floats Add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 Floats Multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+constexpr int kDirectSums = 16;
+constexpr int kDirectVectors = 2;
+Floats AddProducts(Floats sums, Floats w, const float* x, int p) {
+  return _mm512_fmadd_ps(w, Splat(x[p]), sums);
+}
+
+Floats Larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 Floats Divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 Floats Absolute(Floats a) { return _mm512_abs_ps(a); }
 Floats SubtractTwice(Floats a, Floats b) { return _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), b, a); }

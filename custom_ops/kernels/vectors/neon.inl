@@ -28,10 +28,39 @@ void StoreLanes(float* out, Floats values, Lanes lanes) {
 
 Floats Add(Floats a, Floats b) { return vaddq_f32(a, b); }
 Floats Multiply(Floats a, Floats b) { return vmulq_f32(a, b); }
+constexpr int kDirectSums = 16;
+constexpr int kDirectVectors = 4;
+// By element of a vector of pixels: a load to all lanes (ld1r) takes a second operation on
+// Cortex-A72.
+Floats AddProducts(Floats sums, Floats w, const float* x, int p) {
+  const float32x4_t pixels = vld1q_f32(x + p / 4 * 4);
+  switch (p % 4) {
+    case 0:
+      return vfmaq_laneq_f32(sums, w, pixels, 0);
+    case 1:
+      return vfmaq_laneq_f32(sums, w, pixels, 1);
+    case 2:
+      return vfmaq_laneq_f32(sums, w, pixels, 2);
+    default:
+      return vfmaq_laneq_f32(sums, w, pixels, 3);
+  }
+}
+
+Floats Larger(Floats a, Floats b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 Floats Divide(Floats a, Floats b) { return vdivq_f32(a, b); }
 Floats Absolute(Floats a) { return vabsq_f32(a); }
 Floats SubtractTwice(Floats a, Floats b) { return vfmsq_f32(a, b, vdupq_n_f32(2.0f)); }
 float Total(Floats a) { return vaddvq_f32(a); }
+
+// rows[i][j] becomes rows[j][i].
+void Transpose(Floats rows[kLanes]) {
+  const float32x4_t even[2] = {vtrn1q_f32(rows[0], rows[1]), vtrn1q_f32(rows[2], rows[3])};
+  const float32x4_t odd[2] = {vtrn2q_f32(rows[0], rows[1]), vtrn2q_f32(rows[2], rows[3])};
+  rows[0] = vcombine_f32(vget_low_f32(even[0]), vget_low_f32(even[1]));
+  rows[1] = vcombine_f32(vget_low_f32(odd[0]), vget_low_f32(odd[1]));
+  rows[2] = vcombine_f32(vget_high_f32(even[0]), vget_high_f32(even[1]));
+  rows[3] = vcombine_f32(vget_high_f32(odd[0]), vget_high_f32(odd[1]));
+}
 
 Words SplatWord(uint32_t word) { return vdupq_n_u32(word); }
 Words NextBit(Words bit) { return vshlq_n_u32(bit, 1); }

@@ -1,0 +1,116 @@
+// The direct convolution of floats, written over an instruction set's vector type. A unit includes
+// this into its anonymous namespace, after vectors/<isa>.inl (see binarize.inl), which must also
+// define
+//
+//     Larger(a, b)          a > b ? a : b
+//     Transpose(rows)       rows[i][j] becomes rows[j][i], of kLanes vectors
+//     AddProducts(sums, w, x, p)  sums + w * x[p], fused; w a vector of channels, x[p] a pixel
+//     kDirectSums, kDirectVectors  the vectors of sums of a register tile, and the vectors of
+//                           channels in it; a tile of fewer channels has more pixels
+
+// A block of a tile's weights stays in half of the L1 cache.
+constexpr int64_t kDirectTaps = (16 << 10) / (kDirectVectors * kLanes * 4);
+
+// `taps` of the taps of kDirectSums / kVectors pixels; `from`: the sums before these, for each
+// pixel at the next from_stride.
+template <int kVectors>
+void DirectTile(const float* input, const int64_t* offsets, int64_t taps, const float* weights,
+                const float* from, int64_t from_stride, float* out, int64_t out_stride) {
+  constexpr int kPixels = kDirectSums / kVectors;
+  Floats sums[kPixels][kVectors];
+  UNROLL for (int p = 0; p < kPixels; ++p) {
+    UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = Load(from + v * kLanes);
+    from += from_stride;
+  }
+  for (int64_t k = 0; k < taps; ++k, weights += kVectors * kLanes) {
+    const float* const x = input + offsets[k];
+    Floats w[kVectors];
+    UNROLL for (int v = 0; v < kVectors; ++v) w[v] = Load(weights + v * kLanes);
+    UNROLL for (int p = 0; p < kPixels; ++p) {
+      UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = AddProducts(sums[p][v], w[v], x, p);
+    }
+  }
+  UNROLL for (int p = 0; p < kPixels; ++p) {
+    UNROLL for (int v = 0; v < kVectors; ++v) Store(out + v * kLanes, sums[p][v]);
+    out += out_stride;
+  }
+}
+
+template <int kVectors>
+void DirectTiles(const DirectConvArgs& args, int64_t channel, const float* weights) {
+  for (int64_t tap = 0; tap < args.taps; tap += kDirectTaps) {
+    const int64_t taps = args.taps - tap < kDirectTaps ? args.taps - tap : kDirectTaps;
+    for (int64_t pixel = 0; pixel < args.pixels; pixel += kDirectSums / kVectors) {
+      float* const out = args.out + pixel * args.out_stride + channel;
+      const float* const from = tap == 0 ? args.bias + channel : out;
+      DirectTile<kVectors>(args.input + pixel, args.offsets + tap, taps,
+                           weights + tap * kVectors * kLanes, from, tap == 0 ? 0 : args.out_stride,
+                           out, args.out_stride);
+    }
+  }
+}
+
+// Channels in the outer loop, pixels in the inner one.
+void DirectConv(const DirectConvArgs& args) {
+  static_assert(kDirectVectors >= 2 && kDirectVectors <= 4, "the cases below");
+  const float* weights = args.weights;
+  for (int64_t channel = 0; channel < args.channels; channel += kDirectVectors * kLanes) {
+    switch ((args.channels - channel) / kLanes) {
+      case 1:
+        DirectTiles<1>(args, channel, weights);
+        break;
+      case 2:
+        DirectTiles<2>(args, channel, weights);
+        break;
+      case 3:
+        DirectTiles < kDirectVectors<3 ? kDirectVectors : 3>(args, channel, weights);
+        break;
+      default:
+        DirectTiles<kDirectVectors>(args, channel, weights);
+    }
+    weights += kDirectVectors * kLanes * args.taps;
+  }
+}
+
+// The maximum of one window, for kLanes channels.
+Floats PoolWindow(const PoolRowsArgs& args, int64_t pixel, int64_t channel) {
+  const int64_t start = pixel * args.stride - args.pad;
+  const int64_t first = start > 0 ? start : 0;
+  const int64_t last = start + args.kernel < args.width ? start + args.kernel : args.width;
+  Floats most = Load(args.rows[0] + first * args.row_stride + channel);
+  for (int64_t r = 0; r < args.row_count; ++r) {
+    const float* from = args.rows[r] + first * args.row_stride + channel;
+    for (int64_t x = first; x < last; ++x, from += args.row_stride) most = Larger(Load(from), most);
+  }
+  return most;
+}
+
+// A square of kLanes channels x kLanes pixels at a time.
+void PoolRows(const PoolRowsArgs& shared_args) {
+  const PoolRowsArgs args = shared_args;  // no store can change a local copy
+  const bool pools = args.kernel > 1 || args.row_count > 1;
+  for (int64_t channel = 0; channel < args.channels; channel += kLanes) {
+    for (int64_t pixel = 0; pixel < args.pixels; pixel += kLanes) {
+      const int64_t pixels = args.pixels - pixel < kLanes ? args.pixels - pixel : kLanes;
+      Floats square[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const int64_t p = pixel + (i < pixels ? i : pixels - 1);
+        square[i] = pools ? PoolWindow(args, p, channel)
+                          : Load(args.rows[0] + p * args.stride * args.row_stride + channel);
+      }
+      Transpose(square);
+      float* out = args.out + channel * args.channel_stride + pixel;
+      const int64_t left = args.channels - channel;
+      for (int64_t c = 0; c < kLanes && c < left; ++c, out += args.channel_stride) {
+        if (pixels == kLanes) {
+          Store(out, square[c]);
+        } else {
+          StoreLanes(out, square[c], FirstLanes(pixels));
+        }
+      }
+    }
+  }
+}
+
+constexpr DirectKernels kDirect = {kLanes, kDirectVectors * kLanes, kDirectSums, DirectConv,
+                                   PoolRows};
