@@ -452,7 +452,6 @@ _ROWS = (
         status=FLOAT,
         macs=direct_macs,
         sums="DirectConv",
-        has_kernel=False,
     ),
     Operator(
         name="DirectConvThreshold",
@@ -468,7 +467,6 @@ _ROWS = (
         threshold=Threshold(3),
         macs=direct_macs,
         sums="DirectConv",
-        has_kernel=False,
     ),
 )
 
