@@ -9,8 +9,8 @@
 namespace bnn_deploy {
 namespace {
 
-constexpr int64_t kMinTaskElements = int64_t{1} << 16;  // some 10 microseconds
-constexpr int64_t kMinTaskBytes = int64_t{1} << 19;     // likewise
+constexpr int64_t kMinTaskElements = int64_t{1} << 15;  // some 5 microseconds
+constexpr int64_t kMinTaskBytes = int64_t{1} << 18;     // likewise
 constexpr int64_t kMaxByteTasks = 256;
 constexpr int64_t kPixelGranule = 256;  // most pixels that a vector unit handles at once
 

@@ -7,7 +7,7 @@
 namespace bnn_deploy {
 namespace {
 
-constexpr int64_t kMinTaskWords = int64_t{1} << 15;
+constexpr int64_t kMinTaskWords = int64_t{1} << 11;  // some 10 microseconds
 constexpr int64_t kMaxTasks = 256;
 
 Rounding RoundingOf(int64_t ceil_mode) { return ceil_mode ? Rounding::kCeil : Rounding::kFloor; }

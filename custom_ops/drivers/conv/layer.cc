@@ -11,11 +11,13 @@ namespace {
 constexpr int64_t kMaxPlaneWords = 128;
 constexpr int64_t kMaxPlaneCopies = 8;
 
-// Work of more than some 10 microseconds (with vector units) is shared between threads: waking
-// a thread takes less. Smaller tasks let the threads finish together.
-constexpr double kMinSharedWordOps = 1 << 19;
-constexpr double kTaskWordOps = 1 << 17;
+// Work of more than some 15 microseconds (with AVX2) is shared between threads: waking a thread
+// that still spins takes 2 or 3. Smaller tasks let the threads finish together.
+constexpr double kMinSharedWordOps = 1 << 18;
+constexpr double kTaskWordOps = 1 << 16;
 constexpr double kMaxTasks = 256;
+// What an output takes beside its words, in words: the threshold or the scale, and the bookkeeping.
+constexpr double kOutputWordOps = 4;
 
 bool HasPadding(const Axis& axis) { return axis.pad_begin > 0 || axis.pad_end > 0; }
 
@@ -58,7 +60,7 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
 int64_t TaskCount(const ConvLayer& layer, int64_t pixels) {
   const double work = static_cast<double>(pixels) *
                       static_cast<double>(layer.spec.out_channels * layer.bases) *
-                      static_cast<double>(layer.bit_planes * layer.window_words);
+                      (static_cast<double>(layer.bit_planes * layer.window_words) + kOutputWordOps);
   if (work < kMinSharedWordOps) return 1;
   return static_cast<int64_t>(std::min(work / kTaskWordOps, kMaxTasks));
 }
