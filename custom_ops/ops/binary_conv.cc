@@ -222,7 +222,8 @@ BinaryConvLevels::BinaryConvLevels(const NodeInfo& node, const ConvNode& conv)
 const OpSchema BinaryConvResidual::kSchema = {
     "BinaryConvResidual",
     {kOrtUint32, kOrtUint32, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat},
-    {kOrtFloat, kOrtUint32}};
+    {kOrtFloat, kOrtUint32},
+    5};
 
 BinaryConvResidual::BinaryConvResidual(const NodeInfo& node)
     : BinaryConvResidual(node, ConvNode(node, 4)) {}

@@ -1,6 +1,7 @@
 // The slice of ONNX Runtime's C ABI that this library calls, declared by hand so that the build
 // needs no download: the onnxruntime wheel ships no headers. The table of functions is append-only,
-// a slot never moves once released, and every slot below exists since API version 17.
+// a slot never moves once released, and every slot below exists since API version 17. What
+// is asked for is 18, whose runtimes call GetMayInplace.
 
 #ifndef BNN_DEPLOY_ORT_ABI_H_
 #define BNN_DEPLOY_ORT_ABI_H_
@@ -10,8 +11,8 @@
 
 extern "C" {
 
-constexpr uint32_t kOrtApiVersion = 17;
-constexpr const char* kOrtOldestRelease = "1.17";
+constexpr uint32_t kOrtApiVersion = 18;
+constexpr const char* kOrtOldestRelease = "1.18";
 
 struct OrtStatus;
 struct OrtSessionOptions;
@@ -151,8 +152,10 @@ struct OrtCustomOp {
   OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp* op, OrtShapeInferContext* context);
   int (*GetStartVersion)(const OrtCustomOp* op);
   int (*GetEndVersion)(const OrtCustomOp* op);
-  void* GetMayInplace;
-  void* ReleaseMayInplace;
+  // The number of pairs (*inputs)[i], (*outputs)[i]: output (*outputs)[i] may take the memory of
+  // input (*inputs)[i], which the runtime allows where nothing reads that input later.
+  size_t (*GetMayInplace)(int** inputs, int** outputs);
+  void (*ReleaseMayInplace)(int* inputs, int* outputs);
   void* GetAliasMap;
   void* ReleaseAliasMap;
 };

@@ -113,6 +113,8 @@ struct OpSchema {
   const char* name;
   std::vector<OrtElementType> inputs;
   std::vector<OrtElementType> outputs;
+  // An input of the shape and type of output 0, whose memory output 0 may take; -1: none.
+  int in_place = -1;
 };
 
 // The kernel object that onnxruntime holds for a node.
@@ -175,6 +177,15 @@ const OrtCustomOp* DefineOp() {
     };
     d.GetStartVersion = [](const OrtCustomOp*) { return 1; };
     d.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+    if (Op::kSchema.in_place >= 0) {
+      d.GetMayInplace = [](int** inputs, int** outputs) -> size_t {
+        static int input = Op::kSchema.in_place, output = 0;
+        *inputs = &input;
+        *outputs = &output;
+        return 1;
+      };
+      d.ReleaseMayInplace = [](int*, int*) {};
+    }
     return d;
   }();
   return &op;

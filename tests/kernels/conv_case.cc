@@ -14,6 +14,10 @@ std::mt19937& Random() {
   return random;
 }
 
+bool AddsResidual(Epilogue epilogue) {
+  return epilogue == Epilogue::kResidual || epilogue == Epilogue::kInPlace;
+}
+
 int64_t Bit(const uint32_t* words, int64_t index) { return words[index / 32] >> (index % 32) & 1; }
 
 }  // namespace
@@ -81,7 +85,7 @@ ConvDriver ConvCase::MakeDriver(const Isa& isa, Epilogue epilogue) const {
   if (epilogue == Epilogue::kBits) {
     return ConvDriver(isa, spec, weights.data(), threshold.data());
   }
-  const float* const limit = epilogue == Epilogue::kResidual ? float_threshold.data() : nullptr;
+  const float* const limit = AddsResidual(epilogue) ? float_threshold.data() : nullptr;
   return ConvDriver(isa, spec, weights.data(), FloatConstants{scale.data(), bias.data(), limit});
 }
 
@@ -89,25 +93,27 @@ ConvResult ConvCase::Run(const Isa& isa, Epilogue epilogue) const {
   return Run(MakeDriver(isa, epilogue), epilogue);
 }
 
-ConvResult ConvCase::Run(const ConvDriver& driver, Epilogue epilogue) const {
+ConvResult ConvCase::Run(const ConvDriver& driver, Epilogue epilogue,
+                         const TaskRunner& runner) const {
   const int64_t pixels = batch * out_height * out_width;
   const BitBatch images{input.data(), batch, height, width};
   ConvResult result;
-  if (epilogue == Epilogue::kBits || epilogue == Epilogue::kResidual) {
+  if (epilogue == Epilogue::kBits || AddsResidual(epilogue)) {
     result.bits.assign(static_cast<size_t>(pixels * WordsForBits(spec.out_channels)), ~0u);
   }
   if (epilogue == Epilogue::kBits) {
-    driver.Run(images, result.bits.data(), OneThread());
+    driver.Run(images, result.bits.data(), runner);
     return result;
   }
   result.floats.assign(static_cast<size_t>(pixels * spec.out_channels), -1e9f);
+  if (epilogue == Epilogue::kInPlace) result.floats = residual;
   FloatOutput output{result.floats.data(), nullptr, nullptr};
   if (epilogue == Epilogue::kFactor) output.factor = factor.data();
-  if (epilogue == Epilogue::kResidual) {
-    output.residual = residual.data();
+  if (AddsResidual(epilogue)) {
+    output.residual = epilogue == Epilogue::kInPlace ? output.out : residual.data();
     output.bits = result.bits.data();
   }
-  driver.Run(images, output, OneThread());
+  driver.Run(images, output, runner);
   return result;
 }
 
@@ -120,7 +126,7 @@ ConvResult ConvCase::Reference(Epilogue epilogue) const {
   const int64_t out_words = WordsForBits(spec.out_channels);
   ConvResult result;
   const int64_t image_pixels = out_height * out_width;
-  const bool gives_bits = epilogue == Epilogue::kBits || epilogue == Epilogue::kResidual;
+  const bool gives_bits = epilogue == Epilogue::kBits || AddsResidual(epilogue);
   if (gives_bits) result.bits.assign(static_cast<size_t>(batch * image_pixels * out_words), 0);
   for (int64_t n = 0; n < batch; ++n) {
     for (int64_t o = 0; o < spec.out_channels; ++o) {
@@ -156,7 +162,7 @@ ConvResult ConvCase::Reference(Epilogue epilogue) const {
         if (epilogue == Epilogue::kFactor) {
           y *= factor[static_cast<size_t>(n * image_pixels + pixel)];
         }
-        if (epilogue == Epilogue::kResidual) y += residual[static_cast<size_t>(at)];
+        if (AddsResidual(epilogue)) y += residual[static_cast<size_t>(at)];
         if (epilogue != Epilogue::kBits) result.floats.push_back(y);
         const bool bit =
             epilogue == Epilogue::kBits ? acc >= threshold[channel] : y >= float_threshold[channel];

@@ -24,10 +24,11 @@ std::vector<uint32_t> RandomBits(int64_t rows, int64_t bits);
 // In [low, high].
 std::vector<float> RandomFloats(int64_t count, float low, float high);
 
-// What the driver writes: y alone, y times a factor, y + residual beside bits, or bits alone.
-enum class Epilogue { kFloat, kFactor, kResidual, kBits };
+// What the driver writes: y alone, y times a factor, y + residual beside bits, the same to where
+// the residual lies, or bits alone.
+enum class Epilogue { kFloat, kFactor, kResidual, kInPlace, kBits };
 constexpr Epilogue kEpilogues[] = {Epilogue::kFloat, Epilogue::kFactor, Epilogue::kResidual,
-                                   Epilogue::kBits};
+                                   Epilogue::kInPlace, Epilogue::kBits};
 
 struct ConvResult {
   std::vector<float> floats;
@@ -43,7 +44,8 @@ struct ConvCase {
   std::string Text(Epilogue epilogue) const;
   ConvDriver MakeDriver(const Isa& isa, Epilogue epilogue) const;
   ConvResult Run(const Isa& isa, Epilogue epilogue) const;
-  ConvResult Run(const ConvDriver& driver, Epilogue epilogue) const;
+  ConvResult Run(const ConvDriver& driver, Epilogue epilogue,
+                 const TaskRunner& runner = OneThread()) const;
   // By the formulas of ops/binary_conv.h.
   ConvResult Reference(Epilogue epilogue) const;
 

@@ -133,7 +133,7 @@ TEST(EveryTailOfPixelsInPlanes) {
 // The same check, with one bit of the weights flipped.
 TEST(AFlippedWeightShows) {
   for (const ConvCase& one : ManyKinds()) {
-    for (const Epilogue epilogue : {Epilogue::kFloat, Epilogue::kResidual}) {
+    for (const Epilogue epilogue : {Epilogue::kFloat, Epilogue::kResidual, Epilogue::kInPlace}) {
       const ConvResult expected = one.Run(Scalar(), epilogue);
       for (const Isa* isa : AvailableIsas()) {
         ConvCase flipped = one;

@@ -18,6 +18,42 @@ ConvCase OfSize(const ConvCase& one, int64_t height, int64_t width) {
   return other;
 }
 
+// Runs the last task first.
+class Backwards : public TaskRunner {
+ public:
+  void Run(size_t count, void (*task)(void*, size_t), void* data) const override {
+    tasks += count;
+    for (size_t i = count; i > 0; --i) task(data, i - 1);
+  }
+  mutable size_t tasks = 0;
+};
+
+// Layers that take some 15 microseconds and more are split, by pixels and by channels, and no task
+// needs what another one writes.
+TEST(TasksStandAlone) {
+  for (const ConvCase& one : {ConvCase({192, 1, 96, kPoint, kPoint, {}}, 1, 32, 32),
+                              ConvCase({64, 1, 128, kPadded3, kPadded3, {}}, 2, 9, 9),
+                              ConvCase({70, 2, 66, kPadded3, kPadded3, {}}, 1, 17, 19)}) {
+    for (const Epilogue epilogue : kEpilogues) {
+      const ConvResult expected = one.Run(*AvailableIsas().back(), epilogue);
+      for (const Isa* isa : AvailableIsas()) {
+        const Backwards runner;
+        CHECK_IN(Same(one.Run(one.MakeDriver(*isa, epilogue), epilogue, runner), expected),
+                 isa->name + (": " + one.Text(epilogue)));
+        CHECK_IN(runner.tasks >= 4, one.Text(epilogue));
+      }
+    }
+  }
+}
+
+// Waking a thread takes longer than this.
+TEST(SmallLayersAreNotSplit) {
+  const ConvCase one({192, 1, 96, kPoint, kPoint, {}}, 1, 16, 16);
+  const Backwards runner;
+  one.Run(one.MakeDriver(*AvailableIsas().front(), Epilogue::kBits), Epilogue::kBits, runner);
+  CHECK(runner.tasks == 0);
+}
+
 TEST(AlternatingSizesMakeTwoPlans) {
   const Isa& isa = *AvailableIsas().front();
   const ConvCase small(kSpec, 1, 5, 6);

@@ -415,7 +415,7 @@ def test_an_unknown_isa_is_an_error(isa: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_onnxruntime_that_is_too_old_is_named() -> None:
-    """A runtime of API version 16: it knows no table 17, and an older table can still make a status."""
+    """A runtime of API version 17: it knows no table 18, and an older table can still make a status."""
     texts = []
     get_api_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
     get_version_type = ctypes.CFUNCTYPE(ctypes.c_char_p)
@@ -433,10 +433,10 @@ def test_an_onnxruntime_that_is_too_old_is_named() -> None:
 
     api = OrtApi(create_status_type(create_status))
     base = OrtApiBase(
-        get_api_type(lambda version: ctypes.addressof(api) if version <= 16 else None),
-        get_version_type(lambda: b"1.16.3"),
+        get_api_type(lambda version: ctypes.addressof(api) if version <= 17 else None),
+        get_version_type(lambda: b"1.17.3"),
     )
     register = ctypes.CDLL(str(library_path())).RegisterCustomOps
     register.restype = ctypes.c_void_p
     assert register(None, ctypes.byref(base)) == 1234
-    assert texts == ["bnn_deploy needs onnxruntime 1.17 or later (C API version 17), but this is onnxruntime 1.16.3"]
+    assert texts == ["bnn_deploy needs onnxruntime 1.18 or later (C API version 18), but this is onnxruntime 1.17.3"]
