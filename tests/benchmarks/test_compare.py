@@ -6,21 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
-import compare
 import numpy as np
 import onnx
 import pytest
+from comparison.measuring import cold_starts, measure_threads
+from comparison.results import FLOAT, INT8, LARQ, OPENVINO, OURS, Result, relative_errors
+from comparison.workers import BENCHMARKS, Worker, WorkerError, Workers
+from comparison.workloads import LAYER_TOLERANCE, NETWORK_SHARE, NETWORK_TOLERANCE, layer_workload
 from onnx import TensorProto, helper, numpy_helper
 from peers.ort import load as load_ort
 from peers.plan import Plan, Step, fold_affine_into_sign, load_plan, read_onnx, same_pads
 from peers.plan import use_tensorflow_padding as move_padding
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.runtime.session import load_session
-
-BENCHMARKS = Path(__file__).parent
+from bnn_deploy.runtime.session import library_info, load_session
 
 
 @pytest.fixture(scope="module")
@@ -41,51 +44,78 @@ def environment() -> dict[str, str]:
 
 def test_quick_run_measures_and_checks_every_engine_of_onnxruntime(quick_run: Path) -> None:
     record = json.loads((quick_run / "record.json").read_text())
-    results = {(r["batch"], r["engine"]): compare.Result(**r) for r in record["results"]}
+    results = {(r["batch"], r["engine"]): Result(**r) for r in record["results"]}
     for batch in (1, 3):
-        for engine in (compare.OURS, compare.FLOAT, compare.INT8):
+        for engine in (OURS, FLOAT, INT8):
             result = results[batch, engine]
             assert result.right
             assert 0 < result.p10_ms <= result.median_ms <= result.p90_ms
             assert result.runs >= 3
-    assert max(results[1, compare.OURS].errors) > 0  # not the reference compared with itself
+    assert max(results[1, OURS].errors) > 0  # not the reference compared with itself
     peers = {engine for _, engine in results} | set(record["left_out"])
-    assert {compare.OPENVINO, compare.LARQ} <= peers
+    assert {OPENVINO, LARQ} <= peers
 
 
 def test_page_holds_exactly_what_was_printed(quick_run: Path) -> None:
     printed, page = (quick_run / "report.md").read_text(), (quick_run / "page.md").read_text()
     assert page.endswith("## Results\n\n" + printed.rstrip() + "\n")
     assert "| 3x3, 40@4x4 |" in printed and "right" in printed
+    assert "benchmarks.svg" not in page and not list(quick_run.glob("*.svg"))  # a picture is of networks
     assert str(quick_run) not in page
 
 
+def test_every_number_of_threads_and_every_cold_start_has_a_process(tmp_path: Path) -> None:
+    workload = layer_workload("40@4", tmp_path)
+    model = onnx.load(workload.candidate(OURS).model)
+    (words,) = (w for w in model.graph.initializer if w.data_type == TensorProto.UINT32)
+    flipped = numpy_helper.to_array(words).copy()
+    flipped.flat[0] ^= 1
+    words.CopyFrom(numpy_helper.from_array(flipped, words.name))
+    onnx.save(model, tmp_path / "flipped.onnx")
+    wrong = replace(workload.candidate(OURS), model=tmp_path / "flipped.onnx")
+    candidates = [wrong if c.engine == OURS else c for c in workload.candidates]
+    with closing(Workers(sys.executable)) as workers:
+        isa = library_info().isas[-1]
+        results, failed = measure_threads(
+            replace(workload, candidates=candidates), 1, [1, 2], isa, 1, workers, tmp_path
+        )
+        starts = cold_starts(workload, [OURS, FLOAT], isa, 1, workers, tmp_path)
+    assert not failed
+    assert {(r.engine, r.isa, r.threads, r.right) for r in results} == {
+        (engine, name, threads, right)
+        for engine, name, right in ((OURS, isa, False), (FLOAT, "", True))
+        for threads in (1, 2)
+    }
+    assert [start.engine for start in starts] == [OURS, FLOAT]
+    assert all(start.load_ms > 0 and start.added_mb > 0 and start.before_mb > 10 for start in starts)
+
+
 def test_missing_peer_is_left_out_with_the_reason() -> None:
-    worker = compare.Worker(sys.executable, [str(BENCHMARKS)])
-    with pytest.raises(compare.WorkerError, match="no_such_engine"):
-        worker.ask("versions", engine="no_such_engine")
-    with pytest.raises(compare.WorkerError, match="KeyError"):  # and the worker survives
+    worker = Worker(sys.executable, [str(BENCHMARKS)])
+    with pytest.raises(WorkerError, match="no_such_engine"):
+        worker.ask("versions", module="no_such_engine")
+    with pytest.raises(WorkerError, match="KeyError"):  # and the worker survives
         worker.ask("time", name="nothing", warm_ms=0, timed_ms=0)
     worker.close()
 
 
 def test_worker_that_dies_says_how() -> None:
-    worker = compare.Worker(sys.executable, ["/nowhere"])
-    with pytest.raises(compare.WorkerError, match="No module named"):
-        worker.ask("versions", engine="ort")
+    worker = Worker(sys.executable, ["/nowhere"])
+    with pytest.raises(WorkerError, match="No module named"):
+        worker.ask("versions", module="ort")
     worker.close()
 
 
 def judged(y: np.ndarray, reference: np.ndarray, tolerance: float, share: float) -> bool:
-    errors = compare.relative_errors(y, reference)
+    errors = relative_errors(y, reference)
     assert len(errors) == len(reference)
-    return compare.Result("", "network", 1, compare.OURS, 1.0, 1.0, 1.0, 1, errors, tolerance, share).right
+    return Result("", "network", 1, OURS, "", 1, 1.0, 1.0, 1.0, 1, errors, tolerance, share).right
 
 
 def test_values_are_right_up_to_rounding_and_a_flipped_sign() -> None:
     rng = np.random.default_rng(0)
     reference = rng.standard_normal((8, 10, 4, 4)).astype(np.float32)
-    layer, network = (compare.LAYER_TOLERANCE, 1.0), (compare.NETWORK_TOLERANCE, compare.NETWORK_SHARE)
+    layer, network = (LAYER_TOLERANCE, 1.0), (NETWORK_TOLERANCE, NETWORK_SHARE)
     rounded = reference * np.float32(1 + 1e-6)
     assert judged(rounded, reference, *layer) and judged(rounded, reference, *network)
     flipped = reference.copy()
@@ -95,7 +125,7 @@ def test_values_are_right_up_to_rounding_and_a_flipped_sign() -> None:
 
 def test_values_are_wrong_where_one_channel_is() -> None:
     reference = np.random.default_rng(0).standard_normal((8, 10, 4, 4)).astype(np.float32)
-    network = (compare.NETWORK_TOLERANCE, compare.NETWORK_SHARE)
+    network = (NETWORK_TOLERANCE, NETWORK_SHARE)
     one_channel = reference.copy()
     one_channel[:, 3] += 0.01
     assert not judged(one_channel, reference, *network)

@@ -31,10 +31,14 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("larq-compute-engine", "larq")} | {"tensorflow": tf.__version__}
 
 
+def export(plan: Path, batch: int, output: Path) -> None:
+    """Write a plan as Larq's .tflite file, for a fixed batch."""
+    output.write_bytes(larq_compute_engine.convert_keras_model(build(load_plan(plan), batch)))
+
+
 def load(model: Path, *, batch: int, threads: int) -> Interpreter:
-    """Build and convert a plan for a fixed batch."""
-    keras = build(load_plan(model), batch)
-    return Interpreter(larq_compute_engine.convert_keras_model(keras), threads)
+    """Read what `export` wrote for this batch."""
+    return Interpreter(model.read_bytes(), threads)
 
 
 class Interpreter:

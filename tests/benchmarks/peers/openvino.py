@@ -23,16 +23,21 @@ def versions() -> dict[str, str]:
     return {"openvino": openvino.get_version().split("-")[0], "numpy (OpenVINO's and Larq's process)": np.__version__}
 
 
+def export(plan: Path, batch: int, output: Path) -> None:
+    """Write a plan as OpenVINO's files, .xml and .bin, for a fixed batch."""
+    model = build(fold_affine_into_sign(load_plan(plan)), batch)
+    openvino.save_model(model, output, compress_to_fp16=False)
+
+
 def load(model: Path, *, batch: int, threads: int) -> Request:
-    """Build and compile a plan for a fixed batch."""
-    plan = fold_affine_into_sign(load_plan(model))
+    """Read and compile what `export` wrote for this batch."""
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(threads),
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    return Request(openvino.Core().compile_model(build(plan, batch), "CPU", settings))
+    return Request(openvino.Core().compile_model(model, "CPU", settings))
 
 
 class Request:
