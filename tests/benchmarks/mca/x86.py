@@ -1,0 +1,56 @@
+"""The inner loops of the x86-64 units of a built library."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from bnn_deploy.errors import InputError
+from mca.listing import Instruction, count
+
+LONGEST = 600  # instructions of a loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How a unit's loop is known: the loop with the most `marks` among those with registers `of`.
+
+    It does `macs` binary multiply-accumulates per instruction `counted`.
+    """
+
+    marks: str
+    of: str
+    counted: str
+    macs: int
+
+
+SHAPES = {
+    "avx2": Shape("vpavgb", "%ymm", "vpshufb", 256),  # a nibble of 32 channels of two pixels
+    "avx512bw": Shape("vpternlogd", "%zmm", "vpshufb", 8192),  # of 32 bytes of 64 channels, counted by two lookups
+    "avx512": Shape("vpopcntd", "%zmm", "vpopcntd", 512),  # a word of 16 channels
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitLoop:
+    code: list[Instruction]
+    macs: int  # per iteration
+
+
+def find_loop(code: Sequence[Instruction], unit: str) -> UnitLoop:
+    """The largest innermost loop of a unit. A loop may branch forwards, around work for the next iteration."""
+    shape = SHAPES[unit]
+    index = {instruction.address: i for i, instruction in enumerate(code)}
+    found: list[list[Instruction]] = []
+    for last, instruction in enumerate(code):
+        first = index.get(instruction.target) if instruction.target is not None else None
+        if first is None or not first < last < first + LONGEST:
+            continue
+        loop = list(code[first : last + 1])
+        backwards = [i for i in loop if i.target is not None and i.target <= i.address]
+        if len(backwards) == 1 and count(loop, shape.marks) and any(shape.of in i.operands for i in loop):
+            found.append(loop)
+    if not found:
+        raise InputError(f"no loop of the unit {unit}, with {shape.marks} and registers {shape.of}")
+    loop = max(found, key=lambda each: count(each, shape.marks))
+    return UnitLoop(loop, shape.macs * count(loop, shape.counted))
