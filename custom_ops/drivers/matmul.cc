@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/buffer.h"
+#include "base/popcount.h"
 #include "base/scratch.h"
 #include "drivers/conv/input.h"
 #include "drivers/conv/layer.h"
@@ -24,9 +25,9 @@ void FillInitial(const ConvLayer& layer, const uint32_t* b, int32_t* initial) {
   const int32_t highest = (1 << layer.spec.level_bits) - 1;
   for (const ChannelTile& tile : layer.tiles) {
     for (int64_t o = 0; o < tile.channels; ++o) {
-      int32_t ones = 0;
-      for (int64_t k = 0; k < layer.group_words; ++k) ones += __builtin_popcount(*b++);
+      const auto ones = static_cast<int32_t>(PopCount(b, layer.group_words));
       initial[tile.table_offset + o] = -highest * ones;
+      b += layer.group_words;
     }
   }
 }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 #include <set>
 
 #include "check.h"
@@ -50,6 +51,30 @@ TEST(GatheredWindowsAreWholeGranules) {
   CHECK(layer.window_words == 4);
   CHECK(Words(PackWeights(layer, kThreeChannels), layer) ==
         std::vector<uint32_t>({10, 11, 20, 21, 12, 0, 22, 0}));
+}
+
+TEST(BytesOfManyChannelsAlternate) {
+  for (const bool together : {false, true}) {
+    const Isa isa = WithLayout(32, 1, false, together);
+    for (const int64_t channels : {1, 8, 45, 64}) {
+      const ConvLayer layer(isa, RowOfThree(channels));
+      constexpr int64_t kWords = 3, kBytes = 4 * kWords;
+      const std::vector<uint32_t> weights = RandomBits(channels * kWords, 32);
+      const auto* const from = reinterpret_cast<const uint8_t*>(weights.data());
+      const int64_t width = 32 * (together ? layer.tiles[0].blocks : 1);
+      std::vector<uint8_t> expected(static_cast<size_t>(layer.weights_size) * 4, 0);
+      for (int64_t o = 0; o < channels; ++o) {
+        for (int64_t k = 0; k < kBytes; ++k) {
+          expected[static_cast<size_t>(o / width * width * kBytes + k * width + o % width)] =
+              from[o * kBytes + k];
+        }
+      }
+      const Buffer<uint32_t> packed = PackWeights(layer, weights.data());
+      CHECK(std::memcmp(packed.data(), expected.data(), expected.size()) == 0);
+      expected.back() ^= 1;
+      CHECK(std::memcmp(packed.data(), expected.data(), expected.size()) != 0);
+    }
+  }
 }
 
 TEST(PlaneWeightsAreSixChannelsTogether) {

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/popcount.h"
+
 namespace bnn_deploy {
 namespace {
 
@@ -22,20 +24,6 @@ void CopyBits(const uint32_t* from, int64_t first, int64_t count, uint32_t* to) 
     if (shift + bits > 32) word |= from[1] << (32 - shift);
     *to = bits == 32 ? word : word & ((1u << bits) - 1);
   }
-}
-
-// The number of bits that are 1. Without the instruction for it, this is faster than the builtin.
-uint32_t PopCount(const uint32_t* words, int64_t count) {
-  uint32_t total = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t x = words[i];
-    x -= (x >> 1) & 0x55555555u;
-    x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
-    x = (x + (x >> 4)) & 0x0f0f0f0fu;
-    x += x >> 8;
-    total += (x + (x >> 16)) & 0x3fu;
-  }
-  return total;
 }
 
 // One row of the padded copy, [padded_width][group_words]. row: counted through all slices.

@@ -1,12 +1,57 @@
 #include "drivers/conv/weights.h"
 
 #include <algorithm>
+#include <cstring>
+
+#include "base/popcount.h"
 
 namespace bnn_deploy {
+namespace {
+
+constexpr int64_t kSide = 8;
+
+// Byte i of rows[j] becomes byte j of rows[i].
+void Transpose(uint64_t* rows) {
+  constexpr uint64_t kLowHalves[] = {0x00ff00ff00ff00ff, 0x0000ffff0000ffff, 0x00000000ffffffff};
+  for (int64_t stage = 2; stage >= 0; --stage) {
+    const int64_t distance = int64_t{1} << stage;
+    for (int64_t i = 0; i < kSide; ++i) {
+      if (i & distance) continue;
+      const uint64_t swapped =
+          ((rows[i] >> (8 * distance)) ^ rows[i + distance]) & kLowHalves[stage];
+      rows[i] ^= swapped << (8 * distance);
+      rows[i + distance] ^= swapped;
+    }
+  }
+}
+
+// PackWeights of a tile for a unit with a granule of one byte, of which those of `width` channels
+// alternate: eight bytes of eight channels at a time.
+void PackBytes(const ConvLayer& layer, const ChannelTile& tile, const uint32_t* weights,
+               int64_t width, uint8_t* packed) {
+  const int64_t words = layer.spec.taps() * layer.group_words;
+  for (int64_t o = 0; o < tile.channels; o += kSide) {
+    uint8_t* to = packed + o / width * width * layer.window_words * 4 + o % width;
+    const int64_t channels = std::min(kSide, tile.channels - o);
+    const uint32_t* from[kSide];
+    for (int64_t c = 0; c < channels; ++c) from[c] = weights + layer.Row(tile, o + c) * words;
+    for (int64_t k = 0; k < words; k += 2) {
+      const int64_t bytes = 4 * std::min<int64_t>(2, words - k);
+      uint64_t rows[kSide] = {};
+      for (int64_t c = 0; c < channels; ++c) {
+        std::memcpy(&rows[c], from[c] + k, static_cast<size_t>(bytes));
+      }
+      Transpose(rows);
+      for (int64_t i = 0; i < bytes; ++i, to += width) std::memcpy(to, &rows[i], kSide);
+    }
+  }
+}
+
+}  // namespace
 
 Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights) {
-  Buffer<uint32_t> packed(layer.weights_size, 0);
-  PackWeights(layer, weights, packed.data());
+  Buffer<uint32_t> packed;
+  PackWeights(layer, weights, packed.Reserve(layer.weights_size));
   return packed;
 }
 
@@ -23,17 +68,16 @@ void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out)
     auto* const packed = reinterpret_cast<uint8_t*>(out + tile.weights_offset);
     // The number of channels whose pieces alternate.
     const int64_t width = isa.channel_block * (isa.blocks_together ? tile.blocks : 1);
+    if (isa.granule == 1 && !layer.encodes && width % kSide == 0) {
+      PackBytes(layer, tile, weights, width, packed);
+      continue;
+    }
     for (int64_t o = 0; o < tile.channels; ++o) {
       std::copy_n(weights + layer.Row(tile, o) * words, words, row.begin());
       std::fill(row.data() + words, row.data() + row.size(), 0u);
       if (layer.encodes) isa.encode(row.data(), layer.window_words, true);
       const auto* const from = reinterpret_cast<const uint8_t*>(row.data());
       uint8_t* const to = packed + o / width * width * layer.window_words * 4;
-      if (isa.granule == 1) {  // as below, without its divisions: a third of a small product's time
-        uint8_t* byte = to + o % width;
-        for (int64_t k = 0; k < layer.window_words * 4; ++k, byte += width) *byte = from[k];
-        continue;
-      }
       for (int64_t k = 0; k < layer.window_words * 4;) {
         int64_t piece = isa.granule;
         while (piece > run_words * 4 - k % (run_words * 4)) piece /= 2;
@@ -84,9 +128,8 @@ TapBits::TapBits(const ConvLayer& layer, const uint32_t* weights)
       for (int64_t y = 0; y < rows_; ++y) {
         int32_t row_sum = 0;  // of this slice's row, up to column x
         for (int64_t x = 0; x < columns_; ++x) {
-          for (int64_t k = 0; k < layer.group_words; ++k) {
-            row_sum += __builtin_popcount(*weights++);
-          }
+          row_sum += static_cast<int32_t>(PopCount(weights, layer.group_words));
+          weights += layer.group_words;
           const int64_t above = y * stride + x + 1;
           const int64_t here = above + stride;
           sums[here] = front[here] + sums[above] - front[above] + row_sum;
