@@ -1,6 +1,7 @@
 // Every unit that this machine can run against the scalar one, and that against the formulas: at
 // every length up to two of the widest vectors plus one, beside corruptions that must show.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -127,6 +128,43 @@ TEST(EveryTailOfPixelsInPlanes) {
   for (int64_t tail = 0; tail <= 2 * kVectorFloats + 1; ++tail) {
     const ConvCase one({40, 1, 2 + tail % 6, kPoint, kPadded3, {}}, 1, 1, 4 * kTilePixels + tail);
     for (const Epilogue epilogue : kEpilogues) CompareWithScalar(one, epilogue);
+  }
+}
+
+void CompareWithReference(const ConvCase& one) {
+  for (const Epilogue epilogue : kEpilogues) {
+    const ConvResult expected = one.Reference(epilogue);
+    for (const Isa* isa : AvailableIsas()) {
+      CHECK_IN(Same(one.Run(*isa, epilogue), expected), isa->name + (": " + one.Text(epilogue)));
+      if (epilogue == Epilogue::kBits) continue;  // a threshold can hide a flipped weight
+      ConvCase flipped = one;
+      flipped.weights.front() ^= 1;
+      CHECK_IN(!Same(flipped.Run(*isa, epilogue), expected), isa->name);
+    }
+  }
+}
+
+// Groups of one channel, which share words.
+TEST(DepthwiseLayersAtEveryTail) {
+  const Axis strided{3, 2, 1, 1, 0}, dilated{2, 1, 2, 2, 1};
+  for (int64_t channels = 2; channels <= 2 * kTileChannels + 1; ++channels) {
+    CompareWithReference(ConvCase({channels, channels, channels, kPoint, kPadded3, {}}, 2, 1, 3));
+  }
+  for (const int64_t channels : {5, 64, 97}) {
+    for (const auto& pad : {std::vector<uint32_t>(), RandomBits(1, channels)}) {
+      CompareWithReference(
+          ConvCase({channels, channels, channels, kPadded3, kPadded3, pad}, 2, 9, 8));
+      CompareWithReference(
+          ConvCase({channels, channels, channels, strided, dilated, pad}, 2, 9, 8));
+    }
+    CompareWithReference(ConvCase({channels, channels, channels, kPoint, kPoint, {}}, 1, 8, 9));
+  }
+  // The most taps that a byte counts, and one more.
+  for (const int64_t taps : {kMaxDepthwiseTaps, kMaxDepthwiseTaps + 1}) {
+    ConvCase one({3, 3, 3, kPoint, {taps, 1, 1, 0, 0}, {}}, 1, 1, taps + 1);
+    std::fill(one.weights.begin(), one.weights.end(), 1u);
+    std::fill(one.input.begin(), one.input.end(), 0u);
+    CompareWithReference(one);
   }
 }
 

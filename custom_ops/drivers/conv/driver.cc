@@ -154,7 +154,7 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
       split_channels ? std::min(CeilDiv(wanted, pixel_parts), channel_tiles) : 1;
 
   const bool gathers =
-      layer_.encodes || (layer_.isa.gathers &&
+      layer_.encodes || (layer_.isa.gathers && !layer_.depthwise &&
                          !(plan.run_offsets.size() == 1 && plan.run_words == layer_.window_words));
   const int64_t gathered_tiles =
       kMaxGatheredWords / (kTilePixels * layer_.bit_planes * layer_.window_words);
@@ -206,7 +206,7 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
 }
 
 bool ConvDriver::GroupsAreWholeWords() const {
-  return layer_.spec.group == 1 || layer_.spec.out_channels / layer_.spec.group % 32 == 0;
+  return layer_.input_groups == 1 || layer_.spec.out_channels / layer_.spec.group % 32 == 0;
 }
 
 // Calls fill(to, stride), which writes the words of a tile's pixels, either into `out`,
@@ -220,7 +220,6 @@ void ConvDriver::WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out,
   if (GroupsAreWholeWords()) return fill(to + tile.channel / 32, words);
   // One task merges the groups that share words, into words that it clears first.
   if (tile.channel == 0) std::fill_n(to, count * words, 0u);
-  constexpr int64_t kTileWords = kTileChannels / 32;
   uint32_t bits[kTilePixels * kTileWords];
   fill(bits, kTileWords);
   for (int64_t p = 0; p < count; ++p) {
@@ -239,7 +238,11 @@ void ConvDriver::Run(const BitBatch& input, uint32_t* out, const TaskRunner& run
           part.sums = sums;
           WriteBits(tile, Range{begin, begin + part.pixels}, out,
                     [&](uint32_t* to, int64_t stride) {
-                      layer_.isa.accumulate_bits({part, to, stride});
+                      if (!layer_.depthwise) {
+                        return layer_.isa.accumulate_bits({part, to, stride});
+                      }
+                      AccumulateDepthwise(tile, part);
+                      SignsOfSums(tile, part, to, stride);
                     });
         });
       });
@@ -327,6 +330,8 @@ void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
       for (int64_t pass = 0; pass < passes; ++pass, part.windows += kBlockPixels) {
         if (bases) {
           layer_.isa.accumulate(part);
+        } else if (layer_.depthwise) {
+          AccumulateDepthwise(tile, part);
         } else {
           Accumulate(layer_, part);
         }

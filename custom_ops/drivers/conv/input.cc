@@ -1,6 +1,7 @@
 #include "drivers/conv/input.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -13,6 +14,17 @@ constexpr int64_t kMinCopyTaskWords = int64_t{1} << 16;
 constexpr int64_t kMaxCopyTasks = 256;
 // The contract does not limit pads, but memory does.
 constexpr int64_t kMaxPaddedWords = int64_t{1} << 31;
+
+// bytes[b]: byte i is bit i of b.
+struct Spread {
+  constexpr Spread() {
+    for (uint64_t b = 0; b < 256; ++b) {
+      for (uint64_t i = 0; i < 8; ++i) bytes[b] |= (b >> i & 1) << (8 * i);
+    }
+  }
+  uint64_t bytes[256] = {};
+};
+constexpr Spread kSpread;
 
 // Copies `count` bits that begin at bit `first` of `from`; the unused bits of the last word are 0.
 void CopyBits(const uint32_t* from, int64_t first, int64_t count, uint32_t* to) {
@@ -30,14 +42,15 @@ void CopyBits(const uint32_t* from, int64_t first, int64_t count, uint32_t* to) 
 void CopyRow(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input, int64_t image,
              int64_t plane, int64_t group, int64_t row, uint32_t* out) {
   const ConvSpec& spec = layer.spec;
-  const int64_t words = layer.group_words;
+  const int64_t words = layer.input_words;
+  const int64_t channels = spec.channels / layer.input_groups;
   const auto pad = [&](int64_t pixels) {
     if (spec.pad_bits.empty()) {
       out = std::fill_n(out, pixels * words, 0u);
       return;
     }
     for (int64_t i = 0; i < pixels; ++i, out += words) {
-      CopyBits(spec.pad_bits.data(), group * layer.group_channels, layer.group_channels, out);
+      CopyBits(spec.pad_bits.data(), group * channels, channels, out);
     }
   };
   const int64_t z = row / plan.padded_height - spec.depth.pad_begin;
@@ -47,15 +60,15 @@ void CopyRow(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input
   const uint32_t* from =
       input.data + from_row * input.width * layer.pixel_words + plane * WordsForBits(spec.channels);
   pad(spec.width.pad_begin);
-  if (spec.group == 1 && layer.bit_planes == 1) {
+  if (layer.input_groups == 1 && layer.bit_planes == 1) {
     out = std::copy_n(from, input.width * words, out);
-  } else if (spec.group == 1) {
+  } else if (layer.input_groups == 1) {
     for (int64_t x = 0; x < input.width; ++x, from += layer.pixel_words) {
       out = std::copy_n(from, words, out);
     }
   } else {
     for (int64_t x = 0; x < input.width; ++x, from += layer.pixel_words, out += words) {
-      CopyBits(from, group * layer.group_channels, layer.group_channels, out);
+      CopyBits(from, group * channels, channels, out);
     }
   }
   pad(spec.width.pad_end);
@@ -64,7 +77,7 @@ void CopyRow(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input
 // The number of words of the padded input's copy, or of its planes. rows: of an image.
 int64_t PaddedSize(const ConvLayer& layer, int64_t batch, int64_t rows, int64_t width) {
   const int64_t size = CheckedProduct(
-      {batch, layer.bit_planes, layer.spec.group, rows, width, layer.group_words}, kPaddedInput);
+      {batch, layer.bit_planes, layer.input_groups, rows, width, layer.input_words}, kPaddedInput);
   if (size > kMaxPaddedWords) {
     throw std::invalid_argument(std::string(kPaddedInput) + " has " + std::to_string(size) +
                                 " words, at most " + std::to_string(kMaxPaddedWords) +
@@ -95,30 +108,30 @@ ConvImage PrepareInput(const ConvLayer& layer, const ConvPlan& plan, const BitBa
     return {input.data,
             input.depth * input.height * row_stride,
             WordsForBits(layer.spec.channels),
-            layer.group_words,
+            layer.input_words,
             input.height * row_stride,
             row_stride,
             layer.pixel_words};
   }
-  const int64_t row_words = plan.padded_width * layer.group_words;
+  const int64_t row_words = plan.padded_width * layer.input_words;
   const int64_t image_rows = plan.padded_depth * plan.padded_height;
-  const int64_t rows = input.batch * layer.bit_planes * layer.spec.group * image_rows;
+  const int64_t rows = input.batch * layer.bit_planes * layer.input_groups * image_rows;
   uint32_t* const padded =
       copy->Reserve(PaddedSize(layer, input.batch, image_rows, plan.padded_width));
   const int64_t tasks = CopyTasks(rows, row_words);
   RunTasks(runner, tasks, [&](int64_t task) {
     const Range range = Part(rows, tasks, task);
     for (int64_t i = range.begin; i < range.end; ++i) {
-      const int64_t image_plane = i / image_rows / layer.spec.group;
+      const int64_t image_plane = i / image_rows / layer.input_groups;
       CopyRow(layer, plan, input, image_plane / layer.bit_planes, image_plane % layer.bit_planes,
-              i / image_rows % layer.spec.group, i % image_rows, padded + i * row_words);
+              i / image_rows % layer.input_groups, i % image_rows, padded + i * row_words);
     }
   });
   const int64_t group_stride = image_rows * row_words;
-  const int64_t plane_stride = layer.spec.group * group_stride;
+  const int64_t plane_stride = layer.input_groups * group_stride;
   return {padded,           layer.bit_planes * plane_stride, plane_stride,
           group_stride,     plan.padded_height * row_words,  row_words,
-          layer.group_words};
+          layer.input_words};
 }
 
 const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input,
@@ -228,6 +241,38 @@ void GatherWindows(const ConvLayer& layer, const ConvPlan& plan, int64_t pixels,
 
 uint32_t* GatherRow(const ConvLayer& layer, const uint32_t* from, uint32_t* row) {
   return EndRow(layer, row, std::copy_n(from, layer.group_words, row));
+}
+
+void AccumulateDepthwise(const ChannelTile& tile, const AccumulateArgs& args) {
+  const int64_t first = tile.channel / 32;
+  const int64_t words = WordsForBits(tile.channels);
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    for (int64_t w = 0; w < words; ++w) {
+      const uint32_t* const window = args.windows[p] + first + w;
+      uint64_t counts[4] = {};  // a byte per channel
+      for (int64_t tap = 0; tap < args.runs; ++tap) {
+        const uint32_t differ = window[args.run_offsets[tap]] ^ args.weights[tap * kTileWords + w];
+        for (int64_t i = 0; i < 4; ++i) counts[i] += kSpread.bytes[differ >> (8 * i) & 0xff];
+      }
+      uint8_t count[32];
+      std::memcpy(count, counts, sizeof(count));
+      const int32_t* const initial = args.initial[p] + args.initial_offset + 32 * w;
+      int32_t* const sums = args.sums + p * kTileChannels + 32 * w;
+      for (int64_t o = 0; o < 32; ++o) sums[o] = initial[o] + count[o];
+    }
+  }
+}
+
+void SignsOfSums(const ChannelTile& tile, const AccumulateArgs& args, uint32_t* out,
+                 int64_t pixel_stride) {
+  for (int64_t p = 0; p < args.pixels; ++p) {
+    for (int64_t w = 0; w < WordsForBits(tile.channels); ++w) {
+      const int32_t* const sums = args.sums + p * kTileChannels + 32 * w;
+      uint32_t bits = 0;
+      for (int64_t o = 0; o < 32; ++o) bits |= static_cast<uint32_t>(sums[o] < 0) << o;
+      out[p * pixel_stride + w] = bits;
+    }
+  }
 }
 
 void Accumulate(const ConvLayer& layer, const AccumulateArgs& args) {

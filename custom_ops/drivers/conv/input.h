@@ -72,6 +72,13 @@ void GatherWindows(const ConvLayer& layer, const ConvPlan& plan, int64_t pixels,
 // The same for one window of a 1x1 kernel, at `from`. Returns the end of the row.
 uint32_t* GatherRow(const ConvLayer& layer, const uint32_t* from, uint32_t* row);
 
+// The sums of a tile of a depthwise layer, whose windows are those of LocatePixels.
+// weights: [taps][kTileWords], bit c % 32 of word c / 32 that of the tile's channel c.
+void AccumulateDepthwise(const ChannelTile& tile, const AccumulateArgs& args);
+// Their signs, as AccumulateBitsFn writes them.
+void SignsOfSums(const ChannelTile& tile, const AccumulateArgs& args, uint32_t* out,
+                 int64_t pixel_stride);
+
 // isa.accumulate over all bit planes. The windows of plane j begin at args.windows + j *
 // kBlockPixels.
 void Accumulate(const ConvLayer& layer, const AccumulateArgs& args);

@@ -31,19 +31,25 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
       bit_planes(std::max<int64_t>({spec.level_bits, spec.planes, 1})),
       bases(std::max<int64_t>(spec.bases, 1)),
       pixel_words(bit_planes * WordsForBits(spec.channels)),
+      depthwise(spec.group > 1 && group_channels == 1 && spec.out_channels == spec.channels &&
+                spec.level_bits == 0 && spec.bases == 0 && spec.taps() <= kMaxDepthwiseTaps),
+      input_groups(depthwise ? 1 : spec.group),
+      input_words(depthwise ? pixel_words : group_words),
       copies_input(HasPadding(spec.depth) || HasPadding(spec.height) || HasPadding(spec.width) ||
-                   (spec.group > 1 && group_channels % 32 != 0) ||
+                   (input_groups > 1 && group_channels % 32 != 0) ||
                    (bit_planes > 1 && spec.width.kernel > 1)),  // separate planes make longer runs
-      rows_are_runs(spec.width.dilation == 1 && (copies_input || pixel_words == group_words)),
-      encodes(isa.encode != nullptr && spec.taps() * group_words >= isa.encoded_words),
-      window_words(
-          RoundUp(spec.taps() * group_words, isa.gathers || encodes ? isa.granule / 4 : 1)),
-      takes_planes(isa.convolve_planes != nullptr && spec.level_bits == 0 && spec.bases == 0 &&
-                   spec.depth.kernel == 1 && !HasPadding(spec.depth) &&
+      rows_are_runs(!depthwise && spec.width.dilation == 1 &&
+                    (copies_input || pixel_words == group_words)),
+      encodes(!depthwise && isa.encode != nullptr &&
+              spec.taps() * group_words >= isa.encoded_words),
+      window_words(RoundUp(spec.taps() * group_words,
+                           !depthwise && (isa.gathers || encodes) ? isa.granule / 4 : 1)),
+      takes_planes(!depthwise && isa.convolve_planes != nullptr && spec.level_bits == 0 &&
+                   spec.bases == 0 && spec.depth.kernel == 1 && !HasPadding(spec.depth) &&
                    window_words <= kMaxPlaneWords &&
                    spec.width.kernel <= kMaxPlaneCopies * spec.width.stride) {
-  const int64_t group_outputs = spec.out_channels / spec.group;
-  for (int64_t group = 0; group < spec.group; ++group) {
+  const int64_t group_outputs = spec.out_channels / input_groups;
+  for (int64_t group = 0; group < input_groups; ++group) {
     for (int64_t o = 0; o < group_outputs; o += kTileChannels) {
       const int64_t channels = std::min(group_outputs - o, kTileChannels);
       const int64_t blocks = CeilDiv(channels, isa.channel_block);
@@ -51,7 +57,8 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
         tiles.push_back(
             {group, group * group_outputs + o, channels, table_width, weights_size, blocks, base});
         table_width += RoundUp(channels, 32);
-        weights_size += blocks * isa.channel_block * window_words;
+        weights_size +=
+            depthwise ? kTileWords * window_words : blocks * isa.channel_block * window_words;
       }
     }
   }

@@ -32,8 +32,11 @@ struct ConvSpec {
   int64_t taps() const { return depth.kernel * height.kernel * width.kernel; }
 };
 constexpr int64_t kMaxLevelBits = 4;
+constexpr int64_t kTileWords = kTileChannels / 32;
+constexpr int64_t kMaxDepthwiseTaps = 255;  // they are counted in bytes
 
-// At most kTileChannels output channels of one group, with one of the bases of their weights.
+// At most kTileChannels output channels of one group, with one of the bases of their weights. In a
+// depthwise layer, the groups count as one.
 struct ChannelTile {
   int64_t group;
   int64_t channel;  // first output channel
@@ -55,6 +58,10 @@ struct ConvLayer {
   const int64_t bit_planes;
   const int64_t bases;        // 1 unless spec.bases says more
   const int64_t pixel_words;  // words of an input pixel, all planes
+  // Groups of one channel: all channels of a word are convolved together, by AccumulateDepthwise.
+  const bool depthwise;
+  const int64_t input_groups;  // the groups of the padded input, and the words of one's pixel
+  const int64_t input_words;
   const bool copies_input;
   const bool rows_are_runs;    // the taps of a kernel row are contiguous in the (padded) input
   const bool encodes;          // the micro-kernel takes encoded windows

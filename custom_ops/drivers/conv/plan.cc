@@ -66,7 +66,7 @@ int32_t InitialSum(const ConvLayer& layer, const TapBits& tap_bits,
 void AddRuns(const ConvLayer& layer, ConvPlan* plan) {
   const Axis& rows = layer.spec.height;
   const Axis& columns = layer.spec.width;
-  const int64_t pixel_words = layer.copies_input ? layer.group_words : layer.pixel_words;
+  const int64_t pixel_words = layer.copies_input ? layer.input_words : layer.pixel_words;
   // No offset below exceeds the size of a padded volume.
   CheckedProduct({plan->padded_depth, plan->padded_height, plan->padded_width, pixel_words},
                  kPaddedInput);

@@ -65,6 +65,16 @@ void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out)
   std::fill_n(out, layer.weights_size, 0u);
   std::vector<uint32_t> row(static_cast<size_t>(layer.window_words));  // of one channel
   for (const ChannelTile& tile : layer.tiles) {
+    if (layer.depthwise) {
+      uint32_t* const to = out + tile.weights_offset;
+      for (int64_t o = 0; o < tile.channels; ++o) {
+        const uint32_t* const from = weights + (tile.channel + o) * words;
+        for (int64_t tap = 0; tap < words; ++tap) {
+          to[tap * kTileWords + o / 32] |= (from[tap] & 1) << (o % 32);
+        }
+      }
+      continue;
+    }
     auto* const packed = reinterpret_cast<uint8_t*>(out + tile.weights_offset);
     // The number of channels whose pieces alternate.
     const int64_t width = isa.channel_block * (isa.blocks_together ? tile.blocks : 1);
