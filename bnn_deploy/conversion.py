@@ -188,7 +188,7 @@ def convert(
     try:
         binary, left_float, not_fused = to_binary(
             model,
-            channels_last=calibration is None,
+            float_edges=calibration is None,
             look=seen.look,
             kept_zeros=kept if sign_zero == "exact" else None,
         )

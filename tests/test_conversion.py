@@ -39,9 +39,7 @@ def ops(path: Path) -> list[str]:
 
 def test_structure_of_lenet5(lenet5: Converted) -> None:
     assert ops(lenet5.model) == [
-        "onnx.Conv",  # conv1, whose BatchNorm, ReLU and pool have gone into what follows
-        "bnn_deploy.Binarize",
-        "bnn_deploy.BinaryMaxPool",
+        "bnn_deploy.DirectConvThreshold",  # conv1, with its pool, and BatchNorm and ReLU in its thresholds
         "bnn_deploy.BinaryConvThreshold",  # bin_conv2, with its ReLU and bin_ip1's BatchNorm
         "bnn_deploy.BinaryMaxPool",
         "bnn_deploy.BinaryConv",  # bin_ip1

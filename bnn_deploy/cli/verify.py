@@ -11,7 +11,7 @@ from bnn_deploy.cli.console import plural, print_json, printable, progress, show
 from bnn_deploy.cli.options import checkpoint_options, parse_arch_args
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
 from bnn_deploy.proof.margins import AGREEING_ERROR
-from bnn_deploy.proof.results import OutputResult, Tolerances, Verification
+from bnn_deploy.proof.results import OperatorResult, OutputResult, Tolerances, Verification
 from bnn_deploy.proof.verification import verify
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -229,13 +229,25 @@ def _print_operators(result: Verification) -> None:
     show("   Tolerance: none, every bit, integer and float must be equal.")
     if any(op.tolerance for op in result.operators):
         show("   Only a mean of magnitudes may differ, as stated: its terms may be added in any order.")
+    if any(op.rounded for op in result.operators):
+        show("   Only sums of n float products may differ, by what another order rounds: 2 (n + 2) 2^-24 of the sum of")
+        show("   their magnitudes; and bits of them, where the sum is so near to its threshold.")
     rows = table(None, ["node", "operator", "values", *backends], {"values", *backends})
     for op in result.operators:
-        agreed = f"within {op.tolerance:.1g}" if op.tolerance else "equal"
-        cells = [agreed if count == 0 else f"{count:,} differ" for count in op.differing.values()]
+        cells = [_agreement(op, backend) for backend in op.differing]
         rows.add_row(printable(op.node), op.op_type, f"{op.values:,}", *cells)
     show(rows)
     show(f"   The ReferenceEvaluator ran the first {plural(result.reference_samples, 'sample')} only; it is slow.")
+
+
+def _agreement(operator: OperatorResult, backend: str) -> str:
+    """How a backend agrees with the function body in onnxruntime."""
+    if operator.differing[backend]:
+        return f"{operator.differing[backend]:,} differ"
+    if operator.tolerance:
+        return f"within {operator.tolerance:.1g}"
+    rounded = operator.rounded.get(backend, 0)
+    return f"{rounded:,} by rounding" if rounded else "equal"
 
 
 def _print_layers(result: Verification) -> None:

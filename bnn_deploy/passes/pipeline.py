@@ -20,6 +20,7 @@ from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold
 from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
 from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import is_op
+from bnn_deploy.passes.layout.convolve_directly import ConvolveDirectly
 from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
 from bnn_deploy.passes.lower.convolve_tokens import ConvolveTokens
@@ -91,7 +92,7 @@ def until_stable(
 
 def to_binary(
     model: ir.Model,
-    channels_last: bool = True,
+    float_edges: bool = True,
     look: Callable[[ir.Model], None] = lambda canonical: None,
     kept_zeros: set[str] | None = None,
 ) -> tuple[ir.Model, list[Decline], list[Decline]]:
@@ -99,7 +100,8 @@ def to_binary(
 
     Args:
         model: float ONNX; it is not changed.
-        channels_last: binarise the outputs of float convolutions channels last; not if they are to be quantised.
+        float_edges: give float convolutions the forms and layouts in which they are fastest; not if they are to be
+            quantised.
         look: called with the model in the forms that LowerBinaryConv matches, before it runs.
         kept_zeros: None makes signs that are 0 at 0 +1 there; to a set, the layers that keep the 0 are added, see
             SplitZeros.
@@ -128,7 +130,8 @@ def to_binary(
         replace(left, unpacked=unpacked[left.node]) if unpacked.get(left.node, left.why) != left.why else left
         for left in leftovers
     ]
-    if channels_last:
+    if float_edges:
+        ConvolveDirectly(names)(model)
         PreferChannelsLast()(model)
     finish(model)
     return model, leftovers, not_fused

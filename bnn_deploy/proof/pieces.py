@@ -151,6 +151,17 @@ def single_node(model: ModelProto, node: NodeProto, output: int, inputs: dict[st
     return piece(model, [node], infos, [node.output[output]])
 
 
+def add_body(model: ModelProto, operator: str) -> None:
+    """Make a model carry the function body of an operator of the domain bnn_deploy, if it does not."""
+    if any(function.domain == DOMAIN and function.name == operator for function in model.functions):
+        return
+    import onnx_ir
+
+    from bnn_deploy.operators.bodies import functions
+
+    model.functions.extend(onnx_ir.to_proto(function) for function in functions() if function.name == operator)
+
+
 def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:
     """The inputs of `node` that are not constants."""
     constants = {tensor.name for tensor in model.graph.initializer}

@@ -13,7 +13,8 @@ class Tolerances:
     """The largest differences between a model and its reference that count as rounding.
 
     Kernels and function bodies must agree exactly, except in a sum of floats whose order is unspecified: output A of
-    BinarizeAbsMean may differ in its last bits, see `operators.contract.relative_tolerance`.
+    BinarizeAbsMean may differ in its last bits, see `operators.contract.relative_tolerance`, and the sums of a float
+    layer by the rounding of two orders, see `proof.rounding`.
 
     Attributes:
         flip_margin: a bit may differ from the reference's sign where |pre-activation| <= this times the root mean
@@ -57,6 +58,8 @@ class OperatorResult:
         values: number of words or floats compared (fewer for the ReferenceEvaluator).
         differing: values that differ from the function body in onnxruntime by more than the tolerance, per backend.
         tolerance: relative; 0 except for output A of BinarizeAbsMean, see `operators.contract.relative_tolerance`.
+        rounded: of sums of float products, or bits of them, the values that differ by no more than the rounding of two
+            orders, per backend, see `proof.rounding`; empty for exact operators.
     """
 
     node: str
@@ -64,6 +67,7 @@ class OperatorResult:
     values: int
     differing: dict[str, int]
     tolerance: float = 0.0
+    rounded: dict[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -4,7 +4,8 @@ Three questions, each answered on the same inputs:
 
 1. Operators. Do the C++ kernels (every instruction set of this machine), the function bodies in stock onnxruntime and
    the function bodies in onnx's ReferenceEvaluator agree on every node, exactly, in every bit, integer and float (but
-   for the last bits of a mean over channels, whose order of summation is unspecified)?
+   for the last bits of a mean over channels, whose order of summation is unspecified, and of the sums of a float layer,
+   which may differ by the rounding of two orders of summation, and bits of them where they are so near the threshold)?
 2. Layers. Fed with the reference's own activations, does each layer give the reference's result? A bit may differ only
    where the float pre-activation is within rounding of the threshold; a float only by rounding.
 3. Outputs. Running free from the input, does the model predict the same class? Each disagreement must be explained by a

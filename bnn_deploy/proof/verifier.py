@@ -26,6 +26,7 @@ from bnn_deploy.proof.margins import (
 from bnn_deploy.proof.outputs import CLOSE_SHARE, add_output, require_form
 from bnn_deploy.proof.pieces import data_inputs, operator_nodes, single_node, split, with_outputs
 from bnn_deploy.proof.results import Disagreement, OperatorResult, OutputResult, Tolerances, Verification
+from bnn_deploy.proof.rounding import sum_bound
 from bnn_deploy.runtime.inputs import Inputs
 from bnn_deploy.runtime.session import load_session
 
@@ -186,7 +187,8 @@ class Verifier:
         (everything,) = self.sessions.make(model, self.sessions.BODIES)(inputs)
         channels = inputs[node.input[0]].shape[1] if node.input[0] in inputs else 0
         tolerance = relative_tolerance(node, output, channels)
-        differing = {}
+        rounding = sum_bound(self.proto, node, inputs, lambda alone: self.sessions.make(alone, self.sessions.BODIES))
+        differing, rounded = dict[str, int](), dict[str, int]()
         for backend in self.backends[1:]:
             count = self.few if backend == self.sessions.EVALUATOR else len(everything)
             expected = everything[:count]
@@ -199,8 +201,11 @@ class Verifier:
                 got = expected[:0]
             same_form = got.shape == expected.shape and got.dtype == expected.dtype
             differing[backend] = int(differing_values(got, expected, tolerance).sum()) if same_form else expected.size
+            if rounding is not None and same_form:
+                beyond = int(rounding.differing(got, expected).sum())
+                rounded[backend], differing[backend] = differing[backend] - beyond, beyond
         name = node.name if output == 0 else f"{node.name} (output {output})"
-        return OperatorResult(name, node.op_type, everything.size, differing, tolerance)
+        return OperatorResult(name, node.op_type, everything.size, differing, tolerance, rounded)
 
     def _check_outputs(self, free: dict[str, Runner], batches: dict[str, Batch], labels: NDArray[Any] | None) -> None:
         """Question 3 for one batch; backends that failed vanish from `free`."""

@@ -43,8 +43,7 @@ def test_lenet5_against_the_checkpoint(lenet5: Converted) -> None:
         ("ip2", "floats", 32 * 10),
     ]
     assert [op.op_type for op in result.operators] == [
-        "Binarize",
-        "BinaryMaxPool",
+        "DirectConvThreshold",
         "BinaryConvThreshold",
         "BinaryMaxPool",
         "BinaryConv",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bnn_deploy.cli import main
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
+from bnn_deploy.operators.contract import operator_of
 from bnn_deploy.proof.verification import verify
 from support.graphs import batch_norm, eighths, parse, weights
 
@@ -108,8 +109,12 @@ def test_verify_finds_the_pre_activation(where: str, tmp_path: Path) -> None:
     proves(source, tmp_path, 2)
     # A threshold that is off by a little is told from rounding by the pre-activations.
     model = onnx.load(tmp_path / "m.onnx")
-    node = next(node for node in model.graph.node if node.op_type.startswith("Binarize"))
-    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+    thresholds = [
+        node.input[row.threshold.input]
+        for node in model.graph.node
+        if (row := operator_of(node)) is not None and row.threshold is not None
+    ]
+    tensor = next(t for t in model.graph.initializer if t.name == thresholds[0])
     moved = onnx.numpy_helper.to_array(tensor) + np.float32(0.05)
     tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
     onnx.save(model, tmp_path / "wrong.onnx")

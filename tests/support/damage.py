@@ -99,14 +99,19 @@ def move_threshold(step: int) -> Callable[[Damage, str], None]:
     return damage_it
 
 
-def shift_binarize_threshold(damage: Damage, layer: str) -> None:
-    node = damage.first("Binarize")
-
+def shift_float_threshold(damage: Damage, layer: str) -> None:
     def edit(thresholds: np.ndarray) -> None:
         channel = int(np.flatnonzero(np.isfinite(thresholds))[0])
         thresholds[channel] += np.float32(0.05)
 
-    damage.change(node.input[1], edit)
+    damage.change(damage.node(layer).input[3], edit)
+
+
+def change_float_weight(damage: Damage, layer: str) -> None:
+    def edit(weights: np.ndarray) -> None:
+        weights[3].flat[12] += np.float32(0.05)
+
+    damage.change(damage.node(layer).input[1], edit)
 
 
 def change_scale(damage: Damage, layer: str) -> None:
@@ -145,7 +150,8 @@ CASES: list[tuple[str, str, Callable[[Damage, str], None], str]] = [
     ("lenet5", "flipped weight bit, linear layer", flip_weight_bit, "bin_ip1.linear"),
     ("lenet5", "threshold up by one", move_threshold(1), "bin_conv2.conv"),
     ("lenet5", "threshold down by one", move_threshold(-1), "bin_conv2.conv"),
-    ("lenet5", "Binarize threshold", shift_binarize_threshold, "conv1"),
+    ("lenet5", "float threshold", shift_float_threshold, "conv1"),
+    ("lenet5", "float weight", change_float_weight, "conv1"),
     ("lenet5", "swapped channels", swap_input_channels, "bin_conv2.conv"),
     ("lenet5", "swapped channels, linear layer", swap_input_channels, "bin_ip1.linear"),
     ("lenet5", "scale", change_scale, "bin_ip1.linear"),
@@ -155,6 +161,7 @@ CASES: list[tuple[str, str, Callable[[Damage, str], None], str]] = [
     ("nin", "threshold up by one", move_threshold(1), "xnor.6.conv"),
     ("nin", "threshold down by one", move_threshold(-1), "xnor.6.conv"),
     ("nin", "pad", move_pad, "xnor.6.conv"),
+    ("nin", "pad of a float layer", move_pad, "xnor.0"),
     ("nin", "pool's pad", move_pool_pad, "xnor.4.conv"),
     ("nin", "swapped channels", swap_input_channels, "xnor.7.conv"),
     ("nin", "scale", change_scale, "xnor.8.conv"),

@@ -32,6 +32,7 @@ from bnn_deploy.proof.golden.record import (
 )
 from bnn_deploy.proof.margins import magnitudes, relative_margin
 from bnn_deploy.proof.pieces import (
+    add_body,
     has_kernels,
     load_model,
     model_inputs,
@@ -40,6 +41,7 @@ from bnn_deploy.proof.pieces import (
     with_outputs,
 )
 from bnn_deploy.proof.results import Tolerances
+from bnn_deploy.proof.rounding import sums_node
 from bnn_deploy.runtime.inputs import Data, Inputs, load_data
 from bnn_deploy.runtime.machine import cpu_name
 from bnn_deploy.runtime.session import library_info, load_session
@@ -227,7 +229,7 @@ class _Plan:
                     self.quantized.add(tensor)
             if fed:
                 self._nodes.append(self._fed(node))
-            if row is not None and row.is_layer and not row.holds_bits(0):
+            if row is not None and row.is_binary_layer and not row.holds_bits(0):
                 if row.operand is None:
                     self._exact[FED + node.output[0]] = node.name, ""
                 elif row.inputs[row.operand].neutral == 0:
@@ -374,11 +376,16 @@ class _Plan:
         copy = ModelProto()
         copy.CopyFrom(self.proto)
         floats: dict[str, str] = {}
-        for node in copy.graph.node:
+        for node in list(copy.graph.node):
+            row = operator_of(node)
             tensor = next((tensor for tensor in node.output if tensor in self._makers), None)
-            if tensor is None:
+            if row is None or tensor is None:
                 continue
-            if not is_layer(node):
+            if row.sums is not None:
+                floats[tensor] = f"{tensor}/sums"
+                copy.graph.node.append(sums_node(node, floats[tensor]))
+                add_body(copy, row.sums)
+            elif not row.is_layer:
                 floats[tensor] = node.input[0]
             else:
                 node.output[0] = node.output[0] or f"{tensor}_before"  # an output that is left out has no name

@@ -24,7 +24,7 @@ from support.golden_files import BEST, check_damaged, rewrite
 def noisy(converted: Converted, noise: float, path: Path) -> Path:
     """The model with the first layer's weights changed by relative noise: as if another machine summed otherwise."""
     model = onnx.load(converted.model)
-    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    conv = next(node for node in model.graph.node if node.op_type == "DirectConvThreshold")
     tensor = next(t for t in model.graph.initializer if t.name == conv.input[1])
     weights = numpy_helper.to_array(tensor)
     factors = 1 + noise * np.random.default_rng(1).standard_normal(weights.shape)
