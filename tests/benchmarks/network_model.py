@@ -37,7 +37,9 @@ Modelled cycles of one image on one core: MODEL figures of llvm-mca, NOT measure
 (convolution, pool, signs) by onnxruntime; "ours": by the direct convolution. All else is the same in both columns.
 
 * Loops are of the built libraries; caches never miss and branches are always predicted. On Cortex-A53 that is the most
-  optimistic: it works in order, and waits for every load that misses.
+  optimistic: it works in order, and waits for every load that misses. There llvm-mca also lets no instruction finish
+  before an earlier one: a load waits for the long multiply-add in front of it. That costs both columns, and loops with
+  few products per iteration more than unrolled ones, so differences between them on this CPU mean little.
 * onnxruntime's convolutions are im2col, a packed copy, and SGEMM without starts and ends of tiles; its pools and
   elementwise operators are bounds by loads, stores and arithmetic. All of that is favourable to it. What a node costs
   besides, a few microseconds of dispatch and allocation, is in no column.
