@@ -79,7 +79,7 @@ def command_line(arguments: argparse.Namespace) -> str:
 def run(arguments: argparse.Namespace) -> Record:
     """Run the measurements of the arguments."""
     start, load_before = time.monotonic(), os.getloadavg()[0]
-    record: Record = {"results": [], "thread_results": [], "cold_starts": [], "proofs": []}
+    record: Record = {"commit": commit(), "results": [], "thread_results": [], "cold_starts": [], "proofs": []}
     with closing(Workers(arguments.peers)) as workers:
         record["left_out"] = dict(workers.left_out)
         builders = [(name, layer_workload) for name in arguments.layers]
@@ -91,7 +91,6 @@ def run(arguments: argparse.Namespace) -> Record:
                 measure_workload(build(name, folder), arguments, workers, folder, record, start)
     return record | {
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
         "command": command_line(arguments),
         "minutes": (time.monotonic() - start) / 60,
         "machine": machine(),
