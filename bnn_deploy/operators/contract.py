@@ -58,6 +58,9 @@ MAX_TERMS = 2**24
 MAX_SPATIAL = 3
 """Most spatial dimensions of a convolution or pool."""
 
+MAX_POOL = 16
+"""Largest window of the pool behind a DirectConv, in each dimension: the kernel keeps so many rows."""
+
 FLOAT_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The standard operators that are layers: convolutions and linear layers with weights as their second input."""
 
@@ -442,8 +445,8 @@ _ROWS = (
         formula="the largest in the pool's window of bias[o] + the sum of x * w; floats",
         note="a first layer: few channels",
         contract="W and bias are constants. pool_shape, pool_strides and pool_pads are those of a MaxPool without "
-        "dilations that rounds down; each pad is smaller than pool_shape, and adds nothing to the largest; 1, 1 and 0 "
-        "are no pool. There are one or two spatial dimensions. The kernel starts at bias[o] and goes over the "
+        "dilations that rounds down, of at most MAX_POOL in each dimension; each pad is smaller than pool_shape, and "
+        "adds nothing to the largest; 1, 1 and 0 are no pool. There are one or two spatial dimensions. The kernel starts at bias[o] and goes over the "
         "channels and in each over the taps in row-major order: acc = fma(x, w, acc) in float32; without FMA the "
         "product is rounded, too. A padded tap is x = 0. In another order the sum is another one within rounding: two "
         "implementations differ by at most `sum_rounding(n)` of the same sum of the magnitudes, n = C * taps.",

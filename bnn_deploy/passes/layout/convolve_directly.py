@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.operators.contract import DOMAIN, MAX_POOL
 from bnn_deploy.passes.conditions import thresholds_folded
 from bnn_deploy.passes.graph import (
     add_initializer,
@@ -46,7 +46,7 @@ class ConvolveDirectly(Pass):
        pool of the DirectConv, and a Relu in front of it comes behind: max(relu(y)) = relu(max(y)).
 
     Conditions: one or two spatial dimensions, one group, explicit pads, constant float32 W and b, and at most
-    MAX_DIRECT_CHANNELS input channels. A pool has no dilations, each pad is smaller than its kernel, and it rounds down
+    MAX_DIRECT_CHANNELS input channels. A pool has at most MAX_POOL rows and columns and no dilations, each pad is smaller than its kernel, and it rounds down
     or need not round.
 
     Declines: nothing; other float layers are right as they are. The filter of XNOR-Net's K, which stays float, is left
@@ -140,7 +140,7 @@ def _fits(pool: ir.Node, data: ir.Value) -> bool:
     kernel, strides, pads = (window[name] for name in ("kernel_shape", "strides", "pads"))
     if any(dilation != 1 for dilation in window["dilations"]):
         return False
-    if not all(0 <= pad < size for pad, size in zip(pads, (*kernel, *kernel), strict=True)):
+    if max(kernel) > MAX_POOL or not all(0 <= pad < size for pad, size in zip(pads, (*kernel, *kernel), strict=True)):
         return False
     shape = static_shape(data)
     if not window["ceil_mode"]:

@@ -168,9 +168,10 @@ def test_shared_weights() -> None:
 
 CEIL = "MaxPool<kernel_shape=[3,3],strides=[2,2],ceil_mode=1>"
 DILATED = "MaxPool<kernel_shape=[2,2],dilations=[2,2]>"
+LARGE = "MaxPool<kernel_shape=[1,17],pads=[0,8,0,8]>"
 
 
-@pytest.mark.parametrize("pool", [CEIL, DILATED])
+@pytest.mark.parametrize("pool", [CEIL, DILATED, LARGE])
 def test_does_not_take_in_another_pool(pool: str) -> None:
     to_bits = to_binary(network(f"c = Conv(x, f, b)\np = {pool}(c)\ns = Sign(p)\ny = Conv(s, w)"))[0]
     assert ours(to_bits) == ["DirectConvThreshold", "BinaryMaxPool", "BinaryConv"]
