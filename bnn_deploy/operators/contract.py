@@ -445,11 +445,12 @@ _ROWS = (
         formula="the largest in the pool's window of bias[o] + the sum of x * w; floats",
         note="a first layer: few channels",
         contract="W and bias are constants. pool_shape, pool_strides and pool_pads are those of a MaxPool without "
-        "dilations that rounds down, of at most MAX_POOL in each dimension; each pad is smaller than pool_shape, and "
-        "adds nothing to the largest; 1, 1 and 0 are no pool. There are one or two spatial dimensions. The kernel starts at bias[o] and goes over the "
-        "channels and in each over the taps in row-major order: acc = fma(x, w, acc) in float32; without FMA the "
-        "product is rounded, too. A padded tap is x = 0. In another order the sum is another one within rounding: two "
-        "implementations differ by at most `sum_rounding(n)` of the same sum of the magnitudes, n = C * taps.",
+        "dilations that rounds down, of at most MAX_POOL in each dimension; each pad is smaller than "
+        "pool_shape, and adds nothing to the largest; 1, 1 and 0 are no pool. There are one or two spatial "
+        "dimensions. The kernel starts at bias[o] and goes over the channels and in each over the taps in "
+        "row-major order: acc = fma(x, w, acc) in float32; without FMA the product is rounded, too. A padded "
+        "tap is x = 0. In another order the sum is another one within rounding: two implementations differ by "
+        "at most `sum_rounding(n)` of the same sum of the magnitudes, n = C * taps.",
         shapes=convolved_directly,
         attributes=_DIRECT,
         status=FLOAT,

@@ -46,8 +46,8 @@ class ConvolveDirectly(Pass):
        pool of the DirectConv, and a Relu in front of it comes behind: max(relu(y)) = relu(max(y)).
 
     Conditions: one or two spatial dimensions, one group, explicit pads, constant float32 W and b, and at most
-    MAX_DIRECT_CHANNELS input channels. A pool has at most MAX_POOL rows and columns and no dilations, each pad is smaller than its kernel, and it rounds down
-    or need not round.
+    MAX_DIRECT_CHANNELS input channels. A pool has at most MAX_POOL rows and columns and no dilations, each pad is
+    smaller than its kernel, and it rounds down or need not round.
 
     Declines: nothing; other float layers are right as they are. The filter of XNOR-Net's K, which stays float, is left
     alone, and so are weights of one bit (UnpackWeights).
