@@ -50,6 +50,9 @@ class Layer:
         pads: likewise; begins, then ends.
         dilations: likewise.
         group: likewise.
+        pool_shape: the kernel of the max pool behind a DirectConv or DirectConvThreshold; None for other operators.
+        pool_strides: likewise.
+        pool_pads: likewise; begins, then ends.
         binary_macs: products of bits per sample: k products for a level of k bits times ±1. None if a shape that they
             depend on is unknown. Where sizes are open, those that the converter noted are meant.
         float_macs: float multiply-accumulates per sample, of Conv, ConvTranspose, Gemm and MatMul, and of bnn_deploy's
@@ -71,6 +74,9 @@ class Layer:
     pads: tuple[int, ...] | None
     dilations: tuple[int, ...] | None
     group: int | None
+    pool_shape: tuple[int, ...] | None
+    pool_strides: tuple[int, ...] | None
+    pool_pads: tuple[int, ...] | None
     binary_macs: int | None
     float_macs: int | None
     constant_bytes: int
@@ -196,6 +202,9 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
                 pads=_ints(node, "pads"),
                 dilations=_ints(node, "dilations"),
                 group=_int(node, "group"),
+                pool_shape=_ints(node, "pool_shape"),
+                pool_strides=_ints(node, "pool_strides"),
+                pool_pads=_ints(node, "pool_pads"),
                 binary_macs=binary_macs,
                 float_macs=float_macs,
                 constant_bytes=sum(constants.get(name, 0) + stored.get(name, 0) for name in set(node.input)),

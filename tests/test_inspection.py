@@ -10,10 +10,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from bnn_deploy.cli import main
+from bnn_deploy.cli.console import TIMES
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.inspection import Layer, ModelReport, inspect_model
+from support.converted import Converted
 from support.small_models import CONV, POOL, binary_node, random_bits, save, save_binary, save_float
 
 
@@ -93,6 +97,19 @@ def test_a_float_model(tmp_path: Path) -> None:
     assert report.binary_macs == 0
     assert report.float_macs == 24 * 24 * 20 * 25 + 20 * 24 * 24 * 10
     assert (report.functions, report.function_bytes) == ((), 0)
+
+
+def test_a_direct_convolution_counts_as_the_float_layer_it_was(lenet5: Converted) -> None:
+    before, report = inspect_model(lenet5.float_model), inspect_model(lenet5.model)
+    conv, old = layers(report)["conv1"], layers(before)["conv1"]
+    assert (conv.op_type, conv.float_macs, conv.binary_macs) == ("DirectConvThreshold", old.float_macs, 0)
+    assert (conv.output.shape, conv.output_bits, conv.kernel_shape) == (("batch", 12, 12, 1), 20, (5, 5))
+    assert (conv.pool_shape, conv.pool_strides, conv.pool_pads) == ((2, 2), (2, 2), (0, 0, 0, 0))
+    assert conv.constant_bytes == old.constant_bytes + 20 * 4, "the thresholds"
+    binary = sum(layer.constant_bytes for layer in report.layers if layer.binary_macs)
+    assert report.binary_constant_bytes <= binary, "nothing of the float layer"
+    printed = CliRunner().invoke(main, ["inspect", str(lenet5.model)]).output
+    assert "5x5 pool 2x2 s2" in printed.replace(TIMES, "x") and "288 k" in printed
 
 
 GEOMETRIES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -66,6 +67,8 @@ def print_report(report: ModelReport) -> None:
     show(layers)
     show("")
     show("Output: float32 if not stated, N is the batch. Window: kernel, s strides, p pads, d dilations, g groups.")
+    if any(layer.pool_shape for layer in report.layers):
+        show("Window of a direct convolution: also that of the max pool behind it.")
     show("MACs: multiply-accumulates per sample. Bytes: weights and other constants, shared ones once in the sums.")
     if report.uncounted:
         show(printable(f"Not in the totals, because a shape is unknown: {', '.join(report.uncounted)}."))
@@ -99,12 +102,22 @@ def _output(layer: Layer, batch: str | None) -> str:
 def _window(layer: Layer) -> str:
     """The kernel's shape, and the strides, pads, dilations and groups that are not 1, 0, 1 and 1: "s2 p1"."""
     parts = [shape_text(layer.kernel_shape)] if layer.kernel_shape else []
-    for letter, values, default in (("s", layer.strides, 1), ("p", layer.pads, 0), ("d", layer.dilations, 1)):
-        if values and any(value != default for value in values):
-            parts.append(letter + (str(values[0]) if len(set(values)) == 1 else ",".join(map(str, values))))
+    parts += _unusual((("s", layer.strides, 1), ("p", layer.pads, 0), ("d", layer.dilations, 1)))
     if layer.group is not None and layer.group != 1:
         parts.append(f"g{layer.group}")
+    if layer.pool_shape and any(size != 1 for size in layer.pool_shape):
+        pool = _unusual((("s", layer.pool_strides, 1), ("p", layer.pool_pads, 0)))
+        parts += ["pool", shape_text(layer.pool_shape), *pool]
     return " ".join(parts)
+
+
+def _unusual(values: Sequence[tuple[str, tuple[int, ...] | None, int]]) -> list[str]:
+    """Letters and numbers, of the lists of which one differs from its default."""
+    return [
+        letter + (str(numbers[0]) if len(set(numbers)) == 1 else ",".join(map(str, numbers)))
+        for letter, numbers, default in values
+        if numbers and any(number != default for number in numbers)
+    ]
 
 
 def _macs(layer: Layer) -> str:

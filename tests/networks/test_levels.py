@@ -139,7 +139,11 @@ def test_every_layer_is_found_and_equivalent(name: str, request: pytest.FixtureR
     kinds = [layer.kind for layer in result.layers]
     assert kinds.count("levels") == 3
     assert all(layer.values > 0 for layer in result.layers)
-    assert {operator.op_type for operator in result.operators} == {"QuantizeLevels", "BinaryConvLevels"}
+    assert {operator.op_type for operator in result.operators} == {
+        "DirectConv",
+        "QuantizeLevels",
+        "BinaryConvLevels",
+    }
     assert not any("pre-activations are exactly 0" in note for note in result.notes), "levels of 0 are no exact zeros"
 
 
