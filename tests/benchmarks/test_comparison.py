@@ -15,6 +15,7 @@ from comparison.results import FLOAT, INT8, LARQ, OPENVINO, OURS
 from comparison.tables import WRONG, report, summary
 
 CPU = "Some CPU (family 1, model 2)"
+ROOT = Path(__file__).parents[2]
 MS = {OURS: 1.0, FLOAT: 9.0, INT8: 3.0, OPENVINO: 2.0, LARQ: 8.0}
 
 
@@ -182,3 +183,12 @@ def test_summary_takes_its_place_in_the_readme(record: dict[str, Any]) -> None:
     assert with_summary(readme, record) == f"before\n{BEGIN}{summary(record)}{END}\nafter\n"
     with pytest.raises(ValueError, match="no place for the summary"):
         with_summary("before\nafter\n", record)
+
+
+def test_readme_and_page_have_the_same_summary() -> None:
+    _, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
+    found, end, _ = rest.partition(END)
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert end
+    assert text.startswith(f"# Benchmarks\n\n{found}")
+    assert ("](benchmarks.svg)" in text) == (ROOT / "docs" / "benchmarks.svg").is_file()
