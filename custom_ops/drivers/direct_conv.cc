@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "base/scratch.h"
@@ -12,6 +14,8 @@ namespace {
 
 // The copied rows of a band stay in the second-level cache.
 constexpr int64_t kBandFloats = int64_t{1} << 14;
+// The contract does not limit pads and dilations, but memory does.
+constexpr int64_t kMaxBandFloats = int64_t{1} << 28;
 // Multiply-adds of a task, some 40 us of one core; a run with fewer than two tasks stays on its
 // thread.
 constexpr double kTaskProducts = 1 << 21;
@@ -50,7 +54,13 @@ Sizes SizesOf(const DirectSpec& spec, const DirectKernels& kernels, const FloatB
   const int64_t wanted = std::max(kBandFloats / row_floats, 2 * window);
   sizes.band_rows = std::clamp((wanted - window) / height.stride + 1, int64_t{1}, sizes.rows);
   sizes.copied_rows = (sizes.band_rows - 1) * height.stride + window;
-  CheckedProduct({row_floats, sizes.copied_rows}, "a band of the padded input");
+  constexpr const char* kBand = "the padded input under a row of windows";
+  if (CheckedProduct({row_floats, sizes.copied_rows}, kBand) > kMaxBandFloats) {
+    throw std::invalid_argument(std::string(kBand) + " has " +
+                                std::to_string(row_floats * sizes.copied_rows) +
+                                " floats, at most " + std::to_string(kMaxBandFloats) +
+                                " are supported: the attributes pads and dilations are too large");
+  }
   return sizes;
 }
 

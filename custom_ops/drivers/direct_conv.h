@@ -48,7 +48,8 @@ class DirectConvDriver {
                    const float* threshold);
 
   // out[n][o][y][x] = the maximum of the convolution over the pool window. The driver has no
-  // thresholds. Throws std::invalid_argument when a padded row exceeds 2^63 elements.
+  // thresholds. Throws std::invalid_argument where pads or dilations ask for more memory than a
+  // convolution ever needs.
   void Run(const FloatBatch& input, float* out, const TaskRunner& runner) const;
   // The bit of channel o in out[n][y][x] is 1 where the convolution reaches threshold[o] in the
   // pool window; NaN gives 0.

@@ -199,6 +199,13 @@ def test_an_empty_batch_gives_an_empty_output():
         assert got.shape == shape
 
 
+def test_pads_and_dilations_beyond_all_memory_are_refused():
+    far = 2**29
+    case = dataclasses.replace(image(10), dilations=(far, 1), pads=(far, 1, far, 1))
+    with pytest.raises(Exception, match=r"the padded input under a row of windows has \d+ floats, at most"):
+        case.session("DirectConv", ISAS[0]).run(None, {"X": case.tensors()["X"]})
+
+
 ERRORS = [
     ({"kernel": (3, 3, 3), "strides": (1,) * 3, "pads": (0,) * 6, "dilations": (1,) * 3}, "kernel_shape has 3 values"),
     ({"pool": (17, 1)}, "pool_shape"),
