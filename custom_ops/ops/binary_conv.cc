@@ -14,28 +14,6 @@ constexpr int64_t kMaxBases = 4;
 
 std::string Text(int64_t value) { return std::to_string(value); }
 
-// The number of output channels, or -1.
-int64_t InferOutputs(const ShapeContext& context) {
-  const std::optional<Shape> weights = context.InputShape(1);
-  return weights && weights->rank > 0 ? (*weights)[0] : -1;
-}
-
-// [N, spatial...] -> [N, O, spatial...]. An unknown extent is -1.
-Shape PlanesShape(const Shape& pixels, int64_t outputs) {
-  Shape shape;
-  shape.Append(pixels[0]);
-  shape.Append(outputs);
-  for (size_t i = 1; i < pixels.rank; ++i) shape.Append(pixels[i]);
-  return shape;
-}
-
-// [N, spatial...] -> [N, spatial..., ceil(O / 32)]. An unknown extent is -1.
-Shape BitsShape(const Shape& pixels, int64_t outputs) {
-  Shape shape = pixels;
-  shape.Append(outputs < 0 ? -1 : WordsForBits(outputs));
-  return shape;
-}
-
 }  // namespace
 
 ConvNode::ConvNode(const NodeInfo& node, size_t pad_value_input) : window_(node) {

@@ -23,22 +23,6 @@ Shape ChannelsLast(const Shape& x) {
   return shape;
 }
 
-// [N, spatial...] -> [N, O, spatial...].
-Shape PlanesShape(const Shape& pixels, int64_t outputs) {
-  Shape shape;
-  shape.Append(pixels[0]);
-  shape.Append(outputs);
-  for (size_t i = 1; i < pixels.rank; ++i) shape.Append(pixels[i]);
-  return shape;
-}
-
-// [N, spatial...] -> [N, spatial..., ceil(O / 32)].
-Shape BitsShape(const Shape& pixels, int64_t outputs) {
-  Shape shape = pixels;
-  shape.Append(WordsForBits(outputs));
-  return shape;
-}
-
 }  // namespace
 
 DirectConvNode::DirectConvNode(const NodeInfo& node) : window_(node) {
@@ -150,12 +134,6 @@ std::optional<Shape> InferPooledPixels(const ShapeContext& context) {
                                OutputExtent(axis, extent)));
   }
   return pixels;
-}
-
-// The number of output channels, or -1.
-int64_t InferOutputs(const ShapeContext& context) {
-  const std::optional<Shape> weights = context.InputShape(1);
-  return weights && weights->rank > 0 ? (*weights)[0] : -1;
 }
 
 }  // namespace

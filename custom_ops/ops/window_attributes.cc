@@ -92,4 +92,23 @@ std::optional<Shape> InferOutputPixels(const ShapeContext& context, Rounding rou
   return shape;
 }
 
+int64_t InferOutputs(const ShapeContext& context) {
+  const std::optional<Shape> weights = context.InputShape(1);
+  return weights && weights->rank > 0 ? (*weights)[0] : -1;
+}
+
+Shape PlanesShape(const Shape& pixels, int64_t outputs) {
+  Shape shape;
+  shape.Append(pixels[0]);
+  shape.Append(outputs);
+  for (size_t i = 1; i < pixels.rank; ++i) shape.Append(pixels[i]);
+  return shape;
+}
+
+Shape BitsShape(const Shape& pixels, int64_t outputs) {
+  Shape shape = pixels;
+  shape.Append(outputs < 0 ? -1 : WordsForBits(outputs));
+  return shape;
+}
+
 }  // namespace bnn_deploy

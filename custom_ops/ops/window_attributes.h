@@ -46,6 +46,13 @@ class WindowAttributes {
 
 // [N, output spatial...] with -1 for unknown extents; nullopt when nothing can be inferred.
 std::optional<Shape> InferOutputPixels(const ShapeContext& context, Rounding rounding);
+// The number of output channels O of a convolution, dimension 0 of input 1, or -1.
+int64_t InferOutputs(const ShapeContext& context);
+
+// [N, spatial...] -> [N, O, spatial...]. An unknown extent is -1.
+Shape PlanesShape(const Shape& pixels, int64_t outputs);
+// [N, spatial...] -> [N, spatial..., ceil(O / 32)]. An unknown extent is -1.
+Shape BitsShape(const Shape& pixels, int64_t outputs);
 
 }  // namespace bnn_deploy
 
