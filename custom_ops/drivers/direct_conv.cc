@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/scratch.h"
+#include "drivers/pool_bits.h"
 #include "kernels/dispatch.h"
 
 namespace bnn_deploy {
@@ -185,19 +186,10 @@ class BitRows {
   }
 
   void Pool(int64_t image, int64_t out_y, int64_t first, int64_t count) {
-    uint32_t* out = out_ + (image * sizes_.out_rows + out_y) * sizes_.out_columns * words_;
-    for (int64_t x = 0; x < sizes_.out_columns; ++x, out += words_) {
-      const int64_t start = x * spec_.pool_width.stride - spec_.pool_width.pad_begin;
-      const int64_t begin = std::max(start, int64_t{0});
-      const int64_t end = std::min(start + spec_.pool_width.kernel, sizes_.columns);
-      std::fill_n(out, words_, 0u);
-      for (int64_t y = first; y < first + count; ++y) {
-        const uint32_t* from = Row(y) + begin * words_;
-        for (int64_t column = begin; column < end; ++column) {
-          for (int64_t w = 0; w < words_; ++w) out[w] |= *from++;
-        }
-      }
-    }
+    const uint32_t* rows[kMaxPool];
+    for (int64_t i = 0; i < count; ++i) rows[i] = Row(first + i);
+    PoolBits({rows, count, words_, sizes_.columns, spec_.pool_width, sizes_.out_columns,
+              out_ + (image * sizes_.out_rows + out_y) * sizes_.out_columns * words_});
   }
 
  private:

@@ -1,8 +1,9 @@
 #include "ops/binary_max_pool.h"
 
 #include <algorithm>
+#include <vector>
 
-#include "base/buffer.h"
+#include "drivers/pool_bits.h"
 
 namespace bnn_deploy {
 namespace {
@@ -20,38 +21,22 @@ struct Image {
   int64_t words;
 };
 
-// One output row: ORs the image rows of the windows, then the columns of the result. A window
-// wholly in the padding is 0: -1 in every channel.
+// One output row.
 void PoolRow(const Image& image, const Axis& slices, const Axis& rows, const Axis& columns,
              int64_t out_z, int64_t out_y, int64_t out_width, uint32_t* out) {
-  const int64_t row_words = image.width * image.words;
   const TapRange z_taps = TapsInside(slices, image.depth, out_z);
   const TapRange y_taps = TapsInside(rows, image.height, out_y);
-  thread_local Buffer<uint32_t> merged_rows;
-  uint32_t* const merged = merged_rows.Reserve(row_words);
-  std::fill_n(merged, row_words, 0u);
+  thread_local std::vector<const uint32_t*> in_window;
+  in_window.clear();
   for (int64_t j = z_taps.first; j < z_taps.last; ++j) {
     const int64_t z = out_z * slices.stride - slices.pad_begin + j * slices.dilation;
     for (int64_t i = y_taps.first; i < y_taps.last; ++i) {
       const int64_t y = out_y * rows.stride - rows.pad_begin + i * rows.dilation;
-      const uint32_t* const from = image.data + (z * image.height + y) * row_words;
-      for (int64_t k = 0; k < row_words; ++k) merged[k] |= from[k];
+      in_window.push_back(image.data + (z * image.height + y) * image.width * image.words);
     }
   }
-  const int64_t last_tap = (columns.kernel - 1) * columns.dilation;
-  for (int64_t out_x = 0; out_x < out_width; ++out_x, out += image.words) {
-    const int64_t x = out_x * columns.stride - columns.pad_begin;
-    const bool inside = x >= 0 && x + last_tap < image.width;
-    const TapRange taps =
-        inside ? TapRange{0, columns.kernel} : TapsInside(columns, image.width, out_x);
-    for (int64_t k = 0; k < image.words; ++k) {
-      uint32_t bits = 0;
-      for (int64_t j = taps.first; j < taps.last; ++j) {
-        bits |= merged[(x + j * columns.dilation) * image.words + k];
-      }
-      out[k] = bits;
-    }
-  }
+  PoolBits({in_window.data(), static_cast<int64_t>(in_window.size()), image.words, image.width,
+            columns, out_width, out});
 }
 
 }  // namespace

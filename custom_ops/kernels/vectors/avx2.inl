@@ -67,14 +67,17 @@ uint32_t AtLeast32(const float* x, const float* threshold) {
 
 uint32_t AtLeastFirst(const float* x, const float* threshold, int64_t count) {
   uint32_t bits = 0;
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const Lanes lanes = FirstLanes(count - i);
-    const __m256 reached =
-        _mm256_cmp_ps(LoadLanes(x + i, lanes), LoadLanes(threshold + i, lanes), _CMP_GE_OQ);
-    const __m256 used = _mm256_and_ps(reached, _mm256_castsi256_ps(lanes));
-    bits |= static_cast<uint32_t>(_mm256_movemask_ps(used)) << i;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const __m256 reached = _mm256_cmp_ps(Load(x + i), Load(threshold + i), _CMP_GE_OQ);
+    bits |= static_cast<uint32_t>(_mm256_movemask_ps(reached)) << i;
   }
-  return bits;
+  if (i == count) return bits;
+  const Lanes lanes = FirstLanes(count - i);
+  const __m256 reached =
+      _mm256_cmp_ps(LoadLanes(x + i, lanes), LoadLanes(threshold + i, lanes), _CMP_GE_OQ);
+  const __m256 used = _mm256_and_ps(reached, _mm256_castsi256_ps(lanes));
+  return bits | static_cast<uint32_t>(_mm256_movemask_ps(used)) << i;
 }
 
 constexpr int kByteLanes = 32;
