@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import numpy as np
 import onnx_ir as ir
@@ -221,10 +221,10 @@ def _direct_conv_threshold(body: Body) -> tuple[ir.Value, ...]:
     return (bits,)
 
 
-def functions() -> list[ir.Function]:
-    """New functions, in the order of the table: an ir.Function belongs to one model."""
+def functions(operators: Container[str] = OPERATORS) -> list[ir.Function]:
+    """New functions of these operators, in the order of the table: an ir.Function belongs to one model."""
     made = []
-    for name in OPERATORS:
+    for name in filter(operators.__contains__, OPERATORS):
         body = Body(name)
         made.append(body.function(*_DEFINITIONS[name](body)))
     return made

@@ -184,9 +184,8 @@ def finish(model: ir.Model) -> None:
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     if used:
         model.opset_imports[DOMAIN] = VERSION
-    for function in functions():
-        if function.name in used:
-            model.functions[function.identifier()] = function
+    for function in functions(used):
+        model.functions[function.identifier()] = function
     model.ir_version = IR_VERSION
     model.graph.name = "binary"
     model.producer_name, model.producer_version = "bnn-deploy", None

@@ -159,7 +159,7 @@ def add_body(model: ModelProto, operator: str) -> None:
 
     from bnn_deploy.operators.bodies import functions
 
-    model.functions.extend(onnx_ir.to_proto(function) for function in functions() if function.name == operator)
+    model.functions.extend(onnx_ir.to_proto(function) for function in functions([operator]))
 
 
 def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:

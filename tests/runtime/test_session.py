@@ -60,7 +60,7 @@ def binary_model() -> bytes:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
-    functions = [ir.to_proto(function) for function in bodies.functions()]
+    functions = [ir.to_proto(function) for function in bodies.functions([node.op_type])]
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10).SerializeToString()
 
 

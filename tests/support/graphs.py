@@ -108,9 +108,8 @@ def runnable(model: ir.Model) -> bytes:
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     if used:
         model.opset_imports[DOMAIN] = VERSION
-    for function in functions():
-        if function.name in used:
-            model.functions[function.identifier()] = function
+    for function in functions(used):
+        model.functions[function.identifier()] = function
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString()

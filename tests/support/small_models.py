@@ -38,6 +38,7 @@ def save(
     functions: bool = True,
 ) -> Path:
     """Write a model with the input x float32 `shape`."""
+    used = [node.op_type for node in nodes]
     model = helper.make_model(
         helper.make_graph(
             nodes,
@@ -47,7 +48,7 @@ def save(
             [numpy_helper.from_array(array, name) for name, array in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
-        functions=[ir.to_proto(function) for function in bodies.functions()] if functions else [],
+        functions=[ir.to_proto(function) for function in bodies.functions(used)] if functions else [],
         ir_version=10,
         producer_name="tests",
         producer_version="1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +81,14 @@ class LevelsInput:
     levels: NDArray[np.float64]
 
 
-def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
+def levels_input(
+    node: ir.Node, find: Callable[..., Quantizer | Reason | None] = quantizer
+) -> LevelsInput | Reason | None:
     """Walk up from a layer's first input to a quantiser.
+
+    Args:
+        node: the layer.
+        find: `quantizer`, or one that remembers what it gave.
 
     Returns:
         What is between; a reason if that is nothing that a layer of levels can have before it, or the levels are none
@@ -119,7 +126,7 @@ def levels_input(node: ir.Node) -> LevelsInput | Reason | None:
             value = behind = data
         else:
             last = is_op(node, "MatMul") and flattened is None and not pools
-            found = quantizer(value, signs=bool(rounded), axis=-1 if last else 1)
+            found = find(value, signs=bool(rounded), axis=-1 if last else 1)
             if isinstance(found, Quantizer):
                 levels = _requantized(rounded, found.levels)
                 if (np.diff(levels) <= 0).any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx_ir as ir
 
@@ -23,7 +25,7 @@ from bnn_deploy.passes.lower.level_form import level_form
 from bnn_deploy.passes.monotone import Floats
 from bnn_deploy.passes.outcome import Outcome
 from bnn_deploy.passes.reasons import InputShape, Reason
-from bnn_deploy.passes.recognise.few_levels import transposed
+from bnn_deploy.passes.recognise.few_levels import quantizer, transposed
 from bnn_deploy.provenance import Levels, MaxPool, Place, Transpose, node_place, place
 
 
@@ -55,10 +57,12 @@ class LowerLevels(EachLayer[LevelsInput]):
         """Rewrite every layer that qualifies."""
         self._thermometers: dict[ir.Value, ir.Value] = {}  # as _binarized: one plane for each threshold
         self._pooled: dict[ir.Value, tuple[ir.Value, Place]] = {}  # by the tensor behind the pools
+        # Layers come after what feeds them, so this pass no longer changes what is in front of a tensor that was read.
+        self._quantizer = functools.cache(quantizer)
         return super().call(model)
 
     def _source(self, node: ir.Node) -> LevelsInput | Reason | None:
-        source = levels_input(node)
+        source = levels_input(node, self._quantizer)
         return None if is_op(node, "MatMul") and is_on_rows(source) else source
 
     def _lower(self, node: ir.Node, source: LevelsInput, layer: FloatLayer) -> ir.Node | Reason:

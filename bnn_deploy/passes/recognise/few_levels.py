@@ -277,7 +277,8 @@ class _Chain:
                 values = [known[item] if isinstance(item, ir.Value) else item for item in operands]
                 known[node.outputs[0]] = _apply(node, values, points.shape[-1])
         assert self.result is not None
-        return np.broadcast_to(known[self.result], points.shape)
+        result = known[self.result]
+        return result if result.shape == points.shape else np.broadcast_to(result, points.shape)
 
 
 def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_Chain]:
