@@ -210,15 +210,34 @@ def _binary_matmul(body: Body) -> tuple[ir.Value, ...]:
 
 @_defines("DirectConv")
 def _direct_conv(body: Body) -> tuple[ir.Value, ...]:
-    return (body.max_pool(body.convolve_directly(), -np.inf),)
+    return (_largest(body, body.inputs["X"]),)
 
 
 @_defines("DirectConvThreshold")
 def _direct_conv_threshold(body: Body) -> tuple[ir.Value, ...]:
+    return (_largest_reaches(body, body.inputs["X"]),)
+
+
+@_defines("ImageConv")
+def _image_conv(body: Body) -> tuple[ir.Value, ...]:
+    return (_largest(body, body.image()),)
+
+
+@_defines("ImageConvThreshold")
+def _image_conv_threshold(body: Body) -> tuple[ir.Value, ...]:
+    return (_largest_reaches(body, body.image()),)
+
+
+def _largest(body: Body, x: ir.Value) -> ir.Value:
+    """Y of DirectConv, from x [N, C, spatial...] float32."""
+    return body.max_pool(body.convolve_directly(x), -np.inf)
+
+
+def _largest_reaches(body: Body, x: ir.Value) -> ir.Value:
+    """Y of DirectConvThreshold, from x [N, C, spatial...] float32."""
     # The bits are pooled, not the floats: what the largest of numbers and a NaN is, runtimes do not agree on.
-    reached = body.op("Cast", body.reached(body.convolve_directly()), to=ir.DataType.FLOAT.value)
-    bits = body.pack(body.op("Cast", body.max_pool(reached, 0.0), to=ir.DataType.BOOL.value))
-    return (bits,)
+    reached = body.op("Cast", body.reached(body.convolve_directly(x)), to=ir.DataType.FLOAT.value)
+    return body.pack(body.op("Cast", body.max_pool(reached, 0.0), to=ir.DataType.BOOL.value))
 
 
 def functions(operators: Container[str] = OPERATORS) -> list[ir.Function]:

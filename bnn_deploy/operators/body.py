@@ -201,10 +201,31 @@ class Body:
         """Compare x [N, C, spatial...] with threshold [C] -> bits."""
         return self.pack(self.reached(x))
 
-    def convolve_directly(self) -> ir.Value:
-        """X, W, bias -> float32 [N, O, spatial'...], before the pool."""
-        given = (self.inputs[name] for name in ("X", "W", "bias"))
-        return self.op("Conv", *given, refs=["kernel_shape", "strides", "pads", "dilations"])
+    def convolve_directly(self, x: ir.Value) -> ir.Value:
+        """X [N, C, spatial...] float32, W, bias -> float32 [N, O, spatial'...], before the pool."""
+        window = ["kernel_shape", "strides", "pads", "dilations"]
+        return self.op("Conv", x, self.inputs["W"], self.inputs["bias"], refs=window)
+
+    def image(self) -> ir.Value:
+        """X uint8 [N, C, spatial...], or [N, spatial..., C], and levels [C, 256] -> float32 [N, C, spatial...]."""
+        x, levels, zero, one = self.inputs["X"], self.inputs["levels"], self.const(0), self.const(1)
+        last, shape = self.attribute("channels_last"), self.op("Shape", self.inputs["X"])
+        begin, rank = self.op("Sub", self.const([2]), last), self.op("Shape", shape)
+        spatial = self.op("Slice", shape, begin, self.op("Sub", rank, last))
+        # Both layouts by their indices: element (c, p) of an image is at c * pixels + p, or at p * channels + c.
+        channels = self.op("Gather", self.op("Shape", levels), zero)
+        pixels = self.op("ReduceProd", spatial, keepdims=0)
+        c = self.op("Unsqueeze", self.op("Range", zero, channels, one), self.const([1]))
+        p = self.op("Range", zero, pixels, one)
+        c_step = self.op("Add", pixels, self.op("Mul", last, self.op("Sub", one, pixels)))
+        p_step = self.op("Add", one, self.op("Mul", last, self.op("Sub", channels, one)))
+        places = self.op("Add", self.op("Mul", c, c_step), self.op("Mul", p, p_step))
+        rows = self.op("Reshape", x, self.concat(self.op("Shape", x, start=0, end=1), self.const([-1])))
+        values = self.op("Cast", self.op("Gather", rows, places, axis=1), to=ir.DataType.INT64.value)
+        table = self.op("Reshape", levels, self.const([-1]))
+        numbers = self.op("Gather", table, self.op("Add", values, self.op("Mul", c, self.const(256))))
+        lead = self.op("Shape", numbers, start=0, end=2)
+        return self.op("Reshape", numbers, self.concat(lead, spatial))
 
     def max_pool(self, x: ir.Value, least: float) -> ir.Value:
         """Pool x [N, C, spatial...] float32, none of which is below `least`, with the attributes pool_..."""

@@ -30,6 +30,9 @@ from bnn_deploy.operators.shapes import (
     convolved_directly_to_bits,
     convolved_to_bits,
     direct_macs,
+    image_convolved,
+    image_convolved_to_bits,
+    image_macs,
     linear,
     linear_macs,
     matmul_macs,
@@ -154,8 +157,8 @@ class Operator:
         channels_last: whether the channels of its first input are the last dimension, as in bits.
         macs: the rule for its multiply-accumulates.
         sums: for sums of products of floats, which every implementation rounds in an order of its own: the operator
-            that gives these sums as floats, from X, W and bias, the first inputs, and the same attributes; itself, if
-            it does. None where all implementations give the same bits, see `Output.tolerance`.
+            that gives these sums as floats, from as many of the first inputs as it has, and the same attributes;
+            itself, if it does. None where all implementations give the same bits, see `Output.tolerance`.
         has_kernel: whether the C++ library has a kernel for it; without one its body runs.
     """
 
@@ -210,6 +213,7 @@ _WINDOW = dict.fromkeys(("kernel_shape", "strides", "pads", "dilations"), "INTS"
 _CONV = {"channels": "INT", **_WINDOW, "group": "INT"}
 _POOL = {**_WINDOW, "ceil_mode": "INT"}
 _DIRECT = _WINDOW | dict.fromkeys(("pool_shape", "pool_strides", "pool_pads"), "INTS")
+_IMAGE = {"channels_last": "INT", **_DIRECT}
 
 _FLOATS = Input("X", "float32", "[N, C, spatial...]")
 _BITS = Input("X", "uint32", "[N, spatial..., ceil(C/32)]")
@@ -217,6 +221,8 @@ _WEIGHTS = Input("W", "uint32", "[O, kernel..., ceil((C/group)/32)]")
 _SCALE = Input("scale", "float32", "[O]")
 _BIAS = Input("bias", "float32", "[O]")
 _PAD = Input("pad_value", "float32", "[1] or [C]")
+_BYTES = Input("X", "uint8", "[N, C, spatial...], or [N, spatial..., C]")
+_LEVELS = Input("levels", "float32", "[C, 256]")
 _FLOAT_WEIGHTS = Input("W", "float32", "[O, C, kernel...]")
 _Y = Output("Y", "floats", "[N, O, spatial'...]")
 _Y_BITS = Output("Y", "bits", "[N, spatial..., ceil(C/32)]")
@@ -471,6 +477,35 @@ _ROWS = (
         threshold=Threshold(3),
         macs=direct_macs,
         sums="DirectConv",
+    ),
+    Operator(
+        name="ImageConv",
+        inputs=(_BYTES, _FLOAT_WEIGHTS, _BIAS, _LEVELS),
+        outputs=(_Y,),
+        formula="DirectConv(levels[c, X], W, bias) of an image of bytes; floats",
+        note="a first layer behind a camera",
+        contract="levels is a constant: the float32 numbers that the bytes of each channel stand for, normalised. X is "
+        "[N, spatial..., C] if channels_last is 1, and [N, C, spatial...] if it is 0.",
+        shapes=image_convolved,
+        attributes=_IMAGE,
+        status=FLOAT,
+        macs=image_macs,
+        sums="ImageConv",
+    ),
+    Operator(
+        name="ImageConvThreshold",
+        inputs=(_BYTES, _FLOAT_WEIGHTS, _BIAS, _LEVELS, Input("threshold", "float32", "[O]")),
+        outputs=(Output("Y", "bits", "[N, spatial'..., ceil(O/32)]"),),
+        formula="bit = ImageConv(X, W, bias, levels) >= threshold[o]; NaN gives 0",
+        note="",
+        contract="The bits are those of DirectConvThreshold(levels[c, X], ...), all of them, also where a kernel "
+        "computes with integers.",
+        shapes=image_convolved_to_bits,
+        attributes=_IMAGE,
+        status=FLOAT,
+        threshold=Threshold(4),
+        macs=image_macs,
+        sums="ImageConv",
     ),
 )
 

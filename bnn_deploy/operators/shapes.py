@@ -107,6 +107,25 @@ def convolved_directly_to_bits(call: Call) -> tuple[Made, ...] | None:
     return None if made is None else made[1:]
 
 
+def image_convolved(call: Call) -> tuple[Made, ...] | None:
+    """Bytes [N, C, spatial...] or [N, spatial..., C] and W [O, ...] -> as `convolved_directly`."""
+    return convolved_directly(_channels_first(call))
+
+
+def image_convolved_to_bits(call: Call) -> tuple[Made, ...] | None:
+    """Bytes [N, C, spatial...] or [N, spatial..., C] and W [O, ...] -> bits [N, spatial'..., ceil(O/32)]."""
+    return convolved_directly_to_bits(_channels_first(call))
+
+
+def _channels_first(call: Call) -> Call:
+    """The call of an image's operator with the shape of X as [N, C, spatial...]."""
+    first = call.inputs[0] or ()
+    if call.attributes["channels_last"] != (1,):
+        return call
+    batch, *spatial, channels = first
+    return replace(call, inputs=((batch, channels, *spatial), *call.inputs[1:]))
+
+
 def linear(call: Call) -> tuple[Made, ...] | None:
     """Bits [N, ..., words] and W [O, words] -> floats [N, ..., O]."""
     *lead, _ = call.inputs[0] or ()
@@ -168,6 +187,11 @@ def direct_macs(call: Call, made: Made) -> int | None:
     """Weights times outputs of the convolution, in front of its pool: float products."""
     spatial = (call.inputs[0] or ())[2:]
     return product((*(call.inputs[1] or (None,)), *_window_output(call, spatial)))
+
+
+def image_macs(call: Call, made: Made) -> int | None:
+    """As `direct_macs`, of an image."""
+    return direct_macs(_channels_first(call), made)
 
 
 def linear_macs(call: Call, made: Made) -> int | None:

@@ -21,6 +21,7 @@ from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
 from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import is_op
 from bnn_deploy.passes.layout.convolve_directly import ConvolveDirectly
+from bnn_deploy.passes.layout.convolve_images import ConvolveImages
 from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
 from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
 from bnn_deploy.passes.lower.convolve_tokens import ConvolveTokens
@@ -132,6 +133,7 @@ def to_binary(
     ]
     if float_edges:
         ConvolveDirectly(names)(model)
+        ConvolveImages()(model)
         PreferChannelsLast()(model)
     finish(model)
     return model, leftovers, not_fused

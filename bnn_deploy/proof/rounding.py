@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
 from bnn_deploy.operators.bits import pack_bits
-from bnn_deploy.operators.contract import operator_of, sum_rounding
+from bnn_deploy.operators.contract import OPERATORS, operator_of, sum_rounding
 from bnn_deploy.proof.margins import absolute_error
 from bnn_deploy.proof.pieces import add_body, single_node
 
@@ -59,14 +59,10 @@ def sums_node(node: NodeProto, output: str) -> NodeProto:
     made = NodeProto()
     made.CopyFrom(node)
     made.op_type, made.name = row.sums, output
-    made.input[:] = node.input[:_OPERANDS]
+    made.input[:] = node.input[: len(OPERATORS[row.sums].inputs)]
     made.output[:] = [output]
     del made.metadata_props[:]
     return made
-
-
-_OPERANDS = 3
-"""X, W and bias: the inputs that a sum is made of."""
 
 
 def sum_bound(
@@ -75,7 +71,7 @@ def sum_bound(
     """The sums of a node, if two implementations may round them differently; None for an exact operator.
 
     Args:
-        proto: the model, with the constants W and bias.
+        proto: the model, with the constants W, bias and levels.
         node: of the model.
         inputs: the node's data inputs.
         make: gives the function that runs a model by its function bodies.

@@ -43,12 +43,16 @@ class LibraryInfo:
         isas: the instruction sets that it has kernels for and this machine can run, best first.
         selected: the instruction set that a session made now would use.
         calls: micro-kernel calls in this process so far, per instruction set: they prove which kernels ran.
+        integer_bits: bits that ImageConvThreshold made by integer sums in this process so far.
+        undecided_bits: those of them that the integer sums left undecided, so that they were summed as floats.
     """
 
     version: str
     isas: tuple[str, ...]
     selected: str
     calls: dict[str, int]
+    integer_bits: int
+    undecided_bits: int
 
 
 def library_path() -> Path:
@@ -185,7 +189,7 @@ def library_info(isa: str | None = None) -> LibraryInfo:
             _raise_isa_error(error)
             raise
     info: dict[str, Any] = json.loads(np.asarray(text).tobytes().decode())
-    return LibraryInfo(info["version"], tuple(info["isas"]), info["selected"], dict(info["calls"]))
+    return LibraryInfo(**info | {"isas": tuple(info["isas"])})
 
 
 def _raise_isa_error(error: Exception) -> None:

@@ -431,10 +431,21 @@ constexpr int kAbsMeanVectors = 4;
 constexpr int kFewVectors = 1;
 constexpr bool kMeansRows = false;
 
+Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
+  const __m256i products = _mm256_madd_epi16(w, SplatWord(x[p]));
+  // In place and in order: the compiler would compute products ahead, for which there are no
+  // registers, and copy sums.
+  __asm__ volatile("vpaddd %1, %0, %0" : "+x"(sums) : "x"(products));
+  return sums;
+}
+
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/direct_conv.inl"
+#include "kernels/generic/direct_pairs.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
+
+constexpr DirectKernels kDirect = MakeDirect(&kPairs);
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;

@@ -233,19 +233,61 @@ using EncodeFn = void (*)(uint32_t* row, int64_t words, bool weights);
 //
 // channels: a multiple of the unit's `lanes`. weights: [tiles][taps][tile channels], the tiles of
 // the unit's `channels` and at last the rest. input may be read, and out written, for up to the
-// unit's `slack` pixels more. All: float aligned.
-struct DirectConvArgs {
-  const float* input;
+// unit's `slack` pixels more. All: element aligned.
+template <typename Number, typename Sum>
+struct DirectArgs {
+  const Number* input;
   const int64_t* offsets;
   int64_t taps;
-  const float* weights;
-  const float* bias;
+  const Number* weights;
+  const Sum* bias;
   int64_t channels;
   int64_t pixels;
-  float* out;
+  Sum* out;
   int64_t out_stride;
 };
+using DirectConvArgs = DirectArgs<float, float>;
 using DirectConvFn = void (*)(const DirectConvArgs& args);
+
+// The same, but for `channels`, which is that of PairKernels, where a number of input or weights
+// are two integers of 16 bits, the first in the low half, and their product is the sum of both
+// products. No sum overflows, in any order.
+using DirectPairsArgs = DirectArgs<uint32_t, int32_t>;
+using DirectPairsFn = void (*)(const DirectPairsArgs& args);
+
+// Bit o % 32 of out[p * words + o / 32] = (sums[p * channels + o] >= reaches[o]), and likewise of
+// undecided (may[o] <= sums[p * channels + o] < reaches[o]), for p < pixels and o < channels, words
+// = ceil(channels / 32); the unused bits of the last words are 0.
+//
+// channels: a multiple of the unit's `lanes`. All: element aligned, no over-read.
+struct DecideArgs {
+  const int32_t* sums;
+  const int32_t* reaches;
+  const int32_t* may;
+  int64_t channels;
+  int64_t pixels;
+  uint32_t* out;
+  uint32_t* undecided;
+};
+using DecideFn = void (*)(const DecideArgs& args);
+
+// One sum of DirectConvArgs: of the pixel at `input`, with the weights weights[k * stride].
+struct SumAt {
+  const float* input;
+  const float* weights;
+  int64_t stride;
+  float bias;
+};
+
+// out[i] = the sum at points[i], in the order of DirectConvArgs, for i < count. No over-read.
+struct SumsAtArgs {
+  const SumAt* points;
+  int64_t count;
+  const int64_t* offsets;
+  int64_t taps;
+  float* out;
+};
+using SumsAtFn = void (*)(const SumsAtArgs& args);
 
 // out[o * channel_stride + p] = the maximum of rows[r][x * row_stride + o] over r < row_count and
 // the x of the window, p * stride - pad <= x < p * stride - pad + kernel and 0 <= x < width, for
@@ -269,6 +311,14 @@ struct PoolRowsArgs {
 };
 using PoolRowsFn = void (*)(const PoolRowsArgs& args);
 
+// The kernels of a direct convolution in integers.
+struct PairKernels {
+  int64_t channels;  // of a register tile, a multiple of `lanes`
+  DirectPairsFn convolve;
+  DecideFn decide;
+  SumsAtFn sums_at;
+};
+
 // The kernels of a direct convolution of floats, and the sizes of their register tiles.
 struct DirectKernels {
   int64_t lanes;     // channels in a vector
@@ -276,6 +326,7 @@ struct DirectKernels {
   int64_t slack;     // pixels
   DirectConvFn convolve;
   PoolRowsFn pool_rows;
+  const PairKernels* pairs;  // null where 16-bit products are no faster than floats
 };
 
 // The kernels and layout constants of a unit. A unit assigns the entries by name; an entry that it

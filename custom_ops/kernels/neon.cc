@@ -418,7 +418,7 @@ static_assert(IsComplete(MakeKernels()), "a kernel is missing");
 
 }  // namespace
 
-constexpr DirectKernels kNeonDirect = kDirect;
+constexpr DirectKernels kNeonDirect = MakeDirect(nullptr);
 constexpr Kernels kNeonKernels = MakeKernels();
 
 }  // namespace bnn_deploy

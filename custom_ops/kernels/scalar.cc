@@ -209,7 +209,8 @@ void PoolRows(const PoolRowsArgs& args) {
   }
 }
 
-constexpr DirectKernels kDirect = {kDirectChannels, kDirectChannels, 0, DirectConv, PoolRows};
+constexpr DirectKernels kDirect = {kDirectChannels, kDirectChannels, 0,
+                                   DirectConv,      PoolRows,        nullptr};
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;

@@ -25,7 +25,10 @@ Shape ChannelsLast(const Shape& x) {
 
 }  // namespace
 
-DirectConvNode::DirectConvNode(const NodeInfo& node) : window_(node) {
+DirectConvNode::DirectConvNode(const NodeInfo& node, bool of_bytes)
+    : of_bytes_(of_bytes),
+      channels_last_(of_bytes && node.Int("channels_last", 0, 1) == 1),
+      window_(node) {
   if (window_.rank() > kMaxRank) {
     Fail("attribute kernel_shape has " + Text(static_cast<int64_t>(window_.rank())) +
          " values: it must have 1 or 2, one per spatial dimension");
@@ -46,6 +49,7 @@ DirectConvNode::DirectConvNode(const NodeInfo& node) : window_(node) {
   spec_.channels = shape[1];
   weights_ = weights.As<float>();
   bias_ = PerOutput(node, 2, "bias");
+  if (of_bytes) levels_ = Levels(node);
 }
 
 void DirectConvNode::ReadPool(const NodeInfo& node) {
@@ -67,7 +71,7 @@ void DirectConvNode::ReadPool(const NodeInfo& node) {
 }
 
 DirectConvDriver DirectConvNode::Driver(const float* threshold) const {
-  return DirectConvDriver(SelectIsa(), spec_, weights_, bias_, threshold);
+  return DirectConvDriver(SelectIsa(), spec_, weights_, bias_, threshold, levels_);
 }
 
 const float* DirectConvNode::PerOutput(const NodeInfo& node, size_t index, const char* name) const {
@@ -80,14 +84,30 @@ const float* DirectConvNode::PerOutput(const NodeInfo& node, size_t index, const
   return tensor.As<float>();
 }
 
-FloatBatch DirectConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
+const float* DirectConvNode::Threshold(const NodeInfo& node) const {
+  return PerOutput(node, of_bytes_ ? 4 : 3, "threshold");
+}
+
+const float* DirectConvNode::Levels(const NodeInfo& node) const {
+  const Tensor tensor = node.ConstantInput(3, "levels");
+  const Shape& shape = tensor.shape;
+  if (shape.rank != 2 || shape[0] != spec_.channels || shape[1] != kByteValues) {
+    Fail("input levels has shape " + shape.ToString() + ", but W has " + Text(spec_.channels) +
+         " channels and needs [" + Text(spec_.channels) + ", " + Text(kByteValues) + "]");
+  }
+  return tensor.As<float>();
+}
+
+ImageBatch DirectConvNode::ReadInput(const Context& context, Shape* out_pixels) const {
   const Tensor x = context.Input(0);
   const size_t rank = window_.rank();
-  if (x.shape.rank != rank + 2 || x.shape[1] != spec_.channels) {
-    Fail("input X has shape " + x.shape.ToString() + ", but it must be [N, " +
-         Text(spec_.channels) + (rank == 2 ? ", H, W]" : ", L]"));
+  if (x.shape.rank != rank + 2 || x.shape[channels_last_ ? rank + 1 : 1] != spec_.channels) {
+    const std::string spatial = rank == 2 ? ", H, W" : ", L";
+    const std::string channels = ", " + Text(spec_.channels);
+    Fail("input X has shape " + x.shape.ToString() + ", but it must be [N" +
+         (channels_last_ ? spatial + channels : channels + spatial) + "]");
   }
-  const Shape pixels = ChannelsLast(x.shape);
+  const Shape pixels = channels_last_ ? x.shape : ChannelsLast(x.shape);
   window_.CheckInput(pixels, spec_.channels);
   *out_pixels = window_.OutputPixels(pixels, Rounding::kFloor);
   for (size_t i = 0; i < rank; ++i) {
@@ -101,7 +121,12 @@ FloatBatch DirectConvNode::ReadInput(const Context& context, Shape* out_pixels) 
     }
     out_pixels->dims[1 + i] = extent;
   }
-  return {x.As<float>(), x.shape[0], window_.Height(pixels), window_.Width(pixels)};
+  return {of_bytes_ ? nullptr : x.As<float>(),
+          of_bytes_ ? x.As<uint8_t>() : nullptr,
+          channels_last_,
+          x.shape[0],
+          window_.Height(pixels),
+          window_.Width(pixels)};
 }
 
 namespace {
@@ -117,10 +142,11 @@ std::optional<Shape> InferPooledPixels(const ShapeContext& context) {
       !context.Ints("pool_strides", strides, rank) || !context.Ints("pool_pads", pads, 2 * rank)) {
     return std::nullopt;
   }
+  const size_t first = context.Int("channels_last").value_or(0) == 1 ? 1 : 2;
   Shape pixels;
   pixels.Append((*x)[0]);
   for (size_t i = 0; i < rank; ++i) {
-    const int64_t extent = (*x)[2 + i];
+    const int64_t extent = (*x)[first + i];
     if (extent < 0 || extent > kMaxExtent) {
       pixels.Append(-1);
       continue;
@@ -138,41 +164,61 @@ std::optional<Shape> InferPooledPixels(const ShapeContext& context) {
 
 }  // namespace
 
+template <>
 const OpSchema DirectConv::kSchema = {"DirectConv", {kOrtFloat, kOrtFloat, kOrtFloat}, {kOrtFloat}};
+template <>
+const OpSchema ImageConv::kSchema = {
+    "ImageConv", {kOrtUint8, kOrtFloat, kOrtFloat, kOrtFloat}, {kOrtFloat}};
 
-DirectConv::DirectConv(const NodeInfo& node) : node_(node), driver_(node_.Driver(nullptr)) {}
+template <bool kOfBytes>
+ConvToFloats<kOfBytes>::ConvToFloats(const NodeInfo& node)
+    : node_(node, kOfBytes), driver_(node_.Driver(nullptr)) {}
 
-void DirectConv::Compute(const Context& context) const {
+template <bool kOfBytes>
+void ConvToFloats<kOfBytes>::Compute(const Context& context) const {
   Shape pixels;
-  const FloatBatch input = node_.ReadInput(context, &pixels);
+  const ImageBatch input = node_.ReadInput(context, &pixels);
   auto* const out =
       static_cast<float*>(context.Output(0, PlanesShape(pixels, node_.out_channels())));
   if (input.batch > 0) driver_.Run(input, out, context);
 }
 
-void DirectConv::InferShape(const ShapeContext& context) {
+template <bool kOfBytes>
+void ConvToFloats<kOfBytes>::InferShape(const ShapeContext& context) {
   const std::optional<Shape> pixels = InferPooledPixels(context);
   if (pixels) context.SetOutputShape(0, PlanesShape(*pixels, InferOutputs(context)), kOrtFloat);
 }
 
+template <>
 const OpSchema DirectConvThreshold::kSchema = {
     "DirectConvThreshold", {kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat}, {kOrtUint32}};
+template <>
+const OpSchema ImageConvThreshold::kSchema = {
+    "ImageConvThreshold", {kOrtUint8, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat}, {kOrtUint32}};
 
-DirectConvThreshold::DirectConvThreshold(const NodeInfo& node)
-    : node_(node), driver_(node_.Driver(node_.PerOutput(node, 3, "threshold"))) {}
+template <bool kOfBytes>
+ConvToBits<kOfBytes>::ConvToBits(const NodeInfo& node)
+    : node_(node, kOfBytes), driver_(node_.Driver(node_.Threshold(node))) {}
 
-void DirectConvThreshold::Compute(const Context& context) const {
+template <bool kOfBytes>
+void ConvToBits<kOfBytes>::Compute(const Context& context) const {
   Shape pixels;
-  const FloatBatch input = node_.ReadInput(context, &pixels);
+  const ImageBatch input = node_.ReadInput(context, &pixels);
   auto* const out =
       static_cast<uint32_t*>(context.Output(0, BitsShape(pixels, node_.out_channels())));
   if (input.batch > 0) driver_.Run(input, out, context);
 }
 
-void DirectConvThreshold::InferShape(const ShapeContext& context) {
+template <bool kOfBytes>
+void ConvToBits<kOfBytes>::InferShape(const ShapeContext& context) {
   const std::optional<Shape> pixels = InferPooledPixels(context);
   const int64_t outputs = InferOutputs(context);
   if (pixels && outputs > 0) context.SetOutputShape(0, BitsShape(*pixels, outputs), kOrtUint32);
 }
+
+template class ConvToFloats<false>;
+template class ConvToFloats<true>;
+template class ConvToBits<false>;
+template class ConvToBits<true>;
 
 }  // namespace bnn_deploy

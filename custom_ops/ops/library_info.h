@@ -1,7 +1,7 @@
 // LibraryInfo(X int64 [1]) -> uint8 [n], a kernel without a function body that no converted model
 // contains: UTF-8 JSON with the version, the instruction sets this machine can run (best first),
-// the one a kernel created now would use, and the number of micro-kernel calls of each in this
-// process. Programs and tests use it to prove which kernels ran.
+// the one a kernel created now would use, the number of micro-kernel calls of each in this process,
+// and the bits of CountedIntegerBits. Programs and tests use it to prove which kernels ran.
 
 #ifndef BNN_DEPLOY_OPS_LIBRARY_INFO_H_
 #define BNN_DEPLOY_OPS_LIBRARY_INFO_H_

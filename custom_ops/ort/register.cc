@@ -30,6 +30,7 @@ OrtCustomOpDomain* CreateDomain() {
       DefineOp<BinaryConvResidual>(), DefineOp<BinaryLinear>(),
       DefineOp<BinaryMatMul>(),       DefineOp<BinaryMaxPool>(),
       DefineOp<DirectConv>(),         DefineOp<DirectConvThreshold>(),
+      DefineOp<ImageConv>(),          DefineOp<ImageConvThreshold>(),
       DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));

@@ -151,3 +151,54 @@ def test_nan_gives_0_and_does_not_hide_its_window() -> None:
     assert np.isnan(sums[0, :, 0, 0]).all() and pooled[0, :, 0, 0].any()
     for place, (_, bits) in run_everywhere(direct.model, x).items():
         assert np.array_equal(bits, pack(pooled)), place
+
+
+@dataclass(frozen=True)
+class Image:
+    """The same node pair of an image of bytes: `direct.x` is what the levels make of them."""
+
+    direct: Direct
+    bytes: Array
+    """uint8 [N, C, spatial...] or, with channels_last, [N, spatial..., C]."""
+    levels: Array
+    channels_last: bool
+
+    @staticmethod
+    def of(name: str, channels_last: bool) -> Image:
+        direct = case(name)
+        rng = np.random.default_rng(1)
+        numbers = rng.integers(0, 256, direct.x.shape).astype(np.uint8)
+        levels = (rng.integers(-8, 9, (direct.x.shape[1], 256)) / 8).astype(np.float32)
+        x = np.stack([levels[c][numbers[:, c]] for c in range(len(levels))], axis=1)
+        stored = np.ascontiguousarray(np.moveaxis(numbers, 1, -1)) if channels_last else numbers
+        return Image(replace(direct, x=x), stored, levels, channels_last)
+
+    @property
+    def model(self) -> bytes:
+        attributes = self.direct.attributes | {"channels_last": int(self.channels_last)}
+        given = ["X", "W", "b", "l"]
+        nodes = [
+            helper.make_node("ImageConv", given, ["Y"], domain="bnn_deploy", **attributes),
+            helper.make_node("ImageConvThreshold", [*given, "t"], ["B"], domain="bnn_deploy", **attributes),
+        ]
+        constants = {"W": self.direct.w, "b": self.direct.bias, "l": self.levels, "t": self.direct.threshold}
+        outputs = {"Y": TensorProto.FLOAT, "B": TensorProto.UINT32}
+        return make_model(nodes, self.bytes, constants, outputs, self.bytes.ndim)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_images_against_numpy(name: str, channels_last: bool) -> None:
+    image = Image.of(name, channels_last)
+    floats, bits = image.direct.expected()
+    check(image.model, image.bytes, [floats, bits])
+    for rows, shape in ((["ImageConv", "DirectConv"], floats.shape), (["ImageConvThreshold"], bits.shape)):
+        attributes = {key: tuple(values) for key, values in image.direct.attributes.items()}
+        call = Call(attributes | {"channels_last": (int(channels_last),)}, [image.bytes.shape, image.direct.w.shape], 0)
+        made = OPERATORS[rows[0]].shapes(call)
+        assert made is not None and made[0].shape == shape
+        plain = replace(call, inputs=[image.direct.x.shape, image.direct.w.shape])
+        assert OPERATORS[rows[0]].macs(call, made[0]) == OPERATORS["DirectConv"].macs(plain, made[0])
+    wrong = image.levels.copy()
+    wrong[-1, image.bytes[..., -1].flat[0] if channels_last else image.bytes[:, -1].flat[0]] += 8
+    assert nowhere_equal(replace(image, levels=wrong).model, image.bytes, [floats, bits])

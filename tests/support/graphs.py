@@ -55,7 +55,12 @@ def batch_norm(channels: int, seed: int = 0, gamma: Sequence[float] | None = Non
 
 
 def parse(
-    nodes: str, x: Shape = ("N", 4, 6, 6), outputs: Sequence[str] = ("y",), inputs: str = "", **constants: Array
+    nodes: str,
+    x: Shape = ("N", 4, 6, 6),
+    outputs: Sequence[str] = ("y",),
+    inputs: str = "",
+    dtype: str = "float",
+    **constants: Array,
 ) -> ir.Model:
     """A float model from ONNX text with shapes inferred.
 
@@ -64,13 +69,14 @@ def parse(
         x: shape of the input x.
         outputs: names of the outputs, with a type if that is not float: "int64[] k".
         inputs: more inputs, in ONNX text.
+        dtype: type of the input x.
         constants: initializers.
     """
     # Line by line: the parser takes no empty lines.
     body = "\n".join(line for line in nodes.splitlines() if line.strip())
     model = onnx.parser.parse_model(
         f'<ir_version: 10, opset_import: ["": {OPSET}]> '
-        f"main (float[{','.join(map(str, x))}] x{inputs and ', ' + inputs}) => "
+        f"main ({dtype}[{','.join(map(str, x))}] x{inputs and ', ' + inputs}) => "
         f"({', '.join(name if ' ' in name else f'float[] {name}' for name in outputs)}) {{\n{body}\n}}"
     )
     for name, array in constants.items():

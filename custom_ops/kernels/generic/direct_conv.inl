@@ -8,67 +8,90 @@
 //     kDirectSums, kDirectVectors  the vectors of sums of a register tile, and the vectors of
 //                           channels in it; a tile of fewer channels has more pixels
 
-// A block of a tile's weights stays in half of the L1 cache.
-constexpr int64_t kDirectTaps = (16 << 10) / (kDirectVectors * kLanes * 4);
+// What the sums of a tile are made of.
+struct FloatSums {
+  using Vector = Floats;
+  using Number = float;
+  using Sum = float;
+  static constexpr int kSums = kDirectSums;
+  static constexpr int kVectors = kDirectVectors;
+  static Vector LoadSums(const float* from) { return Load(from); }
+  static Vector LoadWeights(const float* from) { return Load(from); }
+  static void StoreSums(float* to, Vector sums) { Store(to, sums); }
+  static Vector Add(Vector sums, Vector w, const float* x, int p) {
+    return AddProducts(sums, w, x, p);
+  }
+};
 
-// `taps` of the taps of kDirectSums / kVectors pixels; `from`: the sums before these, for each
-// pixel at the next from_stride.
-template <int kVectors>
-void DirectTile(const float* input, const int64_t* offsets, int64_t taps, const float* weights,
-                const float* from, int64_t from_stride, float* out, int64_t out_stride) {
-  constexpr int kPixels = kDirectSums / kVectors;
-  Floats sums[kPixels][kVectors];
+// A block of a tile's weights stays in half of the L1 cache.
+template <typename Sums>
+constexpr int64_t kTapsOfBlock = (16 << 10) / (Sums::kVectors * kLanes * 4);
+
+// `taps` of the taps of kSums / kVectors pixels; `from`: the sums before these, for each pixel at
+// the next from_stride.
+template <typename Sums, int kVectors>
+void DirectTile(const typename Sums::Number* input, const int64_t* offsets, int64_t taps,
+                const typename Sums::Number* weights, const typename Sums::Sum* from,
+                int64_t from_stride, typename Sums::Sum* out, int64_t out_stride) {
+  constexpr int kPixels = Sums::kSums / kVectors;
+  typename Sums::Vector sums[kPixels][kVectors];
   UNROLL for (int p = 0; p < kPixels; ++p) {
-    UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = Load(from + v * kLanes);
+    UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = Sums::LoadSums(from + v * kLanes);
     from += from_stride;
   }
   for (int64_t k = 0; k < taps; ++k, weights += kVectors * kLanes) {
-    const float* const x = input + offsets[k];
-    Floats w[kVectors];
-    UNROLL for (int v = 0; v < kVectors; ++v) w[v] = Load(weights + v * kLanes);
+    const typename Sums::Number* const x = input + offsets[k];
+    typename Sums::Vector w[kVectors];
+    UNROLL for (int v = 0; v < kVectors; ++v) w[v] = Sums::LoadWeights(weights + v * kLanes);
     UNROLL for (int p = 0; p < kPixels; ++p) {
-      UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = AddProducts(sums[p][v], w[v], x, p);
+      UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = Sums::Add(sums[p][v], w[v], x, p);
     }
   }
   UNROLL for (int p = 0; p < kPixels; ++p) {
-    UNROLL for (int v = 0; v < kVectors; ++v) Store(out + v * kLanes, sums[p][v]);
+    UNROLL for (int v = 0; v < kVectors; ++v) Sums::StoreSums(out + v * kLanes, sums[p][v]);
     out += out_stride;
   }
 }
 
-template <int kVectors>
-void DirectTiles(const DirectConvArgs& args, int64_t channel, const float* weights) {
-  for (int64_t tap = 0; tap < args.taps; tap += kDirectTaps) {
-    const int64_t taps = args.taps - tap < kDirectTaps ? args.taps - tap : kDirectTaps;
-    for (int64_t pixel = 0; pixel < args.pixels; pixel += kDirectSums / kVectors) {
-      float* const out = args.out + pixel * args.out_stride + channel;
-      const float* const from = tap == 0 ? args.bias + channel : out;
-      DirectTile<kVectors>(args.input + pixel, args.offsets + tap, taps,
-                           weights + tap * kVectors * kLanes, from, tap == 0 ? 0 : args.out_stride,
-                           out, args.out_stride);
+template <typename Sums>
+using ArgsOf = DirectArgs<typename Sums::Number, typename Sums::Sum>;
+
+template <typename Sums, int kVectors>
+void DirectTiles(const ArgsOf<Sums>& args, int64_t channel, const typename Sums::Number* weights) {
+  constexpr int64_t kTaps = kTapsOfBlock<Sums>;
+  for (int64_t tap = 0; tap < args.taps; tap += kTaps) {
+    const int64_t taps = args.taps - tap < kTaps ? args.taps - tap : kTaps;
+    for (int64_t pixel = 0; pixel < args.pixels; pixel += Sums::kSums / kVectors) {
+      typename Sums::Sum* const out = args.out + pixel * args.out_stride + channel;
+      const typename Sums::Sum* const from = tap == 0 ? args.bias + channel : out;
+      DirectTile<Sums, kVectors>(args.input + pixel, args.offsets + tap, taps,
+                                 weights + tap * kVectors * kLanes, from,
+                                 tap == 0 ? 0 : args.out_stride, out, args.out_stride);
     }
   }
 }
 
 // Channels in the outer loop, pixels in the inner one.
-void DirectConv(const DirectConvArgs& args) {
-  static_assert(kDirectVectors >= 2 && kDirectVectors <= 4, "the cases below");
-  const float* weights = args.weights;
-  for (int64_t channel = 0; channel < args.channels; channel += kDirectVectors * kLanes) {
+template <typename Sums>
+void DirectConvOf(const ArgsOf<Sums>& args) {
+  constexpr int kVectors = Sums::kVectors;
+  static_assert(kVectors >= 2 && kVectors <= 4, "the cases below");
+  const typename Sums::Number* weights = args.weights;
+  for (int64_t channel = 0; channel < args.channels; channel += kVectors * kLanes) {
     switch ((args.channels - channel) / kLanes) {
       case 1:
-        DirectTiles<1>(args, channel, weights);
+        DirectTiles<Sums, 1>(args, channel, weights);
         break;
       case 2:
-        DirectTiles<2>(args, channel, weights);
+        DirectTiles<Sums, 2>(args, channel, weights);
         break;
       case 3:
-        DirectTiles < kDirectVectors<3 ? kDirectVectors : 3>(args, channel, weights);
+        DirectTiles < Sums, kVectors<3 ? kVectors : 3>(args, channel, weights);
         break;
       default:
-        DirectTiles<kDirectVectors>(args, channel, weights);
+        DirectTiles<Sums, kVectors>(args, channel, weights);
     }
-    weights += kDirectVectors * kLanes * args.taps;
+    weights += kVectors * kLanes * args.taps;
   }
 }
 
@@ -112,5 +135,6 @@ void PoolRows(const PoolRowsArgs& shared_args) {
   }
 }
 
-constexpr DirectKernels kDirect = {kLanes, kDirectVectors * kLanes, kDirectSums, DirectConv,
-                                   PoolRows};
+constexpr DirectKernels MakeDirect(const PairKernels* pairs) {
+  return {kLanes, kDirectVectors * kLanes, kDirectSums, DirectConvOf<FloatSums>, PoolRows, pairs};
+}

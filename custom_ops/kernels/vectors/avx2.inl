@@ -29,6 +29,15 @@ Floats AddProducts(Floats sums, Floats w, const float* x, int p) {
   return _mm256_fmadd_ps(w, Splat(x[p]), sums);
 }
 
+constexpr int kPairSums = 8;
+constexpr int kPairVectors = 2;
+Words LoadWords(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+void StoreWords(void* to, Words words) { _mm256_storeu_si256(static_cast<__m256i*>(to), words); }
+uint32_t ReachedLanes(Words sums, Words least) {
+  const __m256i below = _mm256_cmpgt_epi32(least, sums);
+  return static_cast<uint8_t>(~_mm256_movemask_ps(_mm256_castsi256_ps(below)));
+}
+
 Floats Larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 Floats Divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 Floats Absolute(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }

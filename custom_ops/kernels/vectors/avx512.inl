@@ -28,6 +28,12 @@ Floats AddProducts(Floats sums, Floats w, const float* x, int p) {
   return _mm512_fmadd_ps(w, Splat(x[p]), sums);
 }
 
+constexpr int kPairSums = 16;
+constexpr int kPairVectors = 2;
+Words LoadWords(const void* from) { return _mm512_loadu_si512(from); }
+void StoreWords(void* to, Words words) { _mm512_storeu_si512(to, words); }
+uint32_t ReachedLanes(Words sums, Words least) { return _mm512_cmpge_epi32_mask(sums, least); }
+
 Floats Larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 Floats Divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 Floats Absolute(Floats a) { return _mm512_abs_ps(a); }

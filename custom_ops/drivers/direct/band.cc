@@ -1,0 +1,189 @@
+#include "drivers/direct/band.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace bnn_deploy {
+namespace {
+
+// The copied rows of a band stay in the second-level cache.
+constexpr int64_t kBandElements = int64_t{1} << 14;
+// The contract does not limit pads and dilations, but memory does.
+constexpr int64_t kMaxBandElements = int64_t{1} << 28;
+
+// Splits a row by the remainder of the columns, behind `pad` columns, to [stride][phase_width].
+void SplitColumns(const float* from, int64_t width, int64_t pad, int64_t stride,
+                  int64_t phase_width, float* to) {
+  if (stride == 1) {
+    std::copy_n(from, width, to + pad);
+    return;
+  }
+  for (int64_t phase = 0; phase < stride; ++phase) {
+    const int64_t skip = (phase + stride - pad % stride) % stride;
+    float* const out = to + phase * phase_width + (pad + skip) / stride;
+    for (int64_t x = skip, i = 0; x < width; x += stride, ++i) out[i] = from[x];
+  }
+}
+
+uint32_t Pair(int16_t low, int16_t high) {
+  return static_cast<uint16_t>(low) | static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
+}
+
+}  // namespace
+
+DirectSizes SizesOf(const DirectSpec& spec, const DirectKernels& kernels, const ImageBatch& input) {
+  const Axis& height = spec.height;
+  const Axis& width = spec.width;
+  DirectSizes sizes;
+  sizes.rows = OutputExtent(height, input.height);
+  sizes.columns = OutputExtent(width, input.width);
+  sizes.out_rows = OutputExtent(spec.pool_height, sizes.rows);
+  sizes.out_columns = OutputExtent(spec.pool_width, sizes.columns);
+  sizes.line = sizes.columns + kernels.slack;
+  sizes.phase_width = sizes.line + CeilDiv((width.kernel - 1) * width.dilation + 1, width.stride);
+  constexpr const char* kRow = "a padded row of the input";
+  sizes.copied_row = CheckedProduct({width.stride, sizes.phase_width}, kRow);
+  const int64_t row_elements = CheckedProduct({spec.channels, sizes.copied_row}, kRow);
+  // At least two windows high, so that most rows are copied once.
+  const int64_t window = (height.kernel - 1) * height.dilation + 1;
+  const int64_t wanted = std::max(kBandElements / row_elements, 2 * window);
+  sizes.band_rows = std::clamp((wanted - window) / height.stride + 1, int64_t{1}, sizes.rows);
+  sizes.copied_rows = (sizes.band_rows - 1) * height.stride + window;
+  constexpr const char* kBand = "the padded input under a row of windows";
+  if (CheckedProduct({row_elements, sizes.copied_rows}, kBand) > kMaxBandElements) {
+    throw std::invalid_argument(std::string(kBand) + " has " +
+                                std::to_string(row_elements * sizes.copied_rows) +
+                                " elements, at most " + std::to_string(kMaxBandElements) +
+                                " are supported: the attributes pads and dilations are too large");
+  }
+  return sizes;
+}
+
+namespace {
+
+// The offset of a tap in a plane of the band.
+int64_t OffsetOf(const DirectSpec& spec, const DirectSizes& sizes, int64_t plane, int64_t row,
+                 int64_t column) {
+  const int64_t x = column * spec.width.dilation;
+  const int64_t stride = spec.width.stride;
+  return (plane * sizes.copied_rows + row * spec.height.dilation) * sizes.copied_row +
+         x % stride * sizes.phase_width + x / stride;
+}
+
+}  // namespace
+
+std::vector<Tap> TapsOf(const DirectSpec& spec, const DirectSizes& sizes) {
+  std::vector<Tap> taps;
+  for (int64_t c = 0; c < spec.channels; ++c) {
+    for (int64_t i = 0; i < spec.height.kernel; ++i) {
+      for (int64_t j = 0; j < spec.width.kernel; ++j) {
+        taps.push_back({OffsetOf(spec, sizes, c, i, j), static_cast<int64_t>(taps.size()), -1});
+      }
+    }
+  }
+  return taps;
+}
+
+std::vector<Tap> PairsOf(const DirectSpec& spec, const DirectSizes& sizes) {
+  std::vector<Tap> taps;
+  const int64_t row = spec.width.kernel, plane = spec.height.kernel * row;
+  for (int64_t c = 0; c < spec.channels; c += 2) {
+    const bool odd = c + 1 == spec.channels;
+    for (int64_t i = 0; i < spec.height.kernel; i += odd ? 2 : 1) {
+      const bool last = odd && i + 1 == spec.height.kernel;
+      for (int64_t j = 0; j < row; ++j) {
+        const int64_t index = c * plane + i * row + j;
+        taps.push_back(
+            {OffsetOf(spec, sizes, c / 2, i, j), index, last ? -1 : index + (odd ? row : plane)});
+      }
+    }
+  }
+  return taps;
+}
+
+template <typename Number>
+Band<Number>::Band(const DirectSpec& spec, const DirectSizes& sizes, const Level* levels)
+    : spec_(spec),
+      sizes_(sizes),
+      levels_(levels),
+      planes_(std::is_same_v<Number, float> ? spec.channels : CeilDiv(spec.channels, 2)),
+      scratch_(&Kept()),
+      row_scratch_(&KeptRow()),
+      band_(scratch_.Reserve(planes_ * sizes.copied_rows * sizes.copied_row)),
+      rows_(row_scratch_.Reserve(levels == nullptr ? 0 : 2 * sizes.copied_row)) {
+  // The padding, which no copy changes.
+  std::fill_n(band_, planes_ * sizes.copied_rows * sizes.copied_row, Number{0});
+  if (levels != nullptr) std::fill_n(rows_, 2 * sizes.copied_row, Level{0});
+}
+
+template <typename Number>
+void Band<Number>::Copy(const ImageBatch& input, int64_t image, int64_t top) {
+  Number* to = band_;
+  for (int64_t plane = 0; plane < planes_; ++plane) {
+    for (int64_t y = top; y < top + sizes_.copied_rows; ++y, to += sizes_.copied_row) {
+      CopyRow(input, image, plane, y, to);
+    }
+  }
+}
+
+template <typename Number>
+void Band<Number>::Expand(const ImageBatch& input, int64_t image, int64_t channel, int64_t y,
+                          Level* to) const {
+  to += spec_.width.pad_begin;
+  if (y < 0 || y >= input.height) {
+    std::fill_n(to, input.width, Level{0});
+    return;
+  }
+  const int64_t channels = spec_.channels;
+  const int64_t step = input.channels_last ? channels : 1;
+  const uint8_t* from =
+      input.channels_last
+          ? input.bytes + (image * input.height + y) * input.width * channels + channel
+          : input.bytes + ((image * channels + channel) * input.height + y) * input.width;
+  const Level* const levels = levels_ + channel * kByteValues;
+  for (int64_t x = 0; x < input.width; ++x, from += step) to[x] = levels[*from];
+}
+
+template <>
+void Band<float>::CopyRow(const ImageBatch& input, int64_t image, int64_t plane, int64_t y,
+                          float* to) {
+  if (y < 0 || y >= input.height) {
+    std::fill_n(to, sizes_.copied_row, 0.0f);
+    return;
+  }
+  const Axis& axis = spec_.width;
+  const float* from = rows_ + axis.pad_begin;
+  if (levels_ != nullptr) {
+    Expand(input, image, plane, y, rows_);
+  } else {
+    from = input.floats + ((image * spec_.channels + plane) * input.height + y) * input.width;
+  }
+  SplitColumns(from, input.width, axis.pad_begin, axis.stride, sizes_.phase_width, to);
+}
+
+template <>
+void Band<uint32_t>::CopyRow(const ImageBatch& input, int64_t image, int64_t plane, int64_t y,
+                             uint32_t* to) {
+  const bool odd = 2 * plane + 1 == spec_.channels;
+  const int16_t* low = rows_;
+  const int16_t* high = rows_ + sizes_.copied_row;
+  Expand(input, image, 2 * plane, y, rows_);
+  Expand(input, image, 2 * plane + (odd ? 0 : 1), odd ? y + spec_.height.dilation : y,
+         rows_ + sizes_.copied_row);
+  const int64_t stride = spec_.width.stride;
+  if (stride == 1) {
+    for (int64_t i = 0; i < sizes_.copied_row; ++i) to[i] = Pair(low[i], high[i]);
+    return;
+  }
+  for (int64_t phase = 0; phase < stride; ++phase, to += sizes_.phase_width) {
+    for (int64_t i = 0, x = phase; i < sizes_.phase_width; ++i, x += stride) {
+      to[i] = Pair(low[x], high[x]);
+    }
+  }
+}
+
+template class Band<float>;
+template class Band<uint32_t>;
+
+}  // namespace bnn_deploy

@@ -1,0 +1,111 @@
+#include "drivers/direct/driver.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/dispatch.h"
+
+namespace bnn_deploy {
+namespace {
+
+// Multiply-adds of a task, some 40 us of one core; a run with fewer than two tasks stays on its
+// thread.
+constexpr double kTaskProducts = 1 << 21;
+// Rows of the convolution in a task for each that its neighbour makes, too, for its pool windows.
+constexpr int64_t kRowsPerOverlap = 16;
+constexpr double kMaxTasks = 256;
+
+Buffer<float> CopyOf(const float* from, int64_t count, int64_t size, float rest) {
+  Buffer<float> copy(size, rest);
+  std::copy_n(from, count, copy.data());
+  return copy;
+}
+
+}  // namespace
+
+DirectConvDriver::DirectConvDriver(const Isa& isa, const DirectSpec& spec, const float* weights,
+                                   const float* bias, const float* threshold, const float* levels)
+    : layer_{isa, spec, RoundUp(spec.out_channels, isa.direct->lanes), {}, {}, {}, {}, {}} {
+  const int64_t taps = spec.taps();
+  const int64_t channels = layer_.row_channels;
+  layer_.weights = Buffer<float>(channels * taps, 0.0f);
+  for (int64_t o = 0; o < spec.out_channels; ++o) {
+    const int64_t first = o / isa.direct->channels * isa.direct->channels;  // of the tile
+    const int64_t tile_channels = std::min(isa.direct->channels, channels - first);
+    float* const to = layer_.weights.data() + first * taps + o - first;
+    for (int64_t k = 0; k < taps; ++k) to[k * tile_channels] = weights[o * taps + k];
+  }
+  const int64_t outputs = spec.out_channels;
+  layer_.bias = CopyOf(bias, outputs, channels, 0.0f);
+  if (threshold != nullptr) {
+    constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+    layer_.threshold = CopyOf(threshold, outputs, channels, kNone);
+  }
+  if (levels != nullptr) {
+    const int64_t values = spec.channels * kByteValues;
+    layer_.levels = CopyOf(levels, values, values, 0.0f);
+  }
+  if (levels != nullptr && threshold != nullptr && isa.direct->pairs != nullptr) {
+    layer_.integers = MakeIntegerForm(spec, *isa.direct, weights, bias, threshold, levels);
+  }
+}
+
+template <typename Rows, typename Element>
+void DirectConvDriver::RunRows(const ImageBatch& input, Element* out,
+                               const TaskRunner& runner) const {
+  const DirectSpec& spec = layer_.spec;
+  DirectRun run{input, SizesOf(spec, *layer_.isa.direct, input), {}, {}};
+  for (const Tap& tap : TapsOf(spec, run.sizes)) run.offsets.push_back(tap.offset);
+  if (layer_.integers) {
+    for (const Tap& pair : PairsOf(spec, run.sizes)) run.pair_offsets.push_back(pair.offset);
+  }
+  const DirectSizes& sizes = run.sizes;
+  const Axis& height = spec.height;
+  const Axis& pool = spec.pool_height;
+  const int64_t all_rows = input.batch * sizes.out_rows;
+  const double products = static_cast<double>(input.batch) * static_cast<double>(sizes.rows) *
+                          static_cast<double>(sizes.columns) *
+                          static_cast<double>(layer_.row_channels * spec.taps());
+  const int64_t overlap = std::max(pool.kernel - pool.stride, int64_t{0});
+  // At least the input of a window is copied for a task.
+  const int64_t window_rows = CeilDiv((height.kernel - 1) * height.dilation + 1, height.stride);
+  const int64_t least_rows = CeilDiv(std::max(overlap * kRowsPerOverlap, window_rows), pool.stride);
+  const double most = std::clamp(static_cast<double>(all_rows / least_rows), 1.0, kMaxTasks);
+  const auto tasks = static_cast<int64_t>(std::clamp(products / kTaskProducts, 1.0, most));
+  RunTasks(runner, tasks, [&](int64_t task) {
+    Rows rows(layer_, run, out);
+    int64_t image = -1;
+    int64_t next = 0;      // the first row that is not made yet
+    int64_t band_end = 0;  // the rows before it have their input copied
+    const auto range = Part(all_rows, tasks, task);
+    for (int64_t row = range.begin; row < range.end; ++row) {
+      if (row / sizes.out_rows != image) {
+        image = row / sizes.out_rows;
+        next = band_end = 0;
+      }
+      const int64_t out_y = row % sizes.out_rows;
+      const int64_t start = out_y * pool.stride - pool.pad_begin;
+      const int64_t first = std::max(start, int64_t{0});
+      const int64_t end = std::min(start + pool.kernel, sizes.rows);
+      for (next = std::max(next, first); next < end; ++next) {
+        if (next >= band_end) {
+          rows.Copy(image, next);
+          band_end = next + sizes.band_rows;
+        }
+        rows.Make(next);
+      }
+      rows.Pool(image, out_y, first, end - first);
+    }
+    CountCalls(layer_.isa, static_cast<uint64_t>(range.end - range.begin));
+  });
+}
+
+void DirectConvDriver::Run(const ImageBatch& input, float* out, const TaskRunner& runner) const {
+  RunRows<FloatRows>(input, out, runner);
+}
+
+void DirectConvDriver::Run(const ImageBatch& input, uint32_t* out, const TaskRunner& runner) const {
+  RunRows<BitRows>(input, out, runner);
+}
+
+}  // namespace bnn_deploy

@@ -1,0 +1,48 @@
+// The integer form of a direct convolution of bytes to bits: sums of 16-bit products that decide
+// almost every bit as the float sums do, provably, and tell which they cannot decide.
+//
+// A byte stands for a level x, and a level is an integer X times a step, plus an offset, plus a
+// small rest; a weight w is s W plus a small rest; all rests are known. So the exact sum of w x is
+// s times the integer sum of W X, plus a constant, within a bound on the rests; and the float sum,
+// in the order of DirectConvArgs, is within the classic bound of the exact one (Higham, Accuracy
+// and Stability of Numerical Algorithms, 2nd ed., (3.3): n roundings of 2^-24 each of the sum of
+// magnitudes). Where the integer sum is further from a threshold than both bounds, the bit is
+// known.
+
+#ifndef BNN_DEPLOY_DRIVERS_DIRECT_INTEGER_FORM_H_
+#define BNN_DEPLOY_DRIVERS_DIRECT_INTEGER_FORM_H_
+
+#include <cstdint>
+#include <optional>
+
+#include "base/buffer.h"
+#include "drivers/direct/spec.h"
+#include "kernels/micro_kernel.h"
+
+namespace bnn_deploy {
+
+// The integer sums that decide a bit, [channels rounded up to whole vectors]; NEVER beyond them.
+struct Decisions {
+  Buffer<int32_t> reaches;  // a sum of at least this: 1
+  Buffer<int32_t> may;      // a sum below this: 0
+};
+
+struct IntegerForm {
+  Buffer<int16_t> levels;    // X: [channels][kByteValues]
+  Buffer<uint32_t> weights;  // W: see DirectPairsArgs
+  int64_t taps;              // pairs of taps, see PairsOf
+  Buffer<int32_t> zeros;     // what the sums start at, one for each channel of `Decisions`
+  Decisions inside;          // for windows that lie inside the image
+  Decisions at_padding;      // for the others, where the offset of a padded tap is an error, too
+};
+
+// Nullopt where the bounds would leave many bits undecided, such as with levels that are no line.
+// weights: [out_channels][channels][kernel height][kernel width]; levels: [channels][kByteValues];
+// bias and threshold: [out_channels].
+std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const DirectKernels& kernels,
+                                           const float* weights, const float* bias,
+                                           const float* threshold, const float* levels);
+
+}  // namespace bnn_deploy
+
+#endif  // BNN_DEPLOY_DRIVERS_DIRECT_INTEGER_FORM_H_
