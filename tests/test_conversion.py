@@ -43,9 +43,7 @@ def test_structure_of_lenet5(lenet5: Converted) -> None:
         "bnn_deploy.BinaryConvThreshold",  # bin_conv2, with its ReLU and bin_ip1's BatchNorm
         "bnn_deploy.BinaryMaxPool",
         "bnn_deploy.BinaryConv",  # bin_ip1
-        "onnx.Flatten",
-        "onnx.Relu",
-        "onnx.Gemm",  # ip2
+        "bnn_deploy.ReluLinear",  # ip2, with its ReLU
     ]
     result = lenet5.conversion
     assert result.binary_layers == ("bin_conv2.conv", "bin_ip1.linear")

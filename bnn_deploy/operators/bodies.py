@@ -240,6 +240,15 @@ def _largest_reaches(body: Body, x: ir.Value) -> ir.Value:
     return body.pack(body.op("Cast", body.max_pool(reached, 0.0), to=ir.DataType.BOOL.value))
 
 
+@_defines("ReluLinear")
+def _relu_linear(body: Body) -> tuple[ir.Value, ...]:
+    zero = body.const(0, np.float32)
+    rows = body.op("Flatten", body.inputs["X"], axis=1)
+    # Not Relu: what it makes of NaN, runtimes do not agree on.
+    positive = body.op("Where", body.op("LessOrEqual", rows, zero), zero, rows)
+    return (body.op("Gemm", positive, body.inputs["W"], body.inputs["bias"]),)
+
+
 def functions(operators: Container[str] = OPERATORS) -> list[ir.Function]:
     """New functions of these operators, in the order of the table: an ir.Function belongs to one model."""
     made = []

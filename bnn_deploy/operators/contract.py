@@ -35,11 +35,13 @@ from bnn_deploy.operators.shapes import (
     image_macs,
     linear,
     linear_macs,
+    linear_of_relu,
     matmul_macs,
     multiplied,
     no_macs,
     pooled,
     unpacked,
+    weight_macs,
 )
 
 DOMAIN = "bnn_deploy"
@@ -506,6 +508,26 @@ _ROWS = (
         threshold=Threshold(4),
         macs=image_macs,
         sums="ImageConv",
+    ),
+    Operator(
+        name="ReluLinear",
+        inputs=(
+            Input("X", "float32", "[N, ...]"),
+            Input("W", "float32", "[C, O]"),
+            _BIAS,
+        ),
+        outputs=(Output("Y", "floats", "[N, O]", channels_last=True),),
+        formula="bias[o] + the sum over c of max(X[c], 0) * W[c, o]; floats",
+        note="a last layer: the weights of inputs that are 0 are not read",
+        contract="X is taken as [N, C]. W and bias are constants, W is finite; a NaN in X makes Y NaN. The kernel "
+        "starts at bias[o] and goes over c in its order: acc = fma(x, w, acc) in float32; without FMA the product is "
+        "rounded, too. Products with 0 may be left out: the sign of a Y that is 0 is open. Two implementations differ "
+        "as those of DirectConv do, n = C.",
+        shapes=linear_of_relu,
+        attributes={},
+        status=FLOAT,
+        macs=weight_macs,
+        sums="ReluLinear",
     ),
 )
 

@@ -132,6 +132,11 @@ def linear(call: Call) -> tuple[Made, ...] | None:
     return (Made((*lead, (call.inputs[1] or (None,))[0])),)
 
 
+def linear_of_relu(call: Call) -> tuple[Made, ...] | None:
+    """Floats [N, ...] and W [C, O] -> floats [N, O]."""
+    return (Made(((call.inputs[0] or (None,))[0], (call.inputs[1] or (None, None))[1])),)
+
+
 def multiplied(call: Call) -> tuple[Made, ...] | None:
     """Bits [..., M, words] and bits [..., N, words] -> floats [..., M, N]."""
     *lead, _ = call.inputs[0] or ()
@@ -197,6 +202,11 @@ def image_macs(call: Call, made: Made) -> int | None:
 def linear_macs(call: Call, made: Made) -> int | None:
     """Channels times output elements."""
     return product((*made.shape[1:], *call.attributes["channels"]))
+
+
+def weight_macs(call: Call, made: Made) -> int | None:
+    """The number of weights: each is multiplied once."""
+    return product(call.inputs[1] or (None,))
 
 
 def matmul_macs(call: Call, made: Made) -> int | None:

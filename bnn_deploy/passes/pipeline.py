@@ -23,6 +23,7 @@ from bnn_deploy.passes.graph import is_op
 from bnn_deploy.passes.layout.convolve_directly import ConvolveDirectly
 from bnn_deploy.passes.layout.convolve_images import ConvolveImages
 from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
+from bnn_deploy.passes.layout.skip_zeros import SkipZeros
 from bnn_deploy.passes.lower.audit_leftovers import AuditLeftovers
 from bnn_deploy.passes.lower.convolve_tokens import ConvolveTokens
 from bnn_deploy.passes.lower.expand_sign import ExpandSign
@@ -135,6 +136,7 @@ def to_binary(
         ConvolveDirectly(names)(model)
         ConvolveImages()(model)
         PreferChannelsLast()(model)
+        SkipZeros(names)(model)
     finish(model)
     return model, leftovers, not_fused
 

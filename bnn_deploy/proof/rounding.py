@@ -44,7 +44,8 @@ class SumBound:
         """Mask of the floats, or words of bits, that differ by more than rounding; both are of the first samples."""
         bound = self.bound[: len(expected)]
         if self.threshold is None:
-            beyond: NDArray[np.bool_] = (got != expected) & ~(absolute_error(got, expected) <= bound)
+            same = (got == expected) | (np.isnan(got) & np.isnan(expected))
+            beyond: NDArray[np.bool_] = ~same & ~(absolute_error(got, expected) <= bound)
             return beyond
         sums = self.sums[: len(expected)]
         near = absolute_error(sums, self.threshold.reshape(-1, *[1] * (sums.ndim - 2))) <= bound
@@ -87,7 +88,8 @@ def sum_bound(
     for tensor in alone.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)), tensor.name))
     (magnitudes,) = make(alone)({name: np.abs(array) for name, array in inputs.items()})
-    terms = math.prod(constants[node.input[1]].dims[1:])
+    weights, bias = (constants[name].dims for name in node.input[1:3])
+    terms = math.prod(weights) // bias[0]
     bound = sum_rounding(terms) * magnitudes.astype(np.float64)
     threshold = None if row.threshold is None else numpy_helper.to_array(constants[node.input[row.threshold.input]])
     # Where a magnitude is infinite, no bound says anything: then nothing is excused.

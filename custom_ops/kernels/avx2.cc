@@ -444,6 +444,7 @@ Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
 #include "kernels/generic/direct_pairs.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
+#include "kernels/generic/linear.inl"
 
 constexpr DirectKernels kDirect = MakeDirect(&kPairs);
 
@@ -461,6 +462,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kDirect;
+  kernels.linear = &kLinear;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");

@@ -315,6 +315,7 @@ Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
 #include "kernels/generic/direct_pairs.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
+#include "kernels/generic/linear.inl"
 
 constexpr DirectKernels kDirect = MakeDirect(&kPairs);
 
@@ -332,6 +333,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kDirect;
+  kernels.linear = &kLinear;
   kernels.split_row = SplitRow;
   kernels.convolve_planes = ConvolvePlanes;
   return kernels;

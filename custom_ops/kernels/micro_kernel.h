@@ -329,6 +329,46 @@ struct DirectKernels {
   const PairKernels* pairs;  // null where 16-bit products are no faster than floats
 };
 
+// The next two functions sum rows of floats to `sums`, in this order: what is in sums first, then
+// row 0, 1, ..., each by a fused multiply-add in float32 (kScalarKernels rounds the product, too).
+// A row of sums is readable and writable up to the next multiple of 16 floats; nothing else is read
+// or written beyond what is said. All: float aligned.
+
+// sums[o] += the sum over i < count of x[i] * rows[i][o], for o < channels.
+struct AddRowsArgs {
+  float* sums;
+  const float* x;
+  const float* const* rows;
+  int64_t count;
+  int64_t channels;
+};
+using AddRowsFn = void (*)(const AddRowsArgs& args);
+
+// The same for several images with the same rows: sums[n * sums_stride + o] += the sum over i <
+// count of x[n * x_stride + i] * rows[i * row_stride + o], for n < images and o < channels.
+//
+// images: a multiple of the unit's `images`. packed: scratch space of count * channels floats,
+// channels rounded up to a multiple of 16.
+struct MultiplyRowsArgs {
+  float* sums;
+  int64_t sums_stride;
+  const float* x;
+  int64_t x_stride;
+  int64_t images;
+  const float* rows;
+  int64_t row_stride;
+  int64_t count;
+  int64_t channels;
+  float* packed;
+};
+using MultiplyRowsFn = void (*)(const MultiplyRowsArgs& args);
+
+struct LinearKernels {
+  int64_t images;  // of a register tile
+  AddRowsFn add_rows;
+  MultiplyRowsFn multiply_rows;
+};
+
 // The kernels and layout constants of a unit. A unit assigns the entries by name; an entry that it
 // leaves out is null or 0, and IsComplete then returns false unless the entry is optional.
 struct Kernels {
@@ -347,6 +387,7 @@ struct Kernels {
   BinarizeRowsFn binarize_rows = nullptr;
   BinarizeBytesFn binarize_bytes = nullptr;
   const DirectKernels* direct = nullptr;
+  const LinearKernels* linear = nullptr;
   SplitRowFn split_row = nullptr;              // optional, with convolve_planes: null where the
   ConvolvePlanesFn convolve_planes = nullptr;  // unit does not take pixels as lanes
   EncodeFn encode = nullptr;  // optional; windows of encoded_words or more words are
@@ -363,6 +404,7 @@ namespace {
          kernels.finish_rows != nullptr && kernels.binarize != nullptr &&
          kernels.binarize_abs_mean != nullptr && kernels.binarize_rows != nullptr &&
          kernels.binarize_bytes != nullptr && kernels.direct != nullptr &&
+         kernels.linear != nullptr &&
          (kernels.split_row == nullptr) == (kernels.convolve_planes == nullptr) &&
          (kernels.encode == nullptr) == (kernels.encoded_words == 0);
 }
@@ -374,7 +416,9 @@ namespace {
 #include "kernels/isas.inc"
 #undef BNN_DEPLOY_ISA
 
-extern const DirectKernels kNeonDirect;  // of both NEON units
+// Of both NEON units.
+extern const DirectKernels kNeonDirect;
+extern const LinearKernels kNeonLinear;
 
 // A unit with the name that BNN_DEPLOY_ISA and the library's reports use.
 struct Isa : Kernels {

@@ -398,6 +398,7 @@ constexpr bool kMeansRows = true;
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/direct_conv.inl"
 #include "kernels/generic/finish.inl"
+#include "kernels/generic/linear.inl"
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;
@@ -412,6 +413,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kNeonDirect;
+  kernels.linear = &kNeonLinear;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");
@@ -419,6 +421,7 @@ static_assert(IsComplete(MakeKernels()), "a kernel is missing");
 }  // namespace
 
 constexpr DirectKernels kNeonDirect = MakeDirect(nullptr);
+constexpr LinearKernels kNeonLinear = kLinear;
 constexpr Kernels kNeonKernels = MakeKernels();
 
 }  // namespace bnn_deploy

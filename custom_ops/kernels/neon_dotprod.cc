@@ -206,6 +206,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kNeonDirect;
+  kernels.linear = &kNeonLinear;
   kernels.encode = Encode;
   kernels.encoded_words = kMinWords;
   return kernels;

@@ -209,8 +209,28 @@ void PoolRows(const PoolRowsArgs& args) {
   }
 }
 
+// Likewise.
+void AddRows(const AddRowsArgs& args) {
+  for (int64_t i = 0; i < args.count; ++i) {
+    const float x = args.x[i];
+    const float* const row = args.rows[i];
+    for (int64_t o = 0; o < args.channels; ++o) args.sums[o] += x * row[o];
+  }
+}
+
+void MultiplyRows(const MultiplyRowsArgs& args) {
+  for (int64_t n = 0; n < args.images; ++n) {
+    float* const sums = args.sums + n * args.sums_stride;
+    for (int64_t i = 0; i < args.count; ++i) {
+      const float* const row = args.rows + i * args.row_stride;
+      AddRows({sums, args.x + n * args.x_stride + i, &row, 1, args.channels});
+    }
+  }
+}
+
 constexpr DirectKernels kDirect = {kDirectChannels, kDirectChannels, 0,
                                    DirectConv,      PoolRows,        nullptr};
+constexpr LinearKernels kLinear = {1, AddRows, MultiplyRows};
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;
@@ -226,6 +246,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kDirect;
+  kernels.linear = &kLinear;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");

@@ -10,6 +10,7 @@
 #include "ops/binary_max_pool.h"
 #include "ops/direct_conv.h"
 #include "ops/library_info.h"
+#include "ops/relu_linear.h"
 #include "ort/api.h"
 
 namespace bnn_deploy {
@@ -31,7 +32,7 @@ OrtCustomOpDomain* CreateDomain() {
       DefineOp<BinaryMatMul>(),       DefineOp<BinaryMaxPool>(),
       DefineOp<DirectConv>(),         DefineOp<DirectConvThreshold>(),
       DefineOp<ImageConv>(),          DefineOp<ImageConvThreshold>(),
-      DefineOp<LibraryInfo>(),
+      DefineOp<ReluLinear>(),         DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));
   return domain;

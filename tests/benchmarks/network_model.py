@@ -104,6 +104,7 @@ class Code:
             "BinarizeChannelsLast": lambda: binarized(self.library, x.number, True, model),
             "Conv": lambda: self.sgemm.conv(window(network, node), model),
             "Gemm": lambda: self.sgemm.product(1, y.number, x.number, model),
+            "ReluLinear": lambda: self.sgemm.product(1, y.number, x.number, model) / 2,  # half of the inputs are 0
             "Relu": lambda: mlas.floats("elementwise", y.number, model),
             "Add": lambda: mlas.floats("add", y.number, model),
             "Transpose": lambda: mlas.transposed(y.number, model),

@@ -35,15 +35,14 @@ def one_after_the_other(x: Array, w: Array, bias: Array) -> Array:
     return sums.reshape(len(x), len(bias), 4, 2, 4, 2).max(axis=(3, 5))
 
 
-def model(operator: str, constants: dict[str, Array], **changes: list[int]) -> onnx.ModelProto:
-    """One node of the operator, named like it, and its body."""
-    node = helper.make_node(
-        operator, ["x", *constants], ["y"], name=operator, domain=DOMAIN, **(WINDOW | POOL | changes)
-    )
+def model(operator: str, constants: dict[str, Array], rank: int = 4, **changes: list[int]) -> onnx.ModelProto:
+    """One node of the operator, named like it, and its body; only a node of images, of rank 4, has windows."""
+    attributes = WINDOW | POOL | changes if rank == 4 else {}
+    node = helper.make_node(operator, ["x", *constants], ["y"], name=operator, domain=DOMAIN, **attributes)
     graph = helper.make_graph(
         [node],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * 4)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * rank)],
         [onnx.ValueInfoProto(name="y")],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
@@ -89,6 +88,26 @@ def test_floats_may_differ_by_rounding_only() -> None:
     ):
         got = run(wrong, x)[:, :, :4]
         assert bound.differing(got, expected).any()
+
+
+def test_a_linear_layer_may_differ_by_rounding_only() -> None:
+    rng = np.random.default_rng(5)
+    x, w, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 400), (400, 10), (10,)))
+
+    def linear(w: Array, bias: Array) -> onnx.ModelProto:
+        return model("ReluLinear", {"w": w, "b": bias}, rank=2)
+
+    proto = linear(w, bias)
+    expected, bound = run(proto, x), bound_of(proto, x)
+    other = bias.copy() + np.zeros((6, 1), np.float32)
+    for c in range(400):
+        other += np.maximum(x[:, c : c + 1], 0) * w[c]
+    assert (expected != other).mean() > 0.1 and not bound.differing(other, expected).any()
+    assert (bound.bound < 402 * 2.0**-23 * (np.abs(x) @ np.abs(w) + np.abs(bias)) * 1.001).all(), "by its 400 products"
+    column = w.copy()
+    column[:, 3] *= np.float32(1 + 1e-2)
+    for wrong in (linear(column, bias), linear(w, bias + np.float32(0.02))):
+        assert bound.differing(run(wrong, x), expected).any()
 
 
 def test_bits_may_differ_near_their_threshold_only() -> None:

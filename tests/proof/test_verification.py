@@ -47,6 +47,7 @@ def test_lenet5_against_the_checkpoint(lenet5: Converted) -> None:
         "BinaryConvThreshold",
         "BinaryMaxPool",
         "BinaryConv",
+        "ReluLinear",
     ]
     backends = ["bodies, onnxruntime", *(f"kernels, {isa}" for isa in ISAS), "bodies, ReferenceEvaluator"]
     assert [output.backend for output in result.outputs] == backends
@@ -229,8 +230,8 @@ def test_outputs_that_are_not_numbers_fail(lenet5: Converted, tmp_path: Path) ->
 def test_progress_is_told(lenet5: Converted) -> None:
     steps: list[str] = []
     check(lenet5, lenet5.float_model, 2, isas=BEST, progress=steps.append)
-    assert len(steps) == 4 + 4
-    assert steps[-1] == "verifying: layer ip2, samples 0 to 1 (8 of 8)"
+    assert len(steps) == 5 + 4
+    assert steps[-1] == "verifying: layer ip2, samples 0 to 1 (9 of 9)"
 
 
 # What cannot be compared.
@@ -294,8 +295,8 @@ def test_outputs_alone_where_onnx_is_not_installed(
         check(lenet5, lenet5.checkpoint, 1)
     # A last layer whose outputs are in another order is caught by the classes.
     model = onnx.load(lenet5.model)
-    tensor = next(t for t in model.graph.initializer if t.name == "ip2.weight")
-    tensor.CopyFrom(onnx.numpy_helper.from_array(np.roll(onnx.numpy_helper.to_array(tensor), 1, axis=0), tensor.name))
+    tensor = next(t for t in model.graph.initializer if t.name == model.graph.node[-1].input[1])
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.roll(onnx.numpy_helper.to_array(tensor), 1, axis=1), tensor.name))
     onnx.save(model, tmp_path / "rolled.onnx")
     assert not verify(tmp_path / "rolled.onnx", lenet5.float_model, data=lenet5.images[:8]).passed
 

@@ -19,7 +19,9 @@ from support.reports import SIGN_CONV, W, only_layer, report_on, with_weight
 
 COUNTS = ("bits", "planes", "bases")
 STATUSES = {"BinaryConvLevels": "binary, 2-bit activations", "BinaryConvBases": "binary, 2 x 2 bit planes"}
-STATUSES |= dict.fromkeys(("DirectConv", "DirectConvThreshold"), "float")
+STATUSES |= dict.fromkeys(
+    ("DirectConv", "DirectConvThreshold", "ImageConv", "ImageConvThreshold", "ReluLinear"), "float"
+)
 TWO_BASES = {"status": "binary, 1 x 2 bit planes", "becomes": "BinaryConvBases"}
 NUMBERS = {"zero": np.float32(0), "one": np.float32(1), "minus": np.float32(-1)}
 WHERE = "a = GreaterOrEqual(w, zero)\nb = Where(a, one, minus)\ns = Sign(x)\ny = Conv<pads=[1,1,1,1]>(s, b)"

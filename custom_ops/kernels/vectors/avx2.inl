@@ -22,6 +22,7 @@ void StoreLanes(float* out, Floats values, Lanes lanes) { _mm256_maskstore_ps(ou
 
 Floats Add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 Floats Multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+Floats MultiplyAdd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 // 12 sums, three vectors of weights and a pixel take all registers.
 constexpr int kDirectSums = 12;
 constexpr int kDirectVectors = 3;

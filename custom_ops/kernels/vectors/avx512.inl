@@ -22,6 +22,7 @@ void StoreLanes(float* out, Floats values, Lanes lanes) {
 
 Floats Add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 Floats Multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+Floats MultiplyAdd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 constexpr int kDirectSums = 16;
 constexpr int kDirectVectors = 2;
 Floats AddProducts(Floats sums, Floats w, const float* x, int p) {

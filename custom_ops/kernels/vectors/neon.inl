@@ -28,6 +28,7 @@ void StoreLanes(float* out, Floats values, Lanes lanes) {
 
 Floats Add(Floats a, Floats b) { return vaddq_f32(a, b); }
 Floats Multiply(Floats a, Floats b) { return vmulq_f32(a, b); }
+Floats MultiplyAdd(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
 constexpr int kDirectSums = 16;
 constexpr int kDirectVectors = 4;
 // By element of a vector of pixels: a load to all lanes (ld1r) takes a second operation on
