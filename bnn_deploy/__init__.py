@@ -23,6 +23,7 @@ from bnn_deploy.runtime.session import LibraryInfo, library_info, load_session, 
 
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion, convert
+    from bnn_deploy.image_input import ImageInput
     from bnn_deploy.proof.results import Tolerances, Verification
     from bnn_deploy.proof.verification import verify
     from bnn_deploy.runtime.profile_results import ProfileReport
@@ -37,6 +38,7 @@ except PackageNotFoundError:  # running from a source tree that is not installed
 _LAZY = {
     "Conversion": "conversion",
     "convert": "conversion",
+    "ImageInput": "image_input",
     "ProfileReport": "runtime.profile_results",
     "profile": "runtime.profiling",
     "Tolerances": "proof.results",
@@ -47,6 +49,7 @@ _LAZY = {
 __all__ = [
     "BnnDeployError",
     "Conversion",
+    "ImageInput",
     "InputError",
     "LibraryInfo",
     "ProfileReport",

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.files import write_files
+from bnn_deploy.image_input import ImageInput
 from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
 from bnn_deploy.passes.layout.quantize_edges import quantize_edges
 from bnn_deploy.passes.layout.unfold_stride import UnfoldStride
@@ -37,6 +38,7 @@ from bnn_deploy.report.summary import (
 from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, whole_batches
 from bnn_deploy.runtime.trial import require_runs
 from bnn_deploy.runtime.zero_counts import count_zeros
+from bnn_deploy.source.accept_images import accept_images
 from bnn_deploy.source.darknet.network import XnorPadding, darknet_network
 from bnn_deploy.source.float_source import FloatSource, read_source
 from bnn_deploy.source.input_sizes import SampleShape
@@ -104,6 +106,7 @@ def convert(
     prefix: str | None = None,
     input_shape: SampleShape | None = None,
     example_inputs: ExampleInputs | None = None,
+    image_input: ImageInput | None = None,
     float_output: str | os.PathLike[str] | None = None,
     weights: Weights = "auto",
     darknet_weights: str | os.PathLike[str] | None = None,
@@ -132,6 +135,7 @@ def convert(
             {"images": (3, 32, 32), "ids:int64": (16,)}. None in it leaves a size open: (3, None, None).
         example_inputs: of a module, instead: what it is called with, each [N, ...]: a tensor, a tuple of the arguments,
             or a dict of them by name, see `module_inputs`.
+        image_input: let both models take images of bytes, and normalise them; None leaves the input as it is.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         weights: how to binarise real-valued weights of layers whose input is a sign, see `Weights`. "auto" applies the
             XNOR-Net-PyTorch recipe to the recipe's own architectures; of other networks it leaves them real if the
@@ -178,6 +182,9 @@ def convert(
     original = read_source(
         darknet or source, arch, arch_args, key, prefix, input_shape, example_inputs, weights, progress
     )
+    if image_input is not None:
+        taking, examples = accept_images(original.model, original.examples, image_input, original.name)
+        original = replace(original, model=taking, examples=examples)
     progress("running the passes")
     seen = Canonical()
     kept: set[str] = set()
@@ -228,6 +235,8 @@ def convert(
         model.metadata_props.update(
             origin_metadata(original.examples.shapes, weights, arch if arch in ARCHITECTURES else None, arch_args)
         )
+        if image_input is not None:
+            model.metadata_props.update(image_input.metadata())
     if filled and zero_weights is not None:
         binary.metadata_props[ZERO_WEIGHTS_KEY] = zero_weights
     progress("running the converted model once")

@@ -34,6 +34,9 @@ WEIGHTS_KEY = "bnn_deploy.weights"
 ZERO_WEIGHTS_KEY = "bnn_deploy.zero_weights"
 """Model metadata: what weights of the source that are exactly 0 have become, "plus" or "minus", if they have."""
 
+IMAGE_KEY = "bnn_deploy.image"
+"""Model metadata: how the bytes of its input are normalised, if it takes images of bytes, as JSON: see `ImageInput`."""
+
 SOURCE = "bnn_deploy.source"
 """Node metadata: the tensor of the float graph that the node's output stands for (for bits: the output of the Sign)."""
 
@@ -440,14 +443,19 @@ def origin_metadata(
     shapes: Mapping[str, Sequence[int]], weights: str, arch: str | None, arch_args: Mapping[str, Any] | None
 ) -> dict[str, str]:
     """Metadata of a model: its inputs' shapes without the batch, its weights' scheme, and its architecture, if any."""
-    several = len(shapes) != 1
-    text = json.dumps(shapes) if several else ",".join(str(size) for shape in shapes.values() for size in shape)
-    metadata = {SHAPE_KEY: text, WEIGHTS_KEY: weights}
+    metadata = shape_metadata(shapes) | {WEIGHTS_KEY: weights}
     if arch is not None:
         metadata[ARCH_KEY] = arch
         if arch_args:
             metadata[ARCH_ARGS_KEY] = json.dumps(dict(arch_args))
     return metadata
+
+
+def shape_metadata(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Metadata of a model: its inputs' shapes without the batch."""
+    several = len(shapes) != 1
+    text = json.dumps(shapes) if several else ",".join(str(size) for shape in shapes.values() for size in shape)
+    return {SHAPE_KEY: text}
 
 
 def read_shapes(metadata: Properties, names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -30,6 +30,7 @@ from bnn_deploy.runtime.session import load_session
 
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion
+    from bnn_deploy.image_input import ImageInput
     from bnn_deploy.inspection import ModelReport
     from bnn_deploy.passes.recognise.binarize_weights import Weights
 
@@ -55,6 +56,19 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int | None, ...] | dict[str, tup
     return named.get("", named or None)
 
 
+def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: str | None) -> ImageInput:
+    """('nhwc', '0.5', '0.2,0.3,0.2') -> ImageInput; what is None is its default."""
+    from bnn_deploy.image_input import ImageInput
+
+    def numbers(option: str, text: str | None, default: float) -> tuple[float, ...]:
+        try:
+            return (default,) if text is None else tuple(map(float, text.split(",")))
+        except ValueError:
+            raise InputError(f"{option} {text}: give one number, or one for each channel: 0.485,0.456,0.406") from None
+
+    return ImageInput(numbers("--mean", mean, 0.0), numbers("--std", std, 1.0), layout or "nchw")
+
+
 @click.command(name="convert", short_help="Convert a trained binary network to an ONNX model with one bit per weight.")
 @click.argument("source", type=_PATH)
 @click.option(
@@ -77,6 +91,21 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int | None, ...] | dict[str, tup
     help="One sample's shape, if SOURCE does not say it; of several inputs, once for each. Of a checkpoint, NAME is a "
     "parameter of forward(), and TYPE its type, if not float32, such as ids:int64=16; 3,?,? leaves sizes open.",
 )
+@click.option(
+    "--input",
+    "input_type",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    help="What the model takes: float32, as the network does, or uint8: images of bytes, as a camera or decoder gives "
+    "them, which the model normalises: (byte / 255 - mean) / std, as torchvision's ToTensor and Normalize do.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["nchw", "nhwc"]),
+    help="Of images of bytes: channels first (the default), or last, as decoders give them.",
+)
+@click.option("--mean", metavar="M[,M...]", help="Of images of bytes: one number, or one per channel; 0 if left out.")
+@click.option("--std", metavar="S[,S...]", help="Of images of bytes: one number, or one per channel; 1 if left out.")
 @click.option(
     "--weights",
     type=click.Choice(WEIGHTS),
@@ -137,6 +166,10 @@ def command(
     output: Path,
     float_output: Path | None,
     input_shapes: tuple[str, ...],
+    input_type: str,
+    layout: Literal["nchw", "nhwc"] | None,
+    mean: str | None,
+    std: str | None,
     weights: Weights,
     darknet_weights: Path | None,
     xnor_padding: str | None,
@@ -161,6 +194,8 @@ def command(
 
     if (edges == "int8") != (calibration is not None):
         raise click.UsageError("--edges int8 and --calibration FILE go together")
+    if input_type != "uint8" and (layout, mean, std) != (None, None, None):
+        raise click.UsageError("--layout, --mean and --std say how images of bytes are read: give --input uint8, too")
     shape = parse_shapes(input_shapes)
     arguments = parse_arch_args(arch_args)
     with progress() as step, tempfile.TemporaryDirectory() as folder:
@@ -173,6 +208,7 @@ def command(
             key=key,
             prefix=prefix,
             input_shape=shape,
+            image_input=parse_image(layout, mean, std) if input_type == "uint8" else None,
             float_output=float_file,
             weights=weights,
             darknet_weights=darknet_weights,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,13 +15,23 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.proof.pieces import piece, with_outputs
-from bnn_deploy.provenance import ARCH_KEY, WEIGHTS_KEY, ZERO_WEIGHTS_KEY, properties, read_arch_args, read_shapes
+from bnn_deploy.provenance import (
+    ARCH_KEY,
+    IMAGE_KEY,
+    WEIGHTS_KEY,
+    ZERO_WEIGHTS_KEY,
+    properties,
+    read_arch_args,
+    read_shapes,
+    shape_metadata,
+)
 from bnn_deploy.runtime.session import PROVIDERS
 
 if TYPE_CHECKING:
     import onnx_ir
     from onnx import ModelProto
 
+    from bnn_deploy.image_input import ImageInput
     from bnn_deploy.source.torch_export import FloatExport
     from bnn_deploy.source.zero_weights import ZeroWeights
 
@@ -247,6 +257,78 @@ class OnnxReference:
         return None
 
 
+class ImageReference:
+    """A network of normalised floats, for a model that takes images of bytes and normalises them itself."""
+
+    def __init__(self, network: Reference, image: ImageInput, converted: ModelProto) -> None:
+        from bnn_deploy.image_input import normalised_name
+
+        self.description = network.description
+        self.outputs = network.outputs
+        self._network = network
+        self._image = image
+        self._input = converted.graph.input[0].name
+        self._normalised = normalised_name(self._input)
+        self.names = {*network.names, self._normalised}
+        own = network.source
+        self.source: Source | None = own and replace(own, run=lambda x: own.run(self._normalise(x)))
+
+    def _normalise(self, x: Values) -> Values:
+        return {name: self._image.normalise(array) for name, array in x.items()}
+
+    def _own(self, names: Collection[str]) -> set[str]:
+        """The network's names of tensors; its input is the normalised image."""
+        return {self._input if name == self._normalised else name for name in names}
+
+    def _ours(self, values: Values, x: Values) -> Values:
+        return {self._normalised if name == self._input else name: value for name, value in values.items()} | x
+
+    def before_sign(self, name: str) -> str | None:
+        """See Reference."""
+        before = self._network.before_sign(name)
+        return self._normalised if before == self._input else before
+
+    def run(self, x: Values, wanted: Collection[str]) -> Values:
+        """See Reference."""
+        found = self._ours(self._network.run(self._normalise(x), self._own(wanted)), x)
+        return {name: found[name] for name in wanted}
+
+    def sum_exactly(self, x: Values, values: Values, wanted: Collection[str], fed: Collection[str]) -> Values | None:
+        """See Reference."""
+        own = {self._input if name == self._normalised else name: v for name, v in values.items() if name not in x}
+        return self._network.sum_exactly(self._normalise(x), own, wanted, self._own(fed))
+
+
+def _takes_bytes(against: Any) -> bool:
+    """Whether a float ONNX model normalises images of bytes itself, as that of `convert --float` does."""
+    from bnn_deploy.source import onnx_file
+
+    if not onnx_file.is_onnx(against):
+        return False
+    return any(
+        info.type.tensor_type.elem_type == onnx.TensorProto.UINT8 for info in onnx_file.read(against).graph.input
+    )
+
+
+def _of_floats(proto: ModelProto, image: ImageInput) -> ModelProto:
+    """The inputs, outputs and metadata of a converted model, as if it took normalised floats."""
+    plain = onnx.ModelProto()
+    plain.graph.output.extend(proto.graph.output)
+    (info,) = proto.graph.input
+    plain.graph.input.add().CopyFrom(info)
+    tensor = plain.graph.input[0].type.tensor_type
+    tensor.elem_type = onnx.TensorProto.FLOAT
+    batch, *sample = list(info.type.tensor_type.shape.dim)
+    del tensor.shape.dim[:]
+    tensor.shape.dim.extend([batch, *image.channels_first(sample)])
+    metadata = properties(proto)
+    shapes = {name: image.channels_first(shape) for name, shape in read_shapes(metadata, [info.name]).items()}
+    del metadata[IMAGE_KEY]
+    metadata |= shape_metadata(shapes)
+    onnx.helper.set_model_props(plain, metadata)
+    return plain
+
+
 def _plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
     """A session without graph optimisation."""
     options = ort.SessionOptions()
@@ -294,6 +376,12 @@ def make_reference(
     proto: ModelProto,
 ) -> Reference:
     """The reference that `against` names: PyTorch for a checkpoint or module, onnxruntime for a float .onnx file."""
+    from bnn_deploy.image_input import read_image_input
+
+    image = read_image_input(properties(proto))
+    if image is not None and not _takes_bytes(against):
+        plain = _of_floats(proto, image)
+        return ImageReference(make_reference(against, arch, arch_args, key, prefix, plain), image, proto)
     shapes = {info.name: tuple(d.dim_value for d in info.type.tensor_type.shape.dim)[1:] for info in proto.graph.input}
     from bnn_deploy.source import onnx_file
 

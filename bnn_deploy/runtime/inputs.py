@@ -294,6 +294,11 @@ def _checked(array: NDArray[Any], item: InputSpec, origin: str, only: bool, whol
     wanted = np.dtype(item.dtype)
     if array.dtype != wanted and not (wanted.kind in "iu" and np.can_cast(array.dtype, wanted, "same_kind")):
         how = ", normalised as in its training" if wanted == np.float32 else ""
+        how = (
+            ": images as they are, which the model normalises"
+            if wanted == np.uint8 and array.dtype.kind == "f"
+            else how
+        )
         raise InputError(f"{origin}: {which} {array.dtype}; the network needs {wanted}{how}")
     which = "the inputs" if only else f"input '{item.name}'"
     if wanted.kind == "f" and not np.isfinite(array).all():

@@ -14,11 +14,13 @@ from bnn_deploy.passes.graph import (
     add_initializer,
     constant,
     insert_node,
+    ints,
     is_binary_op,
     is_op,
     maker,
     remove_if_dead,
     replace_value,
+    static_shape,
 )
 from bnn_deploy.passes.outcome import Outcome, Pass
 
@@ -85,15 +87,15 @@ def _levels(x: ir.Value, channels: int, rank: int) -> tuple[ir.Value, bool, NDAr
         rank: the number of dimensions of x.
     """
     nodes: list[ir.Node] = []
-    while x.dtype != ir.DataType.UINT8 or is_op(x.producer(), "Transpose"):
+    while x.dtype != ir.DataType.UINT8 or is_op(x.producer(), "Transpose", "Reshape"):
         node = x.producer()
         data = [] if node is None else [value for value in node.inputs if constant(value) is None and value is not None]
-        if node is None or len(data) != 1 or not (is_elementwise(node) or is_op(node, "Transpose")):
+        if node is None or len(data) != 1 or not (is_elementwise(node) or _moves_channels(node)):
             return None
         nodes.insert(0, node)
         (x,) = data
     to_first = [0, rank - 1, *range(1, rank - 1)]
-    last = any(is_op(node, "Transpose") for node in nodes)
+    last = any(map(_moves_channels, nodes))
     # Each byte is a row of an image of one column.
     shape = [1, channels, BYTES, *[1] * (rank - 3)]
     made: NDArray[Any] = np.broadcast_to(np.arange(BYTES, dtype=np.uint8).reshape(1, 1, *shape[2:]), shape)
@@ -101,8 +103,8 @@ def _levels(x: ir.Value, channels: int, rank: int) -> tuple[ir.Value, bool, NDAr
     if last:
         made, axis = np.moveaxis(made, 1, -1), rank - 1
     for node in nodes:
-        if is_op(node, "Transpose"):
-            if axis == 1 or list(node.attributes["perm"].as_ints()) != to_first:
+        if _moves_channels(node):
+            if axis == 1:
                 return None
             made, axis = made.transpose(to_first), 1
             continue
@@ -117,6 +119,16 @@ def _levels(x: ir.Value, channels: int, rank: int) -> tuple[ir.Value, bool, NDAr
     if axis != 1 or made.dtype != np.float32 or list(made.shape) != shape:
         return None
     return x, last, np.ascontiguousarray(made.reshape(channels, BYTES))
+
+
+def _moves_channels(node: ir.Node) -> bool:
+    """Whether a node moves the last dimension behind the first: of an only channel it may be a Reshape."""
+    before, after = (None if value is None else static_shape(value) for value in (node.inputs[0], node.outputs[0]))
+    if is_op(node, "Transpose") and after is not None:
+        return ints(node, "perm", []) == [0, len(after) - 1, *range(1, len(after) - 1)]
+    if not is_op(node, "Reshape") or before is None or after is None or len(before) != len(after):
+        return False
+    return before[-1] == after[1] == 1 and None not in before[1:] and before[1:-1] == after[2:]
 
 
 def _is_per_channel(array: NDArray[Any], rank: int, axis: int) -> bool:

@@ -108,7 +108,8 @@ def _run(model: ir.Model, wanted: dict[str, ir.Value]) -> dict[str, NDArray[Any]
         for entry in session.get_inputs():
             sizes = [size if isinstance(size, int) else SAMPLES for size in entry.shape]
             dtype = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}[entry.type]
-            feed[entry.name] = rng.standard_normal(sizes).astype(dtype)
+            whole_range = rng.integers(0, 256, sizes) if dtype == np.uint8 else rng.standard_normal(sizes)
+            feed[entry.name] = whole_range.astype(dtype)
         return dict(zip(wanted, session.run(None, feed), strict=True))
     except Exception:  # onnxruntime's exception types are not public, and it is only for a better reason
         return {}
