@@ -19,7 +19,7 @@ from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.conversion import convert
 from support import networks
 
-SAMPLES = {"lenet5": 32, "nin": 8, "alexnet": 2}
+SAMPLES = {"lenet5": 32, "nin": 2, "alexnet": 2}
 CALIBRATION = 8
 """Images that the BatchNorm statistics of AlexNet come from; the others were trained."""
 
