@@ -66,7 +66,7 @@ def print_report(report: ProfileReport, nodes: int = 15) -> None:
     machine = report.machine
     shapes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in report.input_shapes.items())
     threads = plural(report.threads, "thread")
-    source = "random, standard normal" if report.data is None else f"from {report.data}"
+    source = "random" if report.data is None else f"from {report.data}"
     turns = ", the two models in turns" if report.compare else ""
     for reason in report.throttled:
         show(Text(f"THROTTLED: {printable(reason)}", style="bold red"))

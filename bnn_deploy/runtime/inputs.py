@@ -228,7 +228,8 @@ def load_data(
     origin = "given arrays" if isinstance(data, Mapping) else "given array"
     if data is None:
         arrays = _random_samples(wanted, whole)
-        origin = "random normal inputs (give --data for real ones)"
+        floats = any(np.dtype(item.dtype).kind == "f" for item in wanted)
+        origin = f"random {'normal ' if floats else ''}inputs (give --data for real ones)"
     elif isinstance(data, np.ndarray):
         arrays = _by_name({"": data}, wanted, origin)
     elif isinstance(data, Mapping):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -26,17 +26,21 @@ SAMPLE_MS = 5
 class Runner:
     """A session with bound tensors, so that a call's time is that of onnxruntime and the kernels."""
 
-    def __init__(self, model: onnx.ModelProto, isa: str | None = None) -> None:
-        """Load a model with one output, and give it random numbers.
+    def __init__(
+        self, model: onnx.ModelProto, isa: str | None = None, feeds: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
+        """Load a model with one output.
 
         Args:
-            model: its inputs are float32 of fixed shapes.
+            model: the model.
             isa: the instruction set of the kernels; None takes the best.
+            feeds: its inputs; None for random numbers, where they are float32 of fixed shapes.
         """
         self.session = load_session(model.SerializeToString(), threads=1, isa=isa)
         self.binding = self.session.io_binding()
-        rng = np.random.default_rng(1)
-        feeds = {x.name: rng.standard_normal(x.shape).astype(np.float32) for x in self.session.get_inputs()}
+        if feeds is None:
+            rng = np.random.default_rng(1)
+            feeds = {x.name: rng.standard_normal(x.shape).astype(np.float32) for x in self.session.get_inputs()}
         (output,) = self.session.get_outputs()
         (found,) = self.session.run([output.name], feeds)
         # The binding does not keep its tensors alive.
