@@ -17,9 +17,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
 @click.option("--target", type=click.Choice(TARGETS), required=True, help="The board's architecture (uname -m).")
 @click.option("-o", "--output", type=_PATH, required=True, metavar="BUNDLE.tar.gz", help="The file to write.")
-@click.option(
-    "--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs, as for verify; random if left out."
-)
+@click.option("--data", type=_PATH, metavar="FILE", help=".npz or .npy with inputs, as for verify; random if left out.")
 @click.option("--samples", type=click.IntRange(1), default=16, help="Use only the first so many inputs.")
 @click.option(
     "--float", "float_model", type=_PATH, metavar="FLOAT.onnx", help="Float model for the board to measure beside it."

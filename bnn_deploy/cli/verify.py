@@ -25,7 +25,10 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object.")
 @checkpoint_options
 @click.option(
-    "--data", type=_PATH, metavar="FILE", help=".npz or .npy with float32 inputs (and labels); random if left out."
+    "--data",
+    type=_PATH,
+    metavar="FILE",
+    help=".npz or .npy with inputs (and labels), as the model takes them; random if left out.",
 )
 @click.option("--samples", type=click.IntRange(1), help="Use only the first so many inputs.")
 @click.option(

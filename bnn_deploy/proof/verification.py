@@ -59,7 +59,8 @@ def verify(
         arch_args: keyword arguments of the architecture; None takes the arguments that the metadata records.
         key: for a checkpoint with several state dicts: where the network's is, as for `convert`.
         prefix: what the keys of its tensors begin with, as for `convert`.
-        data: inputs [N, ...] float32, normalised as in training; a .npy or .npz file (see `load_data`); None for
+        data: inputs [N, ...], float32 and normalised as in training, or images of bytes if the model takes them; a .npy
+            or .npz file (see `load_data`); None for
             32 random normal inputs.
         labels: classes [N], for accuracy; a .npz file may hold them.
         samples: number of inputs to use, from the first; None for all.
