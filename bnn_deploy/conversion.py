@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import BnnDeployError, InputError
-from bnn_deploy.files import write_files
+from bnn_deploy.files import require_outputs, write_files
 from bnn_deploy.image_input import ImageInput
 from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
 from bnn_deploy.passes.layout.quantize_edges import quantize_edges
@@ -33,7 +33,7 @@ from bnn_deploy.report.summary import (
     join_reasons,
     quantized,
     quantized_layers,
-    write_report,
+    report_bytes,
 )
 from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, whole_batches
 from bnn_deploy.runtime.trial import require_runs
@@ -119,13 +119,15 @@ def convert(
     strict: bool = False,
     report: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
+    examine: Callable[[bytes, bytes], None] = lambda binary, original: None,
 ) -> Conversion:
     """Convert a trained binary network to an ONNX model with binary operators.
 
     Args:
         source: a torch module, the path of a checkpoint or its content, such as a state dict, a float ONNX model: the
             path of one (.onnx), an onnx.ModelProto or an onnx_ir.Model; or the path of a Darknet network (.cfg).
-        output: the .onnx file to write; replaced only if the conversion succeeds.
+        output: the .onnx file to write; replaced only if the conversion succeeds, and then all files are written, or,
+            if one cannot be, none. Links are followed; a device or FIFO is written through.
         arch: for a checkpoint: a name of `architectures.ARCHITECTURES`, or FILE.py:NAME, a class or function.
         arch_args: keyword arguments of that class or function, of plain types; None or empty for none.
         key: for a checkpoint with several state dicts: where the network's is, such as "ema.model".
@@ -156,6 +158,7 @@ def convert(
         report: also write the outcome of each layer here, as JSON (see `report.summary.Report`), even if `strict` fails
             or no layer is binary, when it is needed most.
         progress: called with a line of text before each step.
+        examine: called with the converted model and the float one before any file is written; if it raises, none is.
 
     Returns:
         The binary layers, and the layers that stayed float with the reasons.
@@ -165,19 +168,18 @@ def convert(
         BnnDeployError: `strict`, and a layer whose input is a sign or has few levels stays float; or the converted
             model does not run, which is a fault of this package.
     """
-    outputs = [Path(output)] if float_output is None else [Path(output), Path(float_output)]
-    written = outputs if report is None else [*outputs, Path(report)]
     kind = "model" if is_onnx(source) else "checkpoint" if darknet_weights is None else "network"
-    read = [Path(file).resolve() for file in (source, darknet_weights) if isinstance(file, str | os.PathLike)]
-    for path in written:
-        if path.resolve() in read:
-            raise InputError(f"{path} is the {kind} itself: choose another name for the output")
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist")
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise InputError(f"{output} is asked for twice, for the binary model and for the float one")
-    if len({path.resolve() for path in written}) < len(written):
-        raise InputError(f"{report} is asked for twice, for the report and for a model")
+    read = {
+        kind: source,
+        "file of its weights": darknet_weights,
+        "file of its class": None if arch is None else arch.rpartition(":")[0] or None,
+        "file of inputs": data,
+        "file of calibration inputs": calibration,
+    }
+    require_outputs(
+        {"binary model": output, "float model": float_output, "report": report},
+        {what: file for what, file in read.items() if isinstance(file, str | os.PathLike)},
+    )
     darknet = darknet_network(source, darknet_weights, xnor_padding, decode)
     original = read_source(
         darknet or source, arch, arch_args, key, prefix, input_shape, example_inputs, weights, progress
@@ -220,7 +222,7 @@ def convert(
         failed = InputError(f"no layer of {original.name} is binary: {join_reasons(left_float)}; {see}")
     if failed is not None:
         if report is not None:
-            write_report(report, result)
+            write_files({report: report_bytes(result)})
         raise failed
     if calibration is not None:
         wanted = float_inputs(original.model, original.examples.shapes)
@@ -243,10 +245,10 @@ def convert(
     contents = [ir.to_proto(model).SerializeToString() for model in (binary, original.model)]
     for shapes in filter(None, (original.examples.shapes, original.examples.others)):
         require_runs(contents[0], contents[1], float_inputs(original.model, shapes), original.name)
+    examine(*contents)
     progress("writing")
-    if report is not None:
-        write_report(report, result)
-    write_files(dict(zip(outputs, contents, strict=False)))
+    files = {output: contents[0], float_output: contents[1], report: report_bytes(result)}
+    write_files({path: content for path, content in files.items() if path is not None})
     return Conversion(
         Path(output),
         None if float_output is None else Path(float_output),

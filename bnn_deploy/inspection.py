@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.files import model_bytes
+from bnn_deploy.files import model_bytes, require_file
 from bnn_deploy.operators.contract import DOMAIN, FLOAT, FLOAT_LAYERS, Operator, operator_of
 from bnn_deploy.operators.shapes import Call, Made, Shape, product
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
@@ -146,11 +146,12 @@ class ModelReport:
         return asdict(self) | totals
 
 
-def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
+def inspect_model(path: str | os.PathLike[str], content: bytes | None = None) -> ModelReport:
     """Read an .onnx file, converted or not.
 
     Args:
         path: the file.
+        content: what it will hold, of a model that is not written yet; None reads it.
 
     Returns:
         The content of the file, without the nodes inside the branches of If, Loop and Scan.
@@ -159,7 +160,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
         InputError: it is missing, truncated, or not a valid ONNX model.
     """
     path = Path(path)
-    model = _load(path)
+    model = _load(path, content)
     graph = model.graph
     constants = _constant_bytes(graph)
     shapes, dtypes, bit_channels = _infer(path, model)
@@ -216,7 +217,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
         )
     return ModelReport(
         path=str(path),
-        file_bytes=model_bytes(path),
+        file_bytes=model_bytes(path) if content is None else len(content),
         constant_bytes=sum(constants.values()),
         binary_constant_bytes=sum(constants.get(name, 0) for name in binary_inputs),
         function_bytes=sum(function.ByteSize() for function in model.functions),
@@ -231,13 +232,17 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
     )
 
 
-def _load(path: Path) -> onnx.ModelProto:
-    """Read the file without its external data, and check it."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+def _load(path: Path, content: bytes | None) -> onnx.ModelProto:
+    """Read the file, or its content, without its external data, and check it."""
+    if content is None:
+        require_file(path)
     try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-        onnx.checker.check_model(path)
+        if content is None:
+            model = onnx.load(path, format="protobuf", load_external_data=False)
+            onnx.checker.check_model(path)
+        else:
+            model = onnx.load_model_from_string(content)
+            onnx.checker.check_model(content)
     except DecodeError as error:
         raise InputError(f"{path}: not an ONNX file, or a truncated one") from error
     except (onnx.checker.ValidationError, ValueError) as error:

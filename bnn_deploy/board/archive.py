@@ -24,6 +24,7 @@ from bnn_deploy.board.manifest import (
     read_manifest,
 )
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.files import require_file
 
 _GZIP_HEADER = b"\x1f\x8b\x08\x04" + bytes(4) + b"\x02\xff" + struct.pack("<H2sH", 36, b"BD", 32)
 """How the .gz file begins: no name, no time, and an extra field with the SHA-256 of all that follows it. Without that,
@@ -134,8 +135,7 @@ class _Unzipper:
 
 def _walk(path: Path, wanted: str | None) -> tuple[Manifest, bytes]:
     """Check everything in a bundle, and keep one of its files."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     with path.open("rb") as file:
         stream = _Unzipper(path, file)
         name, size = _member(path, stream.read(tarfile.BLOCKSIZE))

@@ -11,7 +11,6 @@ Writing needs onnx, for the golden results; reading does not.
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -34,7 +33,7 @@ from bnn_deploy.board.manifest import (
 )
 from bnn_deploy.board.wheels import collect_wheels, missing_wheels
 from bnn_deploy.errors import BnnDeployError, InputError
-from bnn_deploy.files import write_files
+from bnn_deploy.files import require_file, require_outputs, temporary_folder, write_files
 from bnn_deploy.progress import Progress
 
 
@@ -67,10 +66,10 @@ def write_bundle(
     """
     if target not in TARGETS:
         raise InputError(f"target {target}: choose {' or '.join(TARGETS)}")
-    if not Path(output).absolute().parent.is_dir():
-        raise InputError(f"{output}: its folder does not exist")
-    if float_model is not None and not Path(float_model).is_file():
-        raise InputError(f"{float_model}: no such file")
+    require_outputs({"bundle": output}, {"model": model, "float model": float_model, "file of inputs": data})
+    require_file(model)
+    if float_model is not None:
+        require_file(float_model)
     progress("reading the wheels")
     version, wheel, wheel_files = collect_wheels(Path(wheels), target)
     offline = not missing_wheels(wheel_files)
@@ -118,8 +117,8 @@ def _golden(model: Path, data: str | os.PathLike[str] | None, samples: int, prog
     from bnn_deploy.proof.golden.record import write_golden
 
     made = make_golden(model, data, samples, progress=progress)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / GOLDEN
+    with temporary_folder() as folder:
+        path = folder / GOLDEN
         write_golden(made, path)
         result = check_golden(model, path, progress=progress)
         if not result.passed:

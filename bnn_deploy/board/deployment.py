@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from bnn_deploy.board.connection import CHUNK, LOCK_SECONDS, Connection, LineSin
 from bnn_deploy.board.manifest import FLOAT_MODEL, MODEL, RUN_REPORT_FORMAT, Manifest
 from bnn_deploy.board.probe import VENV_BYTES, BoardFacts, in_megabytes, parse_board, problems
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.files import write_files
+from bnn_deploy.files import require_outputs, temporary_folder, write_files
 from bnn_deploy.runtime.profile_results import ProfileReport
 from bnn_deploy.runtime.profiling import profile
 
@@ -162,8 +161,7 @@ def deploy(
     """
     bundle = Path(bundle)
     report_file = report_path(bundle) if report is None else Path(report)
-    if not report_file.absolute().parent.is_dir():
-        raise InputError(f"{report_file}: its folder does not exist")
+    require_outputs({"report": report_file}, {"bundle": bundle})
     options = [f"--{name} {value:d}" for name, value in (("threads", threads), ("runs", runs)) if value is not None]
     task = Step(host, bundle, directory, ssh_options, " ".join(options))
     output(f"connecting to {host}")
@@ -292,8 +290,8 @@ def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
 
 def _profile_here(bundle: Path, manifest: Manifest, threads: int, runs: int) -> ProfileReport:
     """Measure the bundle's model, and its float model if it has one, on this machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        models = [Path(folder) / name for name in (MODEL, FLOAT_MODEL) if name in manifest.files]
+    with temporary_folder() as folder:
+        models = [folder / name for name in (MODEL, FLOAT_MODEL) if name in manifest.files]
         for model in models:
             model.write_bytes(read_member(bundle, model.name))
         return profile(*models, threads=threads, runs=runs)

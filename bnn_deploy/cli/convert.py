@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -198,8 +197,17 @@ def command(
         raise click.UsageError("--layout, --mean and --std say how images of bytes are read: give --input uint8, too")
     shape = parse_shapes(input_shapes)
     arguments = parse_arch_args(arch_args)
-    with progress() as step, tempfile.TemporaryDirectory() as folder:
-        float_file = float_output or Path(folder) / "float.onnx"
+    reports: list[ModelReport] = []
+    cost = None
+
+    with progress() as step:
+
+        def examine(binary: bytes, original: bytes) -> None:
+            nonlocal cost
+            step("counting")
+            reports.extend((inspect_model(float_output or source, original), inspect_model(output, binary)))
+            cost = None if calibration is None else quantization_cost(original, binary, calibration, step)
+
         result = convert(
             source,
             output,
@@ -209,7 +217,7 @@ def command(
             prefix=prefix,
             input_shape=shape,
             image_input=parse_image(layout, mean, std) if input_type == "uint8" else None,
-            float_output=float_file,
+            float_output=float_output,
             weights=weights,
             darknet_weights=darknet_weights,
             xnor_padding=None if xnor_padding is None else -1 if xnor_padding == "-1" else 0,
@@ -221,10 +229,9 @@ def command(
             strict=strict,
             report=report,
             progress=step,
+            examine=examine,
         )
-        step("counting")
-        before, after = inspect_model(float_file), inspect_model(output)
-        cost = None if calibration is None else quantization_cost(float_file, output, calibration, step)
+    before, after = reports
     if as_json:
         sizes = {"before": before.to_json(), "after": after.to_json(), "quantization": cost}
         print_json(result.to_json() | sizes)
@@ -245,7 +252,7 @@ def command(
 
 
 def quantization_cost(
-    float_model: Path, model: Path, calibration: Path, step: Callable[[str], None]
+    float_model: bytes, model: bytes, calibration: Path, step: Callable[[str], None]
 ) -> dict[str, float | int | None]:
     """The cost of 8-bit edges: predictions of the float and the converted model on the calibration inputs."""
     sessions = [load_session(float_model, kernels=False), load_session(model)]

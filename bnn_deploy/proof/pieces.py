@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError
+from bnn_deploy.files import require_file
 from bnn_deploy.operators.contract import DOMAIN, VERSION, is_layer, operator_of
 from bnn_deploy.proof.cuts import Cut, cuts
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
@@ -48,8 +49,7 @@ def load_model(path: str | os.PathLike[str]) -> ModelProto:
         InputError: no such file, truncated, or not ONNX.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)

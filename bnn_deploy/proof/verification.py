@@ -22,7 +22,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.files import require_file
 from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import BATCH, Backends
@@ -82,8 +82,7 @@ def verify(
     isas = list(isas or info.isas)
     for isa in isas:
         library_info(isa)  # an unknown name is an error now, not after minutes
-    if not Path(model).is_file():
-        raise InputError(f"{model}: no such file")
+    require_file(model)
     sessions = Backends(isas, threads)
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnx_ir") is None:
         content = Path(model).read_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.files import write_files
 from bnn_deploy.operators.contract import is_binary_layer, operator_of
 from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.outcome import Decline, display_name
@@ -27,9 +25,9 @@ def join_reasons(declined: Iterable[Decline]) -> str:
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in layers.items())
 
 
-def write_report(path: str | os.PathLike[str], report: Report) -> None:
-    """Write a report as JSON, whole or not at all."""
-    write_files({path: (json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n").encode()})
+def report_bytes(report: Report) -> bytes:
+    """The content of a report's file: JSON."""
+    return (json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def quantized_layers(model: ir.Model) -> list[str]:

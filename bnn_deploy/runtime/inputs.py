@@ -15,6 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.files import require_file
 from bnn_deploy.provenance import read_shapes
 
 
@@ -44,8 +45,7 @@ def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         InputError: no such file, or not a file of plain arrays.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.files import model_bytes
+from bnn_deploy.files import model_bytes, temporary_folder
 from bnn_deploy.runtime.inputs import feed_of, session_inputs
 from bnn_deploy.runtime.machine import cpu_name, read_board, read_state
 from bnn_deploy.runtime.profile_results import Machine, Memory, ModelProfile, NodeTime, ProfileReport, Speedup, Timing
@@ -168,10 +167,10 @@ def _speedup(model_ms: NDArray[np.float64], compare_ms: NDArray[np.float64]) -> 
 
 
 def _time_nodes(setting: _Setting, feed: dict[str, NDArray[Any]], runs: int) -> tuple[NodeTime, ...]:
-    with TemporaryDirectory() as directory:
+    with temporary_folder() as folder:
         options = ort.SessionOptions()
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(directory) / "profile")
+        options.profile_file_prefix = str(folder / "profile")
         session = setting.session(options)
         for _ in range(WARMUP_RUNS + runs):
             session.run(None, feed)
@@ -213,8 +212,8 @@ def node_times(events: Sequence[dict[str, Any]], warmup: int) -> tuple[NodeTime,
 def _measure_memory(setting: _Setting, feed: dict[str, NDArray[Any]]) -> Memory:
     """Run the model in a fresh process and ask that process for its peak memory."""
     code = "from bnn_deploy.runtime.profiling import _memory_process; _memory_process()"
-    with TemporaryDirectory() as directory:
-        inputs = Path(directory) / "inputs.npz"
+    with temporary_folder() as folder:
+        inputs = folder / "inputs.npz"
         np.savez(inputs, *feed.values())
         task = json.dumps({"setting": asdict(setting), "names": list(feed), "inputs": str(inputs)})
         done = subprocess.run(

@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.files import require_file
 
 MINIMUM_ONNXRUNTIME = (1, 19)
 
@@ -162,8 +163,7 @@ def load_session(
     name = "the model"
     if not isinstance(model, bytes):
         name = str(model)
-        if not Path(model).is_file():
-            raise InputError(f"{name}: no such file")
+        require_file(model)
         model = str(model)
     with _forced_isa(isa):
         try:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_deploy.errors import InputError, SetupError, one_line
+from bnn_deploy.files import require_file
 from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.network_file import build
 
@@ -97,8 +98,7 @@ def checkpoint_name(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     if (other := other_kind(path)) is not None:
         raise InputError(f"{path}: {other}")
     return _load_safetensors(path) if _is_safetensors(path) else _load(path)

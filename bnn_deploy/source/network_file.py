@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bnn_deploy.architectures import ARCHITECTURES, Network
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.files import is_file
 from bnn_deploy.source.user_code import as_script
 
 
@@ -32,7 +33,7 @@ def load_named(spec: str) -> Callable[..., Any]:
     """
     file, _, name = spec.rpartition(":")
     path = Path(file)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"--arch {spec}: no such file {path}")
     root = path.resolve().parent
     while (root / "__init__.py").is_file():

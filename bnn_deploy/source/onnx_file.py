@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, inliner
 
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.files import is_file, require_file
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.source.blocked import expand_blocked
 from bnn_deploy.source.file_kind import other_kind
@@ -41,7 +42,7 @@ def is_onnx(source: object) -> TypeGuard[OnnxSource]:
 
 def _holds_onnx(path: Path) -> bool:
     """Whether a file of any name is ONNX by its content."""
-    if not path.is_file():
+    if not is_file(path):
         return False
     with path.open("rb") as file:
         if file.read(2) in (b"PK", b"\x80\x02"):  # a zip file or a pickle, as torch.save writes
@@ -141,8 +142,7 @@ def upgrade(model: ModelProto, name: str, sample: SampleShape | None = None) -> 
 
 
 def _load(path: Path) -> ModelProto:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     try:
         model = onnx.load(path, format="protobuf")
     except onnx.checker.ValidationError as error:  # about the external data files

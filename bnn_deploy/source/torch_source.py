@@ -13,6 +13,7 @@ from torch import nn
 
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.files import require_file
 from bnn_deploy.source.checkpoint import checkpoint_name, load_network
 from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.torch_module import class_name, precision_note, unwrap
@@ -77,8 +78,8 @@ def torch_source(
         name = checkpoint_name(source)
         if arch is None:
             file = None if isinstance(source, Mapping) else Path(source)
-            if file is not None and not file.is_file():
-                raise InputError(f"{name}: no such file")
+            if file is not None:
+                require_file(file)
             if file is not None and (what := other_kind(file)):
                 raise InputError(f"{name}: {what}")
             raise InputError(f"{name}: say which architecture it is: {', '.join(ARCHITECTURES)} or FILE.py:NAME")
@@ -91,8 +92,7 @@ def torch_source(
 
 def _load_program(path: str, arch: str) -> nn.Module | torch.export.ExportedProgram:
     """Load a file that holds a program."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     try:
         with without_output():
             return PROGRAMS[arch](path)

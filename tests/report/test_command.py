@@ -119,7 +119,7 @@ def test_the_report_says_why_no_layer_is_binary(tmp_path: Path) -> None:
     ("report", "text"),
     [
         ("f.onnx", "is the model itself"),
-        ("m.onnx", "asked for twice, for the report and for a model"),
+        ("m.onnx", "asked for twice, for the binary model and for the report"),
         ("no/r.json", "does not exist"),
     ],
 )

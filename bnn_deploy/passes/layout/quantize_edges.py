@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.files import temporary_folder
 from bnn_deploy.passes.graph import constant, is_op, reads_abs_mean
 
 
@@ -54,8 +53,8 @@ def quantize_edges(model: ir.Model, calibration: Iterable[dict[str, NDArray[Any]
     level = logger.level
     logger.setLevel(logging.ERROR)  # it recommends a pre-processing that would inline the operators
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder) / "model.onnx", Path(folder) / "quantized.onnx"
+        with temporary_folder() as folder:
+            source, target = folder / "model.onnx", folder / "quantized.onnx"
             ir.save(model, source)
             quantize_static(
                 source,

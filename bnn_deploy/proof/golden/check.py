@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.files import require_file
 from bnn_deploy.operators.bits import WORD, words
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
@@ -215,8 +216,7 @@ def check_golden(
     isas = list(isas or info.isas)
     for isa in isas:
         library_info(isa)  # an unknown name is an error now, not after minutes
-    if not Path(model).is_file():
-        raise InputError(f"{model}: no such file")
+    require_file(model)
     content = Path(model).read_bytes()
     expected = read_golden(golden)
     digest = hashlib.sha256(content).hexdigest()

@@ -8,14 +8,13 @@ import os
 import zipfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
-from bnn_deploy.files import write_files
+from bnn_deploy.files import require_file, write_files
 from bnn_deploy.operators.bits import words
 from bnn_deploy.runtime.inputs import Inputs
 
@@ -183,8 +182,7 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
     Raises:
         InputError: no such file, not a golden file, damaged, or of another format.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             meta = json.loads(arrays["meta"].tobytes())

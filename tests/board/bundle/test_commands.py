@@ -46,7 +46,7 @@ def test_the_command_writes_nothing_when_it_fails(
     fails(2, "holds no bnn_deploy", "--target", "aarch64")
     fails(2, "'riscv64' is not one of", "--target", "riscv64")
     fails(2, "no such file", "--data", tmp_path / "none.npz")
-    fails(2, "its folder does not exist", "-o", tmp_path / "none" / "b.tar.gz")
+    fails(2, "does not exist", "-o", tmp_path / "none" / "b.tar.gz")
     failed = GoldenVerification("", "", 1, 0, [], 0, {}, errors=["layer 'x' is wrong"])
     monkeypatch.setattr("bnn_deploy.proof.golden.check.check_golden", lambda *a, **k: failed)
     fails(1, "no bundle was written, this machine itself does not give its results again: layer 'x' is wrong")

@@ -74,7 +74,7 @@ def test_directories_that_are_none(board: SshServer, make: MakeBundle, directory
 def test_other_usage_errors(board: SshServer, make: MakeBundle) -> None:
     bundle = make()
     assert "is not an option of ssh" in refused(bundle, "-o", "Port", code=2)
-    assert "its folder does not exist" in refused(bundle, "--report", "absent/r.json", code=2)
+    assert "does not exist" in refused(bundle, "--report", "absent/r.json", code=2)
     assert not board.calls.exists()
 
 
