@@ -202,3 +202,21 @@ def test_networks_of_other_inputs_are_refused(tmp_path: Path) -> None:
     two = parse("s = Sign(x)\ny0 = MatMul(s, w)\ny = Add(y0, z)", ("N", 40), inputs="float[N,8] z", w=weights(40, 8))
     with pytest.raises(InputError, match="it has 2 inputs: --input uint8 is for networks of one image"):
         convert(ir.to_proto(two), tmp_path / "m.onnx", image_input=ImageInput())
+
+
+def test_tensors_with_the_names_of_the_normalisation(tmp_path: Path) -> None:
+    """A name that is taken is refused, or else verify would not find its tensor; names that are near are not taken."""
+    for taken in ("x_normalised", "x_normalised_mean"):
+        source = network()
+        for names in (name for node in source.graph.node for name in (node.input, node.output)):
+            names[:] = [taken if name == "d" else name for name in names]
+        with pytest.raises(InputError, match=f"its tensor {taken} has a name that --input uint8 gives"):
+            convert(source, tmp_path / "m.onnx", image_input=IMAGENET)
+        assert not (tmp_path / "m.onnx").exists()
+    for near in ("x_mean", "x_image_0"):
+        source = network()
+        for names in (name for node in source.graph.node for name in (node.input, node.output)):
+            names[:] = [near if name == "d" else name for name in names]
+        onnx.save(source, tmp_path / "source.onnx")
+        convert(tmp_path / "source.onnx", tmp_path / "m.onnx", image_input=IMAGENET)
+        assert verify(tmp_path / "m.onnx", tmp_path / "source.onnx", data=images("nhwc"), reference_samples=1).passed

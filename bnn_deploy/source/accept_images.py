@@ -19,7 +19,8 @@ def accept_images(model: ir.Model, examples: Examples, image: ImageInput, name: 
     The input keeps its name; what was the input is `normalised_name`, made by Transpose, Cast, Div, Sub and Div.
 
     Raises:
-        InputError: the model has several inputs, or one that is no float image, or numbers for other channels.
+        InputError: the model has several inputs, or one that is no float image, or numbers for other channels, or a
+            tensor whose name begins like those made here.
     """
     model = model.clone()
     graph = model.graph
@@ -40,6 +41,10 @@ def accept_images(model: ir.Model, examples: Examples, image: ImageInput, name: 
                 f"one number, or {channels}"
             )
     key = old.name or ""
+    prefix = normalised_name(key)
+    for value in [*graph.initializers.values(), *(made for node in graph for made in node.outputs)]:
+        if (value.name or "").startswith(prefix):
+            raise InputError(f"{name}: its tensor {value.name} has a name that --input uint8 gives: rename it")
     new = ir.Value(
         name=key,
         shape=ir.Shape([shape[0], *image.stored(shape[1:])]),
@@ -51,7 +56,7 @@ def accept_images(model: ir.Model, examples: Examples, image: ImageInput, name: 
     def then(op_type: str, value: ir.Value, *more: ir.Value, dtype: ir.DataType, **attributes: Any) -> ir.Value:
         node = ir.Node("", op_type, [value, *more], ir.convenience.convert_attributes(attributes))
         made = node.outputs[0]
-        made.name, made.dtype, made.shape = f"{key}_image_{len(nodes)}", dtype, ir.Shape(shape)
+        made.name, made.dtype, made.shape = f"{prefix}_{len(nodes)}", dtype, ir.Shape(shape)
         nodes.append(node)
         return made
 
@@ -59,13 +64,13 @@ def accept_images(model: ir.Model, examples: Examples, image: ImageInput, name: 
     if image.layout == "nhwc":
         made = then("Transpose", made, dtype=ir.DataType.UINT8, perm=[0, rank - 1, *range(1, rank - 1)])
     made = then("Cast", made, dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT.value)
-    made = then("Div", made, add_initializer(graph, f"{key}_full", np.array(FULL)), dtype=ir.DataType.FLOAT)
+    made = then("Div", made, add_initializer(graph, f"{prefix}_full", np.array(FULL)), dtype=ir.DataType.FLOAT)
     for operator, numbers in image.steps():
         array = np.array(numbers, np.float32).reshape(-1, *[1] * (rank - 2))
         what = {"Sub": "mean", "Div": "std"}[operator]
-        made = then(operator, made, add_initializer(graph, f"{key}_{what}", array), dtype=ir.DataType.FLOAT)
+        made = then(operator, made, add_initializer(graph, f"{prefix}_{what}", array), dtype=ir.DataType.FLOAT)
     replace_value(old, made)
-    made.name = normalised_name(key)
+    made.name = prefix
     graph.inputs[:] = [new]
     first = next(iter(graph))
     graph.insert_before(first, nodes)
