@@ -23,7 +23,7 @@ constexpr int kFinestStep = 64;
 constexpr double kWidest = 1.0 / 16;
 
 constexpr double kFloatRounding = 0x1p-24;  // relative, of an addition or multiply-add
-constexpr double kLeastFloat = 0x1p-126;    // absolute, where denormal numbers are taken for 0
+constexpr double kLeastFloat = 0x1p-126;    // that is not denormal
 // Relative to the sum of magnitudes: all roundings in float64 of what follows, generously.
 constexpr double kDoubleRounding = 1e-12;
 
@@ -83,6 +83,7 @@ Filter FilterOf(const DirectSpec& spec, const std::vector<Line>& lines, const fl
   filter.magnitude = std::fabs(bias);
   filter.constant = bias;
   double variance = 0;
+  double flushed = 0;  // where denormal numbers are taken for 0: operands, and results
   for (int64_t k = 0; k < spec.taps(); ++k) {
     const Line& line = lines[k / plane];
     const double weight = weights[k];
@@ -93,13 +94,14 @@ Filter FilterOf(const DirectSpec& spec, const std::vector<Line>& lines, const fl
     filter.bound += lost + std::fabs(weight) * line.rest_bound;
     filter.bound_at_padding +=
         lost + std::fabs(weight) * std::max(line.rest_bound, std::fabs(line.offset));
+    flushed += (std::fabs(weight) + line.largest_level + 1) * kLeastFloat;
     const double deviation = weight * line.step * line.largest / 3;
     variance += deviation * deviation;
   }
   filter.deviation = std::sqrt(variance);
   const double roundings = static_cast<double>(spec.taps() + 1);
   const double rounding = roundings * kFloatRounding / (1 - roundings * kFloatRounding);
-  const double always = (rounding + kDoubleRounding) * filter.magnitude + roundings * kLeastFloat;
+  const double always = (rounding + kDoubleRounding) * filter.magnitude + flushed;
   filter.bound += always;
   filter.bound_at_padding += always;
   return filter;
