@@ -19,7 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from bnn_deploy.errors import BnnDeployError, InputError, SetupError
-from bnn_deploy.runtime.session import LibraryInfo, library_info, load_session, register
 
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion, convert
@@ -28,14 +27,16 @@ if TYPE_CHECKING:
     from bnn_deploy.proof.verification import verify
     from bnn_deploy.runtime.profile_results import ProfileReport
     from bnn_deploy.runtime.profiling import profile
+    from bnn_deploy.runtime.session import LibraryInfo, library_info, load_session, register
 
 try:
     __version__ = version("bnn-deploy")
 except PackageNotFoundError:  # running from a source tree that is not installed
     __version__ = "0+unknown"
 
-# Imported on first use: conversion needs torch, which a board does not have.
+# Imported on first use: conversion needs torch, which a board does not have, and a command handles Ctrl-C before that.
 _LAZY = {
+    **dict.fromkeys(("LibraryInfo", "library_info", "load_session", "register"), "runtime.session"),
     "Conversion": "conversion",
     "convert": "conversion",
     "ImageInput": "image_input",

@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "board": BASE | {"runtime", "proof"},
     "cli": BASE | {"passes", "report", "conversion", "inspection", "runtime", "proof", "board"},
     "__init__": BASE | {"conversion", "runtime", "proof"},
+    "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself. Imports follow the data."""
 
@@ -66,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "board": {"packaging"},
     "cli": {"click", "rich", "onnxruntime"},
     "__init__": set(),
+    "__main__": set(),
 }
 """Room -> the libraries of LIBRARIES that it may use, now or when a function is called."""
 
@@ -136,3 +138,9 @@ def test_the_face_of_the_package_and_runtime_load_nothing_that_a_board_lacks() -
         loaded_by("import bnn_deploy.proof.golden.check, bnn_deploy.board.bundle, bnn_deploy.cli.run_bundle") == set()
     )
     assert "onnx" in loaded_by("import bnn_deploy; bnn_deploy.convert")
+
+
+def test_a_command_handles_ctrl_c_before_it_imports_what_takes_long() -> None:
+    code = "import sys, bnn_deploy.__main__; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "onnxruntime", "click"}.intersection(run.stdout.split())

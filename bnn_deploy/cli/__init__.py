@@ -8,7 +8,7 @@ into one line on stderr and an exit code, so that no command handles errors itse
     1  the command did its work and its check failed
     2  the command line or an input file cannot be used
     3  this machine cannot do the job, or a bug in bnn-deploy
-    130 / 141  interrupted; the reader of the output closed the pipe
+    130 / 141 / 143  interrupted; the reader of the output closed the pipe; terminated
 
 A command module defines `command`, a click.Command. Its callback returns None, or CHECK_FAILED.
 """
@@ -17,16 +17,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from bnn_deploy import __version__
-from bnn_deploy.errors import BnnDeployError, SetupError
+from bnn_deploy.errors import BnnDeployError, InputError, SetupError
 
 CHECK_FAILED = 1
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 COMMANDS = {
@@ -82,28 +86,78 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command, and end the process with the exit code of its result or its error."""
+        debug = ctx.meta[_DEBUG]
         try:
-            code = super().invoke(ctx)
+            with _signals() as caught, _ignored(debug):
+                code = super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
             # Python flushes stdout again at exit, and would then fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = BROKEN_PIPE
-        except (Exception, KeyboardInterrupt) as error:
-            code = _report(error, debug=ctx.meta[_DEBUG])
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            if debug:
+                traceback.print_exception(error)
+            # What a signal interrupts may turn its exception into another, as imports in C do.
+            text, code = (_SIGNALS[caught[0]], 128 + caught[0]) if caught else _describe(error, debug)
+            _print_error(text)
         ctx.exit(code or 0)
 
 
-def _report(error: BaseException, debug: bool) -> int:
-    """Print an error on stderr (one line; the traceback before it with `debug`) and return its exit code."""
+_SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""Signals that end a command -> what it says then."""
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Let signals raise KeyboardInterrupt, so that a command cleans up; the list gets those that came."""
+    caught: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    usual = (signal.default_int_handler, signal.SIG_DFL)
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _SIGNALS if main_thread}
+    try:
+        for number, handler in before.items():
+            if handler in usual:
+                signal.signal(number, stop)
+        yield caught
+    finally:
+        for number, handler in before.items():
+            if handler in usual:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _ignored(debug: bool) -> Iterator[None]:
+    """Say on one line, and once, what Python ignores with a traceback each time: what a network's __del__ raises."""
+    own = sys.unraisablehook
+    said: set[str] = set()
+
+    def say(ignored: Any) -> None:
+        name = getattr(ignored.object, "__qualname__", type(ignored.object).__name__)
+        text = f"{name} raised {ignored.exc_type.__name__}: {ignored.exc_value}"
+        if text not in said:
+            said.add(text)
+            _print_error(text, "ignored")
+
+    if not debug:
+        sys.unraisablehook = say
+    try:
+        yield
+    finally:
+        sys.unraisablehook = own
+
+
+def _print_error(text: str, kind: str = "error") -> None:
+    """Print one line on stderr."""
     from bnn_deploy.cli.console import printable
 
-    if debug:
-        traceback.print_exception(error)
-    text, code = _describe(error, debug)
-    click.echo(f"error: {printable(' '.join(text.split()))}", err=True)
-    return code
+    click.echo(f"{kind}: {printable(' '.join(text.split()))}", err=True)
 
 
 def _describe(error: BaseException, debug: bool) -> tuple[str, int]:
@@ -112,7 +166,9 @@ def _describe(error: BaseException, debug: bool) -> tuple[str, int]:
         case BnnDeployError():
             return str(error), error.exit_code
         case KeyboardInterrupt():
-            return "interrupted", INTERRUPTED
+            return _SIGNALS[signal.SIGINT], 128 + signal.SIGINT
+        case SystemExit():
+            return f"the network's own code ended the program (SystemExit: {error})", InputError.exit_code
         case ModuleNotFoundError() if (error.name or "").partition(".")[0] in CONVERT_PACKAGES:
             return f"{error.name} is not installed: run pip install 'bnn-deploy[convert]'", SetupError.exit_code
         case MemoryError():

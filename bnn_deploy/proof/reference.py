@@ -418,6 +418,7 @@ def make_reference(
     from bnn_deploy.source.module_inputs import inputs_of_model
     from bnn_deploy.source.torch_module import eager
     from bnn_deploy.source.torch_source import torch_source
+    from bnn_deploy.source.user_code import users_network
 
     if is_cfg(against):
         raise InputError(
@@ -427,13 +428,14 @@ def make_reference(
     if arch is None and not isinstance(against, nn.Module):
         arch = metadata.get(ARCH_KEY)
         arch_args = arch_args or read_arch_args(metadata)
-    module = torch_source(against, arch, arch_args, key, prefix).module
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
-    name = str(against) if isinstance(against, str | os.PathLike) else type(module).__name__
+    name = str(against) if isinstance(against, str | os.PathLike) else type(against).__name__
     examples = read_shapes(metadata, [info.name for info in proto.graph.input])
-    inputs = inputs_of_model(module, name, [_input_of(info) for info in proto.graph.input], examples)
-    export = float_module(module, inputs, weights)
-    forward = eager(module, inputs)
+    with users_network(name):
+        module = torch_source(against, arch, arch_args, key, prefix).module
+        inputs = inputs_of_model(module, name, [_input_of(info) for info in proto.graph.input], examples)
+        export = float_module(module, inputs, weights)
+        forward = eager(module, inputs)
     source = Source("PyTorch's forward()", export.binarized, lambda x: forward(list(x.values())))
     eager_reference = TorchReference(export, source)
     return eager_reference if zero_weights is None else _filled(eager_reference, export.model, zero_weights)

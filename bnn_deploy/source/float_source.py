@@ -20,6 +20,7 @@ from bnn_deploy.source.module_inputs import ExampleInputs, module_inputs, progra
 from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
 from bnn_deploy.source.open_sizes import with_example_sizes
 from bnn_deploy.source.torch_source import TorchInput, torch_source
+from bnn_deploy.source.user_code import users_network
 from bnn_deploy.source.weight_form import note_weights
 
 
@@ -78,6 +79,23 @@ def read_source(
         notes: list[str] = []
         model, examples, binarized = float_model(source, input_shape, weights, notes)
         return FloatSource(model, name, examples, dict.fromkeys(binarized), tuple(notes))
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
+    with users_network(name):
+        return _read_torch(source, arch, arch_args, key, prefix, input_shape, example_inputs, weights, progress)
+
+
+def _read_torch(
+    source: object,
+    arch: str | None,
+    arch_args: Mapping[str, Any] | None,
+    key: str | None,
+    prefix: str | None,
+    input_shape: SampleShape | None,
+    example_inputs: ExampleInputs | None,
+    weights: Weights,
+    progress: Callable[[str], None],
+) -> FloatSource:
+    """Read a source in PyTorch as float ONNX."""
     progress("loading the network")
     network = torch_source(source, arch, arch_args, key, prefix)
     module, name = network.module, network.name

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnn_deploy.source.module_inputs import ModuleInputs, program_arguments
 from bnn_deploy.source.on_cpu import move_to_cpu
-from bnn_deploy.source.user_code import users_code
+from bnn_deploy.source.user_code import users_code, users_network
 
 
 def unwrap(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -164,7 +164,7 @@ def eager(
             args, kwargs = program_arguments(module, tensors)
         else:
             args, kwargs = inputs.arguments(tensors)
-        with torch.no_grad(), as_written():
+        with users_network(type(module).__name__), torch.no_grad(), as_written():
             outputs = tree_leaves(own(*args, **kwargs))
         return [output.numpy() for output in outputs if isinstance(output, Tensor)]
 

@@ -8,26 +8,29 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 
-from bnn_deploy.errors import one_line
+from bnn_deploy.errors import BnnDeployError, InputError, one_line
 from bnn_deploy.source.on_cpu import OnCpu
 
 _PACKAGES = Path(torch.__file__).parent.parent
 
 _LIBRARIES = (
-    *(str(_PACKAGES / name) for name in ("torch", "onnxscript", "onnx_ir")),
+    *(str(_PACKAGES / name) for name in ("torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "numpy")),
     str(Path(__file__).parent.parent),
+    str(Path(io.__file__).parent) + "/",
 )
-"""The folders of torch, of its exporter and of this package: what is not in them is the user's code."""
+"""The folders of torch, its exporter, this package and Python: what is not in them is the user's code."""
 
 
 def _is_own(file: str) -> bool:
-    return not file.startswith((*_LIBRARIES, "<"))
+    # Packages may be in a folder of Python's own.
+    library = file.startswith(_LIBRARIES[:-1]) or (file.startswith(_LIBRARIES[-1]) and "-packages" not in file)
+    return not library and not file.startswith("<")
 
 
 def user_line(stack: str) -> str:
@@ -43,14 +46,15 @@ def why(error: BaseException) -> str:
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     reason = re.sub("\x1b\\[[0-9;]*m", "", str(chain[-1])) or type(chain[-1]).__name__
+    if isinstance(chain[-1], SystemExit):
+        reason = f"ended the program (SystemExit: {chain[-1]}), which only a script may do"
     if "data-dependent" in reason:
         reason = (
             "forward() depends on the values of a tensor, such as `if x.min() < 0` or `assert`, which no export keeps"
         )
     if "Constraints violated" in reason:
         reason = "forward() does something else for each batch size, such as a loop over the samples"
-    frames = [frame for e in chain for frame in traceback.extract_tb(e.__traceback__)]
-    own = [(frame.filename, str(frame.lineno)) for frame in frames if _is_own(frame.filename)]
+    own = _own_lines(chain)
     if "TorchScript interpreter" in reason:
         traced = [place for place in re.findall(r"^(\S.*)\((\d+)\): ", reason, re.MULTILINE) if _is_own(place[0])]
         own = traced[:1] or re.findall(r'File "([^"]+)", line (\d+)', reason)  # a trace has its innermost line first
@@ -60,6 +64,32 @@ def why(error: BaseException) -> str:
             reason = f"{one_line(reason, 80)}; {hint}"
     where = f"{Path(own[-1][0]).name}, line {own[-1][1]}: " if own else ""
     return f"{where}{one_line(reason)}"
+
+
+def _own_lines(errors: Iterable[BaseException]) -> list[tuple[str, str]]:
+    """The files and lines of the user's code in the tracebacks of exceptions."""
+    frames = [frame for error in errors for frame in traceback.extract_tb(error.__traceback__)]
+    return [(frame.filename, str(frame.lineno)) for frame in frames if _is_own(frame.filename)]
+
+
+@contextmanager
+def users_network(name: str) -> Iterator[None]:
+    """Blame on a network what its own code raises, wherever that runs: in a property, a hook of copying, a buffer.
+
+    Args:
+        name: the network's, in errors.
+
+    Raises:
+        InputError: its code raised an exception, or ended the program.
+    """
+    try:
+        yield
+    except BnnDeployError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) or _own_lines([error]):
+            raise InputError(f"{name}: its code fails: {why(error)}") from error
+        raise
 
 
 @contextmanager
