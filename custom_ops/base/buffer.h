@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <type_traits>
@@ -36,8 +35,7 @@ class Buffer {
           (static_cast<size_t>(size) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
       data_.reset();
       capacity_ = 0;
-      void* const data = std::aligned_alloc(kAlignment, bytes);
-      if (data == nullptr) throw std::bad_alloc();
+      void* const data = ::operator new(bytes, std::align_val_t{kAlignment});
       buffer_bytes.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
       data_ = {static_cast<T*>(data), Free{static_cast<int64_t>(bytes)}};
       capacity_ = size;
@@ -54,7 +52,7 @@ class Buffer {
     int64_t bytes;
     void operator()(T* data) const {
       buffer_bytes.fetch_sub(bytes, std::memory_order_relaxed);
-      std::free(data);
+      ::operator delete(data, std::align_val_t{kAlignment});
     }
   };
   std::unique_ptr<T[], Free> data_;

@@ -3,10 +3,13 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -26,6 +29,50 @@
 
 namespace bnn_deploy {
 namespace {
+
+#if defined(__x86_64__)
+// Not __builtin_cpu_supports: its table is in the compiler's runtime library, and zig's has none.
+// The bits are those of Intel's manual, volume 2, CPUID.
+struct CpuId {
+  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;  // zeros for a leaf that the CPU lacks
+  explicit CpuId(uint32_t leaf) { __get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx); }
+};
+
+bool AllSet(uint32_t word, std::initializer_list<int> bits) {
+  for (const int bit : bits) {
+    if ((word >> bit & 1) == 0) return false;
+  }
+  return true;
+}
+
+// Whether the operating system saves these parts of the registers (the bits of XCR0).
+bool SystemSaves(std::initializer_list<int> parts) {
+  if (!AllSet(CpuId(1).ecx, {27})) return false;  // XGETBV
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return AllSet(low, parts);
+}
+
+bool HasAvx2() {
+  return SystemSaves({1, 2}) && AllSet(CpuId(1).ecx, {12, 28}) &&  // FMA, AVX
+         AllSet(CpuId(7).ebx, {5});                                // AVX2
+}
+
+bool HasAvx512bw() {
+  return HasAvx2() && SystemSaves({5, 6, 7}) &&
+         AllSet(CpuId(7).ebx, {16, 17, 30, 31});  // F, DQ, BW, VL
+}
+
+bool HasPopulationCounts() { return AllSet(CpuId(7).ecx, {11, 14}); }  // VNNI, VPOPCNTDQ
+#elif defined(__aarch64__)
+bool HasDotProducts() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return true;  // every Mac with Apple silicon
+#endif
+}
+#endif
 
 struct Unit {
   Isa isa;

@@ -68,6 +68,10 @@ class ConvToFloats {
 };
 using DirectConv = ConvToFloats<false>;
 using ImageConv = ConvToFloats<true>;
+template <>
+const OpSchema DirectConv::kSchema;
+template <>
+const OpSchema ImageConv::kSchema;
 
 template <bool kOfBytes>
 class ConvToBits {
@@ -83,6 +87,10 @@ class ConvToBits {
 };
 using DirectConvThreshold = ConvToBits<false>;
 using ImageConvThreshold = ConvToBits<true>;
+template <>
+const OpSchema DirectConvThreshold::kSchema;
+template <>
+const OpSchema ImageConvThreshold::kSchema;
 
 }  // namespace bnn_deploy
 

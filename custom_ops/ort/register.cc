@@ -2,6 +2,12 @@
 
 #include <string>
 
+#if defined(_WIN32)
+#include <windows.h>
+#elif defined(__APPLE__)
+#include <dlfcn.h>
+#endif
+
 #include "ops/binarize.h"
 #include "ops/binary_conv.h"
 #include "ops/binary_conv_bases.h"
@@ -17,6 +23,20 @@ namespace bnn_deploy {
 namespace {
 
 constexpr const char* kDomain = "bnn_deploy";
+
+// Keeps the library in the process when onnxruntime closes it with its last session, as the domain
+// and the counters are in it. On Linux, the linker's flag nodelete does.
+void StayLoaded() {
+#if defined(_WIN32)
+  HMODULE library;
+  GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS,
+                     reinterpret_cast<LPCWSTR>(&StayLoaded), &library);
+#elif defined(__APPLE__)
+  Dl_info info;
+  if (dladdr(reinterpret_cast<const void*>(&StayLoaded), &info) != 0)
+    dlopen(info.dli_fname, RTLD_LAZY | RTLD_NODELETE);
+#endif
+}
 
 // onnxruntime keeps pointers to the domain and the operators, so they live as long as the process.
 OrtCustomOpDomain* CreateDomain() {
@@ -54,13 +74,19 @@ OrtStatus* RuntimeTooOld(const OrtApiBase& base) {
 }  // namespace
 }  // namespace bnn_deploy
 
-extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
-    OrtSessionOptions* options, const OrtApiBase* base) {
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+extern "C" EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace bnn_deploy;
   const OrtApi* const api = base->GetApi(kOrtApiVersion);
   if (api == nullptr) return RuntimeTooOld(*base);
   try {
     SetOrtApi(api);
+    StayLoaded();
     static OrtCustomOpDomain* const domain = CreateDomain();
     return api->AddCustomOpDomain(options, domain);
   } catch (...) {

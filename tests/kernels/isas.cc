@@ -34,6 +34,24 @@ void CompareWithScalar(const ConvCase& one, Epilogue epilogue) {
   });
 }
 
+#if defined(__x86_64__) && defined(__linux__)
+// The compiler's own reading of CPUID, where its runtime library has one.
+TEST(TheUnitsAreThoseThatTheCompilersLibraryFinds) {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512bw = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq");
+  const bool avx512 =
+      avx512bw && __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vnni");
+  std::string expected, found;
+  if (avx512) expected += "avx512 ";
+  if (avx512bw) expected += "avx512bw ";
+  if (avx2) expected += "avx2 ";
+  for (const Isa* isa : AvailableIsas()) found += std::string(isa->name) + " ";
+  CHECK_IN(found == expected + "scalar ", found);
+}
+#endif
+
 TEST(TheseUnitsRun) {
   for (const Isa* isa : AvailableIsas()) std::printf("isa %s\n", isa->name);
   CHECK(std::string(Scalar().name) == "scalar");

@@ -75,7 +75,7 @@ template <int kVectors, bool kWhole, bool kMean>
 void BinarizeVectors(const BinarizeAbsMeanArgs& args, int64_t pixel) {
   const int64_t pixels = kWhole ? kVectors * kLanes : args.pixels - pixel;
   const int64_t words = (args.channels + 31) / 32;
-  const auto load = [pixels](const float* from, int v) {
+  const auto load = [=](const float* from, int v) {
     return kWhole ? Load(from + v * kLanes)
                   : LoadLanes(from + v * kLanes, FirstLanes(pixels - v * kLanes));
   };
