@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from bnn_deploy.errors import InputError
 
@@ -194,6 +196,14 @@ def _named(path: FilePath) -> Iterator[None]:
     except OSError as error:
         error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """SHA-256 in hexadecimal of the rest of an open file, read block by block."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def model_bytes(path: str | os.PathLike[str]) -> int:

@@ -110,7 +110,7 @@ class Transpose(Move):
 
     def apply(self, value: NDArray[Any]) -> NDArray[Any]:
         """The transposed tensor."""
-        return value.transpose(self.perm)
+        return np.transpose(value, self.perm)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,8 @@ class MaxPool(Move):
         windows = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(2, value.ndim)))
         starts = [slice(0, pads[i] + value.shape[i + 2], strides[i]) for i in range(rank)]
         taps = [slice(None, None, dilation) for dilation in dilations]
-        return np.asarray(windows[(slice(None), slice(None), *starts, *taps)].max(axis=tuple(range(-rank, 0))))
+        at = (slice(None), slice(None), *starts, *taps)
+        return np.asarray(windows[at].max(axis=tuple(range(-rank, 0))))
 
 
 _KINDS: dict[str, type[Any]] = {move.kind: move for move in (Transpose, Reshape, Crop, Take, Concat, Subtract, MaxPool)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ class AlexNet(RecipeNetwork):
         )
 
     @classmethod
-    def for_state_dict(cls, state_dict: dict[str, Any]) -> Self:
+    def for_state_dict(cls, state_dict: dict[str, Any]) -> AlexNet:
         """Checkpoints have classifier.0's BatchNorm in either place; the size of its gamma tells which."""
         gamma = state_dict.get("classifier.0.bn.weight")
         return cls(channels=256 if gamma is not None and tuple(gamma.shape) == (256,) else None)

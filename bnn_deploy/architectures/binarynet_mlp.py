@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class BinaryNetMLP(Network):
         self.bn4 = nn.BatchNorm1d(10)
 
     @classmethod
-    def for_state_dict(cls, state_dict: dict[str, Any]) -> Self:
+    def for_state_dict(cls, state_dict: dict[str, Any]) -> BinaryNetMLP:
         """The first layer's weight says how wide the network is."""
         weight = state_dict.get("fc1.weight")
         return cls() if weight is None else cls(len(weight))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ class BinaryNetVGG(Network):
         )
 
     @classmethod
-    def for_state_dict(cls, state_dict: dict[str, Any]) -> Self:
+    def for_state_dict(cls, state_dict: dict[str, Any]) -> BinaryNetVGG:
         """The first layer's weight says how wide the network is."""
         weight = state_dict.get("features.0.weight")
         return cls() if weight is None else cls(len(weight))

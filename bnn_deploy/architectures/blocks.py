@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class Network(nn.Module):
     """One sample, without the batch dimension: (C, H, W)."""
 
     @classmethod
-    def for_state_dict(cls, state_dict: dict[str, Any]) -> Self:
+    def for_state_dict(cls, state_dict: dict[str, Any]) -> Network:
         """Build the variant that `state_dict` was saved from; most architectures have a single variant."""
         return cls()
 
@@ -96,7 +96,7 @@ class RecipeNetwork(Network):
                 weights.append(cast(nn.Parameter, layer.weight))
         return weights
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> RecipeNetwork:
         """Switch between training and evaluation; clamp gamma, since an optimiser step may follow the last clamp."""
         clamp_gamma(self)
         return super().train(mode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ class ReActNet(Network):
         self.fc = nn.Linear(width, 1000)
 
     @classmethod
-    def for_state_dict(cls, state_dict: dict[str, Any]) -> Self:
+    def for_state_dict(cls, state_dict: dict[str, Any]) -> ReActNet:
         """The first convolution says how wide the network is; a block with two 1x1 convolutions starts a stage."""
         weight = state_dict.get("conv1.weight")
         if weight is None:

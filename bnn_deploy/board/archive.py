@@ -24,7 +24,7 @@ from bnn_deploy.board.manifest import (
     read_manifest,
 )
 from bnn_deploy.errors import InputError, one_line
-from bnn_deploy.files import require_file
+from bnn_deploy.files import require_file, sha256_of
 
 _GZIP_HEADER = b"\x1f\x8b\x08\x04" + bytes(4) + b"\x02\xff" + struct.pack("<H2sH", 36, b"BD", 32)
 """How the .gz file begins: no name, no time, and an extra field with the SHA-256 of all that follows it. Without that,
@@ -95,7 +95,7 @@ class _Unzipper:
         if file.read(len(_GZIP_HEADER)) != _GZIP_HEADER:
             raise InputError(f"{path}: not a bundle of bnn-deploy: it does not begin as its .tar.gz files do")
         digest = file.read(hashlib.sha256().digest_size)
-        if hashlib.file_digest(file, "sha256").digest() != digest:
+        if sha256_of(file) != digest.hex():
             raise self.damaged()
         file.seek(0)
         self._zlib = zlib.decompressobj(zlib.MAX_WBITS | 16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from types import TracebackType
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.manifest import FOLDER
 from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.files import sha256_of
 
 SSH_DEFAULTS = (
     *("-o", "ConnectTimeout=15"),
@@ -243,6 +243,6 @@ def _fingerprint(path: Path) -> tuple[int, str]:
     """Size in bytes and SHA-256 of a file."""
     try:
         with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            return os.fstat(file.fileno()).st_size, sha256_of(file)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None

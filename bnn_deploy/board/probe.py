@@ -14,7 +14,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from bnn_deploy.board.manifest import MODEL, WHEELS, Manifest
 from bnn_deploy.errors import InputError, one_line
 
-MINIMUM_PYTHON = (3, 11)
+MINIMUM_PYTHON = (3, 10)
 
 VENV_BYTES = 300_000_000
 """Disk for the virtual environment: 200 MB on x86-64 with onnxruntime 1.31, 280 MB with 1.19, which needs sympy."""

@@ -95,7 +95,7 @@ def swap_filters(weight: NDArray[Any], group: int) -> NDArray[Any]:
     """The weight of a ConvTranspose [C, O/group, kernel...] as that of a Conv, [O, C/group, kernel...], or back."""
     first, second = weight.shape[:2]
     groups = weight.reshape(group, first // group, second, *weight.shape[2:]).swapaxes(1, 2)
-    return groups.reshape(group * second, first // group, *weight.shape[2:])
+    return np.asarray(groups.reshape(group * second, first // group, *weight.shape[2:]))
 
 
 def auto_pad(node: ir.Node) -> str | None:

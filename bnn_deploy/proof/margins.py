@@ -234,7 +234,7 @@ def agreeing(got: NDArray[Any], expected: NDArray[Any], scale: Magnitudes, sampl
         same = np.sqrt((error**2).reshape(rows).mean(axis=1)) <= AGREEING_ERROR
         if rows[0] == samples and has_classes(expected):
             same &= classes(got) == classes(expected)
-    return np.broadcast_to(same, samples).copy()
+    return np.array(np.broadcast_to(same, samples))
 
 
 def tie_margin(got: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -211,14 +211,18 @@ def node_times(events: Sequence[dict[str, Any]], warmup: int) -> tuple[NodeTime,
 
 def _measure_memory(setting: _Setting, feed: dict[str, NDArray[Any]]) -> Memory:
     """Run the model in a fresh process and ask that process for its peak memory."""
-    code = "from bnn_deploy.runtime.profiling import _memory_process; _memory_process()"
+    # Without the working directory, which may hold a source tree of bnn_deploy without the compiled library; `-P` does
+    # so since Python 3.11 only.
+    code = (
+        "import sys; sys.path[:] = [path for path in sys.path if path]; "
+        "from bnn_deploy.runtime.profiling import _memory_process; _memory_process()"
+    )
     with temporary_folder() as folder:
         inputs = folder / "inputs.npz"
         np.savez(inputs, *feed.values())
         task = json.dumps({"setting": asdict(setting), "names": list(feed), "inputs": str(inputs)})
         done = subprocess.run(
-            # -P: the working directory may hold a source tree of bnn_deploy without the compiled library
-            [sys.executable, "-P", "-c", code, task],
+            [sys.executable, "-c", code, task],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             capture_output=True,
             text=True,

@@ -50,12 +50,14 @@ class Direct:
         for position in np.ndindex(*sums.shape[2:]):
             for tap, coordinate in self.window.taps(position):
                 if inside(coordinate, tuple(size)):
-                    sums[:, :, *position] += self.x[:, :, *coordinate].astype(float) @ self.w[:, :, *tap].T
+                    image = self.x[(slice(None), slice(None), *coordinate)].astype(float)
+                    sums[(slice(None), slice(None), *position)] += image @ self.w[(slice(None), slice(None), *tap)].T
         pooled = np.full((n, len(self.w), *self.pool.outputs(sums.shape[2:])), -np.inf)
         for position in np.ndindex(*pooled.shape[2:]):
             for _, coordinate in self.pool.taps(position):
                 if inside(coordinate, sums.shape[2:]):
-                    pooled[:, :, *position] = np.maximum(pooled[:, :, *position], sums[:, :, *coordinate])
+                    window = pooled[(slice(None), slice(None), *position)]
+                    np.maximum(window, sums[(slice(None), slice(None), *coordinate)], out=window)
         return pooled.astype(np.float32)
 
     def expected(self) -> list[Array]:

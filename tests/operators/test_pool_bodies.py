@@ -28,7 +28,7 @@ def pooled(x: Array, window: Window, ceil: bool) -> Array:
     for position in np.ndindex(*positions):
         for _, coordinate in window.taps(position):
             if inside(coordinate, tuple(size)):
-                result[:, :, *position] |= x[:, :, *coordinate]
+                result[(slice(None), slice(None), *position)] |= x[(slice(None), slice(None), *coordinate)]
     return result
 
 

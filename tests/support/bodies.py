@@ -163,9 +163,10 @@ def convolve(x: Array, w: Array, pad_value: Array, window: Window, group: int) -
     acc = np.zeros((n, len(w), *positions), np.int64)
     for position in np.ndindex(*positions):
         for tap, coordinate in window.taps(position):
-            held = x[:, :, *coordinate] if inside(coordinate, tuple(size)) else np.tile(padding, (n, 1))
+            at = (slice(None), slice(None), *coordinate)
+            held = x[at] if inside(coordinate, tuple(size)) else np.tile(padding, (n, 1))
             for g in range(group):
                 c = slice(g * channels // group, (g + 1) * channels // group)
                 o = slice(g * len(w) // group, (g + 1) * len(w) // group)
-                acc[:, o, *position] += held[:, c] @ w[o, :, *tap].T
+                acc[(slice(None), o, *position)] += held[:, c] @ w[(o, slice(None), *tap)].T
     return acc

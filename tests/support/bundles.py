@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
+import re
 import struct
 import tarfile
-import tomllib
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,9 +23,10 @@ from bnn_deploy.cli import main
 VERSION = "0.1.0" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
 WHEEL = f"bnn_deploy-{VERSION}-py3-none-manylinux_2_28_x86_64.whl"
 
-DEPENDENCIES: list[str] = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
-    "dependencies"
-]
+# As tomllib, which Python 3.10 lacks, would read it: the list is one of JSON, too.
+DEPENDENCIES: list[str] = json.loads(
+    re.search(r"^dependencies = (\[.*\])$", (Path(__file__).parents[2] / "pyproject.toml").read_text(), re.MULTILINE)[1]
+)
 """What bnn-deploy's wheel requires."""
 
 

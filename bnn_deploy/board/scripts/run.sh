@@ -104,7 +104,7 @@ found=$("$PYTHON" -c 'import struct, sys
 print("%d.%d %d" % (sys.version_info[0], sys.version_info[1], 8 * struct.calcsize("P")))') || fail 3 "$PYTHON does not run"
 version=${found% *}
 case $version in
-    3.[0-9] | 3.10 | [!3].*) fail 3 "$PYTHON is Python $version: 3.11 or newer is needed; set PYTHON to one, or update the system" ;;
+    3.[0-9] | [!3].*) fail 3 "$PYTHON is Python $version: 3.10 or newer is needed; set PYTHON to one, or update the system" ;;
 esac
 case $found in
     *' 64') ;;

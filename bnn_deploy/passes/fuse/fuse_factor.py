@@ -169,8 +169,8 @@ def per_filter(operand: ir.Value | None, of: ir.Value) -> NDArray[np.float32] | 
     if array is None or of.shape is None or array.ndim > len(of.shape) or not isinstance(of.shape[1], int):
         return None
     channels = of.shape[1]
-    aligned = array.reshape((1,) * (len(of.shape) - array.ndim) + array.shape)
-    if aligned.size not in (1, channels) or aligned.shape[1] != aligned.size:
+    aligned = array.reshape([1] * (len(of.shape) - array.ndim) + list(array.shape))
+    if aligned.size not in (1, channels) or list(aligned.shape)[1] != aligned.size:
         return None
     return np.broadcast_to(aligned.reshape(-1), channels).astype(np.float32)
 

@@ -439,7 +439,8 @@ def _count(array: NDArray[np.uint32]) -> int:
 def _place(bits: NDArray[np.uint32], start: int, tensor: GoldenTensor) -> str:
     """The position of the first 1 as text for a message; `bits` begins with sample `start`."""
     sample, *position, word = (int(i) for i in np.unravel_index(int((bits != 0).argmax()), bits.shape))
-    value = int(bits[(sample, *position, word)])
+    at = (sample, *position, word)
+    value = int(bits[at])
     plane, word = divmod(word, words(tensor.channels))
     channel = word * WORD + (value & -value).bit_length() - 1
     return (
