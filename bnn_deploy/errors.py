@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def one_line(error: BaseException | str, limit: int = 200) -> str:
     """The message of an exception on one line of at most `limit` characters; its type if the message is empty."""
@@ -24,3 +28,25 @@ class SetupError(BnnDeployError):
     """This machine cannot do the job: a package or the library is missing or too old, an unknown ISA. Exit code 3."""
 
     exit_code = 3
+
+
+@contextmanager
+def reading(file: str | os.PathLike[str], otherwise: str) -> Iterator[None]:
+    """The door for files of others: whatever their reader raises means that a file cannot be used.
+
+    A reader of a damaged file may raise anything: a header that lies ends in MemoryError, nested brackets in
+    RecursionError, and libraries have their own exceptions. So every place that reads files of others does it in here.
+
+    Args:
+        file: the file, for messages.
+        otherwise: what it is if it cannot be read, such as "not a golden file, or a damaged one".
+
+    Raises:
+        InputError: anything was raised, but for errors that say themselves what to do.
+    """
+    try:
+        yield
+    except BnnDeployError:
+        raise
+    except Exception as error:
+        raise InputError(f"{os.fspath(file)}: {otherwise} ({type(error).__name__}: {one_line(error, 120)})") from error

@@ -36,6 +36,12 @@ def require_file(path: FilePath) -> None:
         raise InputError(f"{os.fspath(path)}: no such file")
 
 
+def require_utf8(path: FilePath) -> None:
+    """Raise InputError if the name of a file is not UTF-8, which onnx and onnxruntime do not open."""
+    if any("\udc80" <= letter <= "\udcff" for letter in os.fspath(path)):  # how Python keeps other bytes
+        raise InputError(f"{os.fspath(path)}: its name is not UTF-8, which onnx and onnxruntime need: rename it")
+
+
 def require_outputs(written: Mapping[str, FilePath | None], read: Mapping[str, FilePath | None]) -> None:
     """Check files before the work that they are the result of.
 

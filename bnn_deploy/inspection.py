@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.files import model_bytes, require_file
+from bnn_deploy.errors import InputError, SetupError, reading
+from bnn_deploy.files import model_bytes, require_file, require_utf8
 from bnn_deploy.operators.contract import DOMAIN, FLOAT, FLOAT_LAYERS, Operator, operator_of
 from bnn_deploy.operators.shapes import Call, Made, Shape, product
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
@@ -159,8 +159,30 @@ def inspect_model(path: str | os.PathLike[str], content: bytes | None = None) ->
     Raises:
         InputError: it is missing, truncated, or not a valid ONNX model.
     """
-    path = Path(path)
-    model = _load(path, content)
+    with reading(path, "not a valid ONNX model, or a damaged one"):
+        return _report(Path(path), _load(Path(path), content), content)
+
+
+def _require_text(model: onnx.ModelProto) -> None:
+    """Refuse names that are not UTF-8, which protobuf gives as bytes."""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    texts = (
+        model.producer_name,
+        model.producer_version,
+        *(text for entry in model.metadata_props for text in (entry.key, entry.value)),
+        *(entry.domain for entry in model.opset_import),
+        *(text for node in graph.node for text in (node.name, node.op_type, node.domain, *node.input, *node.output)),
+        *(text for node in graph.node for entry in node.metadata_props for text in (entry.key, entry.value)),
+        *(text for value in values for text in (value.name, *(d.dim_param for d in value.type.tensor_type.shape.dim))),
+    )
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is not UTF-8")
+
+
+def _report(path: Path, model: onnx.ModelProto, content: bytes | None) -> ModelReport:
+    _require_text(model)
     graph = model.graph
     constants = _constant_bytes(graph)
     shapes, dtypes, bit_channels = _infer(path, model)
@@ -236,6 +258,7 @@ def _load(path: Path, content: bytes | None) -> onnx.ModelProto:
     """Read the file, or its content, without its external data, and check it."""
     if content is None:
         require_file(path)
+        require_utf8(path)
     try:
         if content is None:
             model = onnx.load(path, format="protobuf", load_external_data=False)
@@ -245,7 +268,7 @@ def _load(path: Path, content: bytes | None) -> onnx.ModelProto:
             onnx.checker.check_model(content)
     except DecodeError as error:
         raise InputError(f"{path}: not an ONNX file, or a truncated one") from error
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise InputError(f"{path}: not a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
     return model
 

@@ -23,7 +23,7 @@ from bnn_deploy.board.manifest import (
     file_entry,
     read_manifest,
 )
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, one_line, reading
 from bnn_deploy.files import require_file, sha256_of
 
 _GZIP_HEADER = b"\x1f\x8b\x08\x04" + bytes(4) + b"\x02\xff" + struct.pack("<H2sH", 36, b"BD", 32)
@@ -136,7 +136,7 @@ class _Unzipper:
 def _walk(path: Path, wanted: str | None) -> tuple[Manifest, bytes]:
     """Check everything in a bundle, and keep one of its files."""
     require_file(path)
-    with path.open("rb") as file:
+    with reading(path, "not a bundle, or a damaged one"), path.open("rb") as file:
         stream = _Unzipper(path, file)
         name, size = _member(path, stream.read(tarfile.BLOCKSIZE))
         if name != MANIFEST or size > MAX_MANIFEST_BYTES:

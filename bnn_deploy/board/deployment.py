@@ -23,7 +23,7 @@ from bnn_deploy.board.archive import read_member
 from bnn_deploy.board.connection import CHUNK, LOCK_SECONDS, Connection, LineSink, Step
 from bnn_deploy.board.manifest import FLOAT_MODEL, MODEL, RUN_REPORT_FORMAT, Manifest
 from bnn_deploy.board.probe import VENV_BYTES, BoardFacts, in_megabytes, parse_board, problems
-from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.errors import InputError, SetupError, one_line
 from bnn_deploy.files import require_outputs, temporary_folder, write_files
 from bnn_deploy.runtime.profile_results import ProfileReport
 from bnn_deploy.runtime.profiling import profile
@@ -273,8 +273,8 @@ def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
     host = task.host
     try:
         result = json.loads(content)
-    except ValueError as error:
-        raise SetupError(f"{host}: its report is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SetupError(f"{host}: its report is not JSON: {one_line(error)}") from None
     if not isinstance(result, dict) or not isinstance(result.get("passed"), bool):
         raise SetupError(f"{host}: its report does not say whether the check passed")
     if result.get("format") != RUN_REPORT_FORMAT:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, reading
 
 BUNDLE_FORMAT = 1
 """Version of the layout and of manifest.json."""
@@ -134,7 +134,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
     Raises:
         InputError: it is not a manifest of this format, or an entry is invalid.
     """
-    try:
+    with reading(where, f"not a bundle's {MANIFEST}"):
         values: dict[str, Any] = json.loads(content)
         form = values["format"]
         if form != BUNDLE_FORMAT:
@@ -155,8 +155,6 @@ def read_manifest(content: bytes, where: str) -> Manifest:
             },
             sha256=file_entry(content).sha256,
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{where}: not a bundle's {MANIFEST}: {type(error).__name__}: {one_line(error)}") from error
     for name, entry in manifest.files.items():
         if not _NAME.fullmatch(name):
             raise InputError(f"{where}: it lists '{name}', which no bundle has")

@@ -49,12 +49,17 @@ def show(renderable: RenderableType) -> None:
     """Print a table or a line of text on stdout, without rich's trailing spaces."""
     with out.capture() as capture:
         out.print(renderable)
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), color=out.is_terminal)
+    click.echo(_encodable("\n".join(line.rstrip() for line in capture.get().splitlines())), color=out.is_terminal)
 
 
 def print_json(value: object) -> None:
     """Print `value` on stdout as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(_encodable(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def _encodable(text: str) -> str:
+    """`text` with what Python keeps of names that are not UTF-8 written as escapes, which JSON has, too."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, one_line
 
 
 def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,8 +33,8 @@ def parse_arch_args(text: str | None) -> dict[str, Any] | None:
     example = "give the keyword arguments of the class as a JSON object, for example '{\"width\": 64}'"
     try:
         arguments = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--arch-args {text}: not JSON ({error}); {example}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--arch-args {one_line(text)}: not JSON ({one_line(error)}); {example}") from error
     if not isinstance(arguments, dict):
-        raise InputError(f"--arch-args {text}: not an object; {example}")
+        raise InputError(f"--arch-args {one_line(text)}: not an object; {example}")
     return arguments

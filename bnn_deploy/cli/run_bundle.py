@@ -17,8 +17,8 @@ from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import progress, show
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_golden
-from bnn_deploy.errors import InputError
-from bnn_deploy.files import require_outputs, write_files
+from bnn_deploy.errors import InputError, reading
+from bnn_deploy.files import is_file, require_outputs, write_files
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.runtime.profiling import profile
 
@@ -40,11 +40,12 @@ def command(folder: Path, report: Path, threads: int, runs: int) -> int:
     Prints both, and writes both to the report. Exit code 1 if the check fails.
     """
     manifest_file = folder / MANIFEST
-    if not manifest_file.is_file():
+    if not is_file(manifest_file):
         raise InputError(f"{manifest_file}: no such file; give the folder of an unpacked bundle")
     packed = {name: folder / name for name in (MANIFEST, MODEL, GOLDEN, FLOAT_MODEL)}
     require_outputs({"report": report}, packed)
-    manifest = read_manifest(manifest_file.read_bytes(), str(manifest_file))
+    with reading(manifest_file, "it cannot be read"):
+        manifest = read_manifest(manifest_file.read_bytes(), str(manifest_file))
     model = folder / MODEL
     with progress() as step:
         golden = check_golden(model, folder / GOLDEN, progress=step)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import require_file
 from bnn_deploy.operators.contract import DOMAIN, VERSION, is_layer, operator_of
 from bnn_deploy.proof.cuts import Cut, cuts
@@ -50,12 +49,9 @@ def load_model(path: str | os.PathLike[str]) -> ModelProto:
     """
     path = Path(path)
     require_file(path)
-    try:
+    with reading(path, "not a valid ONNX file, or a truncated one"):
         model = onnx.load(path)
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
-        text = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: not a valid ONNX file, or a truncated one ({text})") from error
     return model
 
 

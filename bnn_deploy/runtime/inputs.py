@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import require_file
 from bnn_deploy.provenance import read_shapes
 
@@ -46,14 +44,12 @@ def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         InputError: no such file, or not a file of plain arrays.
     """
     require_file(path)
-    try:
+    with reading(path, "not a .npy or .npz file of plain arrays"):
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a .npy or .npz file of plain arrays ({one_line(error, 120)})") from error
 
 
 def _sample(

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.files import require_file
+from bnn_deploy.files import require_file, require_utf8
 
 MINIMUM_ONNXRUNTIME = (1, 19)
 
@@ -164,6 +164,7 @@ def load_session(
     if not isinstance(model, bytes):
         name = str(model)
         require_file(model)
+        require_utf8(model)
         model = str(model)
     with _forced_isa(isa):
         try:

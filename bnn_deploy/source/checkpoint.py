@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_deploy.errors import InputError, SetupError, one_line
+from bnn_deploy.errors import InputError, SetupError, one_line, reading
 from bnn_deploy.files import require_file
 from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.network_file import build
+from bnn_deploy.source.user_code import without_output
 
 LISTED = 8
 """How many keys an error names."""
@@ -81,9 +82,10 @@ def state_dicts(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str,
         InputError: the file is missing, truncated or not a checkpoint, or loading it would run code.
     """
     path = checkpoint_name(source)
-    loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
     found: dict[str, dict[str, Tensor]] = {}
-    _collect(loaded, "", found)
+    with reading(path, "not a PyTorch checkpoint, or a damaged one"):
+        loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
+        _collect(loaded, "", found)
     if not found:
         has = (
             f"; it has {', '.join(map(repr, list(loaded)[:LISTED]))}" if isinstance(loaded, Mapping) and loaded else ""
@@ -109,7 +111,7 @@ def _load(path: Path) -> Any:
     allowed = list(_NUMPY)
     while True:
         try:
-            with torch.serialization.safe_globals(allowed):
+            with torch.serialization.safe_globals(allowed), without_output():
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -129,16 +131,21 @@ def _load(path: Path) -> Any:
                 "save the weights alone, torch.save({'state_dict': model.state_dict()}, ...)"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            if path.open("rb").read(2) == b"PK":
+            if _starts(path, 2) == b"PK":
                 raise InputError(f"{path}: truncated or damaged ({one_line(error, 120)})") from error
             # The unpickler's message does not help the user of a file that is not a pickle.
             raise InputError(f"{path}: not a PyTorch checkpoint; expected what torch.save wrote") from error
 
 
+def _starts(path: Path, count: int) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(count)
+
+
 def _is_safetensors(path: Path) -> bool:
     """Whether a file begins as safetensors' do: with the length of a header in JSON, 8 bytes, little-endian."""
-    with path.open("rb") as file:
-        start = file.read(9)
+    start = _starts(path, 9)
     return path.suffix == ".safetensors" or (start[8:] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000)
 
 
@@ -292,15 +299,19 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], name: str)
     if problems:
         raise InputError(f"{name}: its keys do not fit {type(module).__name__}: {'; '.join(problems)}")
     for key, value in state_dict.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"{name}: {key} holds NaN or infinity: the training diverged; use an earlier checkpoint")
-        if key.endswith("running_var") and (value < 0).any():
-            channel = int(value.argmin())
-            raise InputError(
-                f"{name}: {key} is {float(value[channel]):g} in channel {channel}; a variance cannot be negative: "
-                "the file is damaged, use another checkpoint"
-            )
-    module.load_state_dict(state_dict, strict=False)
+        with reading(name, f"its {key} cannot be used"):  # a tensor without memory, sparse, quantised or complex
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise InputError(
+                    f"{name}: {key} holds NaN or infinity: the training diverged; use an earlier checkpoint"
+                )
+            if key.endswith("running_var") and (value < 0).any():
+                channel = int(value.argmin())
+                raise InputError(
+                    f"{name}: {key} is {float(value[channel]):g} in channel {channel}; a variance cannot be negative: "
+                    "the file is damaged, use another checkpoint"
+                )
+    with reading(name, f"its tensors cannot be loaded into {type(module).__name__}"):
+        module.load_state_dict(state_dict, strict=False)
     return notes
 
 

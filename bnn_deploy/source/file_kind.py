@@ -16,6 +16,13 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
 
 def other_kind(path: Path) -> str | None:
     """What a file is that is no model of ours, and what to do; None if its content does not say."""
+    try:
+        return _other_kind(path)
+    except Exception:  # whatever the reader of a damaged archive raises; who reads on says what is wrong
+        return None
+
+
+def _other_kind(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(16)
     for offset, magic, what in _MAGIC:

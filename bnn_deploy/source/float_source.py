@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, reading
 from bnn_deploy.passes.pipeline import fold
 from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.source.darknet.network import Darknet, read_darknet
@@ -69,7 +69,8 @@ def read_source(
                 f"{name}: a .cfg file says its layers and sizes itself: leave out --arch and --input-shape"
             )
         progress("reading the Darknet network")
-        model, examples, _ = float_model(read_darknet(source), None, weights)
+        with reading(source.cfg, "not a Darknet network that can be computed"):
+            model, examples, _ = float_model(read_darknet(source), None, weights)
         return FloatSource(model, name, examples, {}, (source.note,))
     if is_onnx(source):
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the model"
@@ -77,7 +78,8 @@ def read_source(
             raise InputError(f"{name} is an ONNX model, which says itself what it is: leave out --arch {arch}")
         progress("reading the float model")
         notes: list[str] = []
-        model, examples, binarized = float_model(source, input_shape, weights, notes)
+        with reading(name, "not a valid ONNX model, or a damaged one"):
+            model, examples, binarized = float_model(source, input_shape, weights, notes)
         return FloatSource(model, name, examples, dict.fromkeys(binarized), tuple(notes))
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     with users_network(name):

@@ -8,7 +8,6 @@ from typing import TypeGuard
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, inliner
 
 from bnn_deploy.errors import InputError, one_line
@@ -49,7 +48,7 @@ def _holds_onnx(path: Path) -> bool:
             return False
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError, OSError):
+    except Exception:  # it is something else
         return False
     return bool(model.ir_version and model.graph.node)
 
@@ -150,7 +149,7 @@ def _load(path: Path) -> ModelProto:
             f"{path}: its external data cannot be read ({one_line(error, 160)}); keep them beside it, or save the "
             "model as one file"
         ) from error
-    except (DecodeError, ValueError, OSError) as error:
+    except Exception as error:
         what = other_kind(path) or f"not a valid ONNX file, or a truncated one ({one_line(error, 160)})"
         raise InputError(f"{path}: {what}") from error
     if not model.graph.node:

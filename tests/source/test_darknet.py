@@ -414,5 +414,5 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes() + b"\0")
     with pytest.raises(InputError, match=r"net.weights: it has 1 bytes more than .*: none of its layers has weights"):
         read_darknet(Darknet(cfg, weights))
-    with pytest.raises(InputError, match=r"no.weights: the weights cannot be read: .*No such file"):
+    with pytest.raises(InputError, match=r"no.weights: no such file"):
         read_darknet(Darknet(cfg, tmp_path / "no.weights"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import require_file, write_files
 from bnn_deploy.operators.bits import words
 from bnn_deploy.runtime.inputs import Inputs
@@ -183,7 +182,7 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
         InputError: no such file, not a golden file, damaged, or of another format.
     """
     require_file(path)
-    try:
+    with reading(path, "not a golden file, or a damaged one"):
         with np.load(path, allow_pickle=False) as arrays:
             meta = json.loads(arrays["meta"].tobytes())
             if meta["format"] != GOLDEN_FORMAT:
@@ -229,18 +228,6 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
                 arrays["probe"].tobytes(),
             )
         _check_form(golden)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise InputError(f"{path}: not a golden file, or a damaged one ({one_line(error, 120)})") from error
     return golden
 
 

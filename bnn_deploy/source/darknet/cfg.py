@@ -8,7 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, one_line, reading
+from bnn_deploy.files import require_file
 
 _KINDS = {
     "network": "net",
@@ -49,7 +50,8 @@ class Section:
         if key is None or key not in self.options:
             return InputError(f"{self.place}: {what}")
         value, line = self.options[key]
-        return InputError(f"{self.file}:{line}: {key}={value} in [{self.kind}], layer {self.index}: {what}")
+        given = f"{one_line(key, 60)}={one_line(value, 60)}"
+        return InputError(f"{self.file}:{line}: {given} in [{self.kind}], layer {self.index}: {what}")
 
     def text(self, key: str, default: str) -> str:
         """The value of a key."""
@@ -130,12 +132,9 @@ def read_cfg(path: str | os.PathLike[str]) -> list[Section]:
         InputError: no such file, no text, a line that is none of a .cfg file, or no [net] at its beginning.
     """
     file = os.fspath(path)
-    try:
+    require_file(path)
+    with reading(path, "not a Darknet .cfg file"):
         lines = Path(path).read_bytes().decode().splitlines()
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not a Darknet .cfg file ({one_line(error, 120)})") from error
     sections: list[Section] = []
     for number, raw in enumerate(lines, 1):
         line = "".join(raw.split())  # as Darknet does: spaces mean nothing

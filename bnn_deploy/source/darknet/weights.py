@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, reading
+from bnn_deploy.files import require_file
 from bnn_deploy.source.darknet.cfg import Section
 
 
@@ -24,10 +25,9 @@ class WeightsFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._name = os.fspath(path)
-        try:
+        require_file(path)
+        with reading(path, "the weights cannot be read"):
             content = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"{self._name}: the weights cannot be read: {one_line(error, 120)}") from error
         version = np.frombuffer(content[:12], "<i4") if len(content) >= 12 else np.zeros(3, np.int32)
         major, minor = (int(number) for number in version[:2])
         header = 20 if 10 * major + minor >= 2 else 16

@@ -188,7 +188,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "no checksum": (lambda m: m["files"][MODEL].update(sha256="x"), f"size or checksum of '{MODEL}'"),
     "format": (lambda m: m.update(format=2), "a bundle of format 2; this bnn-deploy knows format 1"),
-    "no format": (lambda m: m.pop("format") and None, f"not a bundle's {MANIFEST}: KeyError: 'format'"),
+    "no format": (lambda m: m.pop("format") and None, f"not a bundle's {MANIFEST} (KeyError: 'format')"),
     "target": (lambda m: m.update(target="riscv64"), "target riscv64: this bnn-deploy knows aarch64 and x86_64"),
     "target a list": (lambda m: m.update(target=["x86_64"]), "target is ['x86_64'], not str"),
     "no model": (lambda m: m["files"].pop(MODEL) and None, f"it lists no {MODEL}"),
