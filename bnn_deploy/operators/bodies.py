@@ -46,14 +46,13 @@ def _binarize_quantized(body: Body) -> tuple[ir.Value, ...]:
 def _binarize_abs_mean(body: Body) -> tuple[ir.Value, ...]:
     x = body.inputs["X"]
     bits = body.binarize(x)
-    scaled = body.per_channel("Mul", body.op("Reshape", x, body.const([0, 0, -1])), body.inputs["scale"])
+    scaled = body.per_channel("Mul", body.flat(x), body.inputs["scale"])
     terms = body.op("Abs", body.per_channel("Add", scaled, body.inputs["shift"]))
     # In float64, so that the float32 mean is right to the last bit, in whatever order a runtime adds.
     exact = body.op("Cast", terms, to=ir.DataType.DOUBLE.value)
     mean = body.op("ReduceMean", exact, body.const([1]), keepdims=1)
     mean = body.op("Cast", mean, to=ir.DataType.FLOAT.value)
-    shape = body.concat(body.op("Shape", x, start=0, end=1), body.const([1]), body.op("Shape", x, start=2))
-    return bits, body.op("Reshape", mean, shape)
+    return bits, body.reshape(mean, body.shape(x, end=1), body.const([1]), body.shape(x, 2))
 
 
 @_defines("BinaryConv")
@@ -76,9 +75,7 @@ def _binary_conv_residual(body: Body) -> tuple[ir.Value, ...]:
 
 @_defines("BinaryConvThreshold")
 def _binary_conv_threshold(body: Body) -> tuple[ir.Value, ...]:
-    acc = body.accumulate()
-    integer = body.op("Cast", acc, to=ir.DataType.INT32.value)
-    return (body.binarize(integer),)
+    return (body.binarize(body.accumulate()),)
 
 
 @_defines("BinaryMaxPool")
@@ -89,6 +86,8 @@ def _binary_max_pool(body: Body) -> tuple[ir.Value, ...]:
     strides, one = body.attribute("strides"), body.const([1])
     ceil = body.op("Reshape", body.attribute("ceil_mode"), one)
     rounding = body.op("Mul", ceil, body.op("Sub", strides, one))
+    sizes = body.op("Add", body.op("Add", body.shape(body.inputs["X"], 1, -1), begins), ends)
+    rounding = body.op("Add", rounding, body.lacking(sizes, "kernel_shape", "dilations"))
     pads = body.around_spatial(begins, body.op("Add", ends, rounding))
     padded = body.op("Pad", body.unpack(body.inputs["X"]), pads)
     pooled = body.op("MaxPool", body.channels_first(padded), refs=["kernel_shape", "strides", "dilations"])
@@ -122,7 +121,7 @@ def _unpack_weights(body: Body) -> tuple[ir.Value, ...]:
 def _quantize_levels(body: Body) -> tuple[ir.Value, ...]:
     x, one = body.inputs["X"], body.const([1])
     # [N, 1, C, pixels] against [thresholds, C, 1].
-    flat = body.op("Unsqueeze", body.op("Reshape", x, body.const([0, 0, -1])), one)
+    flat = body.op("Unsqueeze", body.flat(x), one)
     reached = body.op("GreaterOrEqual", flat, body.op("Unsqueeze", body.inputs["thresholds"], body.const([-1])))
     level = body.op("ReduceSum", body.op("Cast", reached, to=ir.DataType.INT64.value), one)
     shifts = body.op("Unsqueeze", body.shifts(), body.const([1, 2]))
@@ -135,8 +134,7 @@ def _quantize_levels(body: Body) -> tuple[ir.Value, ...]:
     bits = body.op("Reshape", body.attribute("bits"), one)
     planes = body.pack_last(rows, body.concat(pixels, bits))
     words = body.op("Mul", bits, body.op("Shape", planes, start=-1))
-    result = body.op("Reshape", planes, body.concat(pixels, words))
-    return (result,)
+    return (body.reshape(planes, pixels, words),)
 
 
 @_defines("BinaryConvLevels")
@@ -160,16 +158,15 @@ def _binary_conv_bases(body: Body) -> tuple[ir.Value, ...]:
     )
     pixels = body.op("Shape", conv, start=2)
     batch, outputs = body.op("Shape", x, start=0, end=1), body.op("Shape", body.inputs["bias"])
-    acc = body.op("Reshape", conv, body.concat(batch, planes, outputs, bases, body.const([-1])))
+    acc = body.reshape(conv, batch, planes, outputs, bases, body.size(conv, 2))
     acc = body.op("Transpose", acc, perm=[3, 1, 0, 2, 4])  # [bases + 1, planes + 1, N, O, pixels]
     scale = body.op("Unsqueeze", body.op("Transpose", body.inputs["scale"], perm=[1, 0, 2]), body.const([2, 4]))
     terms = body.op("Mul", acc, scale)
-    shape = body.concat(body.const([-1]), batch, outputs, body.op("Shape", terms, start=-1))
 
     def part(starts: list[int], ends: list[int]) -> ir.Value:
         """The terms of these bases and planes, in that order, [terms, N, O, pixels]."""
         chosen = body.op("Slice", terms, body.const(starts), body.const(ends), body.const([0, 1]))
-        return body.op("Reshape", chosen, shape)
+        return body.reshape(chosen, body.size(chosen, end=2), body.shape(chosen, 2))
 
     every = 2**31 - 1
     parts = (part([0, 0], [every, 1]), part([0, 1], [1, every]), part([1, 1], [every, every]))
@@ -178,7 +175,7 @@ def _binary_conv_bases(body: Body) -> tuple[ir.Value, ...]:
     start = body.op("Expand", body.op("Unsqueeze", bias, body.const([0, 1, 3])), body.concat(one, image))
     sums = body.op("CumSum", body.op("Concat", start, *parts, axis=0), body.const(0))  # adds one after the other
     last = body.op("Gather", sums, body.const(-1), axis=0)
-    return (body.op("Reshape", last, body.concat(batch, outputs, pixels)),)
+    return (body.reshape(last, batch, outputs, pixels),)
 
 
 @_defines("BinaryLinear")
@@ -187,9 +184,9 @@ def _binary_linear(body: Body) -> tuple[ir.Value, ...]:
     x, w = (body.unpack_signs(body.inputs[name], channels) for name in ("X", "W"))
     acc = body.op("MatMul", x, body.op("Transpose", w, perm=[1, 0]))
     # The Reshape keeps onnxruntime's optimiser from folding scale into the weights, which rounds differently.
-    rows = body.op("Reshape", acc, body.concat(body.const([-1]), body.op("Shape", acc, start=-1)))
+    rows = body.reshape(acc, body.size(acc, end=-1), body.shape(acc, -1))
     line = body.op("Add", body.op("Mul", rows, body.inputs["scale"]), body.inputs["bias"])
-    return (body.op("Reshape", line, body.op("Shape", acc)),)
+    return (body.reshape(line, body.shape(acc)),)
 
 
 @_defines("BinaryMatMul")
@@ -205,7 +202,7 @@ def _binary_matmul(body: Body) -> tuple[ir.Value, ...]:
     # A sum of products 0 * -1 may be -0; the cast to int32 makes it 0.
     exact = body.op("Cast", body.op("Cast", acc, to=ir.DataType.INT32.value), to=ir.DataType.FLOAT.value)
     shape = body.concat(body.op("Shape", a, start=0, end=-1), body.op("Shape", b, start=-2, end=-1))
-    return (body.op("Reshape", body.op("Mul", exact, body.inputs["scale"]), shape),)
+    return (body.reshape(body.op("Mul", exact, body.inputs["scale"]), shape),)
 
 
 @_defines("DirectConv")

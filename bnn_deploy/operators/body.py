@@ -55,6 +55,25 @@ class Body:
         """Join 1-D tensors."""
         return self.op("Concat", *parts, axis=0)
 
+    def reshape(self, x: ir.Value, *parts: ir.Value) -> ir.Value:
+        """Reshape x to the joined 1-D tensors. No size is -1, which no runtime can infer for an empty tensor."""
+        shape = parts[0] if len(parts) == 1 else self.concat(*parts)
+        return self.op("Reshape", x, shape, allowzero=1)
+
+    def shape(self, x: ir.Value, start: int = 0, end: int | None = None) -> ir.Value:
+        """Some sizes of x, int64 [n]."""
+        if end is None:
+            return self.op("Shape", x, start=start)
+        return self.op("Shape", x, start=start, end=end)
+
+    def size(self, x: ir.Value, start: int = 0, end: int | None = None) -> ir.Value:
+        """The product of some sizes of x, int64 [1]."""
+        return self.op("ReduceProd", self.shape(x, start, end), keepdims=1)
+
+    def flat(self, x: ir.Value) -> ir.Value:
+        """[N, C, spatial...] -> [N, C, pixels]."""
+        return self.reshape(x, self.shape(x, end=2), self.size(x, 2))
+
     def lowest_bits(self, bits: ir.Value) -> ir.Value:
         """Bits [..., words] -> uint32 [..., words, 32] of 0 and 1."""
         shifted = self.op(
@@ -69,7 +88,7 @@ class Body:
         """Bits [A, spatial..., words] -> float32 [A, spatial..., 32 * words] of 0 and 1."""
         unit = self.op("Cast", self.lowest_bits(bits), to=ir.DataType.FLOAT.value)
         width = self.op("Mul", self.op("Shape", bits, start=-1), self.const([32]))
-        return self.op("Reshape", unit, self.concat(self.op("Shape", bits, start=0, end=-1), width))
+        return self.reshape(unit, self.shape(bits, end=-1), width)
 
     def unpack_signs(self, bits: ir.Value, channels: ir.Value) -> ir.Value:
         """Bits [A, spatial..., words] -> float32 [A, spatial..., channels] of -1 and +1."""
@@ -78,30 +97,28 @@ class Body:
 
     def channels_first(self, x: ir.Value) -> ir.Value:
         """[A, spatial..., C] -> [A, C, spatial...]."""
-        batch = self.op("Shape", x, start=0, end=1)
-        channels = self.op("Shape", x, start=-1)
-        rows = self.op("Reshape", x, self.concat(batch, self.const([-1]), channels))
+        batch, channels = self.shape(x, end=1), self.shape(x, -1)
+        rows = self.reshape(x, batch, self.size(x, 1, -1), channels)
         planes = self.op("Transpose", rows, perm=[0, 2, 1])
-        return self.op("Reshape", planes, self.concat(batch, channels, self.op("Shape", x, start=1, end=-1)))
+        return self.reshape(planes, batch, channels, self.shape(x, 1, -1))
 
     def pack(self, x: ir.Value) -> ir.Value:
         """Bool [N, C, spatial...] -> bits [N, spatial..., ceil(C/32)]."""
-        flat = self.op("Reshape", x, self.const([0, 0, -1]))
-        lead = self.concat(self.op("Shape", x, start=0, end=1), self.op("Shape", x, start=2))
-        return self.pack_last(self.op("Transpose", flat, perm=[0, 2, 1]), lead)
+        lead = self.concat(self.shape(x, end=1), self.shape(x, 2))
+        return self.pack_last(self.op("Transpose", self.flat(x), perm=[0, 2, 1]), lead)
 
     def pack_last(self, x: ir.Value, lead: ir.Value) -> ir.Value:
         """Bool [..., C] -> bits [*lead, ceil(C/32)]."""
-        channels = self.op("Shape", x, start=-1)
-        rows = self.op("Reshape", x, self.concat(self.const([-1]), channels))
+        channels, count = self.shape(x, -1), self.size(x, end=-1)
+        rows = self.reshape(x, count, channels)
         words = self.op("Div", self.op("Add", channels, self.const([31])), self.const([32]))
         missing = self.op("Sub", self.op("Mul", words, self.const([32])), channels)
         integers = self.op("Cast", rows, to=ir.DataType.INT64.value)
         padded = self.op("Pad", integers, self.concat(self.const([0, 0, 0]), missing))
-        split = self.op("Reshape", padded, self.concat(self.const([-1]), words, self.const([32])))
+        split = self.reshape(padded, count, words, self.const([32]))
         weighted = self.op("Mul", split, self.const(2 ** np.arange(32, dtype=np.int64)))
         total = self.op("ReduceSum", weighted, self.const([2]), keepdims=0)
-        return self.op("Reshape", self.op("Cast", total, to=ir.DataType.UINT32.value), self.concat(lead, words))
+        return self.reshape(self.op("Cast", total, to=ir.DataType.UINT32.value), lead, words)
 
     def split_pads(self, name: str = "pads") -> tuple[ir.Value, ir.Value]:
         """The attribute pads, or another of its form, as begins and ends, each int64 [spatial dimensions]."""
@@ -114,7 +131,7 @@ class Body:
         return self.concat(zero, begins, zero, zero, ends, zero)
 
     def accumulate(self) -> ir.Value:
-        """X, W, pad_value -> float32 [N, O, spatial'...], the exact integer sum of the products of ±1."""
+        """X, W, pad_value -> int32 [N, O, spatial'...], the exact integer sum of the products of ±1."""
         channels = self.attribute("channels")
         x = self.unpack_signs(self.inputs["X"], self.op("Reshape", channels, self.const([1])))
         pads = self.around_spatial(*self.split_pads())
@@ -127,12 +144,17 @@ class Body:
         x = self.op("Add", self.op("Pad", x, pads), padding)
         per_group = self.op("Div", channels, self.attribute("group"))
         w = self.unpack_signs(self.inputs["W"], self.op("Reshape", per_group, self.const([1])))
-        return self.op(
+        return self.convolve_integers(x, w)
+
+    def convolve_integers(self, x: ir.Value, w: ir.Value) -> ir.Value:
+        """Padded x [N, spatial..., C] and w [O, kernel..., C/group] of integers -> int32 [N, O, spatial'...]."""
+        acc = self.op(
             "Conv",
             self.channels_first(x),
             self.channels_first(w),
             refs=["kernel_shape", "strides", "dilations", "group"],
         )
+        return self.op("Cast", acc, to=ir.DataType.INT32.value)
 
     def per_channel(self, op_type: str, x: ir.Value, parameter: ir.Value) -> ir.Value:
         """Apply a binary operator to x [N, C, S] and parameter [C]."""
@@ -148,54 +170,47 @@ class Body:
         lead = self.op("Shape", x, start=0, end=-1)
         bits = self.op("Reshape", self.attribute("bits"), one)
         words = self.op("Div", self.op("Shape", x, start=-1), bits)
-        unit = self.unpack(self.op("Reshape", x, self.concat(lead, bits, words)))
+        unit = self.unpack(self.reshape(x, lead, bits, words))
         used = self.op("Slice", unit, self.const([0]), self.op("Reshape", channels, one), self.const([-1]))
         powers = self.op("BitShift", self.const([1], np.uint32), self.shifts(), direction="LEFT")
         weights = self.op("Unsqueeze", self.op("Cast", powers, to=ir.DataType.FLOAT.value), one)
-        return self.op("ReduceSum", self.op("Mul", used, weights), self.const([-2]), keepdims=0)
+        level = self.op("ReduceSum", self.op("Mul", used, weights), self.const([-2]))
+        # Not by keepdims=0: onnxruntime keeps the dimension if there is no element.
+        return self.reshape(level, lead, self.shape(used, -1))
 
     def matrices(self, x: ir.Value) -> ir.Value:
         """[..., rows, columns] -> [A, rows, columns]."""
-        return self.op("Reshape", x, self.concat(self.const([-1]), self.op("Shape", x, start=-2)))
+        return self.reshape(x, self.size(x, end=-2), self.shape(x, -2))
 
     def accumulate_levels(self) -> ir.Value:
-        """Planes X, W -> float32 [N, O, spatial'...], the exact integer sum of level * ±1."""
+        """Planes X, W -> int32 [N, O, spatial'...], the exact integer sum of level * ±1."""
         channels = self.attribute("channels")
         x, one = self.inputs["X"], self.const([1])
         levels = self.levels(x, channels, one)
         per_group = self.op("Div", channels, self.attribute("group"))
         w = self.unpack_signs(self.inputs["W"], self.op("Reshape", per_group, one))
         padded = self.op("Pad", levels, self.around_spatial(*self.split_pads()))
-        acc = self.op(
-            "Conv",
-            self.channels_first(padded),
-            self.channels_first(w),
-            refs=["kernel_shape", "strides", "dilations", "group"],
-        )
-        # A sum of products 0 * -1 may be -0; the cast to int32 makes it 0.
-        return self.op("Cast", self.op("Cast", acc, to=ir.DataType.INT32.value), to=ir.DataType.FLOAT.value)
+        return self.convolve_integers(padded, w)
 
     def with_ones(self, planes: ir.Value, count: ir.Value, channels: ir.Value) -> ir.Value:
         """Planes [A, spatial..., count * words] -> ±1 [A, spatial..., 1 + count, channels], the first all 1."""
         one = self.const([1])
         lead, number = self.op("Shape", planes, start=0, end=-1), self.op("Reshape", count, one)
         words = self.op("Div", self.op("Shape", planes, start=-1), number)
-        signs = self.unpack_signs(self.op("Reshape", planes, self.concat(lead, number, words)), channels)
+        signs = self.unpack_signs(self.reshape(planes, lead, number, words), channels)
         ones = self.op("Expand", self.const(1, np.float32), self.concat(lead, one, channels))
         return self.op("Concat", ones, signs, axis=-2)
 
     def parts_first(self, x: ir.Value) -> ir.Value:
         """[A, spatial..., parts, C] -> [A * parts, C, spatial...]."""
-        lead, channels = self.op("Shape", x, start=0, end=-2), self.op("Shape", x, start=-1)
-        merged = self.op("Reshape", x, self.concat(lead, self.const([-1])))
-        spatial = self.op("Shape", x, start=1, end=-2)
-        return self.op("Reshape", self.channels_first(merged), self.concat(self.const([-1]), channels, spatial))
+        merged = self.reshape(x, self.shape(x, end=-2), self.size(x, -2))
+        images = self.op("Mul", self.shape(x, end=1), self.shape(x, -2, -1))
+        return self.reshape(self.channels_first(merged), images, self.shape(x, -1), self.shape(x, 1, -2))
 
     def reached(self, x: ir.Value) -> ir.Value:
         """Compare x [N, C, spatial...] with threshold [C] -> bool, shaped as x."""
-        flat = self.op("Reshape", x, self.const([0, 0, -1]))
-        reached = self.per_channel("GreaterOrEqual", flat, self.inputs["threshold"])
-        return self.op("Reshape", reached, self.op("Shape", x))
+        reached = self.per_channel("GreaterOrEqual", self.flat(x), self.inputs["threshold"])
+        return self.reshape(reached, self.shape(x))
 
     def binarize(self, x: ir.Value) -> ir.Value:
         """Compare x [N, C, spatial...] with threshold [C] -> bits."""
@@ -220,17 +235,32 @@ class Body:
         c_step = self.op("Add", pixels, self.op("Mul", last, self.op("Sub", one, pixels)))
         p_step = self.op("Add", one, self.op("Mul", last, self.op("Sub", channels, one)))
         places = self.op("Add", self.op("Mul", c, c_step), self.op("Mul", p, p_step))
-        rows = self.op("Reshape", x, self.concat(self.op("Shape", x, start=0, end=1), self.const([-1])))
+        rows = self.reshape(x, self.shape(x, end=1), self.size(x, 1))
         values = self.op("Cast", self.op("Gather", rows, places, axis=1), to=ir.DataType.INT64.value)
         table = self.op("Reshape", levels, self.const([-1]))
         numbers = self.op("Gather", table, self.op("Add", values, self.op("Mul", c, self.const(256))))
         lead = self.op("Shape", numbers, start=0, end=2)
-        return self.op("Reshape", numbers, self.concat(lead, spatial))
+        return self.reshape(numbers, lead, spatial)
+
+    def lacking(self, sizes: ir.Value, kernel: str, dilations: str | None = None) -> ir.Value:
+        """What sizes [n], padded, lack for a window of the attribute `kernel`: zeros, for the runtime fails otherwise.
+
+        onnxruntime ends its process on a MaxPool whose window is larger than its input, even while it loads a model.
+        So no input is: it is padded by what it lacks, and then the element after the only one is asked for.
+        """
+        one, last = self.const([1]), self.op("Sub", self.attribute(kernel), self.const([1]))
+        window = self.op("Add", last if dilations is None else self.op("Mul", last, self.attribute(dilations)), one)
+        lack = self.op("Max", self.op("Sub", window, sizes), self.const([0]))
+        most = self.op("ReduceMax", lack, keepdims=1)
+        index = self.op("Min", most, one)
+        return self.op("Add", lack, self.op("Gather", self.const([0]), index))
 
     def max_pool(self, x: ir.Value, least: float) -> ir.Value:
         """Pool x [N, C, spatial...] float32, none of which is below `least`, with the attributes pool_..."""
         # Padded by Pad, since onnx 1.23's reference evaluator misreads the pads of MaxPool at stride 1.
         zeros, (begins, ends) = self.const([0, 0]), self.split_pads("pool_pads")
+        sizes = self.op("Add", self.op("Add", self.shape(x, 2), begins), ends)
+        ends = self.op("Add", ends, self.lacking(sizes, "pool_shape"))
         padded = self.op("Pad", x, self.concat(zeros, begins, zeros, ends), self.const(least, np.float32))
         return self.op("MaxPool", padded, refs={"kernel_shape": "pool_shape", "strides": "pool_strides"})
 
@@ -240,12 +270,13 @@ class Body:
         return self.pack_last(reached, self.op("Shape", x, start=0, end=-1))
 
     def scaled_sum(self, acc: ir.Value) -> ir.Value:
-        """scale[o] * acc + bias[o], float32 [N, O, spatial'...]."""
-        # The Reshape also keeps onnxruntime's optimiser from folding scale into the weights, which rounds differently.
-        flat = self.op("Reshape", acc, self.const([0, 0, -1]))
+        """scale[o] * acc + bias[o], float32 [N, O, spatial'...], of int32 acc."""
+        # The casts to int32 and back make 0 of a -0, which products 0 * -1 sum to, and keep onnxruntime's optimiser
+        # from folding scale into the weights, which rounds differently.
+        flat = self.flat(self.op("Cast", acc, to=ir.DataType.FLOAT.value))
         scaled = self.per_channel("Mul", flat, self.inputs["scale"])
         shifted = self.per_channel("Add", scaled, self.inputs["bias"])
-        return self.op("Reshape", shifted, self.op("Shape", acc))
+        return self.reshape(shifted, self.shape(acc))
 
     def function(self, *outputs: ir.Value) -> ir.Function:
         """Return the function, with its outputs in the order of `Operator.outputs`."""

@@ -1,6 +1,7 @@
 #include "drivers/binarize.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/buffer.h"
 #include "base/geometry.h"
@@ -46,6 +47,17 @@ void ForImageRanges(const Isa& isa, int64_t batch, int64_t channels, int64_t pix
   });
 }
 
+// The mean of a pixel's terms where their sum may exceed float32.
+float ExactMean(const float* x, int64_t stride, const float* scale, const float* shift,
+                int64_t channels) {
+  double sum = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    const float scaled = scale[c] * x[c * stride];
+    sum += std::fabs(scaled + shift[c]);
+  }
+  return static_cast<float>(sum / static_cast<double>(channels));
+}
+
 }  // namespace
 
 void BinarizeBatch(const Isa& isa, const float* x, const float* threshold, int64_t batch,
@@ -66,6 +78,11 @@ void BinarizeAbsMeanBatch(const Isa& isa, const float* x, const float* threshold
     isa.binarize_abs_mean({x + image * channels * pixels + range.begin, pixels, threshold, scale,
                            shift, channels, range.end - range.begin, out + first * words,
                            mean + first});
+    for (int64_t p = first; p < first + range.end - range.begin; ++p) {
+      if (std::isfinite(mean[p])) continue;
+      const float* const pixel = x + (p - image * pixels) + image * channels * pixels;
+      mean[p] = ExactMean(pixel, pixels, scale, shift, channels);
+    }
   });
 }
 

@@ -1,6 +1,7 @@
 #include "drivers/matmul.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "base/buffer.h"
 #include "base/popcount.h"
@@ -35,9 +36,13 @@ void FillInitial(const ConvLayer& layer, const uint32_t* b, int32_t* initial) {
 }  // namespace
 
 void MultiplyBits(const Isa& isa, int64_t channels, int64_t level_bits, float scale,
-                  const BitMatrices& matrices, float* out, const TaskRunner& runner) {
-  const int64_t rows = matrices.rows, columns = matrices.columns;
+                  const BitMatrices& given, float* out, const TaskRunner& runner) {
+  const int64_t rows = given.rows, columns = given.columns;
   const ConvLayer layer(isa, PointSpec(channels, level_bits, columns));
+  std::vector<uint32_t> a_copy, b_copy;
+  BitMatrices matrices = given;
+  matrices.a = ClearUnusedBits(given.a, given.batch * rows * layer.bit_planes, channels, &a_copy);
+  matrices.b = ClearUnusedBits(given.b, given.batch * columns, channels, &b_copy);
   const bool gathers = layer.encodes || (isa.gathers && layer.group_words != layer.window_words);
   alignas(64) float scales[kTileChannels], biases[kTileChannels] = {};
   float products[kTilePixels];

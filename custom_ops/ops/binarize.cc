@@ -236,7 +236,8 @@ void QuantizeLevels::Compute(const Context& context) const {
 void QuantizeLevels::InferShape(const ShapeContext& context) {
   const std::optional<Shape> x = InferFloats(context);
   const std::optional<int64_t> bits = context.Int("bits");
-  if (x && bits) context.SetOutputShape(0, BitsOfPlanes(*x, *bits), kOrtUint32);
+  if (!x || !bits || *bits < 1 || *bits > kMaxLevelBits) return;
+  context.SetOutputShape(0, BitsOfPlanes(*x, *bits), kOrtUint32);
 }
 
 }  // namespace bnn_deploy

@@ -6,6 +6,11 @@
 namespace bnn_deploy {
 namespace {
 
+// What a padded X may have at most, in elements or in those of X, whichever is more: absurd pads
+// are refused before memory for them is asked for.
+constexpr double kMaxPadded = 1 << 26;
+constexpr double kMaxPaddedRatio = 16;
+
 constexpr const char* kLayouts[] = {"[N, L, ", "[N, H, W, ", "[N, D, H, W, "};
 
 bool AllIn(const int64_t* values, size_t count, int64_t min) {
@@ -59,7 +64,25 @@ void WindowAttributes::CheckInput(const Shape& x, int64_t words) const {
        std::to_string(words) + "], each at most " + std::to_string(kMaxExtent));
 }
 
+void WindowAttributes::CheckPads(const Shape& x) const {
+  // In floating point, where nothing overflows.
+  double size = 1, padded = 1;
+  for (size_t i = 0; i < x.rank; ++i) {
+    const bool spatial = i >= 1 && i <= rank_;
+    const int64_t pads = spatial ? axes_[i - 1].pad_begin + axes_[i - 1].pad_end : 0;
+    size *= static_cast<double>(x[i]);
+    padded *= static_cast<double>(x[i] + pads);
+  }
+  if (padded <= std::max(kMaxPadded, kMaxPaddedRatio * size)) return;
+  constexpr double kMost = 1e18;  // that is written out
+  Fail("attribute pads makes " + std::string(padded < kMost ? "" : "at least ") +
+       std::to_string(static_cast<int64_t>(std::min(padded, kMost))) + " elements of input X " +
+       x.ToString() + ": at most " + std::to_string(static_cast<int64_t>(kMaxPadded)) + ", or " +
+       std::to_string(static_cast<int64_t>(kMaxPaddedRatio)) + " times those of X, are allowed");
+}
+
 Shape WindowAttributes::OutputPixels(const Shape& x, Rounding rounding) const {
+  CheckPads(x);
   Shape shape;
   shape.Append(x[0]);
   for (size_t i = 0; i < rank_; ++i) {

@@ -32,10 +32,13 @@ class WindowAttributes {
 
   // Throws unless x is [N, spatial..., words].
   void CheckInput(const Shape& x, int64_t words) const;
-  // [N, output spatial...]. Throws when a window does not fit into the padded input.
+  // [N, output spatial...]. Throws when a window does not fit into the padded input, or when pads
+  // are absurd.
   Shape OutputPixels(const Shape& x, Rounding rounding) const;
 
  private:
+  // Throws when pads ask for much more memory than x.
+  void CheckPads(const Shape& x) const;
   WindowAttributes() = default;
   void SetAxes(const int64_t* kernel, const int64_t* strides, const int64_t* pads,
                const int64_t* dilations);

@@ -7,6 +7,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "base/geometry.h"
+
 namespace bnn_deploy {
 namespace {
 
@@ -211,7 +213,12 @@ void Context::Run(size_t count, void (*task)(void*, size_t), void* data) const {
 std::optional<Shape> ShapeContext::InputShape(size_t index) const {
   const OrtTensorTypeAndShapeInfo* const info = InputInfo(context_, index);
   if (Rank(info) > Shape::kMaxRank) return std::nullopt;
-  return ReadShape(info);
+  const Shape shape = ReadShape(info);
+  // No computation with the extents that remain can overflow.
+  for (const int64_t dim : shape.dims) {
+    if (dim > kMaxExtent) return std::nullopt;
+  }
+  return shape;
 }
 
 std::optional<int64_t> ShapeContext::Int(const char* name) const {

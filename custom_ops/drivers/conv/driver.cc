@@ -205,6 +205,14 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
   });
 }
 
+BitBatch ConvDriver::Cleared(const BitBatch& input, std::vector<uint32_t>* copy) const {
+  BitBatch cleared = input;
+  const int64_t pixels = input.batch * input.depth * input.height * input.width;
+  cleared.data =
+      ClearUnusedBits(input.data, pixels * layer_.bit_planes, layer_.spec.channels, copy);
+  return cleared;
+}
+
 bool ConvDriver::GroupsAreWholeWords() const {
   return layer_.input_groups == 1 || layer_.spec.out_channels / layer_.spec.group % 32 == 0;
 }
@@ -227,7 +235,9 @@ void ConvDriver::WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out,
   }
 }
 
-void ConvDriver::Run(const BitBatch& input, uint32_t* out, const TaskRunner& runner) const {
+void ConvDriver::Run(const BitBatch& given, uint32_t* out, const TaskRunner& runner) const {
+  std::vector<uint32_t> copy;
+  const BitBatch input = Cleared(given, &copy);
   const std::shared_ptr<const ConvPlan> plan = PlanFor(input);
   ForEachBlock(
       input, *plan, kTilePixels, GroupsAreWholeWords(), runner,
@@ -248,8 +258,10 @@ void ConvDriver::Run(const BitBatch& input, uint32_t* out, const TaskRunner& run
       });
 }
 
-void ConvDriver::Run(const BitBatch& input, const FloatOutput& output,
+void ConvDriver::Run(const BitBatch& given, const FloatOutput& output,
                      const TaskRunner& runner) const {
+  std::vector<uint32_t> copy;
+  const BitBatch input = Cleared(given, &copy);
   const std::shared_ptr<const ConvPlan> plan = PlanFor(input);
   if (plan->uses_planes) return RunWithPlanes(input, *plan, output, runner);
   const int64_t image_pixels = plan->ImagePixels();

@@ -90,6 +90,8 @@ class ConvDriver {
 
  private:
   ConvDriver(const Isa& isa, ConvSpec spec, const uint32_t* weights);
+  // The input without unused bits, see ClearUnusedBits.
+  BitBatch Cleared(const BitBatch& input, std::vector<uint32_t>* copy) const;
   std::shared_ptr<const ConvPlan> PlanFor(const BitBatch& input) const;
   void Prefill(const ChannelTile& tile, Range pixels, const ConvPlan& plan, const PixelBlock& block,
                float* out) const;

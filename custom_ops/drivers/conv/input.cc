@@ -101,6 +101,25 @@ uint32_t* EndRow(const ConvLayer& layer, uint32_t* row, uint32_t* end) {
 
 }  // namespace
 
+const uint32_t* ClearUnusedBits(const uint32_t* bits, int64_t count, int64_t channels,
+                                std::vector<uint32_t>* copy) {
+  if (channels % 32 == 0) return bits;
+  const int64_t words = WordsForBits(channels);
+  const uint32_t unused = ~0u << (channels % 32);
+  uint32_t found = 0;
+  if (words == 1) {  // vectors of consecutive words
+    for (int64_t i = 0; i < count; ++i) found |= bits[i];
+  } else {
+    for (int64_t i = 0; i < count; ++i) found |= bits[(i + 1) * words - 1];
+  }
+  if ((found & unused) == 0) return bits;
+  copy->assign(bits, bits + count * words);
+  for (int64_t i = 0; i < count; ++i) {
+    (*copy)[static_cast<size_t>((i + 1) * words - 1)] &= ~unused;
+  }
+  return copy->data();
+}
+
 ConvImage PrepareInput(const ConvLayer& layer, const ConvPlan& plan, const BitBatch& input,
                        const TaskRunner& runner, Scratch<uint32_t>* copy) {
   if (!layer.copies_input) {

@@ -4,6 +4,7 @@
 #define BNN_DEPLOY_DRIVERS_CONV_INPUT_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "base/scratch.h"
 #include "base/tasks.h"
@@ -14,13 +15,18 @@ namespace bnn_deploy {
 
 struct BitBatch {
   // [batch][depth][height][width][planes][ceil(channels / 32)], least significant plane first,
-  // unused bits 0; one plane unless the input is levels.
+  // whose unused bits are ignored; one plane unless the input is levels.
   const uint32_t* data;
   int64_t batch;
   int64_t height;
   int64_t width;
   int64_t depth = 1;
 };
+
+// The `count` vectors of [ceil(channels / 32)] words at `bits` with their unused bits 0: `bits`
+// itself where they are, as in all that an operator of ours made, or else a copy in `copy`.
+const uint32_t* ClearUnusedBits(const uint32_t* bits, int64_t count, int64_t channels,
+                                std::vector<uint32_t>* copy);
 
 // Locates the words of a window: strides in words between images, bit planes, groups, slices (at
 // the next depth), rows and pixels.
