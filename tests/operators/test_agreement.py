@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bnn_deploy.operators.contract import DOMAIN, OPERATORS, OPSET, VERSION
+from support.agreement import Array, equal_outputs, model_of, outcome
 from support.bodies import functions_of, stock_session
 from support.kernels import ISAS, make_session
 
-Array = NDArray[Any]
 FLOAT = np.float32
 WINDOW = {"kernel_shape": [3, 2], "strides": [1, 2], "pads": [1, 0, 1, 1], "dilations": [1, 1]}
 CONV = {"channels": 20, **WINDOW, "group": 1}
@@ -86,61 +85,27 @@ CASES: dict[str, tuple[Array, dict[str, Any], dict[str, Array]]] = {
 }
 
 
-def model_of(op: str, x: Array, attributes: dict[str, Any], constants: dict[str, Array]) -> onnx.ModelProto:
-    """One node, whose input X has open sizes."""
-    row = OPERATORS[op]
-    outputs = [output.name for output in row.outputs]
-    fed = row.inputs[0].name
-    node = helper.make_node(op, [given.name for given in row.inputs], outputs, "layer", domain=DOMAIN, **attributes)
-    kinds = [onnx.TensorProto.FLOAT if out.content == "floats" else onnx.TensorProto.UINT32 for out in row.outputs]
-    sizes = [f"d{i}" for i in range(x.ndim)]
-    graph = helper.make_graph(
-        [node],
-        "agreement",
-        [helper.make_tensor_value_info(fed, helper.np_dtype_to_tensor_dtype(x.dtype), sizes)],
-        [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(outputs, kinds, strict=True)],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
-    return helper.make_model(graph, opset_imports=imports, functions=functions_of([node]), ir_version=10)
-
-
-def outcome(session: Any, x: Array) -> list[Array] | None:
-    """The outputs; None where X is refused."""
-    try:
-        return list(session.run(None, {session.get_inputs()[0].name: x}))
-    except Exception:
-        return None
-
-
 def assert_same(got: list[Array] | None, wanted: list[Array] | None, exact: bool) -> None:
-    assert (got is None) == (wanted is None)
-    for left, right in zip(got or (), wanted or (), strict=True):
-        assert left.dtype == right.dtype
-        if exact:
-            assert left.shape == right.shape
-            assert left.tobytes() == right.tobytes()
-        else:
-            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5, strict=True)
+    assert equal_outputs(got, wanted, exact), f"{got}, wanted {wanted}"
 
 
 @pytest.mark.parametrize("op", CASES)
 def test_empty_batches_and_images(op: str) -> None:
     """A batch of 0 and images without a pixel: the same shapes, and what the padding gives."""
     x, attributes, constants = CASES[op]
-    model = model_of(op, x, attributes, constants)
+    model = model_of(op, [x], attributes, constants)
     kernel, body = make_session(model, None), stock_session(model.SerializeToString(), optimised=True)
     exact = OPERATORS[op].sums is None and op != "BinarizeAbsMean"
-    image = outcome(kernel, x)
+    image = outcome(kernel, [x])
     assert image is not None
-    assert_same(outcome(body, x), image, exact)
-    without_images = outcome(kernel, x[:0])
+    assert_same(outcome(body, [x]), image, exact)
+    without_images = outcome(kernel, [x[:0]])
     assert without_images is not None and without_images[0].shape == (0, *image[0].shape[1:])
-    assert_same(outcome(body, x[:0]), without_images, exact)
+    assert_same(outcome(body, [x[:0]]), without_images, exact)
     first = 1 if OPERATORS[op].inputs[0].dtype == "uint32" or x.shape[-1] in (2, 40) else 2
     for axis in range(first, x.ndim - (first == 1)):
         empty = np.take(x, [], axis=axis)
-        assert_same(outcome(body, empty), outcome(kernel, empty), exact)
+        assert_same(outcome(body, [empty]), outcome(kernel, [empty]), exact)
 
 
 CONVS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvLevels", "BinaryConvBases", "BinaryLinear")
@@ -150,14 +115,14 @@ CONVS = ("BinaryConv", "BinaryConvThreshold", "BinaryConvLevels", "BinaryConvBas
 @pytest.mark.parametrize("op", CONVS)
 def test_unused_bits_of_x_are_ignored(op: str, isa: str) -> None:
     x, attributes, constants = CASES[op]
-    model = model_of(op, x, attributes, constants)
+    model = model_of(op, [x], attributes, constants)
     kernel, body = make_session(model, isa), stock_session(model.SerializeToString(), optimised=True)
-    wanted = outcome(kernel, x)
+    wanted = outcome(kernel, [x])
     assert wanted is not None
     dirty = x | np.uint32(0xFFF00000)
-    assert_same(outcome(kernel, dirty), wanted, exact=True)
-    assert_same(outcome(body, dirty), wanted, exact=True)
-    flipped = outcome(kernel, dirty ^ np.uint32(1))
+    assert_same(outcome(kernel, [dirty]), wanted, exact=True)
+    assert_same(outcome(body, [dirty]), wanted, exact=True)
+    flipped = outcome(kernel, [dirty ^ np.uint32(1)])
     assert flipped is not None and flipped[0].tobytes() != wanted[0].tobytes()
 
 
@@ -192,11 +157,11 @@ def test_a_sum_of_nothing_is_positive_zero() -> None:
         **PAD,
     }
     x = np.zeros((1, 1, 1), np.uint32)
-    model = model_of("BinaryConv", x, {"channels": 1, "group": 1, **window}, constants)
-    got = outcome(make_session(model, None), x)
+    model = model_of("BinaryConv", [x], {"channels": 1, "group": 1, **window}, constants)
+    got = outcome(make_session(model, None), [x])
     assert got is not None
     assert np.signbit(got[0][0, :, 0]).tolist() == [False, True]  # 1 * 0 + -0, and -1 * 0 + -0
-    assert_same(outcome(stock_session(model.SerializeToString(), optimised=True), x), got, exact=True)
+    assert_same(outcome(stock_session(model.SerializeToString(), optimised=True), [x]), got, exact=True)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -204,9 +169,9 @@ def test_a_mean_that_fits_though_its_sum_does_not(isa: str) -> None:
     x = np.full((1, 5, 3), 3e38, FLOAT)
     x[0, 2, 1], x[0, 3, 2] = np.inf, np.nan
     constants = {"threshold": np.zeros(5, FLOAT), "scale": np.ones(5, FLOAT), "shift": np.zeros(5, FLOAT)}
-    model = model_of("BinarizeAbsMean", x, {}, constants)
-    got = outcome(make_session(model, isa), x)
-    body = outcome(stock_session(model.SerializeToString(), optimised=True), x)
+    model = model_of("BinarizeAbsMean", [x], {}, constants)
+    got = outcome(make_session(model, isa), [x])
+    body = outcome(stock_session(model.SerializeToString(), optimised=True), [x])
     assert got is not None and body is not None
     np.testing.assert_allclose(got[1][0, 0], [3e38, np.inf, np.nan], rtol=1e-6)
     np.testing.assert_allclose(body[1][0, 0], [3e38, np.inf, np.nan], rtol=1e-6)
@@ -221,7 +186,7 @@ def test_a_pool_larger_than_its_input_is_refused(op: str, ceil_mode: int) -> Non
         attributes = attributes | {"kernel_shape": [9, 2], "ceil_mode": ceil_mode}
     else:
         attributes = attributes | {"pool_shape": [9, 1], "pool_strides": [1, 1 + ceil_mode]}
-    model = model_of(op, x, attributes, constants)
+    model = model_of(op, [x], attributes, constants)
     with pytest.raises(Exception, match="less than one window"):
         make_session(model, None).run(None, {"X": x})
     for optimised in (False, True):
@@ -237,7 +202,7 @@ def test_a_pool_larger_than_its_input_is_refused(op: str, ceil_mode: int) -> Non
 def test_absurd_pads_are_refused_before_memory_is_asked_for(op: str) -> None:
     x, attributes, constants = CASES[op]
     absurd = attributes | {"pads": [10**8, 0, 10**8, 0], "strides": [10**8, 1]}
-    session = make_session(model_of(op, x, absurd, constants), None)
+    session = make_session(model_of(op, [x], absurd, constants), None)
     with pytest.raises(Exception, match=r"attribute pads makes \d+ elements of input X \[1, .*: at most 67108864"):
         session.run(None, {"X": x})
 
@@ -252,7 +217,7 @@ def test_sizes_that_overflow_are_not_inferred(op: str, size: int) -> None:
     x, attributes, constants = CASES[op]
     if "bits" in attributes:
         attributes = attributes | {"bits": size}
-    model = model_of(op, x, attributes, constants)
+    model = model_of(op, [x], attributes, constants)
     for dim in model.graph.input[0].type.tensor_type.shape.dim:
         dim.dim_value = size
     with pytest.raises(Exception, match=r"attribute bits|invalid dimensions|Got: "):

@@ -1,0 +1,13 @@
+"""Fuzzing: seeded cases of odd and bad input, each in a process of its own.
+
+    python -m tests.fuzz --cases 100000 --seed 1 --kind operators
+
+A case is known by its kind and seed alone. It must not crash, hang (20 s), take more than 8 GiB, fail with anything but
+one clear line, or leave a file behind. `test_fuzz` runs a few of each kind in the test suite.
+"""
+
+import sys
+from pathlib import Path
+
+if str(Path(__file__).parents[1]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support` and `fuzz`, as in pytest
