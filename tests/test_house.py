@@ -12,7 +12,7 @@ import bnn_deploy
 
 PACKAGE = Path(bnn_deploy.__file__).parent
 
-BASE = {"errors", "files", "image_input", "progress", "provenance"}
+BASE = {"errors", "files", "image_input", "progress", "provenance", "system"}
 """What every room may import; they themselves import nothing of the package but each other."""
 
 ROOMS: dict[str, set[str]] = {

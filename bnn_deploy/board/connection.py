@@ -19,6 +19,7 @@ from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.manifest import FOLDER
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import sha256_of
+from bnn_deploy.system import ssh_advice
 
 SSH_DEFAULTS = (
     *("-o", "ConnectTimeout=15"),
@@ -86,7 +87,7 @@ class Step:
             "options": run_options,
             "patience": str(LOCK_SECONDS),
         }
-        text = (resources.files("bnn_deploy") / "board" / "scripts" / "deploy.sh").read_text()
+        text = (resources.files("bnn_deploy") / "board" / "scripts" / "deploy.sh").read_text(encoding="utf-8")
         assignments = [f"{name}={shlex.quote(value)}\n" for name, value in parameters.items()]
         self.script = ("".join(assignments) + text).encode()
         # The login shell, whichever it is, sees only this line. dd reads single bytes and leaves the rest in the pipe.
@@ -109,7 +110,7 @@ class Connection:
         try:
             self._ssh = subprocess.Popen(self._task.command, stdin=pipe, stdout=pipe, stderr=pipe)
         except FileNotFoundError:
-            raise SetupError("ssh is not on this machine: sudo apt install openssh-client") from None
+            raise SetupError(f"ssh is not on this machine: {ssh_advice()}") from None
         self._reader = threading.Thread(target=self._read_errors, daemon=True)
         self._reader.start()
         return self

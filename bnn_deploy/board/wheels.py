@@ -20,8 +20,9 @@ from packaging.version import Version
 import bnn_deploy
 from bnn_deploy.board.manifest import MACHINES
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.system import library_name
 
-LIBRARY = "bnn_deploy/_lib/libbnn_deploy_ops.so"
+LIBRARY = f"bnn_deploy/_lib/{library_name('linux')}"
 """The operator library in the wheel."""
 
 

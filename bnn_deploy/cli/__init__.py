@@ -29,6 +29,7 @@ import click
 
 from bnn_deploy import __version__
 from bnn_deploy.errors import BnnDeployError, InputError, SetupError
+from bnn_deploy.system import print_what_the_streams_can
 
 CHECK_FAILED = 1
 BROKEN_PIPE = 141
@@ -87,6 +88,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> None:
         """Run the command, and end the process with the exit code of its result or its error."""
         debug = ctx.meta[_DEBUG]
+        print_what_the_streams_can()
         try:
             with _signals() as caught, _ignored(debug):
                 code = super().invoke(ctx)

@@ -7,6 +7,7 @@ or a pipe, the output has no colour, and its lines are as long as they need to b
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from rich import box
 from rich.console import Console, ConsoleDimensions, JustifyMethod, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from bnn_deploy.system import is_utf8
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 """The sign between the sizes of a shape, and after a factor such as 2.00."""
@@ -54,7 +57,7 @@ def show(renderable: RenderableType) -> None:
 
 def print_json(value: object) -> None:
     """Print `value` on stdout as JSON."""
-    click.echo(_encodable(json.dumps(value, indent=2, ensure_ascii=False)))
+    click.echo(_encodable(json.dumps(value, indent=2, ensure_ascii=not is_utf8(sys.stdout.encoding))))
 
 
 def _encodable(text: str) -> str:

@@ -6,15 +6,15 @@ a machine (a container, a virtual machine, an x86 laptop) does not offer is None
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import signal
 import subprocess
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from bnn_deploy.system import kill_with_children
 
 FLAGS = ("under-voltage", "CPU frequency capped", "CPU throttled", "soft temperature limit")
 """Bits 0 to 3 (now) and 16 to 19 (the past) of the Raspberry Pi firmware's `get_throttled`, lowest first."""
@@ -375,8 +375,7 @@ def _vcgencmd(*arguments: str) -> str | None:
         return None
     finally:
         if process.poll() is None:
-            with suppress(OSError):  # it has just ended, or runs as another user
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_with_children(process)
             if process.stdout is not None:
                 process.stdout.close()
             # Wait with a limit: a process that hangs in the kernel cannot be killed.
@@ -415,4 +414,4 @@ def cpu_name() -> str:
     except OSError:
         lines = []
     entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return entries.get("model name") or entries.get("Model") or platform.machine()
+    return entries.get("model name") or entries.get("Model") or platform.processor() or platform.machine()

@@ -27,7 +27,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak resident memory (Linux VmHWM) of a fresh process that loads one model and runs it.
+    """Peak resident memory of a fresh process that loads one model and runs it.
 
     Attributes:
         baseline_bytes: when onnxruntime is imported and the input is read, right before the model is loaded.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bnn_deploy.runtime.inputs import feed_of, session_inputs
 from bnn_deploy.runtime.machine import cpu_name, read_board, read_state
 from bnn_deploy.runtime.profile_results import Machine, Memory, ModelProfile, NodeTime, ProfileReport, Speedup, Timing
 from bnn_deploy.runtime.session import library_info, load_session
+from bnn_deploy.system import peak_memory, reset_peak_memory, usable_cpus
 
 WARMUP_RUNS = 5
 """Untimed runs of each model before the timed ones: the first ones allocate memory and fill the caches."""
@@ -121,7 +121,7 @@ def profile(
         batch=samples,
         input_shapes={name: array.shape for name, array in feeds[0].items()},
         data=None if data is None else os.fspath(data),
-        machine=Machine(cpu_name(), len(os.sched_getaffinity(0)), ort.__version__),
+        machine=Machine(cpu_name(), usable_cpus(), ort.__version__),
         board=read_board(state_before, state_after),
     )
 
@@ -174,7 +174,7 @@ def _time_nodes(setting: _Setting, feed: dict[str, NDArray[Any]], runs: int) -> 
         session = setting.session(options)
         for _ in range(WARMUP_RUNS + runs):
             session.run(None, feed)
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return node_times(events, WARMUP_RUNS)
 
 
@@ -240,20 +240,11 @@ def _memory_process() -> None:
     task = json.loads(sys.argv[1])
     with np.load(task["inputs"]) as arrays:
         feed = {name: arrays[f"arr_{i}"] for i, name in enumerate(task["names"])}
-    # Reset VmHWM: the imports' peak may be above the process's current size, and would hide a small model. Some Linux
-    # kernels are built without this file; then the baseline is the peak of the imports.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    baseline = _peak_rss()
+    # The imports' peak may be above the process's current size, and would hide a small model. Where it cannot be reset,
+    # the baseline is that peak.
+    reset_peak_memory()
+    baseline = peak_memory()
     session = _Setting(**task["setting"]).session()
     for _ in range(MEMORY_RUNS):
         session.run(None, feed)
-    print(json.dumps(asdict(Memory(baseline, _peak_rss()))))
-
-
-def _peak_rss() -> int:
-    """VmHWM in bytes; not ru_maxrss, which survives exec, so that a child may report its parent's."""
-    match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if match is None:
-        raise SetupError("/proc/self/status has no VmHWM: peak memory cannot be measured on this system")
-    return int(match[1]) * 1024
+    print(json.dumps(asdict(Memory(baseline, peak_memory()))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import onnxruntime as ort
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import require_file, require_utf8
+from bnn_deploy.system import library_name
 
 MINIMUM_ONNXRUNTIME = (1, 19)
 
@@ -62,7 +64,7 @@ def library_path() -> Path:
     Raises:
         SetupError: it is not where the installation puts it.
     """
-    path = Path(str(resources.files("bnn_deploy"))) / "_lib" / "libbnn_deploy_ops.so"
+    path = Path(str(resources.files("bnn_deploy"))) / "_lib" / library_name(sys.platform)
     if not path.is_file():
         raise SetupError(
             f"the operator library {path} is missing: "
