@@ -219,7 +219,8 @@ def convert(
         stays = "stays" if len(declined) == 1 else "stay"
         failed = BnnDeployError(f"--strict: {what} {stays} float: {join_reasons(declined)}; {see}")
     elif not layers and not packed:
-        failed = InputError(f"no layer of {original.name} is binary: {join_reasons(left_float)}; {see}")
+        reasons = join_reasons(left_float) or "it has no convolution and no linear layer that a pass knows"
+        failed = InputError(f"no layer of {original.name} is binary: {reasons}; {see}")
     if failed is not None:
         if report is not None:
             write_files({report: report_bytes(result)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from string import ascii_letters
 from typing import Any
 
@@ -221,3 +223,17 @@ def is_flatten(node: ir.Node, result: ir.Value) -> bool:
     if other_batch or not users or result.is_graph_output():
         return False
     return all(is_op(user, "Gemm", "MatMul") for user in users)
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Keep the log of onnx-ir and onnxscript off the terminal: tracebacks of what they tried, and went on without."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -19,7 +19,7 @@ from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
 from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold
 from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
 from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
-from bnn_deploy.passes.graph import is_op
+from bnn_deploy.passes.graph import is_op, without_logs
 from bnn_deploy.passes.layout.convolve_directly import ConvolveDirectly
 from bnn_deploy.passes.layout.convolve_images import ConvolveImages
 from bnn_deploy.passes.layout.prefer_channels_last import PreferChannelsLast
@@ -221,6 +221,7 @@ def infer_shapes(model: ir.Model) -> None:
             if not value.is_graph_output():
                 value.shape = None
         if unknown:
-            common.ShapeInferencePass()(model)
+            with without_logs():
+                common.ShapeInferencePass()(model)
         if not SimplifyReshape()(model).modified:
             return

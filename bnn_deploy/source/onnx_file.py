@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, inliner
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.files import is_file, require_file
 from bnn_deploy.operators.contract import DOMAIN
+from bnn_deploy.passes.pipeline import IR_VERSION
 from bnn_deploy.source.blocked import expand_blocked
 from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.half import to_float32
@@ -96,7 +97,8 @@ def read(source: OnnxSource, notes: list[str] | None = None) -> ModelProto:
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
+    # A newer format than the converted model's would keep the float one out of the runtimes that load that.
+    model.ir_version = min(max(model.ir_version, MIN_IR_VERSION), IR_VERSION)
     if not inputs or not model.graph.output:
         raise InputError(f"{name}: it has {len(inputs)} inputs and {len(model.graph.output)} outputs; it needs both")
     for value in inputs:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
+from onnx_ir.passes.common import ShapeInferencePass
 
 from bnn_deploy.cli import main
 from bnn_deploy.errors import InputError
+from bnn_deploy.passes.pipeline import infer_shapes
 from refusals import network
+from support.graphs import parse
 
 
 def convert(folder: Path, *more: Any) -> Result:
@@ -39,6 +44,59 @@ def test_what_fails_after_the_conversion_leaves_no_file(tmp_path: Path, monkeypa
     result = convert(tmp_path, "-o", tmp_path / "m.onnx", "--float", tmp_path / "f.onnx")
     assert (result.exit_code, result.stderr) == (2, f"error: {tmp_path}/f.onnx: no\n")
     assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
+@pytest.mark.parametrize("opset", [21, 26])
+def test_newer_opsets_and_formats_than_ours(opset: int, tmp_path: Path) -> None:
+    """Both models are of a format and opset that the oldest onnxruntime takes; a format unknown to onnx is refused."""
+    model = network()
+    model.opset_import[0].version, model.ir_version = opset, onnx.IR_VERSION
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "source.onnx")
+    arguments = ["convert", str(tmp_path / "source.onnx"), "-o", str(tmp_path / "m.onnx")]
+    result = CliRunner().invoke(main, [*arguments, "--float", str(tmp_path / "f.onnx")])
+    assert result.exit_code == 0, result.output
+    for name in ("m.onnx", "f.onnx"):
+        written = onnx.load(tmp_path / name)
+        assert (written.ir_version, written.opset_import[0].version) == (10, 20)
+        (tmp_path / name).unlink()
+    model.ir_version = 99
+    onnx.save(model, tmp_path / "source.onnx")
+    result = CliRunner().invoke(main, arguments)
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and line.startswith(f"error: {tmp_path}/source.onnx: ") and "ir_version 99" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
+def test_a_network_without_layers_has_a_reason(tmp_path: Path) -> None:
+    onnx.save(ir.to_proto(parse("y = Relu(x)")), tmp_path / "source.onnx")
+    result = CliRunner().invoke(main, ["convert", str(tmp_path / "source.onnx"), "-o", str(tmp_path / "m.onnx")])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "is binary: it has no convolution and no linear layer that a pass knows; --report" in result.stderr
+
+
+def test_what_libraries_log_stays_off_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnx-ir logs the traceback of a shape inference that failed, and goes on without it."""
+    model = parse("a = Relu(x)\ny = Relu(a)")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no inference")
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", fail)
+    logged = logging.getLogger("onnx_ir")
+    records = list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logged.addHandler(handler)
+    try:
+        ShapeInferencePass()(model)
+        assert records
+        records.clear()
+        model.graph.node(0).outputs[0].shape = None
+        infer_shapes(model)
+        assert not records
+    finally:
+        logged.removeHandler(handler)
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 from onnxscript.optimizer import fold_constants
 
-from bnn_deploy.passes.graph import add_initializer, constant, is_op
+from bnn_deploy.passes.graph import add_initializer, constant, is_op, without_logs
 from bnn_deploy.passes.outcome import Outcome, Pass, Rewrite, display_name
 
 NO_LIMIT = 2**62
@@ -34,13 +34,14 @@ class FoldConstants(Pass):
             if is_op(node, "Identity"):
                 node.domain = _KEPT
         while True:
-            fold_constants(
-                model,
-                onnx_shape_inference=True,
-                input_size_limit=NO_LIMIT,
-                output_size_limit=NO_LIMIT,
-                should_fold=_should_fold,
-            )
+            with without_logs():
+                fold_constants(
+                    model,
+                    onnx_shape_inference=True,
+                    input_size_limit=NO_LIMIT,
+                    output_size_limit=NO_LIMIT,
+                    should_fold=_should_fold,
+                )
             several = [(node, found) for node in model.graph if (found := _several_constants(node)) is not None]
             for node, found in several:
                 for output, array in zip(node.outputs, found, strict=True):
