@@ -97,6 +97,7 @@ class _Builder:
         self.left_float = left_float
         self.kept_zeros = kept_zeros
         self.order = list(model.graph)
+        self.place = {display_name(node): i for i, node in enumerate(self.order)}
         self.values = {v.name: v for v in model.graph.inputs if v.name}
         self.values |= {v.name: v for node in self.order for v in node.outputs if v.name}
         self.binary = {display_name(node): node for node in binary.graph if is_standard_layer(node) or is_layer(node)}
@@ -216,7 +217,7 @@ class _Builder:
 
     def _padded_by(self, seen: CanonicalLayer) -> str | None:
         """Which node pads, as the float graph has it: in the canonical one a Pad always stands behind the sign."""
-        before = any(is_op(node, "Pad") and display_name(node) in seen.sign for node in self.order)
+        before = any(is_op(self.order[self.place[name]], "Pad") for name in seen.sign if name in self.place)
         return f"{seen.padded_by} before the sign" if before and "Pad" in (seen.padded_by or "") else seen.padded_by
 
     def _parts(self, final: ir.Node, without: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -228,9 +229,10 @@ class _Builder:
         """
         names = set(parts(final)).difference(without)
         labels: list[str] = []
-        for node in self.order:
+        for place in sorted(self.place[name] for name in names if name in self.place):
+            node = self.order[place]
             name = display_name(node)
-            if name not in names or is_standard_layer(node):
+            if is_standard_layer(node):
                 continue
             if name not in self.canonical.signs:
                 labels.append(_label(node))

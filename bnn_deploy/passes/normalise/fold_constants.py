@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ from bnn_deploy.passes.graph import add_initializer, constant, is_op, without_lo
 from bnn_deploy.passes.outcome import Outcome, Pass, Rewrite, display_name
 
 NO_LIMIT = 2**62
+
+MOST_FOLDED = 2**28
+"""Elements that an operator may make of fewer when it is folded: 1 GiB of float32."""
 
 
 class FoldConstants(Pass):
@@ -111,5 +115,15 @@ def _integer(node: ir.Node, name: str, default: int) -> int:
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """Fold ConstantOfShape, too, which onnxscript leaves for its size: TorchScript's pads are made of one."""
-    return True if is_op(node, "ConstantOfShape") and constant(node.inputs[0]) is not None else None
+    """Fold ConstantOfShape, too, which onnxscript leaves for its size: TorchScript's pads are made of one.
+
+    What makes more than MOST_FOLDED elements of fewer, as a ConstantOfShape or an Expand can of a few bytes, stays.
+    """
+    sizes = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]
+    of_shape = constant(node.inputs[0]) if is_op(node, "ConstantOfShape") else None
+    for output in node.outputs:
+        shape = of_shape.tolist() if of_shape is not None else output.shape
+        made = math.prod(size for size in shape or () if isinstance(size, int))
+        if made > max(MOST_FOLDED, sum(sizes)):
+            return False
+    return True if of_shape is not None else None

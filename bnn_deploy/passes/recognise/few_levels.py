@@ -287,7 +287,7 @@ def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_C
     graph = None if producer is None else producer.graph
     if graph is None:
         return []
-    position = {node: i for i, node in enumerate(graph)}
+    position: dict[ir.Node, int] = {}  # of the graph's nodes; made where several are to be compared
     open_values = [value]
     perm = tuple(range(rank))  # as `axis`, in terms of the tensors reached so far
     steps: list[tuple[ir.Node, list[Any]]] = []
@@ -299,7 +299,9 @@ def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_C
         producers = [p for v in open_values if (p := v.producer()) is not None]
         if not producers:
             return found
-        last = max(producers, key=lambda p: position[p])
+        if len(producers) > 1 and not position:
+            position = {node: i for i, node in enumerate(graph)}
+        last = producers[0] if len(producers) == 1 else max(producers, key=lambda p: position[p])
         if is_op(last, "Transpose"):
             order = last.attributes.get("perm")
             data = last.inputs[0]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.passes.conditions import signs_canonical
 from bnn_deploy.passes.elementwise import evaluate
-from bnn_deploy.passes.graph import constant, insert_node, is_op, maker, remove_if_dead, static_shape
+from bnn_deploy.passes.graph import constant, insert_node, is_op, is_standard_layer, maker, remove_if_dead, static_shape
 from bnn_deploy.passes.lower.layer import is_plain_pool, pool_window
 from bnn_deploy.passes.monotone import monotone
 from bnn_deploy.passes.outcome import Outcome, Pass, take_in
@@ -97,11 +97,19 @@ class RefuseStep(Pass):
 
     def _flats(self, value: ir.Value) -> list[_Flat]:
         """The constants that a value is over intervals."""
-        if value not in self._found:
-            self._found[value] = []  # until it is known, should the graph have a cycle
-            node = value.producer()
-            found = [] if node is None else self._of(node, _channels(value))
-            self._found[value] = sorted(found, key=lambda flat: float(np.nanmin(np.abs(flat.level))))[:_MOST]
+        pending, opened = [value], set()
+        while pending:  # no recursion: graphs are deeper than Python's stack
+            last = pending[-1]
+            node = last.producer()
+            if last not in self._found and last not in opened and node is not None and not _ends(node):
+                opened.add(last)
+                pending += [above for above in node.inputs if above is not None and above not in self._found]
+                continue
+            pending.pop()
+            if last not in self._found:
+                self._found[last] = []  # until it is known, should the graph have a cycle
+                found = [] if node is None else self._of(node, _channels(last))
+                self._found[last] = sorted(found, key=lambda flat: float(np.nanmin(np.abs(flat.level))))[:_MOST]
         return self._found[value]
 
     def _of(self, node: ir.Node, channels: int) -> list[_Flat]:
@@ -150,6 +158,11 @@ class RefuseStep(Pass):
         if is_op(node, "BatchNormalization"):
             return found
         return found + [_Flat(step(_fit(flat.level, channels)), flat.node) for flat in self._flats(data[0])]
+
+
+def _ends(node: ir.Node) -> bool:
+    """Whether what is above a node says nothing of the constants that it gives."""
+    return is_standard_layer(node) or is_op(node, "BatchNormalization")
 
 
 def _above_pools(sign: ir.Node) -> ir.Node:

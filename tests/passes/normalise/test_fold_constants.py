@@ -199,3 +199,14 @@ def test_folds_the_pads_that_torchscript_computes() -> None:
     assert op_types(after) == ["Pad", "Relu"]
     x = samples(model)
     assert np.array_equal(run_float(after, x)[0], run_float(model, x)[0])
+
+
+@pytest.mark.parametrize("op", ["ConstantOfShape", "Expand"])
+def test_does_not_fold_what_makes_gigabytes_of_a_few_numbers(op: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A file of some bytes asked for 256 GiB; what is small is folded as before."""
+    for size, left in ((2**36, [op, "ReduceSum", "Add"]), (12, ["Add"])):
+        made = "ConstantOfShape (size)" if op == "ConstantOfShape" else "Expand (one, size)"
+        more = {} if op == "ConstantOfShape" else {"one": np.ones(1, np.float32)}
+        model = parse(f"c = {made}\nr = ReduceSum <keepdims=0> (c)\ny = Add(x, r)", size=np.array([size]), **more)
+        assert op_types(fold(model)) == left
+    assert not caplog.records  # no attempt that failed

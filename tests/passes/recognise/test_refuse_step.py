@@ -158,3 +158,13 @@ def test_convert_says_so_and_writes_nothing(tmp_path: object) -> None:
     mixed = graph("r = Round(x)\ns = Sign(r)\nt = Sign(x)", "a = Conv(s, w)\nb2 = Conv(t, w)\ny = Add(a, b2)")
     with pytest.raises(BnnDeployError, match="--strict: 1 layer "):
         convert(mixed, path, strict=True)
+
+
+def test_graphs_deeper_than_the_stack() -> None:
+    """Of 1,500 functions of one another, the last Relu is found."""
+    lines = [f"t{i} = {'Relu' if i % 2 else 'Neg'}({f't{i - 1}' if i else 'x'})" for i in range(1500)]
+    model = parse("\n".join([*lines, "s = Sign(t1499)", "y = Conv(s, w)"]), w=weights(4, 4, 1, 1))
+    result = RefuseStep()(model)
+    assert result.modified
+    sign = next(node for node in model.graph if node.op_type == "Sign")
+    assert "t1499" in sign.meta[REFUSED].text
