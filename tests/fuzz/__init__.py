@@ -9,5 +9,8 @@ one clear line, or leave a file behind. `test_fuzz` runs a few of each kind in t
 import sys
 from pathlib import Path
 
+_SOURCE = str(Path(__file__).parents[2])
+if sys.path[0] == _SOURCE:  # by python -m: behind the installed package, which has the compiled library
+    sys.path.append(sys.path.pop(0))
 if str(Path(__file__).parents[1]) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support` and `fuzz`, as in pytest

@@ -127,6 +127,6 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
             convert(cfg, out, darknet_weights=weights, **more)
     copy = tmp_path / "net.weights"
     copy.write_bytes(weights.read_bytes())
-    with pytest.raises(InputError, match=r"net.weights is the network itself: choose another name"):
+    with pytest.raises(InputError, match=r"net.weights is the file of its weights itself: choose another name"):
         convert(cfg, copy, darknet_weights=copy)
     assert copy.read_bytes() == weights.read_bytes() and not out.exists()

@@ -221,7 +221,7 @@ def laptop(bundle: Path) -> subprocess.Popen[str]:
     [
         (os.killpg, signal.SIGINT, 130),  # Ctrl-C in a terminal reaches ssh as well
         (os.kill, signal.SIGINT, 130),
-        (os.kill, signal.SIGTERM, -signal.SIGTERM),
+        (os.kill, signal.SIGTERM, 143),
         (os.kill, signal.SIGKILL, -signal.SIGKILL),
     ],
 )

@@ -117,7 +117,7 @@ GOOD_BOARD = BoardFacts(
         ({"glibc": (2, 9)}, "its glibc 2.9 is older than 2.17"),
         ({"glibc": (2, 17)}, None),
         ({"python": None}, "no python3"),
-        ({"python": (3, 10, 9)}, "its Python 3.10.9 is older than 3.11"),
+        ({"python": (3, 9, 9)}, "its Python 3.9.9 is older than 3.10"),
         ({"python": (3, 14, 0)}, None),
         ({"venv": False}, "no venv module"),
         ({"available_bytes": 199_999_999}, "200 MB of memory and swap are free"),
