@@ -64,7 +64,7 @@ def library_path() -> Path:
     Raises:
         SetupError: it is not where the installation puts it.
     """
-    path = Path(str(resources.files("bnn_deploy"))) / "_lib" / library_name(sys.platform)
+    path = Path(str(resources.files("bnn_deploy") / "_lib" / library_name(sys.platform)))
     if not path.is_file():
         raise SetupError(
             f"the operator library {path} is missing: "
