@@ -34,16 +34,21 @@ class Cpu:
     remark: str = ""
 
 
-PORTS = "the loop's bound by ports is 385: llvm-mca adds the load's latency to chains of vpternlogd, so trust it less"
+PORTS = "by ports the loop allows {}: llvm-mca adds the load's latency to chains of vpternlogd, so trust it less"
 CPUS = (
     Cpu("Haswell", "haswell", "avx2"),
-    Cpu("Skylake-X, Cascade Lake", "skylake-avx512", "avx512bw", PORTS),
-    Cpu("Ice Lake (server)", "icelake-server", "avx512", "with two 512-bit FMA units fp32 is 32; LLVM's model has one"),
+    Cpu("Skylake-X, Cascade Lake", "skylake-avx512", "avx512bw", PORTS.format(385)),
+    Cpu(
+        "Ice Lake, Sapphire Rapids",
+        "icelake-server",
+        "avx512",
+        f"{PORTS.format(410)}; of two 512-bit FMA units it has one",
+    ),
     Cpu("Alder Lake", "alderlake", "avx2", "its performance cores"),
     Cpu("Zen 2", "znver2", "avx2"),
     Cpu("Zen 3", "znver3", "avx2"),
     Cpu("Zen 4", "znver4", "avx512"),
-    Cpu("Zen 5", "znver5", "avx512", "LLVM 19 has Zen 4's model for it; by its four 512-bit ports the loop allows 683"),
+    Cpu("Zen 5", "znver5", "avx512", "LLVM 19 has Zen 4's model for it; by its four 512-bit ports the loop allows 819"),
     Cpu("Cortex-A53", "cortex-a53", "neon", "works in order: it waits for each load that misses a cache"),
     Cpu("Cortex-A72", "cortex-a72", "neon"),
     Cpu("Cortex-A76", "cortex-a76", "neon_dotprod", "windows of fewer than 72 words by the unit neon"),

@@ -114,6 +114,9 @@ TEST(ValuesThatEqualTheirThresholds) {
   }
 }
 
+// Input channels of windows that units may count otherwise, of an odd number of words.
+constexpr int64_t kWide = 32 * 33;
+
 TEST(EveryTailOfInputChannels) {
   for (int64_t channels = 1; channels <= 2 * kVectorBits + 1; ++channels) {
     const ConvCase one({channels, 1, 3, kPoint, kPoint, {}}, 1, 1, 2);
@@ -130,6 +133,9 @@ TEST(EveryTailOfOutputChannels) {
     for (const Epilogue epilogue : kEpilogues) CompareWithScalar(one, epilogue);
     const ConvCase rows({40, 1, channels, kPoint, kPoint, {}}, 3, 1, 1);  // a linear layer
     CompareWithScalar(rows, Epilogue::kFloat);
+    const ConvCase wide({kWide + 32 * (channels % 2), 1, channels, kPoint, kPoint, {}}, 1, 3, 3);
+    CompareWithScalar(wide, Epilogue::kFloat);
+    CompareWithScalar(wide, Epilogue::kBits);
   }
 }
 
@@ -138,6 +144,9 @@ TEST(EveryTailOfPixels) {
     const ConvCase one({40, 1, 9, kPoint, kPoint, {}}, 1, 1, pixels);
     for (const Epilogue epilogue : kEpilogues) CompareWithScalar(one, epilogue);
     CompareWithScalar(ConvCase({40, 1, 9, kPoint, kPoint, {}}, pixels, 1, 1), Epilogue::kFloat);
+    if (pixels > 16) continue;
+    const ConvCase wide({kWide, 1, 2 * kTileChannels - 9, kPoint, kPoint, {}}, 1, 1, pixels);
+    for (const Epilogue epilogue : kEpilogues) CompareWithScalar(wide, epilogue);
   }
 }
 
@@ -146,6 +155,9 @@ TEST(EveryTailOfPixelsInPlanes) {
   for (int64_t tail = 0; tail <= 2 * kVectorFloats + 1; ++tail) {
     const ConvCase one({40, 1, 2 + tail % 6, kPoint, kPadded3, {}}, 1, 1, 4 * kTilePixels + tail);
     for (const Epilogue epilogue : kEpilogues) CompareWithScalar(one, epilogue);
+    const ConvCase wide({kWide + 32 * (tail % 2), 1, 2 + tail % 6, kPoint, kPadded3, {}}, 1, 1,
+                        4 * kTilePixels + tail);
+    for (const Epilogue epilogue : kEpilogues) CompareWithScalar(wide, epilogue);
   }
 }
 

@@ -27,7 +27,7 @@ class Shape:
 SHAPES = {
     "avx2": Shape("vpavgb", "%ymm", "vpshufb", 256),  # a nibble of 32 channels of two pixels
     "avx512bw": Shape("vpternlogd", "%zmm", "vpshufb", 8192),  # of 32 bytes of 64 channels, counted by two lookups
-    "avx512": Shape("vpopcntd", "%zmm", "vpopcntd", 512),  # a word of 16 channels
+    "avx512": Shape("vpternlogd", "%zmm", "vpopcntd", 1024),  # two words of 16 channels
 }
 
 
@@ -48,7 +48,8 @@ def find_loop(code: Sequence[Instruction], unit: str) -> UnitLoop:
             continue
         loop = list(code[first : last + 1])
         backwards = [i for i in loop if i.target is not None and i.target <= i.address]
-        if len(backwards) == 1 and count(loop, shape.marks) and any(shape.of in i.operands for i in loop):
+        works = count(loop, shape.marks) and count(loop, shape.counted)
+        if len(backwards) == 1 and works and any(shape.of in i.operands for i in loop):
             found.append(loop)
     if not found:
         raise InputError(f"no loop of the unit {unit}, with {shape.marks} and registers {shape.of}")
