@@ -486,8 +486,15 @@ constexpr int kAbsMeanVectors = 8;
 constexpr int kFewVectors = 4;
 constexpr bool kMeansRows = true;
 
+constexpr int kPairSums = 24;
+constexpr int kPairVectors = 3;
+Words LoadWords(const void* from) { return _mm512_loadu_si512(from); }
+void StoreWords(void* to, Words words) { _mm512_storeu_si512(to, words); }
+uint32_t ReachedLanes(Words sums, Words least) { return _mm512_cmpge_epi32_mask(sums, least); }
+// GCC 12 would copy the sums to other registers and back.
 Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
-  return _mm512_dpwssd_epi32(sums, w, SplatWord(x[p]));
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(w), "v"(SplatWord(x[p])));
+  return sums;
 }
 
 #include "kernels/generic/binarize.inl"

@@ -424,18 +424,14 @@ constexpr int kAbsMeanVectors = 8;
 constexpr int kFewVectors = 4;
 constexpr bool kMeansRows = true;
 
-Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
-  return _mm512_add_epi32(sums, _mm512_madd_epi16(w, SplatWord(x[p])));
-}
-
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/direct_conv.inl"
-#include "kernels/generic/direct_pairs.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
 #include "kernels/generic/linear.inl"
 
-constexpr DirectKernels kDirect = MakeDirect(&kPairs);
+// Without VNNI a product of pairs takes two operations for 32 multiply-accumulates, as floats do.
+constexpr DirectKernels kDirect = MakeDirect(nullptr);
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;

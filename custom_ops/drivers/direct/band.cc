@@ -26,6 +26,11 @@ void SplitColumns(const float* from, int64_t width, int64_t pad, int64_t stride,
   }
 }
 
+// The input rows under one window.
+int64_t WindowRows(const DirectSpec& spec) {
+  return (spec.height.kernel - 1) * spec.height.dilation + 1;
+}
+
 uint32_t Pair(int16_t low, int16_t high) {
   return static_cast<uint16_t>(low) | static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
 }
@@ -46,7 +51,7 @@ DirectSizes SizesOf(const DirectSpec& spec, const DirectKernels& kernels, const 
   sizes.copied_row = CheckedProduct({width.stride, sizes.phase_width}, kRow);
   const int64_t row_elements = CheckedProduct({spec.channels, sizes.copied_row}, kRow);
   // At least two windows high, so that most rows are copied once.
-  const int64_t window = (height.kernel - 1) * height.dilation + 1;
+  const int64_t window = WindowRows(spec);
   const int64_t wanted = std::max(kBandElements / row_elements, 2 * window);
   sizes.band_rows = std::clamp((wanted - window) / height.stride + 1, int64_t{1}, sizes.rows);
   sizes.copied_rows = (sizes.band_rows - 1) * height.stride + window;
@@ -58,6 +63,11 @@ DirectSizes SizesOf(const DirectSpec& spec, const DirectKernels& kernels, const 
                                 " are supported: the attributes pads and dilations are too large");
   }
   return sizes;
+}
+
+void LimitBand(const DirectSpec& spec, int64_t rows, DirectSizes* sizes) {
+  sizes->band_rows = std::min(sizes->band_rows, rows);
+  sizes->copied_rows = (sizes->band_rows - 1) * spec.height.stride + WindowRows(spec);
 }
 
 namespace {

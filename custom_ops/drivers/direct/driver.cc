@@ -55,10 +55,6 @@ void DirectConvDriver::RunRows(const ImageBatch& input, Element* out,
                                const TaskRunner& runner) const {
   const DirectSpec& spec = layer_.spec;
   DirectRun run{input, SizesOf(spec, *layer_.isa.direct, input), {}, {}};
-  for (const Tap& tap : TapsOf(spec, run.sizes)) run.offsets.push_back(tap.offset);
-  if (layer_.integers) {
-    for (const Tap& pair : PairsOf(spec, run.sizes)) run.pair_offsets.push_back(pair.offset);
-  }
   const DirectSizes& sizes = run.sizes;
   const Axis& height = spec.height;
   const Axis& pool = spec.pool_height;
@@ -72,6 +68,11 @@ void DirectConvDriver::RunRows(const ImageBatch& input, Element* out,
   const int64_t least_rows = CeilDiv(std::max(overlap * kRowsPerOverlap, window_rows), pool.stride);
   const double most = std::clamp(static_cast<double>(all_rows / least_rows), 1.0, kMaxTasks);
   const auto tasks = static_cast<int64_t>(std::clamp(products / kTaskProducts, 1.0, most));
+  LimitBand(spec, (CeilDiv(all_rows, tasks) - 1) * pool.stride + pool.kernel, &run.sizes);
+  for (const Tap& tap : TapsOf(spec, run.sizes)) run.offsets.push_back(tap.offset);
+  if (layer_.integers) {
+    for (const Tap& pair : PairsOf(spec, run.sizes)) run.pair_offsets.push_back(pair.offset);
+  }
   RunTasks(runner, tasks, [&](int64_t task) {
     Rows rows(layer_, run, out);
     int64_t image = -1;

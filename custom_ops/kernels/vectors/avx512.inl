@@ -23,17 +23,11 @@ void StoreLanes(float* out, Floats values, Lanes lanes) {
 Floats Add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 Floats Multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 Floats MultiplyAdd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-constexpr int kDirectSums = 16;
-constexpr int kDirectVectors = 2;
+constexpr int kDirectSums = 24;
+constexpr int kDirectVectors = 3;
 Floats AddProducts(Floats sums, Floats w, const float* x, int p) {
   return _mm512_fmadd_ps(w, Splat(x[p]), sums);
 }
-
-constexpr int kPairSums = 16;
-constexpr int kPairVectors = 2;
-Words LoadWords(const void* from) { return _mm512_loadu_si512(from); }
-void StoreWords(void* to, Words words) { _mm512_storeu_si512(to, words); }
-uint32_t ReachedLanes(Words sums, Words least) { return _mm512_cmpge_epi32_mask(sums, least); }
 
 Floats Larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 Floats Divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
