@@ -231,9 +231,9 @@ using EncodeFn = void (*)(uint32_t* row, int64_t words, bool weights);
 // then k = 0, 1, ..., each a fused multiply-add in float32 (kScalarKernels rounds the product,
 // too).
 //
-// channels: a multiple of the unit's `lanes`. weights: [tiles][taps][tile channels], the tiles of
-// the unit's `channels` and at last the rest. input may be read, and out written, for up to the
-// unit's `slack` pixels more. All: element aligned.
+// channels: a multiple of the unit's `lanes`. weights: [tiles][taps][tile channels], the tiles
+// being those of TileOf. input may be read, and out written, for up to the unit's `slack` pixels
+// more. All: element aligned.
 template <typename Number, typename Sum>
 struct DirectArgs {
   const Number* input;
@@ -246,6 +246,30 @@ struct DirectArgs {
   Sum* out;
   int64_t out_stride;
 };
+
+struct DirectWidth {
+  int64_t first;
+  int64_t channels;
+};
+
+namespace {
+
+// The register tile of a direct convolution that holds `channel`: tiles of `widest` channels, and
+// at last the rest. A rest of one vector, which would need a load for each product, shares with
+// the tile before it.
+[[maybe_unused]] constexpr DirectWidth TileOf(int64_t channel, int64_t channels, int64_t widest,
+                                              int64_t lanes) {
+  const int64_t half = 2 * lanes;
+  const int64_t shared = channels - 2 * half;
+  if (widest == 3 * lanes && shared >= 0 && channels % widest == lanes && channel >= shared) {
+    return {shared + (channel - shared) / half * half, half};
+  }
+  const int64_t first = channel / widest * widest;
+  return {first, channels - first < widest ? channels - first : widest};
+}
+
+}  // namespace
+
 using DirectConvArgs = DirectArgs<float, float>;
 using DirectConvFn = void (*)(const DirectConvArgs& args);
 

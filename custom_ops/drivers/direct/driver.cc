@@ -30,10 +30,9 @@ DirectConvDriver::DirectConvDriver(const Isa& isa, const DirectSpec& spec, const
   const int64_t channels = layer_.row_channels;
   layer_.weights = Buffer<float>(channels * taps, 0.0f);
   for (int64_t o = 0; o < spec.out_channels; ++o) {
-    const int64_t first = o / isa.direct->channels * isa.direct->channels;  // of the tile
-    const int64_t tile_channels = std::min(isa.direct->channels, channels - first);
-    float* const to = layer_.weights.data() + first * taps + o - first;
-    for (int64_t k = 0; k < taps; ++k) to[k * tile_channels] = weights[o * taps + k];
+    const DirectWidth tile = TileOf(o, channels, isa.direct->channels, isa.direct->lanes);
+    float* const to = layer_.weights.data() + tile.first * taps + o - tile.first;
+    for (int64_t k = 0; k < taps; ++k) to[k * tile.channels] = weights[o * taps + k];
   }
   const int64_t outputs = spec.out_channels;
   layer_.bias = CopyOf(bias, outputs, channels, 0.0f);

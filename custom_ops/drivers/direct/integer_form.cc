@@ -187,12 +187,11 @@ std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const DirectK
       const double nearest = std::nearbyint(weights[o * taps + k] * line.step / filters[o].step);
       return static_cast<uint16_t>(static_cast<int16_t>(nearest));
     };
-    const int64_t first = o / kernels.pairs->channels * kernels.pairs->channels;  // of the tile
-    const int64_t tile_channels = std::min(kernels.pairs->channels, row_channels - first);
-    uint32_t* to = form.weights.data() + first * form.taps + o - first;
+    const DirectWidth tile = TileOf(o, row_channels, kernels.pairs->channels, kernels.lanes);
+    uint32_t* to = form.weights.data() + tile.first * form.taps + o - tile.first;
     for (const Tap& pair : pairs) {
       *to = integer(pair.index) | integer(pair.other) << 16;
-      to += tile_channels;
+      to += tile.channels;
     }
     Decide(filters[o], filters[o].bound, threshold[o], o, &form.inside);
     Decide(filters[o], filters[o].bound_at_padding, threshold[o], o, &form.at_padding);

@@ -160,7 +160,7 @@ void BitRows::Decide(const Decisions& decisions, int64_t begin, int64_t end, uin
 
 void BitRows::SumAgain(int64_t y, uint32_t* row) {
   const float* const input = band_.Row(y - band_begin_);
-  const int64_t tile = layer_.isa.direct->channels;
+  const DirectKernels& kernels = *layer_.isa.direct;
   const auto taps = static_cast<int64_t>(run_.offsets.size());
   SumAt points[kPoints];
   int64_t channels[kPoints], words[kPoints];
@@ -178,9 +178,10 @@ void BitRows::SumAgain(int64_t y, uint32_t* row) {
   for (int64_t i = 0; i < run_.sizes.columns * words_; ++i) {
     for (uint32_t left = undecided_[i]; left != 0; left &= left - 1) {
       const int64_t o = i % words_ * 32 + __builtin_ctz(left);
-      const int64_t first = o / tile * tile;
-      points[count] = {input + i / words_, layer_.weights.data() + first * taps + o - first,
-                       std::min(tile, layer_.row_channels - first), layer_.bias.data()[o]};
+      const DirectWidth tile = TileOf(o, layer_.row_channels, kernels.channels, kernels.lanes);
+      points[count] = {input + i / words_,
+                       layer_.weights.data() + tile.first * taps + o - tile.first, tile.channels,
+                       layer_.bias.data()[o]};
       channels[count] = o;
       words[count] = i;
       if (++count == kPoints) sum();

@@ -77,8 +77,9 @@ void DirectConvOf(const ArgsOf<Sums>& args) {
   constexpr int kVectors = Sums::kVectors;
   static_assert(kVectors >= 2 && kVectors <= 4, "the cases below");
   const typename Sums::Number* weights = args.weights;
-  for (int64_t channel = 0; channel < args.channels; channel += kVectors * kLanes) {
-    switch ((args.channels - channel) / kLanes) {
+  for (int64_t channel = 0; channel < args.channels;) {
+    const DirectWidth tile = TileOf(channel, args.channels, kVectors * kLanes, kLanes);
+    switch (tile.channels / kLanes) {
       case 1:
         DirectTiles<Sums, 1>(args, channel, weights);
         break;
@@ -91,7 +92,8 @@ void DirectConvOf(const ArgsOf<Sums>& args) {
       default:
         DirectTiles<Sums, kVectors>(args, channel, weights);
     }
-    weights += kVectors * kLanes * args.taps;
+    weights += tile.channels * args.taps;
+    channel += tile.channels;
   }
 }
 
