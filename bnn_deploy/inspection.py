@@ -300,8 +300,8 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
     """Shapes and data types of all tensors of the main graph, and the channels that each bit tensor holds.
 
     ONNX's shape inference gives up on the shape arithmetic in the bodies of our functions. So it runs without them,
-    and this function computes our operators' shapes. The two alternate, because each needs the other's results, until
-    there is no new shape.
+    and this function computes our operators' shapes. After `_walk`, the two alternate, because each needs the other's
+    results, until there is no new shape.
     """
     work = onnx.ModelProto()
     work.CopyFrom(model)
@@ -314,29 +314,69 @@ def _infer(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[s
     del work.graph.value_info[:]
     work.graph.value_info.extend(stated)
 
-    channels: dict[str, int] = {}
-    found: dict[str, Shape] = {}
+    found, channels = _walk(path, work)
     while True:
         shapes, dtypes = _standard_inference(work)
         shapes |= found
         new: dict[str, Shape] = {}
         for node in ours:
-            row = operator_of(node)
-            if row is None or node.output[0] in found:
-                continue
-            for output, made, name in zip(
-                row.outputs, _made(path, node, row, shapes, channels), node.output, strict=False
-            ):
-                if not name:
-                    continue
-                shapes[name] = new[name] = made.shape
-                if made.channels is not None:
-                    channels[name] = made.channels
-                dtype = onnx.TensorProto.FLOAT if output.content == "floats" else onnx.TensorProto.UINT32
-                work.graph.value_info.append(onnx.helper.make_tensor_value_info(name, dtype, made.shape))
+            if node.output[0] not in found:
+                new |= _ours(path, work, node, shapes, channels)
         if not new:
             return shapes, dtypes, channels
         found |= new
+
+
+def _walk(path: Path, work: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
+    """The shapes and channels of our operators' outputs that one walk finds, in the order of the file.
+
+    Only the standard nodes since the last of our operators are inferred before the next one: the work is linear. It
+    finds all but those that depend on sizes which nodes before and behind one of ours compute together.
+    """
+    graph = work.graph
+    stated = {value.name: value for value in (*graph.input, *graph.value_info)}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    shapes: dict[str, Shape] = {name: tuple(tensor.dims) for name, tensor in constants.items()}
+    shapes |= {name: shape for name, value in stated.items() if (shape := _shape(value)) is not None}
+    channels: dict[str, int] = {}
+    found: dict[str, Shape] = {}
+    between = onnx.ModelProto(ir_version=work.ir_version, opset_import=work.opset_import, functions=work.functions)
+    for node in list(graph.node):
+        if node.domain != DOMAIN:
+            between.graph.node.append(node)
+            continue
+        if between.graph.node and any(name and name not in shapes for name in node.input):
+            read = dict.fromkeys(name for other in between.graph.node for name in other.input)
+            between.graph.input.extend(stated[name] for name in read if name in stated)
+            between.graph.initializer.extend(constants[name] for name in read if name in constants)
+            for value in shape_inference.infer_shapes(between, data_prop=True).graph.value_info:
+                stated[value.name] = value
+                if (shape := _shape(value)) is not None:
+                    shapes[value.name] = shape
+            between.ClearField("graph")
+        before = len(graph.value_info)
+        found |= _ours(path, work, node, shapes, channels)
+        stated |= {value.name: value for value in graph.value_info[before:]}
+    return found, channels
+
+
+def _ours(
+    path: Path, work: onnx.ModelProto, node: NodeProto, shapes: dict[str, Shape], channels: dict[str, int]
+) -> dict[str, Shape]:
+    """The shapes of one of our operators' outputs as far as they are known, noted in all the other arguments, too."""
+    row = operator_of(node)
+    new: dict[str, Shape] = {}
+    if row is None:
+        return new
+    for output, made, name in zip(row.outputs, _made(path, node, row, shapes, channels), node.output, strict=False):
+        if not name:
+            continue
+        shapes[name] = new[name] = made.shape
+        if made.channels is not None:
+            channels[name] = made.channels
+        dtype = onnx.TensorProto.FLOAT if output.content == "floats" else onnx.TensorProto.UINT32
+        work.graph.value_info.append(onnx.helper.make_tensor_value_info(name, dtype, made.shape))
+    return new
 
 
 def _at_example_sizes(model: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -362,14 +402,19 @@ def _standard_inference(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[
         tensor = value.type.tensor_type
         if tensor.elem_type:
             dtypes[value.name] = _dtype_name(tensor.elem_type)
-        if tensor.HasField("shape"):
-            shapes[value.name] = tuple(
-                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim
-            )
+        if (shape := _shape(value)) is not None:
+            shapes[value.name] = shape
     for initializer in graph.initializer:
         shapes[initializer.name] = tuple(initializer.dims)
         dtypes[initializer.name] = _dtype_name(initializer.data_type)
     return shapes, dtypes
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
 
 
 def _call(path: Path, node: NodeProto, row: Operator, shapes: dict[str, Shape], channels: dict[str, int]) -> Call:

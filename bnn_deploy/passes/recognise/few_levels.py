@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -137,6 +138,13 @@ def quantizer(value: ir.Value, signs: bool = False, axis: int = 1) -> Quantizer 
             continue
         if nearest is not None and _rounds(chain) > _rounds(nearest[0]):
             break  # the thresholds would be those of another rounding
+        if nearest is None and not signs and not _is_quantized(chain.leaf):
+            above = chain.steps[-1].node
+            if is_op(above, "Sign") and len(chain.steps) == 1:
+                is_sign, dropped = True, not zero_value(above)
+                continue
+            if is_sign and is_op(above, "BatchNormalization"):
+                continue  # a line in front of a sign makes no other levels
         if nearest is None:
             found = _discover(chain.evaluate, chain.columns(channels))
             if found is None:
@@ -145,7 +153,7 @@ def quantizer(value: ir.Value, signs: bool = False, axis: int = 1) -> Quantizer 
             quantized = _is_quantized(chain.leaf)  # and so 0, too, is many numbers in front of that
             levels = every if quantized else _intervals(chain.evaluate, every, chain.columns(channels))
             dropped = dropped or len(levels) < len(every)
-            one_sign = not quantized and sum(is_op(node, "Sign") for node, _ in chain.steps) == 1
+            one_sign = not quantized and sum(is_op(step.node, "Sign") for step in chain.steps) == 1
             if (
                 not signs
                 and levels[0] == -levels[-1]
@@ -246,6 +254,20 @@ def transposed(shape: Sequence[Any], perm: Sequence[int]) -> list[Any]:
     return [shape[axis] for axis in perm] if perm else list(shape)
 
 
+class _Step(NamedTuple):
+    """One node of a chain.
+
+    Attributes:
+        node: it.
+        operands: what each of its inputs is: a value to be computed, a constant (one number or one per channel), None.
+        function: what it computes of them, in numpy.
+    """
+
+    node: ir.Node
+    operands: list[Any]
+    function: Callable[[list[Any]], Array]
+
+
 @dataclass
 class _Chain:
     """The nodes between a tensor and one that it is an elementwise function of.
@@ -253,29 +275,30 @@ class _Chain:
     Attributes:
         leaf: that one.
         perm: how it is transposed on the way; () if it is not.
-        steps: the nodes, the last first, with what each one's inputs are: values to be computed, constants (one number
-            or one per channel) or None.
+        steps: the nodes, the last first.
         result: the tensor.
     """
 
     leaf: ir.Value
     perm: tuple[int, ...]
-    steps: list[tuple[ir.Node, list[Any]]] = field(default_factory=list)
+    steps: list[_Step] = field(default_factory=list)
     result: ir.Value | None = None
 
     def columns(self, channels: int) -> int:
         """Of how many channels the function is known by: 1 if it is the same in all."""
-        constants = [item for _, operands in self.steps for item in operands if isinstance(item, np.ndarray)]
-        same = all(array.ndim == 0 for array in constants) and not any(is_op(n, *PER_CHANNEL) for n, _ in self.steps)
+        constants = [item for step in self.steps for item in step.operands if isinstance(item, np.ndarray)]
+        same = all(array.ndim == 0 for array in constants) and not any(
+            is_op(step.node, *PER_CHANNEL) for step in self.steps
+        )
         return 1 if same else channels
 
     def evaluate(self, points: Floats) -> Array:
         """The function of points [..., C], or [..., 1] where it is the same in all channels."""
         known: dict[ir.Value, Array] = {self.leaf: points}
         with np.errstate(all="ignore"):
-            for node, operands in reversed(self.steps):
-                values = [known[item] if isinstance(item, ir.Value) else item for item in operands]
-                known[node.outputs[0]] = _apply(node, values, points.shape[-1])
+            for step in reversed(self.steps):
+                values = [known[item] if isinstance(item, ir.Value) else item for item in step.operands]
+                known[step.node.outputs[0]] = step.function(values)
         assert self.result is not None
         result = known[self.result]
         return result if result.shape == points.shape else np.broadcast_to(result, points.shape)
@@ -290,7 +313,7 @@ def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_C
     position: dict[ir.Node, int] = {}  # of the graph's nodes; made where several are to be compared
     open_values = [value]
     perm = tuple(range(rank))  # as `axis`, in terms of the tensors reached so far
-    steps: list[tuple[ir.Node, list[Any]]] = []
+    steps: list[_Step] = []
     found = []
     while True:
         if len(open_values) == 1 and steps and not _is_repeated(open_values[0], value, perm):
@@ -314,7 +337,7 @@ def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_C
             operands = _operands(last, rank, axis, channels)
         if operands is None:
             return found
-        steps.append((last, operands))
+        steps.append(_Step(last, operands, _function(last, len(operands), channels)))
         open_values = [v for v in open_values if v.producer() is not last]
         for item in operands:
             if isinstance(item, ir.Value) and item not in open_values:
@@ -333,7 +356,7 @@ def _is_repeated(leaf: ir.Value, value: ir.Value, perm: Sequence[int]) -> bool:
 
 def _rounds(chain: _Chain) -> int:
     """How many operators of a chain round in their own way."""
-    return sum(is_op(node, *APPROXIMATE) for node, _ in chain.steps)
+    return sum(is_op(step.node, *APPROXIMATE) for step in chain.steps)
 
 
 def _operands(node: ir.Node, rank: int, axis: int, channels: int) -> list[Any] | None:
@@ -379,18 +402,17 @@ def _operands(node: ir.Node, rank: int, axis: int, channels: int) -> list[Any] |
     return operands if any(isinstance(item, ir.Value) for item in operands) else None
 
 
-def _apply(node: ir.Node, values: list[Any], channels: int) -> Array:
-    """Run one step of a chain in numpy."""
-    first: Array = values[0]
-    if is_op(node, "Transpose") or (len(values) == 1 and next(straight_through(node), None) is not None):
-        return first
+def _function(node: ir.Node, operands: int, channels: int) -> Callable[[list[Any]], Array]:
+    """What a step of a chain computes of its operands, in numpy; read once, because it is evaluated often."""
+    if is_op(node, "Transpose") or (operands == 1 and next(straight_through(node), None) is not None):
+        return operator.itemgetter(0)
     if is_op(node, *PER_CHANNEL):
         function = monotone(node, channels)
         assert function is not None and not isinstance(function, Reason)
-        return function(first)
+        return lambda values: function(values[0])
     if is_op(node, "Sign") and (zero := zero_value(node)):
-        return np.where(first == 0, np.float32(zero), np.sign(first))
-    return evaluate(node, values)
+        return lambda values: np.where(values[0] == 0, np.float32(zero), np.sign(values[0]))
+    return lambda values: evaluate(node, values)
 
 
 def _discover(function: Callable[[Floats], Array], channels: int) -> NDArray[np.float64] | None:
