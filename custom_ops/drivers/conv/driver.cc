@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/prefetch.h"
 #include "kernels/dispatch.h"
 
 namespace bnn_deploy {
@@ -339,6 +340,12 @@ void ConvDriver::Run(const BitBatch& given, const FloatOutput& output,
     };
     ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
       part.sums = sums;
+      if (output.residual != nullptr && !staged) {
+        const int64_t pixel = block.begin + first;
+        const int64_t left = image_pixels - pixel % image_pixels;
+        PrefetchPlanes(output.residual + plane(pixel), image_pixels, tile.channels,
+                       std::min(part.pixels, left));
+      }
       for (int64_t pass = 0; pass < passes; ++pass, part.windows += kBlockPixels) {
         if (bases) {
           layer_.isa.accumulate(part);
@@ -400,7 +407,12 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const ConvPlan& plan,
         args.finish.bias = bias_.data() + tile.table_offset;
         args.finish.channels = tile.channels;
         if (output.out != nullptr) args.finish.out = output.out + plane;
-        if (output.residual != nullptr) args.finish.residual = output.residual + plane;
+        if (output.residual != nullptr) {
+          args.finish.residual = output.residual + plane;
+          const int64_t next = std::min(kTilePixels, image_pixels - first - args.finish.pixels);
+          PrefetchPlanes(args.finish.residual + args.finish.pixels, image_pixels, tile.channels,
+                         next);
+        }
         if (output.bits == nullptr) {
           layer_.isa.convolve_planes(args);
           continue;

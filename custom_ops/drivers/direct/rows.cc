@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "base/prefetch.h"
 #include "base/tasks.h"
 #include "drivers/pool_bits.h"
 
@@ -90,6 +91,10 @@ void FloatRows::Pool(int64_t image, int64_t out_y, int64_t first, int64_t count)
   layer_.isa.direct->pool_rows({rows, count, layer_.row_channels, sizes.columns, pool.kernel,
                                 pool.stride, pool.pad_begin, outputs, sizes.out_columns,
                                 out_ + image * outputs * plane + out_y * sizes.out_columns, plane});
+  if (out_y + 1 < sizes.out_rows) {
+    PrefetchPlanes(out_ + image * outputs * plane + (out_y + 1) * sizes.out_columns, plane, outputs,
+                   sizes.out_columns);
+  }
 }
 
 BitRows::BitRows(const DirectLayer& layer, const DirectRun& run, uint32_t* out)
