@@ -27,13 +27,12 @@ struct FloatSums {
 template <typename Sums>
 constexpr int64_t kTapsOfBlock = (16 << 10) / (Sums::kVectors * kLanes * 4);
 
-// `taps` of the taps of kSums / kVectors pixels; `from`: the sums before these, for each pixel at
-// the next from_stride.
-template <typename Sums, int kVectors>
+// `taps` of the taps of kPixels pixels; `from`: the sums before these, for each pixel at the next
+// from_stride.
+template <typename Sums, int kVectors, int kPixels>
 void DirectTile(const typename Sums::Number* input, const int64_t* offsets, int64_t taps,
                 const typename Sums::Number* weights, const typename Sums::Sum* from,
                 int64_t from_stride, typename Sums::Sum* out, int64_t out_stride) {
-  constexpr int kPixels = Sums::kSums / kVectors;
   typename Sums::Vector sums[kPixels][kVectors];
   UNROLL for (int p = 0; p < kPixels; ++p) {
     UNROLL for (int v = 0; v < kVectors; ++v) sums[p][v] = Sums::LoadSums(from + v * kLanes);
@@ -59,14 +58,25 @@ using ArgsOf = DirectArgs<typename Sums::Number, typename Sums::Sum>;
 template <typename Sums, int kVectors>
 void DirectTiles(const ArgsOf<Sums>& args, int64_t channel, const typename Sums::Number* weights) {
   constexpr int64_t kTaps = kTapsOfBlock<Sums>;
+  constexpr int kPixels = Sums::kSums / kVectors;
+  // Of a smaller tile, for a rest that would leave much of a whole one unused: 8 sums, so that
+  // multiply-adds wait for none before them.
+  constexpr int kFewPixels = (8 + kVectors - 1) / kVectors;
+  static_assert(kFewPixels <= kPixels, "a part of a tile");
   for (int64_t tap = 0; tap < args.taps; tap += kTaps) {
     const int64_t taps = args.taps - tap < kTaps ? args.taps - tap : kTaps;
-    for (int64_t pixel = 0; pixel < args.pixels; pixel += Sums::kSums / kVectors) {
+    const auto tile = [&](const auto& kernel, int64_t pixel) {
       typename Sums::Sum* const out = args.out + pixel * args.out_stride + channel;
-      const typename Sums::Sum* const from = tap == 0 ? args.bias + channel : out;
-      DirectTile<Sums, kVectors>(args.input + pixel, args.offsets + tap, taps,
-                                 weights + tap * kVectors * kLanes, from,
-                                 tap == 0 ? 0 : args.out_stride, out, args.out_stride);
+      kernel(args.input + pixel, args.offsets + tap, taps, weights + tap * kVectors * kLanes,
+             tap == 0 ? args.bias + channel : out, tap == 0 ? 0 : args.out_stride, out,
+             args.out_stride);
+    };
+    int64_t pixel = 0;
+    for (; args.pixels - pixel > kPixels - kFewPixels; pixel += kPixels) {
+      tile(DirectTile<Sums, kVectors, kPixels>, pixel);
+    }
+    for (; pixel < args.pixels; pixel += kFewPixels) {
+      tile(DirectTile<Sums, kVectors, kFewPixels>, pixel);
     }
   }
 }
