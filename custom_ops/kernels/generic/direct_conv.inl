@@ -107,11 +107,8 @@ void DirectConvOf(const ArgsOf<Sums>& args) {
   }
 }
 
-// The maximum of one window, for kLanes channels.
-Floats PoolWindow(const PoolRowsArgs& args, int64_t pixel, int64_t channel) {
-  const int64_t start = pixel * args.stride - args.pad;
-  const int64_t first = start > 0 ? start : 0;
-  const int64_t last = start + args.kernel < args.width ? start + args.kernel : args.width;
+// The maximum of the columns [first, last) of the rows, for kLanes channels.
+Floats PoolColumns(const PoolRowsArgs& args, int64_t first, int64_t last, int64_t channel) {
   Floats most = Load(args.rows[0] + first * args.row_stride + channel);
   for (int64_t r = 0; r < args.row_count; ++r) {
     const float* from = args.rows[r] + first * args.row_stride + channel;
@@ -120,18 +117,39 @@ Floats PoolWindow(const PoolRowsArgs& args, int64_t pixel, int64_t channel) {
   return most;
 }
 
+// The same of kSize rows and columns.
+template <int kSize>
+Floats PoolSquare(const PoolRowsArgs& args, int64_t first, int64_t channel) {
+  Floats most = Load(args.rows[0] + first * args.row_stride + channel);
+  UNROLL for (int r = 0; r < kSize; ++r) {
+    const float* const from = args.rows[r] + first * args.row_stride + channel;
+    UNROLL for (int x = r == 0 ? 1 : 0; x < kSize; ++x) {
+      most = Larger(Load(from + x * args.row_stride), most);
+    }
+  }
+  return most;
+}
+
+// The maximum of one window. kSize: of the pool's windows, where they are square and whole; 0 for
+// any others.
+template <int kSize>
+Floats PoolWindow(const PoolRowsArgs& args, int64_t pixel, int64_t channel) {
+  const int64_t start = pixel * args.stride - args.pad;
+  if constexpr (kSize == 1) return Load(args.rows[0] + start * args.row_stride + channel);
+  const int64_t end = start + args.kernel;
+  if (kSize > 1 && start >= 0 && end <= args.width) return PoolSquare<kSize>(args, start, channel);
+  return PoolColumns(args, start > 0 ? start : 0, end < args.width ? end : args.width, channel);
+}
+
 // A square of kLanes channels x kLanes pixels at a time.
-void PoolRows(const PoolRowsArgs& shared_args) {
-  const PoolRowsArgs args = shared_args;  // no store can change a local copy
-  const bool pools = args.kernel > 1 || args.row_count > 1;
+template <int kSize>
+void PoolWindows(const PoolRowsArgs& args) {
   for (int64_t channel = 0; channel < args.channels; channel += kLanes) {
     for (int64_t pixel = 0; pixel < args.pixels; pixel += kLanes) {
       const int64_t pixels = args.pixels - pixel < kLanes ? args.pixels - pixel : kLanes;
       Floats square[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        const int64_t p = pixel + (i < pixels ? i : pixels - 1);
-        square[i] = pools ? PoolWindow(args, p, channel)
-                          : Load(args.rows[0] + p * args.stride * args.row_stride + channel);
+        square[i] = PoolWindow<kSize>(args, pixel + (i < pixels ? i : pixels - 1), channel);
       }
       Transpose(square);
       float* out = args.out + channel * args.channel_stride + pixel;
@@ -145,6 +163,15 @@ void PoolRows(const PoolRowsArgs& shared_args) {
       }
     }
   }
+}
+
+void PoolRows(const PoolRowsArgs& shared_args) {
+  const PoolRowsArgs args = shared_args;  // no store can change a local copy
+  const bool square = args.row_count == args.kernel;
+  if (square && args.kernel == 1) return PoolWindows<1>(args);
+  if (square && args.kernel == 2) return PoolWindows<2>(args);
+  if (square && args.kernel == 3) return PoolWindows<3>(args);
+  PoolWindows<0>(args);
 }
 
 constexpr DirectKernels MakeDirect(const PairKernels* pairs) {
