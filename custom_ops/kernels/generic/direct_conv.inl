@@ -23,9 +23,8 @@ struct FloatSums {
   }
 };
 
-// A block of a tile's weights stays in half of the L1 cache.
-template <typename Sums>
-constexpr int64_t kTapsOfBlock = (16 << 10) / (Sums::kVectors * kLanes * 4);
+// A block of a tile's weights stays in the L1 cache, beside the input.
+constexpr int64_t kBlockBytes = 20 << 10;
 
 // `taps` of the taps of kPixels pixels; `from`: the sums before these, for each pixel at the next
 // from_stride.
@@ -57,7 +56,7 @@ using ArgsOf = DirectArgs<typename Sums::Number, typename Sums::Sum>;
 
 template <typename Sums, int kVectors>
 void DirectTiles(const ArgsOf<Sums>& args, int64_t channel, const typename Sums::Number* weights) {
-  constexpr int64_t kTaps = kTapsOfBlock<Sums>;
+  constexpr int64_t kTaps = kBlockBytes / (kVectors * kLanes * 4);
   constexpr int kPixels = Sums::kSums / kVectors;
   // Of a smaller tile, for a rest that would leave much of a whole one unused: 8 sums, so that
   // multiply-adds wait for none before them.
