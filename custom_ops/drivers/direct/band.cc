@@ -12,6 +12,19 @@ constexpr int64_t kBandElements = int64_t{1} << 14;
 // The contract does not limit pads and dilations, but memory does.
 constexpr int64_t kMaxBandElements = int64_t{1} << 28;
 
+// to[phase * phase_width + i] = from[i * stride + phase] for i < groups. kStride: the stride, or 0
+// for any.
+template <int kStride>
+void SplitGroups(const float* from, int64_t any_stride, int64_t groups, int64_t phase_width,
+                 float* __restrict to) {
+  const int64_t stride = kStride > 0 ? kStride : any_stride;
+  for (int64_t i = 0; i < groups; ++i) {
+    for (int64_t phase = 0; phase < stride; ++phase) {
+      to[phase * phase_width + i] = from[i * stride + phase];
+    }
+  }
+}
+
 // Splits a row by the remainder of the columns, behind `pad` columns, to [stride][phase_width].
 void SplitColumns(const float* from, int64_t width, int64_t pad, int64_t stride,
                   int64_t phase_width, float* to) {
@@ -19,11 +32,22 @@ void SplitColumns(const float* from, int64_t width, int64_t pad, int64_t stride,
     std::copy_n(from, width, to + pad);
     return;
   }
-  for (int64_t phase = 0; phase < stride; ++phase) {
-    const int64_t skip = (phase + stride - pad % stride) % stride;
-    float* const out = to + phase * phase_width + (pad + skip) / stride;
-    for (int64_t x = skip, i = 0; x < width; x += stride, ++i) out[i] = from[x];
+  const int64_t before = std::min((stride - pad % stride) % stride, width);
+  const int64_t groups = (width - before) / stride;
+  float* const group = to + (pad + before) / stride;
+  if (stride == 2) {
+    SplitGroups<2>(from + before, stride, groups, phase_width, group);
+  } else if (stride == 4) {
+    SplitGroups<4>(from + before, stride, groups, phase_width, group);
+  } else {
+    SplitGroups<0>(from + before, stride, groups, phase_width, group);
   }
+  // The columns before and behind the whole groups.
+  const auto copy = [&](int64_t x) {
+    to[(pad + x) % stride * phase_width + (pad + x) / stride] = from[x];
+  };
+  for (int64_t x = 0; x < before; ++x) copy(x);
+  for (int64_t x = before + groups * stride; x < width; ++x) copy(x);
 }
 
 // The input rows under one window.
