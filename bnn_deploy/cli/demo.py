@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import io
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from bnn_deploy.cli.console import TIMES, exact_bytes, plural, print_json, progr
 from bnn_deploy.cli.convert import print_conversion
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_verification
+from bnn_deploy.files import write_files
 
 MEAN, STD = np.float32(0.1307), np.float32(0.3081)
 """The normalisation of images x in [0, 1] in the embedded network's training: (x - MEAN) / STD."""
@@ -134,11 +135,13 @@ def _embedded(folder: Path) -> _Network:
     """Copy the embedded network and its images out of the package."""
     checkpoint, data = folder / "lenet5.pth.tar", folder / "mnist_1000.npz"
     with resources.as_file(resources.files("bnn_deploy") / "demo_data") as package:
-        shutil.copyfile(package / "lenet5.pth.tar", checkpoint)
+        trained = (package / "lenet5.pth.tar").read_bytes()
         with np.load(package / "mnist_1000.npz") as embedded:
             images, labels = embedded["images"], embedded["labels"]
     inputs = (images.astype(np.float32) / np.float32(255) - MEAN) / STD
-    np.savez_compressed(data, input=inputs, labels=labels)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, input=inputs, labels=labels)
+    write_files({checkpoint: trained, data: packed.getvalue()})
     described = ((checkpoint, "the trained checkpoint"), (data, "1,000 MNIST test images, normalised, with labels"))
     return _Network(checkpoint, "lenet5", data, described)
 

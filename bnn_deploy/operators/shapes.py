@@ -175,6 +175,34 @@ def _window_output(call: Call, sizes: Sequence[Dim]) -> list[Dim]:
     return result
 
 
+MAX_EXTENT = 2**31 - 1
+"""Largest stride, pad and dilation of the operators."""
+
+MAX_PADDED = 2**26
+"""Most elements of a padded input, or MAX_PADDED_RATIO times those of the input, whichever is more."""
+
+MAX_PADDED_RATIO = 16
+
+
+def beyond(window: Mapping[str, Sequence[int]], sizes: Sequence[Dim], pixel: int) -> str | None:
+    """What the operators refuse of a window, whatever the batch: the attribute and its values; None if nothing.
+
+    Args:
+        window: strides, pads and dilations.
+        sizes: the spatial ones of the input; open ones count as 1.
+        pixel: the most elements that it may have for each pixel.
+    """
+    rank = len(sizes)
+    for name in ("strides", "pads", "dilations"):
+        if any(value > MAX_EXTENT for value in window[name]):
+            return f"{name} {list(window[name])}"
+    known = [size if isinstance(size, int) else 1 for size in sizes]
+    size = pixel * math.prod(known)
+    pads = window["pads"]
+    padded = pixel * math.prod(known[i] + pads[i] + pads[i + rank] for i in range(rank))
+    return f"pads {list(pads)}" if padded > max(MAX_PADDED, MAX_PADDED_RATIO * size) else None
+
+
 def no_macs(call: Call, made: Made) -> int:
     """0, for an operator without multiplications."""
     return 0

@@ -308,9 +308,9 @@ class PoolForm(LayerReason):
 
     pool: str
 
-    template = "MaxPool '{pool}' has an index output or auto_pad"
+    template = "MaxPool '{pool}' has an index output, auto_pad, or pads or strides beyond what the operators take"
     example = "Conv(MaxPool<auto_pad=...>(Sign(x)), w), x of unknown height"
-    advice = "export the MaxPool with explicit pads and without its index output"
+    advice = "export the MaxPool with explicit pads within its kernel and without its index output"
 
 
 @dataclass(frozen=True)
@@ -422,6 +422,17 @@ class PadMode(LayerReason):
     template = "Pad '{pad}' has pads that are not constant, or negative"
     example = "Conv(Pad(Sign(x), pads), w), pads of -1"
     advice = "pad by constant numbers, none of them negative; crop with a Slice"
+
+
+@dataclass(frozen=True)
+class LargeWindow(LayerReason):
+    """Strides, pads or dilations that no operator takes."""
+
+    what: str
+
+    template = "its {what} are beyond what the operators take"
+    example = "Conv<pads=[5000, 5000, 5000, 5000]>(Sign(x), w), x of 4 by 4 pixels"
+    advice = "pad by no more than the windows reach"
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,14 @@ def test_the_demo_of_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.M
     assert {path.name for path in tmp_path.iterdir()} == {"nin.onnx", "nin_float.onnx"}
 
 
+def test_no_file_of_the_demo_is_left_alone(tmp_path: Path) -> None:
+    """The images cannot be written: the checkpoint is not, either."""
+    (tmp_path / "mnist_1000.npz").mkdir()
+    result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path)])
+    assert (result.exit_code, result.stderr) == (3, f"error: {tmp_path / 'mnist_1000.npz'}: Is a directory\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist_1000.npz"]
+
+
 def test_the_embedded_network_has_data_of_its_own() -> None:
     result = CliRunner().invoke(main, ["demo", "--data", "images.npz"])
     assert result.exit_code == 2

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from bnn_deploy.operators.contract import DOMAIN, OPERATORS, OPSET, VERSION
+from bnn_deploy.operators.shapes import MAX_EXTENT, MAX_PADDED, MAX_PADDED_RATIO
 from support.agreement import Array, equal_outputs, model_of, outcome
 from support.bodies import functions_of, stock_session
 from support.kernels import ISAS, make_session
@@ -203,8 +204,11 @@ def test_absurd_pads_are_refused_before_memory_is_asked_for(op: str) -> None:
     x, attributes, constants = CASES[op]
     absurd = attributes | {"pads": [10**8, 0, 10**8, 0], "strides": [10**8, 1]}
     session = make_session(model_of(op, [x], absurd, constants), None)
-    with pytest.raises(Exception, match=r"attribute pads makes \d+ elements of input X \[1, .*: at most 67108864"):
+    limits = rf"at most {MAX_PADDED}, or {MAX_PADDED_RATIO} times those of X"
+    with pytest.raises(Exception, match=rf"attribute pads makes \d+ elements of input X \[1, .*: {limits}"):
         session.run(None, {"X": x})
+    with pytest.raises(Exception, match=rf"attribute strides = .*: each must be in 1 to {MAX_EXTENT}"):
+        make_session(model_of(op, [x], attributes | {"strides": [MAX_EXTENT + 1, 1]}, constants), None)
 
 
 @pytest.mark.parametrize("size", [2**31, 2**62, 2**63 - 1])

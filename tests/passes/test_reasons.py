@@ -252,6 +252,7 @@ CASES: dict[type[Reason], Case] = {
     ),
     reasons.Features: fitted((5, 100), [None, 144], True),
     reasons.Channels: fitted((8, 3, 3, 3), [None, 4, 6, 6], False),
+    reasons.LargeWindow: case("s = Sign(x)\ny = Conv<pads=[5000, 5000, 5000, 5000]>(s, w)", w=W),
     reasons.ManyProducts: fitted((1, 2**24), [None, 2**24], True),
     reasons.LargeSums: case(f"{LEVELS}\ny = MatMul(a, w)", ("N", 5592406), w=np.ones((5592406, 1), np.float32)),
     reasons.CancelsOut: cancelled,

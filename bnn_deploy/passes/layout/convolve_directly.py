@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnn_deploy.operators.contract import DOMAIN, MAX_POOL
+from bnn_deploy.operators.shapes import beyond
 from bnn_deploy.passes.conditions import thresholds_folded
 from bnn_deploy.passes.graph import (
     add_initializer,
@@ -45,9 +46,9 @@ class ConvolveDirectly(Pass):
     2. Any other Conv that an operator of the domain reads, behind a MaxPool or a Relu, too. The MaxPool becomes the
        pool of the DirectConv, and a Relu in front of it comes behind: max(relu(y)) = relu(max(y)).
 
-    Conditions: one or two spatial dimensions, one group, explicit pads, constant float32 W and b, and at most
-    MAX_DIRECT_CHANNELS input channels. A pool has at most MAX_POOL rows and columns and no dilations, each pad is
-    smaller than its kernel, and it rounds down or need not round.
+    Conditions: one or two spatial dimensions, one group, explicit pads (see `shapes.beyond`), constant float32 W and b,
+    and at most MAX_DIRECT_CHANNELS input channels. A pool has at most MAX_POOL rows and columns and no dilations, each
+    pad is smaller than its kernel, and it rounds down or need not round.
 
     Declines: nothing; other float layers are right as they are. The filter of XNOR-Net's K, which stays float, is left
     alone, and so are weights of one bit (UnpackWeights).
@@ -120,12 +121,15 @@ def _window(node: ir.Node) -> dict[str, list[int]] | None:
         return None
     rank = weight.ndim - 2
     ones = [1] * rank
-    return {
+    window = {
         "kernel_shape": list(weight.shape[2:]),
         "strides": ints(node, "strides", ones),
         "pads": ints(node, "pads", [0] * (2 * rank)),
         "dilations": ints(node, "dilations", ones),
     }
+    shape = None if node.inputs[0] is None else static_shape(node.inputs[0])
+    sizes = [None] * rank if shape is None else shape[2:]
+    return window if beyond(window, sizes, weight.shape[1]) is None else None
 
 
 def _is_per_channel(binarize: ir.Node, conv: ir.Node) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.operators.contract import DOMAIN, MAX_SPATIAL, MAX_TERMS
+from bnn_deploy.operators.bits import words
+from bnn_deploy.operators.contract import DOMAIN, MAX_LEVEL_BITS, MAX_SPATIAL, MAX_TERMS
+from bnn_deploy.operators.shapes import beyond
 from bnn_deploy.passes.graph import (
     add_initializer,
     auto_pad,
@@ -39,6 +41,7 @@ from bnn_deploy.passes.reasons import (
     FlattenedDimensions,
     GemmFactors,
     InputDimensions,
+    LargeWindow,
     LevelsPad,
     ManyProducts,
     NotFinite,
@@ -55,6 +58,9 @@ from bnn_deploy.passes.reasons import (
 )
 from bnn_deploy.passes.recognise.few_levels import Quantizer, dequantized, quantizer, requantize
 from bnn_deploy.provenance import REFUSED, SOURCE, layer_metadata
+
+MOST_PLANES = 2**MAX_LEVEL_BITS
+"""Planes of bits that an input has at most: one for each threshold of its levels."""
 
 
 @dataclass
@@ -395,6 +401,29 @@ def fit_weight(
     return weight, channels
 
 
+def large_window(node: ir.Node, layer: FloatLayer, pads: Sequence[int]) -> Reason | None:
+    """Why no binary convolution has the window of a layer; None if one has.
+
+    Args:
+        node: the layer; what Pad nodes add is part of its input.
+        layer: what `read_layer` read.
+        pads: of all padding together.
+    """
+    shape = None if node.inputs[0] is None else static_shape(node.inputs[0])
+    if layer.linear or shape is None or shape[1] is None:
+        return None
+    rank = len(shape) - 2
+    if layer.output_padding is not None:  # its phases are padded by as much as its taps reach
+        reach = [dilation * (size - 1) for dilation, size in zip(layer.dilations, layer.weight.shape[2:], strict=True)]
+        layer = replace(layer, pads=reach * 2)
+        pads = layer.pads
+    extra = [every - own for every, own in zip(pads, layer.pads, strict=True)]
+    sizes = [None if size is None else size - extra[i] - extra[i + rank] for i, size in enumerate(shape[2:])]
+    window = {"strides": layer.strides, "pads": list(pads), "dilations": layer.dilations}
+    what = beyond(window, sizes, words(shape[1]) * MOST_PLANES)
+    return None if what is None else LargeWindow(what)
+
+
 def replace_layer(
     node: ir.Node,
     op_type: str,
@@ -467,8 +496,14 @@ def replace_layer(
 
 
 def is_plain_pool(pool: ir.Node) -> bool:
-    """Whether a MaxPool says all that a BinaryMaxPool needs: explicit pads, and no index output."""
-    return len(pool.outputs) == 1 and auto_pad(pool) is None
+    """Whether a MaxPool says all that a BinaryMaxPool needs: explicit pads that it takes, and no index output."""
+    if len(pool.outputs) != 1 or auto_pad(pool) is not None:
+        return False
+    window = pool_window(pool)
+    shape = None if pool.inputs[0] is None else static_shape(pool.inputs[0])
+    rank = len(window["kernel_shape"])
+    sizes, channels = ([None] * rank, 1) if shape is None else (shape[2:], shape[1] or 1)
+    return beyond(window, sizes, words(channels) * MOST_PLANES) is None
 
 
 def pool_window(pool: ir.Node) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from bnn_deploy.passes.lower.layer import (
     insert_max_pool,
     is_on_rows,
     is_plain_pool,
+    large_window,
     replace_layer,
     sign_input,
     two_valued,
@@ -72,6 +73,8 @@ class LowerBinaryConv(EachLayer[SignInput]):
         pads = self._pads(layer, source)
         if isinstance(pads, Reason):
             return pads
+        if (large := large_window(node, layer, pads)) is not None:
+            return large
         bias = np.zeros(len(weight), dtype=np.float32) if layer.bias is None else layer.bias
         attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])}
         try:

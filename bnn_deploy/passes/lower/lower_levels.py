@@ -17,6 +17,7 @@ from bnn_deploy.passes.lower.layer import (
     LevelsInput,
     fit_weight,
     is_on_rows,
+    large_window,
     levels_input,
     pool_window,
     replace_layer,
@@ -80,6 +81,8 @@ class LowerLevels(EachLayer[LevelsInput]):
         pads = layer.pads
         if source.pads is not None:
             pads = [own + extra for own, extra in zip(layer.pads, source.pads, strict=True)]
+        if (large := large_window(node, layer, pads)) is not None:
+            return large
         attributes = {"channels": channels, "kernel_shape": list(weight.shape[2:])} | form.attributes
         bits = self._quantized(source) if form.binary_code else self._thermometer(source)
         return replace_layer(node, form.op_type, bits, form.constants, layer, pads, attributes)
