@@ -19,6 +19,8 @@ class OneThread : public TaskRunner {
   }
 };
 
+// Lets all random numbers begin anew.
+void SeedRandom(uint32_t seed);
 // Rows of this many random bits, in words; the unused bits of each row's last word are 0.
 std::vector<uint32_t> RandomBits(int64_t rows, int64_t bits);
 // In [low, high].
@@ -38,23 +40,26 @@ struct ConvResult {
 bool Same(const ConvResult& a, const ConvResult& b);
 
 struct ConvCase {
-  // Fills all that follows with random numbers, from a fixed seed.
-  ConvCase(ConvSpec spec, int64_t batch, int64_t height, int64_t width);
+  // Fills all that follows with random numbers.
+  ConvCase(ConvSpec spec, int64_t batch, int64_t height, int64_t width, int64_t depth = 1);
 
   std::string Text(Epilogue epilogue) const;
+  int64_t OutPixels() const { return batch * out_depth * out_height * out_width; }
   ConvDriver MakeDriver(const Isa& isa, Epilogue epilogue) const;
   ConvResult Run(const Isa& isa, Epilogue epilogue) const;
   ConvResult Run(const ConvDriver& driver, Epilogue epilogue,
                  const TaskRunner& runner = OneThread()) const;
-  // By the formulas of ops/binary_conv.h.
+  // By the formulas of ops/binary_conv.h; not with bases.
   ConvResult Reference(Epilogue epilogue) const;
 
   ConvSpec spec;
   int64_t batch;
   int64_t height;
   int64_t width;
+  int64_t depth;
   int64_t out_height;
   int64_t out_width;
+  int64_t out_depth;
   std::vector<uint32_t> weights;
   std::vector<uint32_t> input;
   std::vector<float> scale;

@@ -187,9 +187,10 @@ void Band<float>::CopyRow(const ImageBatch& input, int64_t image, int64_t plane,
     return;
   }
   const Axis& axis = spec_.width;
-  const float* from = rows_ + axis.pad_begin;
+  const float* from;
   if (levels_ != nullptr) {
     Expand(input, image, plane, y, rows_);
+    from = rows_ + axis.pad_begin;
   } else {
     from = input.floats + ((image * spec_.channels + plane) * input.height + y) * input.width;
   }
