@@ -17,6 +17,9 @@ class BnnDeployError(Exception):
 
     exit_code = 1
 
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.splitlines()))  # names in files may have lines
+
 
 class InputError(BnnDeployError):
     """The user's input cannot be used: a file, a name, a shape, a value. Exit code 2."""
@@ -28,6 +31,15 @@ class SetupError(BnnDeployError):
     """This machine cannot do the job: a package or the library is missing or too old, an unknown ISA. Exit code 3."""
 
     exit_code = 3
+
+
+@contextmanager
+def about(file: str | os.PathLike[str]) -> Iterator[None]:
+    """Let the InputErrors of the block begin with the name of the file that they are about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{os.fspath(file)}: {error}") from error
 
 
 @contextmanager

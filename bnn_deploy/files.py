@@ -10,12 +10,12 @@ import signal
 import stat
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, Any
 
 from bnn_deploy.errors import InputError
 
@@ -40,6 +40,24 @@ def require_utf8(path: FilePath) -> None:
     """Raise InputError if the name of a file is not UTF-8, which onnx and onnxruntime do not open."""
     if any("\udc80" <= letter <= "\udcff" for letter in os.fspath(path)):  # how Python keeps other bytes
         raise InputError(f"{os.fspath(path)}: its name is not UTF-8, which onnx and onnxruntime need: rename it")
+
+
+def require_texts(message: Any, path: FilePath) -> None:
+    """Raise InputError if a text in a message of protobuf, such as a name, is not UTF-8.
+
+    It may hold any bytes, as onnx's schema is of the old kind, and libraries fail on them late, each in its own way.
+    """
+    for field, value in message.ListFields():
+        values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+        if field.message_type is not None:
+            for inner in values:
+                require_texts(inner, path)
+        elif field.type == field.TYPE_STRING:
+            for text in values:
+                if not isinstance(text, str):
+                    raise InputError(
+                        f"{os.fspath(path)}: not a valid ONNX model: its {field.name} {text!r} is not UTF-8"
+                    )
 
 
 def require_outputs(written: Mapping[str, FilePath | None], read: Mapping[str, FilePath | None]) -> None:

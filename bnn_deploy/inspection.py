@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bnn_deploy.errors import InputError, SetupError, reading
-from bnn_deploy.files import model_bytes, require_file, require_utf8
+from bnn_deploy.files import model_bytes, require_file, require_texts, require_utf8
 from bnn_deploy.operators.contract import DOMAIN, FLOAT, FLOAT_LAYERS, Operator, operator_of
 from bnn_deploy.operators.shapes import Call, Made, Shape, product
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
@@ -163,26 +163,7 @@ def inspect_model(path: str | os.PathLike[str], content: bytes | None = None) ->
         return _report(Path(path), _load(Path(path), content), content)
 
 
-def _require_text(model: onnx.ModelProto) -> None:
-    """Refuse names that are not UTF-8, which protobuf gives as bytes."""
-    graph = model.graph
-    values = (*graph.input, *graph.output, *graph.value_info)
-    texts = (
-        model.producer_name,
-        model.producer_version,
-        *(text for entry in model.metadata_props for text in (entry.key, entry.value)),
-        *(entry.domain for entry in model.opset_import),
-        *(text for node in graph.node for text in (node.name, node.op_type, node.domain, *node.input, *node.output)),
-        *(text for node in graph.node for entry in node.metadata_props for text in (entry.key, entry.value)),
-        *(text for value in values for text in (value.name, *(d.dim_param for d in value.type.tensor_type.shape.dim))),
-    )
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{text!r} is not UTF-8")
-
-
 def _report(path: Path, model: onnx.ModelProto, content: bytes | None) -> ModelReport:
-    _require_text(model)
     graph = model.graph
     constants = _constant_bytes(graph)
     shapes, dtypes, bit_channels = _infer(path, model)
@@ -270,6 +251,7 @@ def _load(path: Path, content: bytes | None) -> onnx.ModelProto:
         raise InputError(f"{path}: not an ONNX file, or a truncated one") from error
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise InputError(f"{path}: not a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
+    require_texts(model, path)
     return model
 
 

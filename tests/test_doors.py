@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import random
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -25,9 +26,10 @@ from bnn_deploy.cli import main
 from bnn_deploy.errors import BnnDeployError, InputError, SetupError, reading
 from bnn_deploy.inspection import inspect_model
 from bnn_deploy.proof.golden.record import read_golden
-from bnn_deploy.runtime.inputs import InputSpec, load_data
+from bnn_deploy.runtime.inputs import InputSpec, load_data, random_feed
 from bnn_deploy.source.checkpoint import load_module, state_dicts
 from refusals import EXPORTS, darknet, network
+from support.small_models import save_binary
 
 
 def npy(header: str) -> bytes:
@@ -64,6 +66,16 @@ ARRAYS = {
     "LZMA that is none": npz(at(10, 14, 0)),
     "a later version of zip": npz(at(6, 99, 0)),
 }
+
+
+def test_an_entry_that_is_no_array(tmp_path: Path) -> None:
+    """numpy gives its bytes."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x", "text")
+    with pytest.raises(InputError, match=r"x\.npz: its entry 'x' is no array$"):
+        load_data(tmp_path / "x.npz", None, None, [InputSpec("x", "float32", ("N", 3))])
+
+
 META = {"format": 2, "model_sha256": "", "inputs": [], "outputs": [], "made_with": {}, "tensors": [], "floats": []}
 GOLDEN = {
     "nested brackets": npz(meta=np.frombuffer(b"[" * 90_000, np.uint8)),
@@ -229,6 +241,42 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["convert", str(source), "-o", str(tmp_path / "m\udcff.onnx"), *more])
         assert (result.exit_code, result.stderr) == (0, "")
         assert r"m\udcff.onnx" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_texts_in_models_that_are_not_utf8(command: str, tmp_path: Path) -> None:
+    """Protobuf takes them; onnx-ir then left the initializers among the inputs, and convert said "internal error"."""
+    model = network()
+    model.graph.node[0].name = "a name"
+    (tmp_path / "f.onnx").write_bytes(model.SerializeToString().replace(b"a name", b"a \xffame"))
+    more = ["-o", str(tmp_path / "m.onnx")] if command == "convert" else []
+    result = CliRunner().invoke(main, [command, str(tmp_path / "f.onnx"), *more])
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2
+    assert line == f"error: {tmp_path}/f.onnx: not a valid ONNX model: its name b'a \\xffame' is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(-5, "no size is negative|give data, to say how large"), (2**62, "at most [0-9,]+ numbers are made")],
+)
+@pytest.mark.parametrize("command", ["profile", "verify"])
+def test_sizes_of_which_no_random_input_is_made(command: str, size: int, said: str, tmp_path: Path) -> None:
+    """A model's sizes may lie: refused before memory is asked for."""
+    model = onnx.load(save_binary(tmp_path / "m.onnx"))
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = size
+    onnx.save(model, tmp_path / "m.onnx")
+    more = ["--against", "x.onnx"] if command == "verify" else []
+    result = CliRunner().invoke(main, [command, str(tmp_path / "m.onnx"), *more])
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and line.startswith("error: ") and re.search(said, line), line
+    with pytest.raises(InputError, match=said):
+        random_feed([InputSpec("x", "float32", (1, 3, size, size))], 1)  # as convert does
+
+
+def test_an_error_is_one_line_whatever_the_names() -> None:
+    assert str(InputError("member 'a\nb\r\nc' is a link")) == "member 'a b c' is a link"
 
 
 def test_names_that_are_too_long(tmp_path: Path) -> None:

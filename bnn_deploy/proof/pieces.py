@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError, reading
-from bnn_deploy.files import require_file
+from bnn_deploy.files import require_file, require_texts
 from bnn_deploy.operators.contract import DOMAIN, VERSION, is_layer, operator_of
 from bnn_deploy.proof.cuts import Cut, cuts
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
@@ -52,6 +52,7 @@ def load_model(path: str | os.PathLike[str]) -> ModelProto:
     with reading(path, "not a valid ONNX file, or a truncated one"):
         model = onnx.load(path)
         onnx.checker.check_model(model)
+        require_texts(model, path)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, reading
+from bnn_deploy.errors import InputError, about, reading
 from bnn_deploy.files import require_file
 from bnn_deploy.provenance import read_shapes
 
@@ -33,7 +34,8 @@ def session_inputs(
             shape[0] = batch
         elif shape and batch not in (1, shape[0]):
             raise InputError(f"{path}: input {info.name} has a fixed batch of {shape[0]}: batch {batch} does not fit")
-        result.append(random_array(rng, item, shape[0] if shape and isinstance(shape[0], int) else None))
+        with about(path):
+            result.append(random_array(rng, item, shape[0] if shape and isinstance(shape[0], int) else None))
     return result
 
 
@@ -49,7 +51,11 @@ def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
-            return {name: loaded[name] for name in loaded.files}
+            arrays = {name: loaded[name] for name in loaded.files}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # numpy gives the bytes of other files
+                raise InputError(f"{path}: its entry '{name}' is no array")
+        return arrays
 
 
 def _sample(
@@ -103,6 +109,10 @@ def _shape(shape: Sequence[int | str | None]) -> str:
 
 Data = NDArray[Any] | Mapping[str, NDArray[Any]] | str | os.PathLike[str]
 """What `load_data` takes: the only input [N, ...], all inputs by name, or the path of a .npy or .npz file."""
+
+
+MAX_RANDOM = 2**30
+"""Most numbers of an input that are made at random: a model's sizes may lie."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +270,7 @@ def random_array(rng: np.random.Generator, item: InputSpec, batch: int | None) -
     """A random array of an input's type, see `load_data`; `batch` is its first size, None for that of the model.
 
     Raises:
-        InputError: a size is open, and no example says how large it may be.
+        InputError: a size is open, and no example says how large it may be; or it is negative, or all are too large.
     """
     shape = item.shape if batch is None else (batch, *item.shape[1:])
     if len(item.example) == len(shape) - 1:
@@ -268,6 +278,12 @@ def random_array(rng: np.random.Generator, item: InputSpec, batch: int | None) -
     sizes = [size for size in shape if isinstance(size, int)]
     if len(sizes) != len(shape):
         raise InputError(f"input {item.name} has shape {_shape(item.shape)}: give data, to say how large")
+    if min(sizes, default=0) < 0:
+        raise InputError(f"input {item.name} has shape {_shape(item.shape)}: no size is negative, export it again")
+    if math.prod(sizes) > MAX_RANDOM:
+        raise InputError(
+            f"input {item.name} has shape {_shape(shape)}: at most {MAX_RANDOM:,} numbers are made at random; give data"
+        )
     kind = np.dtype(item.dtype)
     if kind.kind == "f":
         return rng.standard_normal(sizes).astype(kind)

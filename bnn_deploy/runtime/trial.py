@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bnn_deploy.errors import BnnDeployError, InputError, SetupError, one_line
+from bnn_deploy.errors import BnnDeployError, InputError, SetupError, about, one_line
 from bnn_deploy.runtime.inputs import InputSpec, batch_size, random_feed
 from bnn_deploy.runtime.session import load_session
 
@@ -23,7 +23,8 @@ def require_runs(converted: bytes, source: bytes, wanted: Sequence[InputSpec], n
         BnnDeployError: it runs the source, but not what was made of it.
         SetupError: as `load_session`.
     """
-    feed = random_feed(wanted, batch_size(wanted) or 1)
+    with about(name):
+        feed = random_feed(wanted, batch_size(wanted) or 1)
     try:
         load_session(converted, 1).run(None, feed)
     except SetupError:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx import ModelProto, TensorProto, inliner
 
 from bnn_deploy.errors import InputError, one_line
-from bnn_deploy.files import is_file, require_file
+from bnn_deploy.files import is_file, require_file, require_texts
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.pipeline import IR_VERSION
 from bnn_deploy.source.blocked import expand_blocked
@@ -156,4 +156,5 @@ def _load(path: Path) -> ModelProto:
         raise InputError(f"{path}: {what}") from error
     if not model.graph.node:
         raise InputError(f"{path}: not a valid ONNX file, or a truncated one (it has no nodes)")
+    require_texts(model, path)
     return model

@@ -2,8 +2,11 @@
 
     python -m tests.fuzz --cases 100000 --seed 1 --kind operators
 
-A case is known by its kind and seed alone. It must not crash, hang (20 s), take more than 8 GiB, fail with anything but
-one clear line, or leave a file behind. `test_fuzz` runs a few of each kind in the test suite.
+A case is known by its kind and seed alone. It must not crash, hang (20 s of computing), take more than 8 GiB, fail with
+anything but one clear line, or leave a file behind. `test_fuzz` runs a few of each kind in the test suite.
+
+The cases are not hypothesis's: it runs them in its own process, which a crash ends and a hang stops, and it keeps a
+database beside the seeds. They are small by design, so that there is little to shrink.
 """
 
 import sys

@@ -5,12 +5,23 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from functools import partial
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from fuzz import commands, operators
+from fuzz import bundles, checkpoints, data, models, operators, shared
 from fuzz.isolation import isolated
 
-KINDS = {"operators": operators.case, **commands.KINDS}
+KINDS: dict[str, Callable[[int, Path, Path], None]] = {
+    "operators": operators.case,
+    "models": models.case,
+    "checkpoints": checkpoints.case,
+    "darknet": checkpoints.darknet,
+    "arrays": data.arrays,
+    "golden": data.golden,
+    "bundles": bundles.case,
+}
+"""Kind -> what runs a case: it gets the seed, an empty folder, and that of `shared`."""
 
 
 def main() -> int:
@@ -22,15 +33,20 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, action="append")
     arguments = parser.parse_args()
     found: Counter[str] = Counter()
-    for kind in arguments.kind or KINDS:
-        begin = time.monotonic()
-        cases = arguments.operators if kind == "operators" and arguments.operators else arguments.cases
-        for seed in range(arguments.seed, arguments.seed + cases):
-            problem = isolated(partial(KINDS[kind], seed))
-            if problem is not None:
-                found[kind] += 1
-                print(f"{kind} {seed}: {problem}", flush=True)
-        print(f"{kind}: {cases} cases, {found[kind]} found, {time.monotonic() - begin:.0f} s", flush=True)
+    with TemporaryDirectory() as folder:
+        problem = isolated(lambda _: shared.make(Path(folder)))
+        if problem is not None:
+            raise SystemExit(f"the files of the cases cannot be made: {problem}")
+        shared.import_modules(Path(folder))
+        for kind in arguments.kind or KINDS:
+            begin = time.monotonic()
+            cases = arguments.operators if kind == "operators" and arguments.operators else arguments.cases
+            for seed in range(arguments.seed, arguments.seed + cases):
+                problem = isolated(lambda own, kind=kind, seed=seed: KINDS[kind](seed, own, Path(folder)))  # type: ignore[misc]
+                if problem is not None:
+                    found[kind] += 1
+                    print(f"{kind} {seed}: {problem}", flush=True)
+            print(f"{kind}: {cases} cases, {found[kind]} found, {time.monotonic() - begin:.0f} s", flush=True)
     return 1 if found else 0
 
 

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 20
-"""After which a case hangs."""
+"""Of computing, after which a case hangs."""
+
+WAITS = 120
+"""Seconds on the clock after which it hangs, too: it may wait for something, or the machine may be busy."""
 
 MEMORY = 8 << 30
 """Bytes of address space of a case, with all that is loaded."""
@@ -42,8 +45,8 @@ def isolated(case: Callable[[Path], None]) -> str | None:
         output = said.read().decode(errors="replace").strip()
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        if number == signal.SIGALRM:
-            return f"hangs: no end after {SECONDS} s"
+        if number in (signal.SIGPROF, signal.SIGALRM):
+            return f"hangs: no end after {SECONDS} s of computing, or {WAITS} s; {output[-300:]}"
         return f"crashes: {signal.Signals(number).name}; {output[-300:]}"
     return output.splitlines()[-1] if os.WEXITSTATUS(status) else None
 
@@ -56,8 +59,10 @@ def _run(case: Callable[[Path], None], folder: Path, said: int) -> None:
         os.dup2(said, 2)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
+        for number in (signal.SIGPROF, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(WAITS)
         case(folder)
         code = 0
     except FoundError as found:

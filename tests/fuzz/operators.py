@@ -173,7 +173,7 @@ def inputs_of(parts: Parts) -> list[Array]:
     return parts[0]
 
 
-def case(seed: int, folder: Path) -> None:
+def case(seed: int, folder: Path, shared: Path) -> None:
     """One operator: every instruction set, one and two threads, another size of X on the second run."""
     from support.kernels import ISAS, make_session
 

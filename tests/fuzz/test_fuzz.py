@@ -20,24 +20,25 @@ def fuzz(*arguments: str) -> str:
 def test_some_cases_of_each_kind() -> None:
     said = fuzz("--cases", "6", "--seed", "100", "--operators", "60")
     assert "operators: 60 cases, 0 found" in said
-    for kind in ("models", "checkpoints", "data"):
-        assert f"{kind}: 6 cases, 0 found" in said
+    kinds = [line.partition(":")[0] for line in said.splitlines() if line.endswith(" s")]
+    assert kinds == ["operators", "models", "checkpoints", "darknet", "arrays", "golden", "bundles"]
+    assert said.count(": 6 cases, 0 found") == len(kinds) - 1
 
 
 FINDS = """
 import os, sys, time
 sys.path.insert(0, "tests")
-from fuzz import commands, isolation
-isolation.SECONDS = 1
+from fuzz import doors, isolation
+isolation.SECONDS, isolation.WAITS = 1, 3
 assert isolation.isolated(lambda folder: None) is None
 assert "SIGABRT" in isolation.isolated(lambda folder: os.abort())
 assert "SIGSEGV" in isolation.isolated(lambda folder: os.kill(os.getpid(), 11))
 assert "hangs" in isolation.isolated(lambda folder: time.sleep(9))
+assert "hangs" in isolation.isolated(lambda folder: [None for _ in iter(int, 1)])
 assert "MemoryError" in isolation.isolated(lambda folder: bytearray(64 << 30))
 assert "ZeroDivisionError" in isolation.isolated(lambda folder: 1 / 0)
 
 def leaves(folder):
-    commands.main = lambda *a, **k: None
     import click
     @click.command(context_settings={"ignore_unknown_options": True})
     @click.argument("rest", nargs=-1)
@@ -46,8 +47,8 @@ def leaves(folder):
             (folder / "left").touch()
         click.echo("a line\\nerror: bad" if rest[0] != "internal" else "error: internal error", err=True)
         raise SystemExit(2)
-    commands.main = command
-    commands.run([kind], folder)
+    doors.main = command
+    doors.run([kind], folder)
 
 for kind, text in (("leaves", "left"), ("internal", "no clear line"), ("good", None)):
     said = isolation.isolated(leaves)

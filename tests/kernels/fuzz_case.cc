@@ -21,7 +21,7 @@ using Words = std::vector<uint32_t>;
 
 // Products of the plain loops, and of the units alone, beyond which a case takes too long.
 constexpr int64_t kMaxChecked = int64_t{1} << 19;
-constexpr int64_t kMaxWork = int64_t{1} << 24;
+constexpr int64_t kMaxWork = int64_t{1} << 22;
 
 size_t Size(int64_t value) { return static_cast<size_t>(value); }
 
@@ -185,10 +185,11 @@ ConvCase Images(Bytes* bytes, const ConvSpec& spec) {
   return ConvCase(spec, bytes->In(1, 3), height, width, depth);
 }
 
+// Products of bits; a word takes as long as its first bit.
 int64_t Work(const ConvCase& one) {
-  return one.OutPixels() * one.spec.out_channels * one.spec.taps() *
-         (one.spec.channels / one.spec.group) * std::max(one.spec.level_bits, one.spec.planes) *
-         std::max<int64_t>(one.spec.bases, 1);
+  const int64_t bits = RoundUp(one.spec.channels / one.spec.group, 32);
+  return one.OutPixels() * one.spec.out_channels * one.spec.taps() * bits *
+         std::max(one.spec.level_bits, one.spec.planes) * std::max<int64_t>(one.spec.bases, 1);
 }
 
 std::string Conv(Bytes* bytes, const Isas& isas) {
