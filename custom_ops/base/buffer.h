@@ -29,7 +29,8 @@ class Buffer {
   // At least `size` elements; their values are undefined after growth.
   T* Reserve(int64_t size) {
     if (size > capacity_) {
-      if (static_cast<uint64_t>(size) > (INT64_MAX - kAlignment) / sizeof(T))
+      // A size_t of 32 bits would wrap.
+      if (static_cast<uint64_t>(size) > (PTRDIFF_MAX - kAlignment) / sizeof(T))
         throw std::bad_alloc();
       const size_t bytes =
           (static_cast<size_t>(size) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;

@@ -22,7 +22,8 @@ TEST(BuffersAreAlignedAndGrow) {
 }
 
 TEST(BuffersOfImpossibleSizesAreErrors) {
-  for (const int64_t size : {std::numeric_limits<int64_t>::max(), int64_t{1} << 61}) {
+  constexpr int64_t kWraps = SIZE_MAX / sizeof(uint32_t) + uint64_t{1};
+  for (const int64_t size : {std::numeric_limits<int64_t>::max(), int64_t{1} << 61, kWraps}) {
     bool caught = false;
     try {
       Buffer<uint32_t>().Reserve(size);

@@ -70,7 +70,7 @@ Filter FilterOf(const DirectSpec& spec, const std::vector<Line>& lines, const fl
   const double slack = static_cast<double>(spec.taps()) / 2;  // of rounded weights
   double largest_weight = 0, largest_sum = 0, largest_level = 0;
   for (int64_t k = 0; k < spec.taps(); ++k) {
-    const Line& line = lines[k / plane];
+    const Line& line = lines.data()[k / plane];
     const double weight = std::fabs(weights[k] * line.step);
     largest_weight = std::max(largest_weight, weight);
     largest_sum += weight * line.largest;
@@ -85,7 +85,7 @@ Filter FilterOf(const DirectSpec& spec, const std::vector<Line>& lines, const fl
   double variance = 0;
   double flushed = 0;  // where denormal numbers are taken for 0: operands, and results
   for (int64_t k = 0; k < spec.taps(); ++k) {
-    const Line& line = lines[k / plane];
+    const Line& line = lines.data()[k / plane];
     const double weight = weights[k];
     const double integer = std::nearbyint(weight * line.step / filter.step);
     const double lost = std::fabs(weight * line.step - filter.step * integer) * line.largest;
@@ -169,7 +169,7 @@ std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const DirectK
   form.levels = Buffer<int16_t>(spec.channels * kByteValues, 0);
   for (int64_t i = 0; i < spec.channels * kByteValues; ++i) {
     form.levels.data()[i] =
-        static_cast<int16_t>(std::nearbyint(levels[i] / lines[i / kByteValues].step));
+        static_cast<int16_t>(std::nearbyint(levels[i] / lines.data()[i / kByteValues].step));
   }
   const std::vector<Tap> pairs = PairsOf(spec, DirectSizes{});  // their offsets are not used
   const int64_t row_channels = RoundUp(spec.out_channels, kernels.lanes);
@@ -183,8 +183,9 @@ std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const DirectK
   for (int64_t o = 0; o < spec.out_channels; ++o) {
     const auto integer = [&](int64_t k) -> uint32_t {
       if (k < 0) return 0;
-      const Line& line = lines[k / (spec.height.kernel * spec.width.kernel)];
-      const double nearest = std::nearbyint(weights[o * taps + k] * line.step / filters[o].step);
+      const Line& line = lines.data()[k / (spec.height.kernel * spec.width.kernel)];
+      const double nearest =
+          std::nearbyint(weights[o * taps + k] * line.step / filters.data()[o].step);
       return static_cast<uint16_t>(static_cast<int16_t>(nearest));
     };
     const DirectWidth tile = TileOf(o, row_channels, kernels.pairs->channels, kernels.lanes);
@@ -193,8 +194,9 @@ std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const DirectK
       *to = integer(pair.index) | integer(pair.other) << 16;
       to += tile.channels;
     }
-    Decide(filters[o], filters[o].bound, threshold[o], o, &form.inside);
-    Decide(filters[o], filters[o].bound_at_padding, threshold[o], o, &form.at_padding);
+    Decide(filters.data()[o], filters.data()[o].bound, threshold[o], o, &form.inside);
+    Decide(filters.data()[o], filters.data()[o].bound_at_padding, threshold[o], o,
+           &form.at_padding);
   }
   return form;
 }
