@@ -22,6 +22,7 @@ from mca.tool import MODELS, cycles, cycles_of
 
 from bnn_deploy.errors import BnnDeployError
 from bnn_deploy.files import write_files
+from bnn_deploy.system import library_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +138,8 @@ def model(found: dict[str, tuple[list[Instruction], int]]) -> list[Figures]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--x86-64", type=Path, required=True, help="libbnn_deploy_ops.so for x86-64")
-    parser.add_argument("--aarch64", type=Path, required=True, help="libbnn_deploy_ops.so for aarch64")
+    parser.add_argument("--x86-64", type=Path, required=True, help=f"{library_name('linux')} for x86-64")
+    parser.add_argument("--aarch64", type=Path, required=True, help=f"{library_name('linux')} for aarch64")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page, too")
     options = parser.parse_args(arguments)
     try:

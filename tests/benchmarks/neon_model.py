@@ -31,6 +31,7 @@ from mca.neon import BLOCK, Library, find_kernels
 from mca.tool import ARM, cycles_of
 
 from bnn_deploy.errors import BnnDeployError
+from bnn_deploy.system import library_name
 
 CHANNELS = (32, 64, 96, 128, 192, 256, 512)
 TAPS = 3  # in a row and in a column of the kernel
@@ -104,7 +105,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--library", type=Path, required=True, help="libbnn_deploy_ops.so for aarch64")
+    parser.add_argument("--library", type=Path, required=True, help=f"{library_name('linux')} for aarch64")
     parser.add_argument("--json", action="store_true", help="print JSON with the cycles of each part")
     options = parser.parse_args(arguments)
     try:

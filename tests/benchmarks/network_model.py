@@ -28,6 +28,7 @@ from mca.network import FREE, First, Network, Node, Tensor, first_layer, read_ne
 from mca.tool import ARM
 
 from bnn_deploy.errors import BnnDeployError, InputError
+from bnn_deploy.system import library_name
 
 PARTS = FIRST, BINARY, FLOAT = "first layer", "binary", "other float"
 NETWORKS = ("lenet5", "nin", "birealnet18", "alexnet")
@@ -266,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "models", nargs="*", default=NETWORKS, help="converted models, or architectures; default: " + " ".join(NETWORKS)
     )
-    parser.add_argument("--library", type=Path, required=True, help="libbnn_deploy_ops.so for aarch64")
+    parser.add_argument("--library", type=Path, required=True, help=f"{library_name('linux')} for aarch64")
     parser.add_argument("--onnxruntime", type=Path, required=True, help="onnxruntime's wheel for aarch64")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)

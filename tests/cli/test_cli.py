@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from bnn_deploy import cli, errors
 from bnn_deploy.cli import console
+from support import python
 from support.small_models import save_binary, save_float
 
 
@@ -25,9 +26,9 @@ def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
 
 def process(*arguments: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
     """The command in a process of its own; `before` is Python that runs first."""
-    code = f"import sys\n{before}\nfrom bnn_deploy.cli import main\nmain(prog_name='bnn-deploy')"
+    code = f"{before}\nfrom bnn_deploy.cli import main\nmain(prog_name='bnn-deploy')"
     return subprocess.run(
-        [sys.executable, "-P", "-c", code, *map(str, arguments)],
+        [*python.command(code), *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

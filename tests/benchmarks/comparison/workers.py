@@ -25,10 +25,11 @@ class Worker:
     """A process that holds engines; its requests are listed in peers/worker.py."""
 
     def __init__(self, python: str, paths: Sequence[str]) -> None:
+        from support.python import command  # compare.py puts its folder on the path when it runs
+
         self.errors = TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         self.process = subprocess.Popen(
-            # -P: the working directory may hold a source tree of bnn_deploy, which has no library
-            [python, "-P", "-m", "peers.worker"],
+            command("import runpy; runpy.run_module('peers.worker', run_name='__main__')", python),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -87,7 +87,7 @@ def test_the_same_bytes_again(lenet5: Converted, wheels: Path, bundle: Path, tmp
             os.utime(path, (1e9 * i, 1e9 * i))
         done = subprocess.run(
             [
-                *(sys.executable, "-P", "-c", "from bnn_deploy.cli import main; main()"),
+                *(sys.executable, "-c", "from bnn_deploy.cli import main; main()"),
                 *("bundle", model.name if i else str(model), "--target", "x86_64", "-o", "out.tar.gz"),
                 *("--data", str(tmp_path / "data.npz"), "--samples", "2"),
             ],

@@ -17,6 +17,7 @@ import pytest
 from bnn_deploy.board import connection, deployment
 from bnn_deploy.board.deployment import deploy
 from bnn_deploy.errors import SetupError
+from support import python
 from support.deployment import WAITS, WORKS, MakeBundle, cut_at, folder_of, installed, refused, report_of, write_report
 from support.ssh_server import HOST, SshServer, wait_for
 
@@ -207,11 +208,11 @@ def laptop(bundle: Path) -> subprocess.Popen[str]:
     """The command in a process group of its own, as in a terminal."""
     code = "from bnn_deploy.cli import main\nmain(prog_name='bnn-deploy')"
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, "deploy", HOST, str(bundle)],
+        [*python.command(code), "deploy", HOST, str(bundle)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0,
+        preexec_fn=os.setpgrp,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 

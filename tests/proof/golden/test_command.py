@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from bnn_deploy.cli import main
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.record import read_golden
+from support import python
 from support.converted import Converted
 from support.damage import damaged, flip_weight_bit
 from support.golden_files import ISAS, rewrite
@@ -71,14 +72,13 @@ def test_against_and_golden_exclude_each_other() -> None:
 def test_a_board_has_neither_onnx_nor_torch(lenet5: Converted, goldens: Callable[[Converted, int], Path]) -> None:
     """In a process where importing them fails, the check gives the same result."""
     code = (
-        "import sys\n"
         "blocked = ('onnx', 'onnx_ir', 'onnxscript', 'torch', 'google.protobuf')\n"
         "sys.modules.update({name: None for name in blocked})\n"
         "from bnn_deploy.cli import main\n"
         "main()"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, "verify", lenet5.model, "--golden", goldens(lenet5, 32), "--json"],
+        [*python.command(code), "verify", lenet5.model, "--golden", goldens(lenet5, 32), "--json"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
