@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from bnn_deploy.runtime.session import (
     load_session,
     register,
 )
+from bnn_deploy.system import library_name
 
 ISAS = library_info().isas
 
@@ -97,7 +99,7 @@ def test_library_info() -> None:
     assert info.selected == info.isas[0]
     assert set(info.calls) == set(info.isas)
     assert info.version
-    assert library_path().name == "libbnn_deploy_ops.so"
+    assert library_path().name == library_name(sys.platform)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -284,7 +286,7 @@ def test_old_onnxruntime_stops_everything(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def other_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An installation's folder of our own; returns where its library belongs."""
-    library = tmp_path / "_lib" / "libbnn_deploy_ops.so"
+    library = tmp_path / "_lib" / library_name(sys.platform)
     library.parent.mkdir()
     (library.parent / "library_info.onnx").write_bytes((library_path().parent / "library_info.onnx").read_bytes())
     monkeypatch.setattr(session.resources, "files", lambda _: tmp_path)
@@ -292,15 +294,17 @@ def other_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_missing_library(other_package: Path) -> None:
+    path = re.escape(str(other_package))
     for use in (library_path, lambda: load_session(MODEL), lambda: register(ort.SessionOptions()), library_info):
-        with pytest.raises(SetupError, match=rf"library {other_package} is missing: reinstall .*pip install"):
+        with pytest.raises(SetupError, match=rf"library {path} is missing: reinstall .*pip install"):
             use()
     assert run(load_session(MODEL, kernels=False)) == EXPECTED  # the function bodies need no library
 
 
 def test_broken_library(other_package: Path, capfd: pytest.CaptureFixture[str]) -> None:
     other_package.write_bytes(b"not a shared library")
-    with pytest.raises(SetupError, match=rf"onnxruntime {ort.__version__} could not load {other_package}: ") as caught:
+    path = re.escape(str(other_package))
+    with pytest.raises(SetupError, match=rf"onnxruntime {ort.__version__} could not load {path}: ") as caught:
         load_session(MODEL)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
