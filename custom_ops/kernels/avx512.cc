@@ -30,11 +30,13 @@ namespace bnn_deploy {
 namespace {
 
 #include "kernels/vectors/avx512.inl"
+#include "kernels/vectors/avx512_planes.inl"
 
 constexpr int64_t kBlock = 16;      // output channels per vector
 constexpr int64_t kGranule = 4;     // contiguous bytes of a channel
 constexpr int kMaxPixels = 6;       // pixels per register tile
 constexpr int64_t kMaxVectors = 4;  // vectors per register tile
+constexpr int kPlaneChannels = 6;   // channels per register tile of planes
 
 // Pairs of words from which on adders pay: each saves an operation, a single word costs one.
 constexpr int64_t kAdderCost = 12;
@@ -244,44 +246,12 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
   AccumulateBlocks(args.accumulate, StoreSigns{args.out, args.pixel_stride});
 }
 
-// to[i] = from[i * step], from `step` vectors at a time. kStep: the step, or 0 for any up to 16.
-template <int kStep>
-void CopyStrided(const uint32_t* from, int64_t any_step, int64_t count, uint32_t* to) {
-  const int step = kStep > 0 ? kStep : static_cast<int>(any_step);
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i index = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step));
-  const __m512i vectors = _mm512_srli_epi32(index, 4);  // a permutation takes the index modulo 16
-  for (int64_t i = 0; i < count; i += 16, from += 16 * step) {
-    __m512i words = _mm512_permutexvar_epi32(index, _mm512_loadu_si512(from));
-    UNROLL for (int v = 1; v < step; ++v) {
-      const __mmask16 mask = _mm512_cmpeq_epi32_mask(vectors, _mm512_set1_epi32(v));
-      const __m512i vector = _mm512_loadu_si512(from + v * 16);
-      words = _mm512_mask_permutexvar_epi32(words, mask, index, vector);
-    }
-    _mm512_mask_storeu_epi32(to + i, FirstLanes(count - i), words);
-  }
-}
-
 void SplitRow(const SplitRowArgs& args) {
-  const int64_t step = args.stride * args.words;
-  static_assert(kRowSlack >= 16 * 16, "what the vectors of the largest step read");
-  uint32_t* to = args.planes;
-  for (int64_t word = 0; word < args.words; ++word) {
-    for (int64_t x = 0; x < args.kernel; ++x, to += args.plane_words) {
-      const uint32_t* const from = args.row + x * args.dilation * args.words + word;
-      if (step == 1) {
-        CopyStrided<1>(from, step, args.out_width, to);
-      } else if (step == 2) {
-        CopyStrided<2>(from, step, args.out_width, to);
-      } else if (step == 4) {
-        CopyStrided<4>(from, step, args.out_width, to);
-      } else if (step <= 16) {
-        CopyStrided<0>(from, step, args.out_width, to);
-      } else {
-        for (int64_t i = 0; i < args.out_width; ++i) to[i] = from[i * step];
-      }
-    }
-  }
+  auto* const planes = static_cast<uint32_t*>(args.planes);
+  SplitWords(args, [&](int64_t plane, int64_t first, __m512i words) {
+    uint32_t* const to = planes + plane * args.plane_size + first;
+    _mm512_mask_storeu_epi32(to, FirstLanes(args.out_width - first), words);
+  });
 }
 
 // The mismatches of a register tile of channels x vectors of 16 pixels.
@@ -290,7 +260,7 @@ INLINE void AddUpPlanes(const ConvolvePlanesArgs& args, const uint32_t* input,
                         const uint32_t* weights, __m512i (&sums)[kChannels][kVectors]) {
   Counts counts[kChannels][kVectors] = {};
   int64_t k = 0;
-  for (; k + 2 <= args.words; k += 2, weights += 2 * kChannels) {
+  for (; k + 2 <= args.numbers; k += 2, weights += 2 * kChannels) {
     const uint32_t* const first = input + args.offsets[k];
     const uint32_t* const second = input + args.offsets[k + 1];
     __m512i a[kVectors], b[kVectors];
@@ -304,7 +274,7 @@ INLINE void AddUpPlanes(const ConvolvePlanesArgs& args, const uint32_t* input,
       }
     }
   }
-  if (k < args.words) {
+  if (k < args.numbers) {
     UNROLL for (int v = 0; v < kVectors; ++v) {
       const __m512i a = _mm512_loadu_si512(input + args.offsets[k] + v * 16);
       UNROLL for (int c = 0; c < kChannels; ++c) AddWord(&counts[c][v], weights + c, a);
@@ -344,7 +314,7 @@ template <int kChannels, int kVectors>
 INLINE void CountPlanes(const ConvolvePlanesArgs& args, const uint32_t* input,
                         const uint32_t* weights, __m512i (&sums)[kChannels][kVectors]) {
   CountWord<true>(input + args.offsets[0], weights, sums);
-  for (int64_t k = 1; k < args.words; ++k) {
+  for (int64_t k = 1; k < args.numbers; ++k) {
     weights += kChannels;
     CountWord<false>(input + args.offsets[k], weights, sums);
   }
@@ -363,54 +333,26 @@ struct TileKind {
 template <typename Kind, int kChannels, int kVectors>
 void ConvolveTile(const ConvolvePlanesArgs& args, int64_t channel, int64_t first, uint32_t* words) {
   constexpr bool kWhole = Kind::kWhole;
-  constexpr Epilogue kEpilogue = Kind::kEpilogue;
-  const uint32_t* const weights = args.weights + channel * args.words;
+  const uint32_t* const input = static_cast<const uint32_t*>(args.input) + first;
+  const uint32_t* const weights = args.weights + channel * args.numbers;
   __m512i sums[kChannels][kVectors];
   if constexpr (Kind::kAddsUp) {
-    AddUpPlanes(args, args.input + first, weights, sums);
+    AddUpPlanes(args, input, weights, sums);
   } else {
-    CountPlanes(args, args.input + first, weights, sums);
+    CountPlanes(args, input, weights, sums);
   }
   // A local copy: the compiler can assume that no store changes it.
   const FinishFloatArgs finish = args.finish;
   __m512i patterns[kVectors];
-  UNROLL for (int v = 0; v < kVectors; ++v) {
-    patterns[v] = _mm512_cvtepu8_epi32(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(args.patterns + first + v * 16)));
-  }
+  UNROLL for (int v = 0; v < kVectors; ++v) patterns[v] = LoadPatterns(args, first + v * 16);
   const __mmask16 last_mask = FirstLanes(finish.pixels - first - (kVectors - 1) * 16);
-  int64_t at = channel * finish.channel_stride + first;
   UNROLL for (int c = 0; c < kChannels; ++c) {
-    const int64_t o = channel + c;
-    const __m512 constant = _mm512_load_ps(args.constant + o * kMaxPatterns);
-    const __m512 scale = _mm512_set1_ps(finish.scale[o]);
-    const __m512 bias = _mm512_set1_ps(finish.bias[o]);
+    const __m512 constant = _mm512_load_ps(args.constant + (channel + c) * kMaxPatterns);
     UNROLL for (int v = 0; v < kVectors; ++v) {
-      const __mmask16 mask =
-          kWhole || v + 1 < kVectors ? static_cast<__mmask16>(0xffff) : last_mask;
-      const __m512 dot =  // exact
-          _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), _mm512_cvtepi32_ps(sums[c][v]),
-                           _mm512_permutexvar_ps(patterns[v], constant));
-      __m512 value = _mm512_add_ps(_mm512_mul_ps(dot, scale), bias);
-      if (kEpilogue == Epilogue::kResidual) {
-        const float* const residual = finish.residual + at + v * 16;
-        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, residual));
-      } else if (kEpilogue == Epilogue::kFactor) {
-        value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, finish.factor + first + v * 16));
-      }
-      if (kEpilogue != Epilogue::kResidual || finish.out != nullptr) {
-        _mm512_mask_storeu_ps(finish.out + at + v * 16, mask, value);
-      }
-      if (kEpilogue == Epilogue::kResidual && finish.bits != nullptr) {
-        const __m512 threshold = _mm512_set1_ps(finish.threshold[o]);
-        const __mmask16 above = _mm512_cmp_ps_mask(value, threshold, _CMP_GE_OQ);
-        uint32_t* const word = words + o / 32 * kTilePixels + first + v * 16;
-        const __m512i bits = _mm512_load_si512(word);
-        const __m512i bit = _mm512_set1_epi32(static_cast<int>(1u << (o % 32)));
-        _mm512_store_si512(word, _mm512_mask_or_epi32(bits, above, bits, bit));
-      }
+      const __mmask16 mask = kWhole || v + 1 < kVectors ? kAllLanes : last_mask;
+      FinishPixels<Kind::kEpilogue>(finish, channel + c, first + v * 16, mask, sums[c][v],
+                                    _mm512_permutexvar_ps(patterns[v], constant), words);
     }
-    at += finish.channel_stride;
   }
 }
 
@@ -438,7 +380,7 @@ void ConvolveVectors(const ConvolvePlanesArgs& args, int64_t first, uint32_t* wo
 template <Epilogue kEpilogue>
 void ConvolveEpilogue(const ConvolvePlanesArgs& args, uint32_t* words) {
   const int64_t pixels = args.finish.pixels;
-  if (args.words / 2 > kPlaneAdderCost) {
+  if (args.numbers / 2 > kPlaneAdderCost) {
     using Whole = TileKind<true, true, kEpilogue>;
     using Rest = TileKind<true, false, kEpilogue>;
     int64_t first = 0;
@@ -461,24 +403,7 @@ void ConvolveEpilogue(const ConvolvePlanesArgs& args, uint32_t* words) {
   }
 }
 
-void ConvolvePlanes(const ConvolvePlanesArgs& args) {
-  static_assert(kTilePixels == 64 && kPlaneChannels == 6 && kMaxPatterns == 16,
-                "what the tiles above are made for");
-  const FinishFloatArgs& finish = args.finish;
-  if (finish.residual == nullptr && finish.factor == nullptr) {
-    return ConvolveEpilogue<Epilogue::kBias>(args, nullptr);
-  }
-  if (finish.residual == nullptr) return ConvolveEpilogue<Epilogue::kFactor>(args, nullptr);
-  alignas(64) uint32_t words[kTileChannels / 32 * kTilePixels] = {};
-  ConvolveEpilogue<Epilogue::kResidual>(args, words);
-  if (finish.bits == nullptr) return;
-  for (int64_t word = 0; word * 32 < finish.channels; ++word) {
-    for (int64_t p = 0; p < finish.pixels; p += 16) {
-      StoreColumn(_mm512_load_si512(words + word * kTilePixels + p), finish.pixels - p,
-                  finish.bits + p * finish.bits_stride + word, finish.bits_stride);
-    }
-  }
-}
+static_assert(kTilePixels == 64, "what the tiles above are made for");
 
 // Loop parameters of binarize.inl, explained there.
 constexpr int kBinarizeVectors = 16;
@@ -523,6 +448,7 @@ constexpr Kernels MakeKernels() {
   kernels.linear = &kLinear;
   kernels.split_row = SplitRow;
   kernels.convolve_planes = ConvolvePlanes;
+  kernels.plane_channels = kPlaneChannels;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");

@@ -11,6 +11,10 @@
 // 0.22 for the counts, on two ports: 385 per cycle. The broadcast of a byte would take the port of
 // the shuffles, so the windows of a few pixels are copied with every byte four times over, and
 // broadcast as words, which the load ports do.
+//
+// For large images with float output the roles are swapped (ConvolvePlanes): a vector holds one
+// byte of 64 pixels, the weight byte is broadcast, and sums become rows of the output planes
+// without a transpose.
 
 #include <immintrin.h>
 
@@ -25,6 +29,7 @@ namespace bnn_deploy {
 namespace {
 
 #include "kernels/vectors/avx512.inl"
+#include "kernels/vectors/avx512_planes.inl"
 
 constexpr int64_t kBlock = 32;      // output channels of half a vector
 constexpr int64_t kGranule = 1;     // contiguous bytes of a channel
@@ -131,111 +136,131 @@ INLINE Bytes AddBits(Bytes* sum, Bytes x) {
   return carry;
 }
 
-// The same of the differences of two steps.
-template <typename Bytes>
-INLINE Bytes AddDifferences(Bytes* sum, const uint32_t* a, const uint8_t* w) {
-  const Bytes u = Bytes::template Logic<kXor3>(Bytes::Load(w), *sum, Bytes::Broadcast(a));
-  const Bytes next =
-      Bytes::template Logic<kXor3>(Bytes::Load(w + Bytes::kChannels), u, Bytes::Broadcast(a + 1));
+// The same of the differences of two steps, i and the next.
+template <typename Bytes, typename Steps>
+INLINE Bytes AddDifferences(Bytes* sum, const Steps& steps, int row, int i) {
+  const Bytes u = steps.Add(*sum, row, i);
+  const Bytes next = steps.Add(u, row, i + 1);
   const Bytes carry = Bytes::template Logic<kSelect>(u, *sum, next);
   *sum = next;
   return carry;
 }
 
-// Adds the four steps of a word, and returns the carries to 4.
-template <typename Bytes>
-INLINE Bytes AddWord(Bytes* ones, Bytes* twos, const uint32_t* a, const uint8_t* w) {
-  const Bytes first = AddDifferences(ones, a, w);
-  const Bytes second = AddDifferences(ones, a + 2, w + 2 * Bytes::kChannels);
-  return AddBits(twos, first, second);
-}
-
-// The mismatches of kPixels windows, `stride` expanded words apart: low + 32 * high, each below
-// 256. kShort: fewer than 8 words, which have no carries to 32.
-template <typename Bytes, int kPixels, bool kShort>
-INLINE void CountWindows(const uint32_t* windows, int64_t stride, const uint8_t* weights,
-                         int64_t words, Bytes (&low)[kPixels], Bytes (&high)[kPixels]) {
-  constexpr int64_t kWordBytes = 4 * Bytes::kChannels;  // of weights
-  Bytes ones[kPixels], twos[kPixels], fours[kPixels], eights[kPixels], sixteens[kPixels];
-  const uint32_t* a[kPixels];
-  UNROLL for (int p = 0; p < kPixels; ++p) {
-    ones[p] = twos[p] = fours[p] = eights[p] = sixteens[p] = high[p] = Bytes::Zero();
-    a[p] = windows + p * stride;
+// The mismatches of kRows rows of windows: low + 32 * high, each below 256. kShort: fewer than 8
+// words, which have no carries to 32. Steps:
+//
+//     Begin(k)            before the rows of word k
+//     BeginRow(row)       before a row of it
+//     Add(sum, row, i)    sum ^ a ^ w of step i: 4 of each word
+//     Next(k)             k words are done; the next is word 0
+template <typename Bytes, int kRows, bool kShort, typename Steps>
+INLINE void CountMismatches(Steps steps, int64_t words, Bytes (&low)[kRows], Bytes (&high)[kRows]) {
+  Bytes ones[kRows], twos[kRows], fours[kRows], eights[kRows], sixteens[kRows];
+  UNROLL for (int r = 0; r < kRows; ++r) {
+    ones[r] = twos[r] = fours[r] = eights[r] = sixteens[r] = high[r] = Bytes::Zero();
   }
-  const auto add_sixteen = [&](int p, Bytes sixteen) {
-    const Bytes carry = AddBits(&sixteens[p], sixteen);
-    if (!kShort) high[p] = high[p] + CountBits(carry, 0);
-  };
-  // GCC would copy the weights' registers, which vpternlogd overwrites, rather than load them once
-  // more, and add up long displacements for pointers that it derives from one another.
-  const auto forget = [&](int p) { __asm__ volatile("" : "+r"(weights), "+r"(a[p])); };
-  for (; !kShort && words >= 8; words -= 8) {
-    Bytes four[kPixels], eight[kPixels], sixteen[kPixels];  // waiting for their second
-    UNROLL for (int k = 0; k < 8; ++k) {
-      UNROLL for (int p = 0; p < kPixels; ++p) {
-        forget(p);
-        Bytes carry = AddWord(&ones[p], &twos[p], a[p] + k * 4, weights + k * kWordBytes);
-        if (k % 2 == 0) {
-          four[p] = carry;
-        } else {
-          carry = AddBits(&fours[p], four[p], carry);
-          if (k % 4 == 1) {
-            eight[p] = carry;
-          } else {
-            carry = AddBits(&eights[p], eight[p], carry);
-            if (k == 3) {
-              sixteen[p] = carry;
-            } else {
-              high[p] = high[p] + CountBits(AddBits(&sixteens[p], sixteen[p], carry), 0);
-            }
-          }
-        }
-        __asm__ volatile("" : "+v"(ones[p].v));  // the pixels in turn
-      }
+  // Calls use(row, carry to 4) for the rows of word k.
+  const auto add_word = [&](int k, const auto& use) __attribute__((always_inline)) {
+    steps.Begin(k);
+    UNROLL for (int r = 0; r < kRows; ++r) {
+      steps.BeginRow(r);
+      const Bytes first = AddDifferences(&ones[r], steps, r, 4 * k);
+      const Bytes second = AddDifferences(&ones[r], steps, r, 4 * k + 2);
+      use(r, AddBits(&twos[r], first, second));
+      __asm__ volatile("" : "+v"(ones[r].v));  // the rows in turn
     }
-    UNROLL for (int p = 0; p < kPixels; ++p) a[p] += 32;
-    weights += 8 * kWordBytes;
+  };
+  const auto add_sixteen = [&](int r, Bytes x) {
+    const Bytes carry = AddBits(&sixteens[r], x);
+    if (!kShort) high[r] = high[r] + CountBits(carry, 0);
+  };
+  for (; !kShort && words >= 8; words -= 8) {
+    Bytes four[kRows], eight[kRows], sixteen[kRows];  // waiting for their second
+    UNROLL for (int k = 0; k < 8; ++k) {
+      add_word(k, [&](int r, Bytes carry) __attribute__((always_inline)) {
+        if (k % 2 == 0) {
+          four[r] = carry;
+          return;
+        }
+        carry = AddBits(&fours[r], four[r], carry);
+        if (k % 4 == 1) {
+          eight[r] = carry;
+          return;
+        }
+        carry = AddBits(&eights[r], eight[r], carry);
+        if (k == 3) {
+          sixteen[r] = carry;
+          return;
+        }
+        high[r] = high[r] + CountBits(AddBits(&sixteens[r], sixteen[r], carry), 0);
+      });
+    }
+    steps.Next(8);
   }
   if (words & 4) {
-    UNROLL for (int k = 0; k < 4; k += 2) {
-      UNROLL for (int p = 0; p < kPixels; ++p) {
-        forget(p);
-        const Bytes first = AddWord(&ones[p], &twos[p], a[p] + k * 4, weights + k * kWordBytes);
-        const Bytes second =
-            AddWord(&ones[p], &twos[p], a[p] + k * 4 + 4, weights + (k + 1) * kWordBytes);
-        const Bytes eight = AddBits(&fours[p], first, second);
-        if (k == 0) {
-          low[p] = eight;
-        } else {
-          add_sixteen(p, AddBits(&eights[p], low[p], eight));
+    Bytes four[kRows], eight[kRows];
+    UNROLL for (int k = 0; k < 4; ++k) {
+      add_word(k, [&](int r, Bytes carry) __attribute__((always_inline)) {
+        if (k % 2 == 0) {
+          four[r] = carry;
+          return;
         }
-      }
+        carry = AddBits(&fours[r], four[r], carry);
+        if (k == 1) {
+          eight[r] = carry;
+        } else {
+          add_sixteen(r, AddBits(&eights[r], eight[r], carry));
+        }
+      });
     }
-    UNROLL for (int p = 0; p < kPixels; ++p) a[p] += 16;
-    weights += 4 * kWordBytes;
+    steps.Next(4);
   }
   if (words & 2) {
-    UNROLL for (int p = 0; p < kPixels; ++p) {
-      forget(p);
-      const Bytes first = AddWord(&ones[p], &twos[p], a[p], weights);
-      const Bytes second = AddWord(&ones[p], &twos[p], a[p] + 4, weights + kWordBytes);
-      add_sixteen(p, AddBits(&eights[p], AddBits(&fours[p], first, second)));
-      a[p] += 8;
+    Bytes four[kRows];
+    UNROLL for (int k = 0; k < 2; ++k) {
+      add_word(k, [&](int r, Bytes carry) __attribute__((always_inline)) {
+        if (k == 0) {
+          four[r] = carry;
+        } else {
+          add_sixteen(r, AddBits(&eights[r], AddBits(&fours[r], four[r], carry)));
+        }
+      });
     }
-    weights += 2 * kWordBytes;
+    steps.Next(2);
   }
   if (words & 1) {
-    UNROLL for (int p = 0; p < kPixels; ++p) {
-      forget(p);
-      const Bytes four = AddWord(&ones[p], &twos[p], a[p], weights);
-      add_sixteen(p, AddBits(&eights[p], AddBits(&fours[p], four)));
-    }
+    add_word(0, [&](int r, Bytes carry) __attribute__((always_inline)) {
+      add_sixteen(r, AddBits(&eights[r], AddBits(&fours[r], carry)));
+    });
   }
-  UNROLL for (int p = 0; p < kPixels; ++p) {
-    low[p] = (CountBits(ones[p], 0) + CountBits(twos[p], 1)) +
-             (CountBits(fours[p], 2) + CountBits(eights[p], 3)) + CountBits(sixteens[p], 4);
+  UNROLL for (int r = 0; r < kRows; ++r) {
+    low[r] = (CountBits(ones[r], 0) + CountBits(twos[r], 1)) +
+             (CountBits(fours[r], 2) + CountBits(eights[r], 3)) + CountBits(sixteens[r], 4);
   }
 }
+
+// The steps of windows that lie `stride` expanded words apart, a row for each: vectors are weights.
+template <typename Bytes, int kRows>
+struct WindowSteps {
+  const uint8_t* weights;
+  const uint32_t* a[kRows];
+
+  WindowSteps(const uint32_t* windows, int64_t stride, const uint8_t* first) : weights(first) {
+    UNROLL for (int r = 0; r < kRows; ++r) a[r] = windows + r * stride;
+  }
+  INLINE void Begin(int) {}
+  // GCC would copy the weights' registers, which vpternlogd overwrites, rather than load them once
+  // more, and add up long displacements for pointers that it derives from one another.
+  INLINE void BeginRow(int r) { __asm__ volatile("" : "+r"(weights), "+r"(a[r])); }
+  INLINE Bytes Add(Bytes sum, int r, int i) const {
+    const Bytes w = Bytes::Load(weights + i * Bytes::kChannels);
+    return Bytes::template Logic<kXor3>(w, sum, Bytes::Broadcast(a[r] + i));
+  }
+  INLINE void Next(int k) {
+    UNROLL for (int r = 0; r < kRows; ++r) a[r] += 4 * k;
+    weights += 4 * k * Bytes::kChannels;
+  }
+};
 
 // low + 32 * high of 16 channels each: low and high alternate.
 constexpr short kLowAndHigh = 0x2001;
@@ -361,8 +386,8 @@ __attribute__((noinline)) int64_t AccumulateGroups(const AccumulateArgs& args, i
       Expand<kPixels>(args, pixel + kPixels, pass, windows[(group + 1) % 2]);
     }
     Bytes low[kPixels], high[kPixels];
-    CountWindows<Bytes, kPixels, kShort>(windows[group % 2], kStride, weights, pass.words, low,
-                                         high);
+    CountMismatches<Bytes, kPixels, kShort>(
+        WindowSteps<Bytes, kPixels>(windows[group % 2], kStride, weights), pass.words, low, high);
     UNROLL for (int p = 0; p < kPixels; ++p) {
       int32_t* const out = args.sums + (pixel + p) * kTileChannels;
       const bool is_first = pass.begin == 0;
@@ -418,6 +443,103 @@ void AccumulateBits(const AccumulateBitsArgs& args) {
   }
 }
 
+// Planes of bytes: a vector holds a byte of 64 pixels.
+void SplitRow(const SplitRowArgs& args) {
+  auto* const planes = static_cast<uint8_t*>(args.planes);
+  SplitWords(args, [&](int64_t plane, int64_t first, __m512i words) {
+    uint8_t* to = planes + plane * 4 * args.plane_size + first;
+    const __mmask16 mask = FirstLanes(args.out_width - first);
+    UNROLL for (int b = 0; b < 4; ++b, to += args.plane_size) {
+      _mm512_mask_cvtepi32_storeu_epi8(to, mask, words);
+      words = _mm512_srli_epi32(words, 8);
+    }
+  });
+}
+
+// The steps of a tile of planes, a row for each channel: vectors are pixels.
+template <int kRows>
+struct PlaneSteps {
+  const uint8_t* input;
+  const int64_t* offsets;
+  const uint32_t* weights;  // [step][kRows]
+  Bytes64 pixels[4];        // of the word
+
+  INLINE void Begin(int k) {
+    UNROLL for (int i = 0; i < 4; ++i) {
+      pixels[i] = {_mm512_loadu_si512(input + offsets[k * 4 + i])};
+    }
+  }
+  INLINE void BeginRow(int) {}
+  // In assembly: GCC would have the weight as a memory operand, and copy the pixels.
+  INLINE Bytes64 Add(Bytes64 sum, int r, int i) const {
+    __m512i w;
+    __asm__ volatile("vpbroadcastd %1, %0" : "=v"(w) : "m"(weights[i * kRows + r]));
+    return Bytes64::Logic<kXor3>({w}, sum, pixels[i % 4]);
+  }
+  INLINE void Next(int k) {
+    offsets += 4 * k;
+    weights += 4 * k * kRows;
+  }
+};
+
+constexpr int kPlaneChannels = 3;
+
+template <Epilogue kEpilogue, int kChannels, bool kShort>
+void ConvolveTile(const ConvolvePlanesArgs& args, int64_t channel, uint32_t* words) {
+  Bytes64 low[kChannels], high[kChannels];
+  const auto* const input = static_cast<const uint8_t*>(args.input);
+  CountMismatches<Bytes64, kChannels, kShort>(
+      PlaneSteps<kChannels>{input, args.offsets, args.weights + channel * args.numbers, {}},
+      args.numbers / 4, low, high);
+  const FinishFloatArgs finish = args.finish;  // no store can change a local copy
+  __m512i patterns[4];
+  UNROLL for (int v = 0; v < 4; ++v) patterns[v] = LoadPatterns(args, v * 16);
+  const __m512i factors = _mm512_set1_epi16(kLowAndHigh);
+  UNROLL for (int c = 0; c < kChannels; ++c) {
+    // Of each quarter of 16 pixels, the first and the last 8; then quarters in order.
+    const __m512i first = _mm512_maddubs_epi16(_mm512_unpacklo_epi8(low[c].v, high[c].v), factors);
+    const __m512i last = _mm512_maddubs_epi16(_mm512_unpackhi_epi8(low[c].v, high[c].v), factors);
+    const __m512i halves[2] = {
+        _mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), last),
+        _mm512_permutex2var_epi64(first, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), last)};
+    const __m512 constant = _mm512_load_ps(args.constant + (channel + c) * kMaxPatterns);
+    UNROLL for (int v = 0; v < 4; ++v) {
+      if (v * 16 >= finish.pixels) break;
+      const __m256i quarter = v % 2 == 0 ? _mm512_castsi512_si256(halves[v / 2])
+                                         : _mm512_extracti64x4_epi64(halves[v / 2], 1);
+      FinishPixels<kEpilogue>(finish, channel + c, v * 16, FirstLanes(finish.pixels - v * 16),
+                              _mm512_cvtepu16_epi32(quarter),
+                              _mm512_permutexvar_ps(patterns[v], constant), words);
+    }
+  }
+}
+
+template <Epilogue kEpilogue, bool kShort>
+void ConvolveTiles(const ConvolvePlanesArgs& args, uint32_t* words) {
+  const int64_t channels = args.finish.channels;
+  int64_t channel = 0;
+  for (; channel + kPlaneChannels <= channels; channel += kPlaneChannels) {
+    ConvolveTile<kEpilogue, kPlaneChannels, kShort>(args, channel, words);
+  }
+  switch (channels - channel) {
+    case 2:
+      return ConvolveTile<kEpilogue, 2, kShort>(args, channel, words);
+    case 1:
+      return ConvolveTile<kEpilogue, 1, kShort>(args, channel, words);
+  }
+}
+
+template <Epilogue kEpilogue>
+void ConvolveEpilogue(const ConvolvePlanesArgs& args, uint32_t* words) {
+  static_assert(kTilePixels == 64, "a vector of bytes");
+  static_assert(kMaxPlaneWords < 256, "each word has at most one carry to 32");
+  if (args.numbers < 4 * 8) {
+    ConvolveTiles<kEpilogue, true>(args, words);
+  } else {
+    ConvolveTiles<kEpilogue, false>(args, words);
+  }
+}
+
 // Loop parameters of binarize.inl, explained there.
 constexpr int kBinarizeVectors = 16;
 constexpr int kAbsMeanVectors = 8;
@@ -448,6 +570,10 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kDirect;
   kernels.linear = &kLinear;
+  kernels.split_row = SplitRow;
+  kernels.convolve_planes = ConvolvePlanes;
+  kernels.plane_bytes = 1;
+  kernels.plane_channels = kPlaneChannels;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");

@@ -119,20 +119,21 @@ enum class Epilogue { kBias, kResidual, kFactor };
 // that sums need no transpose to become planes of floats: FinishFloatArgs with
 //
 // products[p] - 2 * sums[p][o] = constant[o * kMaxPatterns + patterns[p]] - 2 * mismatches[p][o],
-// mismatches[p][o] = sum over k < words of popcount(input[offsets[k] + p] ^ W[o][k]).
+// mismatches[p][o] = sum over k < numbers of popcount(input[offsets[k] + p] ^ W[o][k]).
 //
-// The constant, the mismatches and the result are integers up to 2^24 in magnitude. words: at
-// least 1. weights: [words][kPlaneChannels] for every kPlaneChannels channels, and
-// [words][channels] for the remaining channels. patterns: below kMaxPatterns. input and patterns:
-// readable up to the next multiple of kPlaneSlack pixels. constant: 64-byte aligned. finish.sums
-// and finish.products are not used.
+// Numbers are of the unit's plane_bytes: words, or the four bytes of each word. In weights, a byte
+// is a word of four of it. The constant, the mismatches and the result are integers up to 2^24 in
+// magnitude. numbers: of 1 to kMaxPlaneWords words. weights: [numbers][plane_channels] for every
+// plane_channels channels, and [numbers][channels] for the remaining channels. patterns: below
+// kMaxPatterns. input: readable up to the next multiple of kPlaneSlack bytes of pixels; patterns:
+// for kTilePixels pixels. constant: 64-byte aligned. finish.sums and finish.products are not used.
 constexpr int64_t kMaxPatterns = 16;
-constexpr int64_t kPlaneSlack = 16;
-constexpr int64_t kPlaneChannels = 6;
+constexpr int64_t kMaxPlaneWords = 128;  // for longer windows pixels as lanes do not pay
+constexpr int64_t kPlaneSlack = 64;
 struct ConvolvePlanesArgs {
-  const uint32_t* input;
+  const void* input;
   const int64_t* offsets;
-  int64_t words;
+  int64_t numbers;
   const uint8_t* patterns;
   const float* constant;
   const uint32_t* weights;
@@ -140,10 +141,11 @@ struct ConvolvePlanesArgs {
 };
 using ConvolvePlanesFn = void (*)(const ConvolvePlanesArgs& args);
 
-// planes[(w * kernel + x) * plane_words + i] = row[(i * stride + x * dilation) * words + w]
-// for w < words, x < kernel and i < out_width.
+// planes[(w * kernel + x) * plane_size + i] = row[(i * stride + x * dilation) * words + w]
+// for w < words, x < kernel and i < out_width, where numbers are words; byte b of the same word is
+// planes[((w * kernel + x) * 4 + b) * plane_size + i] where they are bytes.
 //
-// Word aligned; up to kRowSlack elements after the end of the row may be read.
+// Aligned to numbers; up to kRowSlack words after the end of the row may be read.
 constexpr int64_t kRowSlack = 256;
 struct SplitRowArgs {
   const uint32_t* row;
@@ -152,8 +154,8 @@ struct SplitRowArgs {
   int64_t dilation;
   int64_t kernel;
   int64_t out_width;
-  uint32_t* planes;
-  int64_t plane_words;
+  void* planes;
+  int64_t plane_size;  // in numbers
 };
 using SplitRowFn = void (*)(const SplitRowArgs& args);
 
@@ -414,6 +416,8 @@ struct Kernels {
   const LinearKernels* linear = nullptr;
   SplitRowFn split_row = nullptr;              // optional, with convolve_planes: null where the
   ConvolvePlanesFn convolve_planes = nullptr;  // unit does not take pixels as lanes
+  int64_t plane_bytes = 4;                     // of a number of the planes: 4 or 1
+  int64_t plane_channels = 0;                  // of a register tile
   EncodeFn encode = nullptr;  // optional; windows of encoded_words or more words are
   int64_t encoded_words = 0;  // encoded, and gathered even where `gathers` is false
 };
@@ -430,6 +434,7 @@ namespace {
          kernels.binarize_bytes != nullptr && kernels.direct != nullptr &&
          kernels.linear != nullptr &&
          (kernels.split_row == nullptr) == (kernels.convolve_planes == nullptr) &&
+         (kernels.split_row == nullptr) == (kernels.plane_channels == 0) &&
          (kernels.encode == nullptr) == (kernels.encoded_words == 0);
 }
 

@@ -77,12 +77,25 @@ TEST(BytesOfManyChannelsAlternate) {
   }
 }
 
-TEST(PlaneWeightsAreSixChannelsTogether) {
-  const Isa isa = WithLayout(2, 4, false, false);
+TEST(PlaneWeightsOfATileLieTogether) {
+  Isa isa = WithLayout(2, 4, false, false);
+  isa.plane_channels = 6;
   const ConvLayer layer(isa, {32, 1, 8, kPoint, {2, 1, 1, 0, 0}, {}});
   const uint32_t weights[] = {10, 11, 20, 21, 30, 31, 40, 41, 50, 51, 60, 61, 70, 71, 80, 81};
   CHECK(PackPlaneWeights(layer, weights) ==
         std::vector<uint32_t>({10, 20, 30, 40, 50, 60, 11, 21, 31, 41, 51, 61, 70, 80, 71, 81}));
+}
+
+TEST(PlaneWeightsOfBytesAreFourOfEach) {
+  Isa isa = WithLayout(2, 4, false, false);
+  isa.plane_channels = 2;
+  isa.plane_bytes = 1;
+  const ConvLayer layer(isa, {32, 1, 3, kPoint, kPoint, {}});
+  const uint32_t weights[] = {0x04030201, 0x14131211, 0x24232221};
+  CHECK(PackPlaneWeights(layer, weights) ==
+        std::vector<uint32_t>({0x01010101, 0x11111111, 0x02020202, 0x12121212, 0x03030303,
+                               0x13131313, 0x04040404, 0x14141414, 0x21212121, 0x22222222,
+                               0x23232323, 0x24242424}));
 }
 
 TEST(TilesOfGroupsBeginAtWords) {

@@ -1,6 +1,7 @@
 // The plans and copies for units that take pixels as lanes, on machines without such a unit, too.
 
 #include <algorithm>
+#include <cstring>
 
 #include "check.h"
 #include "conv_case.h"
@@ -10,24 +11,32 @@
 namespace bnn_deploy::tests {
 namespace {
 
+template <typename Number>
 void SplitRow(const SplitRowArgs& args) {
+  constexpr int64_t kNumbers = 4 / static_cast<int64_t>(sizeof(Number));  // of a word
+  auto* const planes = static_cast<Number*>(args.planes);
   for (int64_t w = 0; w < args.words; ++w) {
     for (int64_t x = 0; x < args.kernel; ++x) {
       for (int64_t i = 0; i < args.out_width; ++i) {
-        args.planes[(w * args.kernel + x) * args.plane_words + i] =
-            args.row[(i * args.stride + x * args.dilation) * args.words + w];
+        const uint32_t word = args.row[(i * args.stride + x * args.dilation) * args.words + w];
+        for (int64_t b = 0; b < kNumbers; ++b) {
+          planes[((w * args.kernel + x) * kNumbers + b) * args.plane_size + i] =
+              static_cast<Number>(word >> (8 * b));
+        }
       }
     }
   }
 }
 
-// The scalar unit with a split_row; convolve_planes is never called here.
-Isa PlanesUnit() {
+// The scalar unit with a split_row, into words or bytes; convolve_planes is never called here.
+Isa PlanesUnit(int64_t plane_bytes) {
   Isa isa = *AvailableIsas().back();
   isa.gathers = false;
   isa.granule = 4;
-  isa.split_row = SplitRow;
+  isa.split_row = plane_bytes == 4 ? SplitRow<uint32_t> : SplitRow<uint8_t>;
   isa.convolve_planes = [](const ConvolvePlanesArgs&) {};
+  isa.plane_bytes = plane_bytes;
+  isa.plane_channels = 1;
   return isa;
 }
 
@@ -53,7 +62,7 @@ std::vector<ConvCase> Cases() {
 }
 
 TEST(ConstantsOfPatternsAreThoseOfPixels) {
-  const Isa isa = PlanesUnit();
+  const Isa isa = PlanesUnit(4);
   for (const ConvCase& one : Cases()) {
     const Prepared prepared(isa, one);
     const ConvPlan& plan = *prepared.plan;
@@ -77,8 +86,9 @@ TEST(ConstantsOfPatternsAreThoseOfPixels) {
 }
 
 // The bits of a tap of an output pixel in the split input, gathered back from the input itself.
-TEST(ATapOfAllWindowsIsOneArray) {
-  const Isa isa = PlanesUnit();
+void CheckTaps(int64_t plane_bytes) {
+  const Isa isa = PlanesUnit(plane_bytes);
+  const int64_t numbers = 4 / plane_bytes;
   for (const ConvCase& one : Cases()) {
     const Prepared prepared(isa, one);
     const ConvLayer& layer = prepared.layer;
@@ -98,8 +108,14 @@ TEST(ATapOfAllWindowsIsOneArray) {
       for (int64_t k = 0; k < layer.window_words; ++k) {
         const int64_t tap = k / layer.group_words;
         for (int64_t p = 0; p < pixels; ++p) {
-          const uint32_t word =
-              planes[plane * group_size + plan.plane_offsets[static_cast<size_t>(k)] + p];
+          uint32_t word = 0;
+          for (int64_t b = 0; b < numbers; ++b) {
+            const int64_t offset = plan.plane_offsets[static_cast<size_t>(k * numbers + b)] + p;
+            const auto* const group = reinterpret_cast<const uint8_t*>(planes + plane * group_size);
+            uint32_t number = 0;
+            std::memcpy(&number, group + offset * plane_bytes, static_cast<size_t>(plane_bytes));
+            word |= number << (8 * b);
+          }
           const int64_t y = p / plan.out_width * rows.stride - rows.pad_begin +
                             tap / columns.kernel * rows.dilation;
           const int64_t x = p % plan.out_width * columns.stride - columns.pad_begin +
@@ -127,6 +143,10 @@ TEST(ATapOfAllWindowsIsOneArray) {
     CHECK_IN(wrong == 0, one.Text(Epilogue::kFloat));
   }
 }
+
+TEST(ATapOfAllWindowsIsOneArrayOfWords) { CheckTaps(4); }
+
+TEST(ATapOfAllWindowsIsFourArraysOfBytes) { CheckTaps(1); }
 
 }  // namespace
 }  // namespace bnn_deploy::tests

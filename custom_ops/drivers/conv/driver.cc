@@ -385,7 +385,7 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const ConvPlan& plan,
     const Range range = Part(tiles, tasks, task);
     ConvolvePlanesArgs args{};
     args.offsets = plan.plane_offsets.data();
-    args.words = layer_.window_words;
+    args.numbers = static_cast<int64_t>(plan.plane_offsets.size());
     alignas(64) uint8_t patterns[kTilePixels] = {};
     args.patterns = patterns;
     args.finish.channel_stride = image_pixels;
@@ -398,8 +398,10 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const ConvPlan& plan,
         args.finish.factor = output.factor + image * image_pixels + first;
       }
       for (const ChannelTile& tile : layer_.tiles) {
-        args.input = planes + (image * layer_.spec.group + tile.group) * group_words + first;
-        args.weights = plane_weights_.data() + tile.channel * layer_.window_words;
+        const uint32_t* const group =
+            planes + (image * layer_.spec.group + tile.group) * group_words;
+        args.input = reinterpret_cast<const uint8_t*>(group) + first * layer_.isa.plane_bytes;
+        args.weights = plane_weights_.data() + tile.channel * args.numbers;
         args.constant = plan.constant.data() + tile.table_offset * kMaxPatterns;
         const int64_t plane =
             (image * layer_.spec.out_channels + tile.channel) * image_pixels + first;

@@ -159,8 +159,8 @@ const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const 
   const int64_t group = layer.spec.group;
   uint32_t* const planes = copy->Reserve(
       PaddedSize(layer, input.batch, plan.plane_height, columns.kernel * plan.out_width) +
-      kPlaneSlack);
-  const int64_t plane_words = plan.plane_height * plan.out_width;
+      kPlaneSlack / 4);
+  const int64_t plane_size = plan.plane_height * plan.out_width;
   const int64_t rows = input.batch * group * plan.padded_height;
   const int64_t row_words = plan.padded_width * layer.group_words;
   const int64_t tasks = CopyTasks(rows, row_words);
@@ -177,7 +177,7 @@ const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const 
     args.dilation = columns.dilation;
     args.kernel = columns.kernel;
     args.out_width = plan.out_width;
-    args.plane_words = plane_words;
+    args.plane_size = plane_size;
     for (int64_t first = range.begin; first < range.end; first += kRows) {
       const int64_t last = std::min(first + kRows, range.end);
       uint32_t* row = buffered;
@@ -188,8 +188,10 @@ const uint32_t* SplitPlanes(const ConvLayer& layer, const ConvPlan& plan, const 
       args.row = buffered;
       for (int64_t i = first; i < last; ++i, args.row += row_words) {
         const int64_t plane = i / plan.padded_height;
-        args.planes = planes + plane * layer.group_words * columns.kernel * plane_words +
-                      plan.PlaneRow(i % plan.padded_height, layer.spec.height.stride);
+        uint32_t* const to = planes + plane * layer.group_words * columns.kernel * plane_size;
+        args.planes =
+            reinterpret_cast<uint8_t*>(to) +
+            plan.PlaneRow(i % plan.padded_height, layer.spec.height.stride) * layer.isa.plane_bytes;
         layer.isa.split_row(args);
       }
     }

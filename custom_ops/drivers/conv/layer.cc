@@ -6,9 +6,7 @@
 namespace bnn_deploy {
 namespace {
 
-// Pixels as lanes pay for short windows (in large images, see plan.cc). They need kernel width /
-// stride copies of the input, which should fit into the caches.
-constexpr int64_t kMaxPlaneWords = 128;
+// Pixels as lanes need kernel width / stride copies of the input, which should fit into the caches.
 constexpr int64_t kMaxPlaneCopies = 8;
 
 // Work of more than some 15 microseconds (with AVX2) is shared between threads: waking a thread

@@ -85,13 +85,14 @@ void AddRuns(const ConvLayer& layer, ConvPlan* plan) {
 void AddPlanes(const ConvLayer& layer, const Patterns& rows, const Patterns& columns,
                ConvPlan* plan) {
   const int64_t stride = layer.spec.height.stride;
+  const int64_t numbers = 4 / layer.isa.plane_bytes;  // of a word
   plan->uses_planes = true;
   plan->plane_height = RoundUp(plan->padded_height, stride);
   for (int64_t y = 0; y < layer.spec.height.kernel; ++y) {
     const int64_t row = plan->PlaneRow(y * layer.spec.height.dilation, stride);
     for (int64_t x = 0; x < layer.spec.width.kernel; ++x) {
-      for (int64_t word = 0; word < layer.group_words; ++word) {
-        const int64_t plane = word * layer.spec.width.kernel + x;
+      for (int64_t i = 0; i < layer.group_words * numbers; ++i) {
+        const int64_t plane = (i / numbers * layer.spec.width.kernel + x) * numbers + i % numbers;
         plan->plane_offsets.push_back(plane * plan->plane_height * plan->out_width + row);
       }
     }

@@ -100,14 +100,21 @@ void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out)
 
 std::vector<uint32_t> PackPlaneWeights(const ConvLayer& layer, const uint32_t* weights) {
   const int64_t words = layer.window_words;
+  const int64_t numbers = 4 / layer.isa.plane_bytes;  // of a word
+  // A byte as a word of four of it.
+  const auto number = [numbers](uint32_t word, int64_t i) {
+    return numbers == 1 ? word : (word >> (8 * i) & 0xff) * 0x01010101u;
+  };
   std::vector<uint32_t> packed;
-  packed.reserve(static_cast<size_t>(layer.spec.out_channels * words));
+  packed.reserve(static_cast<size_t>(layer.spec.out_channels * words * numbers));
   for (const ChannelTile& tile : layer.tiles) {
-    for (int64_t o = 0; o < tile.channels; o += kPlaneChannels) {
-      const int64_t channels = std::min(kPlaneChannels, tile.channels - o);
+    for (int64_t o = 0; o < tile.channels; o += layer.isa.plane_channels) {
+      const int64_t channels = std::min(layer.isa.plane_channels, tile.channels - o);
       const uint32_t* const from = weights + (tile.channel + o) * words;
-      for (int64_t k = 0; k < words; ++k) {
-        for (int64_t c = 0; c < channels; ++c) packed.push_back(from[c * words + k]);
+      for (int64_t i = 0; i < words * numbers; ++i) {
+        for (int64_t c = 0; c < channels; ++c) {
+          packed.push_back(number(from[c * words + i / numbers], i % numbers));
+        }
       }
     }
   }
