@@ -14,6 +14,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.image_input import ImageInput
 from bnn_deploy.runtime.session import library_info
 from support.converted import Converted
+from support.direct_conv import BY_INTEGERS
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,7 @@ def test_no_bit_differs(lenet5_of_bytes: Path, capsys: pytest.CaptureFixture[str
     assert [found["isa"] for found in results] == list(library_info().isas)
     for found in results:
         assert found["bits"] == count * 12 * 12 * 20 and found["differing"] == 0
-        by_integers = found["isa"].startswith("avx")
-        assert (found["undecided"] is not None) == by_integers
+        assert (found["undecided"] is not None) == (found["isa"] in BY_INTEGERS)
         assert f"{found['isa']}: 0 of {found['bits']:,} bits differ" in text
 
 

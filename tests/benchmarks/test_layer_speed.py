@@ -51,7 +51,8 @@ def test_the_measured_layer_computes_what_its_float_form_does(layer: Layer, form
     binary = binary_model(layer, form)
     assert becomes(binary) == operator
     expected = run(source_model(layer, form), layer)
-    np.testing.assert_allclose(run(binary, layer), expected, atol=1e-5, rtol=0)
+    # The float layer sums in float32, in an order that depends on the CPU.
+    np.testing.assert_allclose(run(binary, layer), expected, atol=1e-5, rtol=1e-5)
     threshold = next(x for x in binary.graph.initializer if "threshold" in x.name)
     damaged = onnx.numpy_helper.to_array(threshold) + np.float32(0.5)
     threshold.CopyFrom(onnx.numpy_helper.from_array(damaged, threshold.name))

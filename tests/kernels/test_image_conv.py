@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from support.direct_conv import CASES, Case, image
+from support.direct_conv import BY_INTEGERS, CASES, Case, image
 from support.kernels import ISAS, library_info, only_runs
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -17,10 +17,6 @@ def normalised(channels: int) -> np.ndarray:
     """Levels [C, 256]: (byte / 255 - mean) / std in float32."""
     q = np.arange(256, dtype=np.float32) / np.float32(255)
     return (q - MEAN[:channels, None]) / STD[:channels, None]
-
-
-BY_INTEGERS = ("avx512", "avx2")
-"""The units in which 16-bit integers are faster than floats."""
 
 
 def bytes_of(case: Case) -> np.ndarray:
