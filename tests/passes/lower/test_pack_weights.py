@@ -81,7 +81,9 @@ def test_fires(layer: str) -> None:
             expected = run(runnable(model), x, level, kernels)
             assert np.array_equal(run(data, x, level, kernels), expected)
     reference = ReferenceEvaluator(onnx.load_from_string(runnable(model))).run(None, {"x": x})[0]
-    assert np.array_equal(ReferenceEvaluator(onnx.load_from_string(data)).run(None, {"x": x})[0], reference)
+    packed = ReferenceEvaluator(onnx.load_from_string(data)).run(None, {"x": x})[0]
+    # numpy's BLAS sums in an order that depends on the CPU and on where the weights lie.
+    assert np.allclose(packed, reference, rtol=1e-5, atol=1e-5)
     # One bit, or the scale of one filter, is seen.
     for index in (0, 1):
         wrong = copy(after)
