@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import require_file, require_utf8
-from bnn_deploy.system import library_name
+from bnn_deploy.system import library_name, usable_cpus
 
 MINIMUM_ONNXRUNTIME = (1, 19)
 
@@ -29,6 +29,9 @@ PROVIDERS = ["CPUExecutionProvider"]
 
 FATAL = 4
 """onnxruntime's log severity that leaves errors out."""
+
+SPINNING = "session.intra_op.allow_spinning"
+"""onnxruntime's session configuration entry: whether threads without work spin for a while before they sleep."""
 
 _REGISTERED = "bnn_deploy.registered"
 """Session configuration entry that marks options which have the library: a second registration would be refused."""
@@ -138,7 +141,8 @@ def load_session(
 
     Args:
         model: path of an .onnx file, or its bytes.
-        threads: intra-op threads, at least 1; None leaves onnxruntime's default (one per core).
+        threads: intra-op threads, at least 1; None leaves onnxruntime's default (one per core). More than this process
+            has CPUs sleep while they wait, instead of spinning.
         isa: force an instruction set (see `library_info().isas`), like BNN_DEPLOY_ISA but for this session only.
         kernels: False leaves the library out, so that onnxruntime runs the function bodies in the file.
         options: session options to start from.
@@ -160,6 +164,9 @@ def load_session(
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        if threads > usable_cpus():
+            # A waiting thread that spins would keep the CPU from the one that it waits for.
+            options.add_session_config_entry(SPINNING, "0")
     if kernels:
         register(options)
     name = "the model"

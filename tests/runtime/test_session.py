@@ -22,6 +22,7 @@ from bnn_deploy.operators.contract import DOMAIN, OPSET, VERSION
 from bnn_deploy.runtime import session
 from bnn_deploy.runtime.session import (
     ISA_VARIABLE,
+    SPINNING,
     check_onnxruntime,
     library_info,
     library_path,
@@ -185,6 +186,18 @@ def test_a_path_and_bytes_give_the_same(tmp_path: Path) -> None:
 def test_threads_are_set_or_left_alone() -> None:
     assert load_session(MODEL, 3).get_session_options().intra_op_num_threads == 3
     assert load_session(MODEL).get_session_options().intra_op_num_threads == 0
+
+
+@pytest.mark.parametrize(("threads", "spins"), [(1, True), (2, True), (3, False)])
+def test_more_threads_than_cpus_do_not_spin(threads: int, spins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "usable_cpus", lambda: 2)
+    options = load_session(MODEL, threads).get_session_options()
+    assert options.intra_op_num_threads == threads
+    if spins:
+        with pytest.raises(RuntimeError, match="allow_spinning"):  # no such entry
+            options.get_session_config_entry(SPINNING)
+    else:
+        assert options.get_session_config_entry(SPINNING) == "0"
 
 
 @pytest.mark.parametrize("threads", [0, -1])
