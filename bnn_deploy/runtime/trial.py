@@ -10,32 +10,49 @@ from bnn_deploy.runtime.session import load_session
 
 
 def require_runs(converted: bytes, source: bytes, wanted: Sequence[InputSpec], name: str) -> None:
-    """Load a converted model with the library, and run it on one random sample (or one batch, if that is fixed).
+    """Run a converted model with the library on one random sample, or one batch, if that is fixed, beside its source.
+
+    The outputs must have the types and sizes of the source's. Their values are for `verify` to judge: a sign of about
+    0 may be either, and what comes of that is right.
 
     Args:
         converted: the model.
-        source: the float model that it was made of, run only if the converted one fails: to say whose fault it is.
+        source: the float model that it was made of; if the converted one fails, it says whose fault that is.
         wanted: their inputs, with examples for open sizes.
         name: the source's name in errors.
 
     Raises:
         InputError: onnxruntime cannot run the source either.
-        BnnDeployError: it runs the source, but not what was made of it.
+        BnnDeployError: it runs the source, but not what was made of it, or that gives something else in kind.
         SetupError: as `load_session`.
     """
     with about(name):
         feed = random_feed(wanted, batch_size(wanted) or 1)
+    shapes = ", ".join(f"'{key}' {list(array.shape)}" for key, array in feed.items())
+    fault = f"{name}: a fault of bnn-deploy, please report it"
     try:
-        load_session(converted, 1).run(None, feed)
+        given = load_session(converted, 1).run(None, feed)
     except SetupError:
         raise
     except Exception as error:  # onnxruntime's exception types are not public
-        shapes = ", ".join(f"'{key}' {list(array.shape)}" for key, array in feed.items())
         try:
             load_session(source, 1, kernels=False).run(None, feed)
         except Exception as own:
             raise InputError(f"{name}: onnxruntime cannot run it on random inputs {shapes}: {one_line(own)}") from own
         raise BnnDeployError(
-            f"{name}: a fault of bnn-deploy, please report it: onnxruntime runs the float model on inputs {shapes}, "
+            f"{fault}: onnxruntime runs the float model on inputs {shapes}, "
             f"but not the converted one ({one_line(error)}); nothing was written"
         ) from error
+    try:
+        session = load_session(source, 1, kernels=False)
+        expected = session.run(None, feed)
+    except Exception:  # it runs only without what was converted
+        return
+    for output, got, wants in zip(session.get_outputs(), given, expected, strict=True):
+        # Sizes that the model leaves open may depend on values, and those on a sign of about 0.
+        stated = [i for i, size in enumerate(output.shape) if isinstance(size, int)]
+        if (got.dtype, got.ndim) != (wants.dtype, wants.ndim) or any(got.shape[i] != wants.shape[i] for i in stated):
+            raise BnnDeployError(
+                f"{fault}: on inputs {shapes} output '{output.name}' of the converted model is {got.dtype} "
+                f"{list(got.shape)}, and of the float one {wants.dtype} {list(wants.shape)}; nothing was written"
+            )
