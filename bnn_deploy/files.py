@@ -120,12 +120,19 @@ def signals_held() -> Iterator[None]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone after the block, whatever ends it, but for signals that no process can catch."""
+    """A folder that is gone after the block, whatever ends it, but for signals that no process can catch.
+
+    An OSError without a file, such as that of a full disk, gets its name.
+    """
     folder = None
     try:
         with signals_held():
             folder = TemporaryDirectory(prefix="bnn-deploy-")
         yield Path(folder.name)
+    except OSError as error:
+        if folder is not None and error.filename is None:
+            error.filename = folder.name
+        raise
     finally:
         with signals_held():
             if folder is not None:

@@ -174,7 +174,10 @@ def _time_nodes(setting: _Setting, feed: dict[str, NDArray[Any]], runs: int) -> 
         session = setting.session(options)
         for _ in range(WARMUP_RUNS + runs):
             session.run(None, feed)
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        try:
+            events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:  # onnxruntime does not say so
+            raise SetupError(f"{folder}: onnxruntime's profile is not whole: is the disk full?") from error
     return node_times(events, WARMUP_RUNS)
 
 
