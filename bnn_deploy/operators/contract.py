@@ -10,9 +10,9 @@ channel. A fully connected layer is a BinaryConv whose kernel covers its input.
 
 Where inputs are odd: the unused bits of a last word are ignored in X, A and B, and must be 0 in W. A batch of 0 and
 images without pixels give what their shapes say. A window, of a convolution or a pool, that is larger than the padded
-input is refused. A sum of no products is 0, never -0. Kernels refuse pads that make more than 2^26 elements of X and
-more than 16 times those that it has; bodies take the memory. Every output of a node has a name in models for bodies;
-the kernel of BinaryConvResidual may lack one.
+input is refused, and a pool of no channels. A sum of no products is 0, never -0. Kernels refuse pads that make more
+than 2^26 elements of X and more than 16 times those that it has; bodies take the memory. Every output of a node has a
+name in models for bodies; the kernel of BinaryConvResidual may lack one.
 
     python -m bnn_deploy.operators.contract    # prints the README's table
 """

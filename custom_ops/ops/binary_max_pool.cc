@@ -48,7 +48,7 @@ BinaryMaxPool::BinaryMaxPool(const NodeInfo& node)
 
 void BinaryMaxPool::Compute(const Context& context) const {
   const Tensor x = context.Input(0);
-  window_.CheckInput(x.shape, x.shape.rank > 0 ? x.shape.back() : 0);
+  window_.CheckInput(x.shape, std::max<int64_t>(x.shape.rank > 0 ? x.shape.back() : 0, 1));
   const int64_t words = x.shape.back();
   Shape shape = window_.OutputPixels(x.shape, rounding_);
   shape.Append(words);
@@ -64,7 +64,7 @@ void BinaryMaxPool::Compute(const Context& context) const {
   const int64_t out_rows = window_.Depth(shape) * out_height;
   const int64_t out_width = window_.Width(shape);
   const int64_t rows = x.shape[0] * out_rows;
-  if (rows == 0 || words == 0) return;
+  if (rows == 0) return;
   const int64_t tasks =
       std::clamp(rows * out_width * words / kMinTaskWords, int64_t{1}, std::min(rows, kMaxTasks));
   RunTasks(context, tasks, [&](int64_t task) {

@@ -199,6 +199,15 @@ def test_a_pool_larger_than_its_input_is_refused(op: str, ceil_mode: int) -> Non
         stock_session(model.SerializeToString(), optimised=True).run(None, {"X": x})
 
 
+def test_a_pool_of_no_channels_is_refused() -> None:
+    """onnxruntime's MaxPool, which is the body, takes none either."""
+    x, attributes, _ = CASES["BinaryMaxPool"]
+    model = model_of("BinaryMaxPool", [x], attributes, {})
+    with pytest.raises(Exception, match=r"input X has shape \[1, 4, 3, 0\], but it must be \[N, H, W, 1\]"):
+        make_session(model, None).run(None, {"X": x[..., :0]})
+    assert outcome(stock_session(model.SerializeToString(), optimised=False), [x[..., :0]]) is None
+
+
 @pytest.mark.parametrize("op", ["BinaryConv", "BinaryMaxPool", "DirectConv"])
 def test_absurd_pads_are_refused_before_memory_is_asked_for(op: str) -> None:
     x, attributes, constants = CASES[op]
