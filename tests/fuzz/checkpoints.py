@@ -31,10 +31,10 @@ def case(seed: int, folder: Path, shared: Path) -> None:
     if rng.random() < 0.5:
         state[pick(rng, ("1.weight", "1.bias", "more", "module.1.weight", 3))] = pick(rng, odd)
     path = folder / "state.pth"
-    tensors = {str(key): value.contiguous() for key, value in state.items() if type(value) is torch.Tensor}
+    tensors = {str(key): value for key, value in state.items() if type(value) is torch.Tensor}
     if rng.random() < 0.25 and not any(value.is_sparse or value.is_meta for value in tensors.values()):
         path = folder / "state.safetensors"
-        safetensors.torch.save_file(tensors, path)
+        safetensors.torch.save_file({key: value.contiguous() for key, value in tensors.items()}, path)
     else:
         whole = pick(rng, ({"state_dict": state}, state, {"a": state, "b": state}, [state], {"model": {"x": state}}))
         torch.save(whole, path, _use_new_zipfile_serialization=bool(rng.integers(0, 2)))
