@@ -3,7 +3,8 @@
     python tests/wheels.py WHEEL...
 
 manylinux_2_N promises that glibc 2.N and the C++ library of its time suffice (PEP 600). The versions that a library
-needs stand in its section .gnu.version_r (Linux Standard Base, Symbol Versioning).
+needs stand in its section .gnu.version_r (Linux Standard Base, Symbol Versioning). macosx_N_M promises macOS N.M; on
+Windows and macOS, what the library exports and loads is looked at, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARY = "bnn_deploy/_lib/libbnn_deploy_ops.so"
+import binaries
+from bnn_deploy.system import library_name
+
 MACHINES = {62: "x86_64", 183: "aarch64"}
 """ELF e_machine -> the architecture's name in a tag."""
 
@@ -77,24 +80,72 @@ def read_needs(elf: bytes) -> Needs:
     return Needs(machine, frozenset(libraries), frozenset(versions))
 
 
+WINDOWS_LIBRARIES = r"KERNEL32\.dll|api-ms-win-crt-[a-z]+-l1-1-0\.dll"
+MACOS_LIBRARIES = r"/usr/lib/(libSystem\.B|libc\+\+\.1)\.dylib"
+MACOS_EXPORTS = r"_RegisterCustomOps|__mh_dylib_header|___dso_handle|__Z(na|nw|da|dl)\w+"
+"""zig's linker exports the allocation operators of its C++ library, and two symbols of its own."""
+
+
 def problems(wheel: Path) -> list[str]:
     """Why the wheel's tag is not true; empty if it is."""
-    match = re.fullmatch(r"bnn_deploy-[^-]+-py3-none-manylinux_2_(\d+)_(\w+)\.whl", wheel.name)
-    if match is None:
-        return [f"{wheel.name}: not a py3-none-manylinux_2_N wheel of bnn-deploy"]
-    promised, architecture = int(match[1]), match[2]
+    match = re.fullmatch(r"bnn_deploy-[^-]+-py3-none-(manylinux|macosx|win)_(?:(\d+)_(\d+)_)?(\w+)\.whl", wheel.name)
+    if match is None or (match[1] == "win") != (match[2] is None):
+        return [f"{wheel.name}: not a py3-none wheel of bnn-deploy for manylinux_2_N, macosx_N_M or win"]
+    system, architecture = match[1], match[4]
+    promised = (int(match[2] or 0), int(match[3] or 0))
+    name = f"bnn_deploy/_lib/{library_name({'macosx': 'darwin', 'win': 'win32'}.get(system, 'linux'))}"
     with zipfile.ZipFile(wheel) as archive:
-        libraries = [name for name in archive.namelist() if name.endswith(".so")]
-        if libraries != [LIBRARY]:
+        libraries = [name for name in archive.namelist() if name.endswith((".so", ".dylib", ".dll"))]
+        if libraries != [name]:
             return [f"its libraries are {libraries}"]
-        needs = read_needs(archive.read(LIBRARY))
+        content = archive.read(name)
+    check = {"manylinux": _linux_problems, "macosx": _macos_problems, "win": _windows_problems}[system]
+    found = check(content, promised, architecture)
+    if b"custom_ops/" in content:
+        found.append("it names the files that it was built from")
+    return found
+
+
+def _windows_problems(content: bytes, _: tuple[int, int], architecture: str) -> list[str]:
+    library = binaries.read_pe(content)
+    found = _common_problems(library, architecture, library_name("win32"), WINDOWS_LIBRARIES)
+    if library.exports != {"RegisterCustomOps"}:
+        found.append(f"it exports {', '.join(sorted(library.exports))}")
+    return found
+
+
+def _macos_problems(content: bytes, promised: tuple[int, int], architecture: str) -> list[str]:
+    library = binaries.read_macho(content)
+    found = _common_problems(library, architecture, f"@rpath/{library_name('darwin')}", MACOS_LIBRARIES)
+    if others := [name for name in library.exports if not re.fullmatch(MACOS_EXPORTS, name)]:
+        found.append(f"it exports {', '.join(sorted(others))}")
+    if "_RegisterCustomOps" not in library.exports:
+        found.append("it does not export RegisterCustomOps")
+    if library.oldest > promised:
+        found.append(f"it is for macOS {library.oldest[0]}.{library.oldest[1]} and newer")
+    return found
+
+
+def _common_problems(library: binaries.Binary, architecture: str, name: str, libraries: str) -> list[str]:
+    found = []
+    if library.machine != architecture:
+        found.append(f"its library is for {library.machine}, not {architecture}")
+    if library.name != name:
+        found.append(f"it calls itself {library.name}, not {name}")
+    if others := [other for other in library.libraries if not re.fullmatch(libraries, other)]:
+        found.append(f"it needs {', '.join(sorted(others))}")
+    return found
+
+
+def _linux_problems(content: bytes, promised: tuple[int, int], architecture: str) -> list[str]:
+    needs = read_needs(content)
     found = []
     if MACHINES.get(needs.machine) != architecture:
         found.append(f"its library is for {MACHINES.get(needs.machine, needs.machine)}, not {architecture}")
     if others := needs.libraries - SYSTEM_LIBRARIES:
         found.append(f"it needs {', '.join(sorted(others))}")
-    glibcxx = 99 if promised > max(GLIBCXX) else max((m for n, m in GLIBCXX.items() if n <= promised), default=0)
-    for name, prefix, most in (("glibc", "GLIBC_2.", promised), ("libstdc++", "GLIBCXX_3.4.", glibcxx)):
+    glibcxx = 99 if promised[1] > max(GLIBCXX) else max((m for n, m in GLIBCXX.items() if n <= promised[1]), default=0)
+    for name, prefix, most in (("glibc", "GLIBC_2.", promised[1]), ("libstdc++", "GLIBCXX_3.4.", glibcxx)):
         numbers = [int(re.match(r"\d+", v.removeprefix(prefix))[0]) for v in needs.versions if v.startswith(prefix)]
         if max(numbers, default=0) > most:
             found.append(f"it needs {name}'s {prefix}{max(numbers)}, the tag promises {prefix}{most}")
