@@ -72,12 +72,13 @@ BEGIN, END = "<!-- compare.py --readme: -->\n", "\n<!-- until here -->"
 
 
 def with_summary(readme: str, record: dict[str, Any]) -> str:
-    """The text of README.md with the record's summary in the place of the one that it has."""
+    """The text of README.md with the record's summary, of the best instruction set, in the place of the one it has."""
     before, _, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"no place for the summary: it stands between {BEGIN.strip()} and {END.strip()}")
-    return f"{before}{BEGIN}{summary(record)}{END}{after}"
+    best = record | {"isas": record["isas"][:1]}
+    return f"{before}{BEGIN}{summary(best)}{END}{after}"
 
 
 def page(record: dict[str, Any], picture: str) -> str:
