@@ -12,6 +12,7 @@ import numpy as np
 
 from bnn_deploy.errors import InputError, SetupError, reading
 from bnn_deploy.files import model_bytes, require_file, require_texts, require_utf8
+from bnn_deploy.installation import install_command
 from bnn_deploy.operators.contract import DOMAIN, FLOAT, FLOAT_LAYERS, Operator, operator_of
 from bnn_deploy.operators.shapes import Call, Made, Shape, product
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
@@ -22,7 +23,7 @@ try:
     from onnx import NodeProto, shape_inference
 
 except ImportError as missing:
-    raise SetupError("inspecting a model needs the onnx package: run pip install 'bnn-deploy[convert]'") from missing
+    raise SetupError(f"inspecting a model needs the onnx package: run {install_command('convert')}") from missing
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import bnn_deploy
 
 PACKAGE = Path(bnn_deploy.__file__).parent
 
-BASE = {"errors", "files", "image_input", "progress", "provenance", "system"}
+BASE = {"errors", "files", "image_input", "installation", "progress", "provenance", "system"}
 """What every room may import; they themselves import nothing of the package but each other."""
 
 ROOMS: dict[str, set[str]] = {
@@ -53,6 +53,7 @@ HEAVY = {"onnx", "onnx_ir", "onnxscript", "torch", "google", "safetensors"}
 
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in BASE},
+    "installation": {"packaging"},
     "provenance": {"onnx", "onnx_ir"},  # for their types alone
     "operators": {"onnx_ir", "onnx"},
     "training": {"torch"},
@@ -65,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"onnxruntime"},
     "proof": HEAVY | {"onnxruntime"},
     "board": {"packaging"},
-    "cli": {"click", "rich", "onnxruntime"},
+    "cli": {"click", "rich", "onnxruntime", "packaging"},
     "__init__": set(),
     "__main__": set(),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bnn_deploy.cli import main
 from bnn_deploy.cli.console import TIMES
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.inspection import Layer, ModelReport, inspect_model
+from bnn_deploy.installation import install_command
 from support.converted import Converted
 from support.small_models import CONV, POOL, binary_node, random_bits, save, save_binary, save_float
 
@@ -237,7 +239,7 @@ def test_attributes_of_the_wrong_rank_are_named(tmp_path: Path) -> None:
 def test_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.delitem(sys.modules, "bnn_deploy.inspection")
-    with pytest.raises(SetupError, match=r"pip install 'bnn-deploy\[convert\]'"):
+    with pytest.raises(SetupError, match=re.escape(install_command("convert"))):
         importlib.import_module("bnn_deploy.inspection")
 
 

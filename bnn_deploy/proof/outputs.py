@@ -11,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.installation import install_command
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import BATCH, Arrays, Backends, RunError
 from bnn_deploy.proof.margins import (
@@ -103,7 +104,7 @@ def verify_outputs(
     """
     if not str(against).lower().endswith(".onnx"):
         raise SetupError(
-            f"{against}: to verify against a checkpoint, install torch and onnx: pip install 'bnn-deploy[convert]'; "
+            f"{against}: to verify against a checkpoint, install torch and onnx: {install_command('convert')}; "
             "without them, verify against a float .onnx file"
         )
     float_session = load_session(against, sessions.threads, kernels=False)
@@ -121,7 +122,7 @@ def verify_outputs(
         tolerances,
         notes=[
             "onnx is not installed: only outputs were compared, not operators and layers "
-            "(pip install 'bnn-deploy[convert]')"
+            f"({install_command('convert')})"
         ],
     )
     runners = {backend: sessions.make(str(model), backend) for backend in sessions.onnxruntime}
