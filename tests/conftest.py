@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,3 +78,11 @@ def nin(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """An AlexNet with seeded weights and calibrated BatchNorm. Only to be read."""
     return convert_network("alexnet", tmp_path_factory.mktemp("alexnet"), 2, calibration=8)
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what `support.command_lines` reads. Only to be read."""
+    from support.command_lines import make_files
+
+    return make_files(tmp_path_factory.mktemp("given"))

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from bnn_deploy import __version__
 from bnn_deploy.errors import BnnDeployError, InputError, SetupError
@@ -43,18 +44,38 @@ COMMANDS = {
     "deploy": ("bnn_deploy.cli.deploy", "Copy a bundle to a board, run it there, fetch the report."),
     "run-bundle": ("bnn_deploy.cli.run_bundle", "Verify and profile an unpacked bundle; its run.sh calls this."),
     "demo": ("bnn_deploy.cli.demo", "Do the whole job on a trained LeNet-5 that comes with the package."),
+    "info": ("bnn_deploy.cli.info", "Print the environment for a bug report."),
+    "completion": ("bnn_deploy.cli.completion", "Print the script by which a shell completes commands and options."),
 }
 """Name -> (module, the line that `bnn-deploy --help` shows)."""
 
 ALIASES = {"verify-equivalence": "verify"}
 
 CONVERT_PACKAGES = {"onnx", "onnx_ir", "onnxscript", "torch"}
-"""The packages that only `pip install 'bnn-deploy[convert]'` brings."""
+"""The packages that only the extra `convert` brings."""
 
 _DEBUG = "bnn_deploy.debug"
 
-DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the Python traceback of an error.")
-"""Accepted before the command or after it. The frame reads it before it imports the command's module."""
+QUIET = "bnn_deploy.quiet"
+"""The entry of click's `Context.meta` that is True with --quiet, which `console` reads."""
+
+
+def _be_quiet(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[QUIET] = True
+
+
+COMMON_OPTIONS = (
+    click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=_be_quiet,
+        help="Print only the result or verdict, and errors.",
+    ),
+    click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the Python traceback of an error."),
+)
+"""Accepted before the command or after it. The frame reads --debug before it imports the command's module."""
 
 
 class LazyGroup(click.Group):
@@ -65,14 +86,19 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command's module, and add the group's option `--debug` to the command."""
+        """Import a command's module, and add the options that all commands have to the command."""
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(COMMANDS[name][0]).command
-        if not any("--debug" in parameter.opts for parameter in command.params):
-            command.params.append(DEBUG)
+        if COMMON_OPTIONS[0] not in command.params:
+            command.params.extend(COMMON_OPTIONS)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the commands' names without importing them, and the options."""
+        names = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -172,7 +198,9 @@ def _describe(error: BaseException, debug: bool) -> tuple[str, int]:
         case SystemExit():
             return f"the network's own code ended the program (SystemExit: {error})", InputError.exit_code
         case ModuleNotFoundError() if (error.name or "").partition(".")[0] in CONVERT_PACKAGES:
-            return f"{error.name} is not installed: run pip install 'bnn-deploy[convert]'", SetupError.exit_code
+            from bnn_deploy.installation import install_command
+
+            return f"{error.name} is not installed: run {install_command('convert')}", SetupError.exit_code
         case MemoryError():
             return "not enough memory", SetupError.exit_code
         case OSError() if error.strerror:
@@ -187,4 +215,4 @@ def main() -> None:
     """Deploy trained XNOR (binary) networks on CPUs through onnxruntime, with a proof that they compute the same."""
 
 
-main.params.append(DEBUG)
+main.params.extend(COMMON_OPTIONS)

@@ -9,11 +9,14 @@ import click
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
 from bnn_deploy.cli.console import exact_bytes, facts, human_bytes, plural, print_json, progress, show, table
+from bnn_deploy.cli.options import example
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command(name="bundle", short_help="Pack a model, its golden results and the wheel into one file for a board.")
+@click.command(
+    name="bundle", epilog=example("bnn-deploy bundle lenet5.onnx --target aarch64 -o lenet5.tar.gz", in_demo=True)
+)
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
 @click.option("--target", type=click.Choice(TARGETS), required=True, help="The board's architecture (uname -m).")
 @click.option("-o", "--output", type=_PATH, required=True, metavar="BUNDLE.tar.gz", help="The file to write.")
@@ -80,9 +83,9 @@ def print_manifest(path: Path, manifest: Manifest) -> None:
         )
     )
     show("")
-    rows = table(None, ["file", "size", "SHA-256"], {"size"})
+    rows = table(None, ["file", "size", "SHA-256"], {"size"}, {"SHA-256"}, optional=["SHA-256"])
     for name, entry in manifest.files.items():
         rows.add_row(name, human_bytes(entry.bytes), f"{entry.sha256[:16]}...")
     show(rows)
     show("")
-    show(f"On the board: tar -xzf {path.name} && sh {FOLDER}/run.sh")
+    show(f"On the board: tar -xzf {path.name} && sh {FOLDER}/run.sh", result=True)

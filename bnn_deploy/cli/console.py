@@ -1,7 +1,8 @@
 """The output of the commands: results on stdout, everything else on stderr.
 
 Text is printed as it is (no markup, no emoji, no highlighting): names in it come from users' files. Written to a file
-or a pipe, the output has no colour, and its lines are as long as they need to be.
+or a pipe, the output has no colour, and its lines are as long as they need to be. In a terminal, lines are wrapped at
+spaces, and tables fit (see `tables`). With --quiet, only what is printed as a result appears.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
-from rich import box
-from rich.console import Console, ConsoleDimensions, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from bnn_deploy.cli import QUIET
+from bnn_deploy.cli.tables import Facts, Paragraph, Table
 from bnn_deploy.system import is_utf8
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 """The sign between the sizes of a shape, and after a factor such as 2.00."""
 
 _UNLIMITED = 10_000
+
+_PROSE = 110
+"""Characters in a line of `explain`."""
 
 
 class _PlainConsole(Console):
@@ -48,11 +52,41 @@ err = _PlainConsole(stderr=True, markup=False, emoji=False, highlight=False)
 """Progress and remarks: stderr."""
 
 
-def show(renderable: RenderableType) -> None:
-    """Print a table or a line of text on stdout, without rich's trailing spaces."""
+def quiet() -> bool:
+    """Whether the command that runs was called with --quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
+
+
+def show(renderable: RenderableType, *, result: bool = False) -> None:
+    """Print a table or text on stdout, without rich's trailing spaces.
+
+    Args:
+        renderable: what to print; a string is wrapped at its spaces where it is longer than a line.
+        result: it is the command's result or verdict, which --quiet leaves.
+    """
+    if quiet() and not result:
+        return
     with out.capture() as capture:
-        out.print(renderable)
+        # A word that is longer than a line is the terminal's to wrap: rich would crop it.
+        out.print(Paragraph(renderable) if isinstance(renderable, str) else renderable, crop=False)
     click.echo(_encodable("\n".join(line.rstrip() for line in capture.get().splitlines())), color=out.is_terminal)
+
+
+def show_command(text: str) -> None:
+    """Print a command line to copy, which is no longer one where it is wrapped by us and not by the terminal."""
+    show(Paragraph(text, wrapped=False))
+
+
+def explain(text: str) -> None:
+    """Print an explanation, in a file or a pipe wrapped, too."""
+    show(Paragraph(text, most=_PROSE))
+
+
+def remark(text: str) -> None:
+    """Print a line on stderr; --quiet leaves it out."""
+    if not quiet():
+        err.print(printable(text.expandtabs()), soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -109,45 +143,36 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def facts(rows: Iterable[tuple[str, str]]) -> Table:
+def facts(rows: Iterable[tuple[str, str]]) -> Facts:
     """Names and values in two columns, without a header."""
-    result = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        result.add_row(printable(name), printable(value))
-    return result
+    return Facts([(printable(name), printable(value)) for name, value in rows])
 
 
 def table(
-    title: str | None, columns: Sequence[str], numbers: Collection[str] = (), fixed: Collection[str] = ()
+    title: str | None,
+    columns: Sequence[str],
+    numbers: Collection[str] = (),
+    fixed: Collection[str] = (),
+    optional: Sequence[str] = (),
 ) -> Table:
     """An empty table in the style of all commands; fill it with `add_row`, print it with `show`.
 
     Args:
         title: a line above the table.
-        columns: headers, from left to right.
+        columns: headers, from left to right. The first column names the row; a later one without a header holds its
+            verdict.
         numbers: the columns whose cells are aligned to the right and never broken.
         fixed: further columns that are never broken; in a narrow terminal the others are.
+        optional: the columns that a terminal too narrow for all does without, the least important first.
     """
-    result = Table(
-        title=None if title is None else printable(title),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for name in columns:
-        justify: JustifyMethod = "right" if name in numbers else "left"
-        result.add_column(name, justify=justify, no_wrap=name in numbers or name in fixed, overflow="fold")
-    return result
+    return Table(None if title is None else printable(title), columns, numbers, fixed, optional)
 
 
 @contextmanager
 def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
     """Show the current step of a long command, in a line on stderr that goes away at the end.
 
-    Nothing is shown where stderr is not a terminal.
+    Nothing is shown where stderr is not a terminal, nor with --quiet.
 
     Args:
         measuring: show a line without animation, because an animating thread would disturb the timed runs.
@@ -162,7 +187,7 @@ def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
         console=err,
         transient=True,
         auto_refresh=not measuring,
-        disable=not err.is_terminal,
+        disable=quiet() or not err.is_terminal,
     ) as bar:
         task = bar.add_task("", total=None)
 

@@ -22,7 +22,7 @@ from bnn_deploy.cli.console import (
     table,
 )
 from bnn_deploy.cli.layer_table import print_layers, ratio
-from bnn_deploy.cli.options import checkpoint_options, parse_arch_args
+from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args
 from bnn_deploy.errors import InputError
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
@@ -68,7 +68,9 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
     return ImageInput(numbers("--mean", mean, 0.0), numbers("--std", std, 1.0), layout or "nchw")
 
 
-@click.command(name="convert", short_help="Convert a trained binary network to an ONNX model with one bit per weight.")
+@click.command(
+    name="convert", epilog=example("bnn-deploy convert lenet5.pth.tar --arch lenet5 -o lenet5.onnx", in_demo=True)
+)
 @click.argument("source", type=_PATH)
 @click.option(
     "--arch",
@@ -248,7 +250,7 @@ def command(
             written.append(f"{float_output}, {exact_bytes(before.file_bytes)}")
         if report is not None:
             written.append(str(report))
-        show(f"wrote {', and '.join(written)}")
+        show(f"wrote {', and '.join(written)}", result=True)
 
 
 def quantization_cost(

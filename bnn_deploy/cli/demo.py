@@ -11,8 +11,9 @@ import click
 import numpy as np
 
 from bnn_deploy.cli import CHECK_FAILED
-from bnn_deploy.cli.console import TIMES, exact_bytes, plural, print_json, progress, show
+from bnn_deploy.cli.console import TIMES, exact_bytes, plural, print_json, progress, show, show_command
 from bnn_deploy.cli.convert import print_conversion
+from bnn_deploy.cli.options import example
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_verification
 from bnn_deploy.files import write_files
@@ -45,9 +46,7 @@ class _Network:
         return self.arch if self.arch is not None and ":" in self.arch else None
 
 
-@click.command(
-    name="demo", short_help="Do the whole job: on a trained LeNet-5 that comes with the package, or on SOURCE."
-)
+@click.command(name="demo", epilog=example("bnn-deploy demo"))
 @click.argument("source", required=False, type=_PATH)
 @click.option("--arch", metavar="NAME", help="Of a checkpoint SOURCE: as for convert.")
 @click.option("--data", type=_PATH, metavar="FILE", help="Inputs for SOURCE, as for verify; random if left out.")
@@ -109,17 +108,17 @@ def command(
     speedup = report.speedup
     assert speedup is not None
     show("")
-    show("In short")
-    show(f"  equivalent    {'yes: verify PASSED' if verification.passed else 'NO: verify FAILED'}")
+    show("In short", result=True)
+    show(f"  equivalent    {'yes: verify PASSED' if verification.passed else 'NO: verify FAILED'}", result=True)
     if kernels.same_class is not None:
         images = f"{kernels.same_class} of {kernels.samples} {'images' if network.data else 'random inputs'}"
-        show(f"  same class    {images}, the source against the binary model")
+        show(f"  same class    {images}, the source against the binary model", result=True)
     if kernels.correct is not None and kernels.reference_correct is not None:
         accuracies = [_percent(count, kernels.samples) for count in (kernels.reference_correct, kernels.correct)]
-        show(f"  accuracy      {accuracies[0]} source, {accuracies[1]} binary")
-    show(f"  size          {exact_bytes(before.file_bytes)} float, {exact_bytes(after.file_bytes)} binary")
+        show(f"  accuracy      {accuracies[0]} source, {accuracies[1]} binary", result=True)
+    show(f"  size          {exact_bytes(before.file_bytes)} float, {exact_bytes(after.file_bytes)} binary", result=True)
     how = f"{plural(report.threads, 'thread')}, {report.isa}"
-    show(f"  speed         {speedup.median:.2f}{TIMES} the float model in onnxruntime, {how}")
+    show(f"  speed         {speedup.median:.2f}{TIMES} the float model in onnxruntime, {how}", result=True)
     show("")
     show(f"Files in {output}:")
     for path, what in (
@@ -152,7 +151,7 @@ def _echo(command: str, *words: object) -> None:
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word is not None and following is not None:
             shown.append(str(word))
-    show(" ".join(shown))
+    show_command(" ".join(shown))
 
 
 def _percent(count: int, of: int) -> str:

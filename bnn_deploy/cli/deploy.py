@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from bnn_deploy.board.deployment import Deployment, Look, deploy, look
 from bnn_deploy.cli import CHECK_FAILED
-from bnn_deploy.cli.console import TIMES, err, facts, human_bytes, plural, print_json, printable, show, table
+from bnn_deploy.cli.console import TIMES, facts, human_bytes, plural, print_json, printable, remark, show, table
+from bnn_deploy.cli.options import example
+from bnn_deploy.cli.tables import Table
 from bnn_deploy.errors import SetupError
 
 _NONE = "-"
 """The cell of a value that a report lacks: the board may have another version of bnn-deploy."""
 
 
-@click.command(name="deploy", short_help="Copy a bundle to a board, run it there, fetch the report.")
+@click.command(name="deploy", epilog=example("bnn-deploy deploy pi@raspberrypi.local lenet5.tar.gz"))
 @click.argument("host", metavar="[USER@]HOST")
 @click.argument("bundle", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="BUNDLE.tar.gz")
 @click.option("--directory", metavar="DIR", default="bnn-deploy", help="On the board, relative to the home directory.")
@@ -68,7 +69,7 @@ def command(
         runs=runs,
         ssh_options=ssh_options,
         report=report,
-        output=lambda line: err.print(printable(line.expandtabs()), soft_wrap=True),
+        output=remark,
     )
     if as_json:
         print_json(result.to_json())
@@ -93,7 +94,7 @@ def _print_look(found: Look) -> None:
     show(facts((name, value or _NONE) for name, value in rows))
     show("")
     for problem in found.problems:
-        show(f"missing: {printable(problem)}")
+        show(f"missing: {printable(problem)}", result=True)
     if found.problems:
         return
     steps = [f"copy {human_bytes(found.bytes)} to {found.folder}"] if board.installed == "no" else []
@@ -123,9 +124,9 @@ def _print_deployment(result: Deployment) -> None:
         if ratio is not None:
             show(f"The board takes {ratio:.2f}{TIMES} the laptop's time.")
     for failure in _list(_get(report, "golden", "failures")):
-        show(f"FAILED: {printable(str(failure))}")
-    show(f"The board's report is in {printable(result.report_file)}.")
-    show("PASSED" if result.passed else "FAILED")
+        show(f"FAILED: {printable(str(failure))}", result=True)
+    show(f"The board's report is in {printable(result.report_file)}.", result=True)
+    show("PASSED" if result.passed else "FAILED", result=True)
 
 
 def _side_by_side(report: Mapping[str, Any], laptop: Mapping[str, Any]) -> Table:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bnn_deploy.cli.console import (
     exact_bytes,
+    explain,
     facts,
     human_bytes,
     human_count,
@@ -18,14 +20,19 @@ from bnn_deploy.cli.console import (
     show,
     table,
 )
-from bnn_deploy.inspection import Layer, ModelReport, Tensor, inspect_model
+from bnn_deploy.cli.options import example
+
+if TYPE_CHECKING:  # the command loads onnx, its help must not
+    from bnn_deploy.inspection import Layer, ModelReport, Tensor
 
 
-@click.command(name="inspect", short_help="Show a model's layers, shapes, bits, MACs and bytes.")
+@click.command(name="inspect", epilog=example("bnn-deploy inspect lenet5.onnx", in_demo=True))
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="MODEL.onnx")
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(model: Path, as_json: bool) -> None:
     """Show the layers of MODEL.onnx, converted or not: shapes, bits, multiply-accumulates (MACs) and bytes."""
+    from bnn_deploy.inspection import inspect_model
+
     report = inspect_model(model)
     if as_json:
         print_json(report.to_json())
@@ -50,7 +57,8 @@ def print_report(report: ModelReport) -> None:
 
     batch = _batch(report)
     numbers = ["MACs", "bytes"]
-    layers = table(None, ["layer", "operator", "output", "window", *numbers], numbers, {"operator", "output", "window"})
+    words = ["operator", "output", "window"]
+    layers = table(None, ["layer", *words, *numbers], numbers, words, optional=["window"])
     for layer in report.layers:
         layers.add_row(
             printable(layer.name),
@@ -64,14 +72,14 @@ def print_report(report: ModelReport) -> None:
     float_bytes = report.constant_bytes - report.binary_constant_bytes
     layers.add_row("binary", "", "", "", human_count(report.binary_macs), human_bytes(report.binary_constant_bytes))
     layers.add_row("float", "", "", "", human_count(report.float_macs), human_bytes(float_bytes))
-    show(layers)
+    show(layers, result=True)
     show("")
-    show("Output: float32 if not stated, N is the batch. Window: kernel, s strides, p pads, d dilations, g groups.")
+    explain("Output: float32 if not stated, N is the batch. Window: kernel, s strides, p pads, d dilations, g groups.")
     if any(layer.pool_shape for layer in report.layers):
-        show("Window of a direct convolution: also that of the max pool behind it.")
-    show("MACs: multiply-accumulates per sample. Bytes: weights and other constants, shared ones once in the sums.")
+        explain("Window of a direct convolution: also that of the max pool behind it.")
+    explain("MACs: multiply-accumulates per sample. Bytes: weights and other constants, shared ones once in the sums.")
     if report.uncounted:
-        show(printable(f"Not in the totals, because a shape is unknown: {', '.join(report.uncounted)}."))
+        show(printable(f"Not in the totals, because a shape is unknown: {', '.join(report.uncounted)}."), result=True)
 
 
 def _opsets(opsets: dict[str, int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bnn_deploy.cli.console import TIMES, human_bytes, human_count, plural, printable, show, table
+from bnn_deploy.cli.console import TIMES, explain, human_bytes, human_count, plural, printable, show, table
 
 if TYPE_CHECKING:
     from bnn_deploy.inspection import Layer, ModelReport
@@ -28,7 +28,7 @@ def print_layers(report: Report, before: ModelReport, after: ModelReport) -> Non
     if suspicious:
         names = ", ".join(printable(layer.name) for layer in suspicious)
         reads = "reads a sign but stays" if len(suspicious) == 1 else "read a sign but stay"
-        show(f"WARNING: {plural(len(suspicious), 'layer')} {reads} float, see above: {names}")
+        show(f"WARNING: {plural(len(suspicious), 'layer')} {reads} float, see above: {names}", result=True)
         show("")
     for name, count, channels in report.constant_channels:
         has = "has" if count == 1 else "have"
@@ -45,7 +45,8 @@ def print_layers(report: Report, before: ModelReport, after: ModelReport) -> Non
 
 def _print_sizes(layers: Sequence[LayerReport], before: ModelReport, after: ModelReport) -> None:
     """Print the outcome of each layer, and its size before and after."""
-    sizes = table("Layers", ["layer", "shape", "becomes", *_NUMBERS], _NUMBERS, {"shape"})
+    columns = ["layer", "shape", "becomes", *_NUMBERS]
+    sizes = table("Layers", columns, _NUMBERS, {"shape"}, optional=["MACs", "before", "shape"])
     floats, binaries = ({layer.name: layer for layer in report.layers} for report in (before, after))
     for layer in layers:
         old, new = floats.get(layer.name), binaries.get(layer.name)
@@ -103,7 +104,7 @@ def _print_found(layers: Sequence[LayerReport]) -> None:
         which = f"In all {len(layers)} layers" if own else f"What all {len(layers)} layers are made of"
         show(f"{which}: {'; '.join(said)}.")
     if any(layer.binarisation or layer.fused for layer in layers):
-        show(
+        explain(
             "Fused in front: into the binarisation of its input; behind: into the layer; a sign at the end makes bits."
         )
     show("")

@@ -22,6 +22,17 @@ def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return key(prefix(command))
 
 
+def example(command: str, *, in_demo: bool = False) -> str:
+    """The end of a command's help, an example; click prints it as it is.
+
+    Args:
+        command: what to type.
+        in_demo: its files are those that `bnn-deploy demo` makes.
+    """
+    where = ", in the folder that bnn-deploy demo makes" if in_demo else ""
+    return f"\b\nExample{where}:\n  {command}"
+
+
 def parse_arch_args(text: str | None) -> dict[str, Any] | None:
     """'{"width": 64}' -> keyword arguments; None if the option was not given.
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from bnn_deploy.cli.console import (
     TIMES,
+    explain,
     facts,
     human_bytes,
     plural,
@@ -21,6 +21,8 @@ from bnn_deploy.cli.console import (
     show,
     table,
 )
+from bnn_deploy.cli.options import example
+from bnn_deploy.cli.tables import Table
 from bnn_deploy.runtime.machine import Board, Clock
 from bnn_deploy.runtime.profile_results import ModelProfile, ProfileReport
 from bnn_deploy.runtime.profiling import profile
@@ -28,7 +30,10 @@ from bnn_deploy.runtime.profiling import profile
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command(name="profile", short_help="Measure speed and memory, also against the float model.")
+@click.command(
+    name="profile",
+    epilog=example("bnn-deploy profile lenet5.onnx --compare lenet5_float.onnx", in_demo=True),
+)
 @click.argument("model", type=_FILE, metavar="MODEL.onnx")
 @click.option("--compare", type=_FILE, metavar="FLOAT.onnx", help="Model to run in turns with it, without our kernels.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="Intra-op threads of each model.")
@@ -69,7 +74,7 @@ def print_report(report: ProfileReport, nodes: int = 15) -> None:
     source = "random" if report.data is None else f"from {report.data}"
     turns = ", the two models in turns" if report.compare else ""
     for reason in report.throttled:
-        show(Text(f"THROTTLED: {printable(reason)}", style="bold red"))
+        show(Text(f"THROTTLED: {printable(reason)}", style="bold red"), result=True)
     show(
         facts(
             [
@@ -83,12 +88,12 @@ def print_report(report: ProfileReport, nodes: int = 15) -> None:
         )
     )
     show("")
-    show(_summary(report))
+    show(_summary(report), result=True)
     show("")
     pairs = "; the ratio's p10 to p90 is over pairs of neighbouring runs" if report.compare else ""
-    show(f"Time: whole runs, called from Python{pairs}.")
-    show("Memory: peak resident size of a process that only loads and runs the one model.")
-    show(
+    explain(f"Time: whole runs, called from Python{pairs}.")
+    explain("Memory: peak resident size of a process that only loads and runs the one model.")
+    explain(
         "Nodes: as onnxruntime runs them after its optimisations; median of each kernel in its profiler, which counts "
         "whole microseconds and itself slows small nodes down."
     )
@@ -107,9 +112,8 @@ def _summary(report: ProfileReport) -> Table:
     if report.compare is not None:
         columns.append((report.compare, "onnxruntime alone"))
     headers = [f"{printable(Path(item.path).name)}\n{how}" for item, how in columns]
-    result = table(None, ["", *headers, *(["ratio"] if report.speedup else [])])
-    for column in result.columns[1:]:
-        column.justify = "right"
+    numbers = [*headers, *(["ratio"] if report.speedup else [])]
+    result = table(None, ["", *numbers], numbers)
 
     def add(name: str, cell: Callable[[ModelProfile], str], ratio: str = "") -> None:
         result.add_row(name, *[cell(item) for item, _ in columns], *([ratio] if report.speedup else []))
@@ -177,7 +181,7 @@ def _node_table(item: ModelProfile, rows: int) -> Table:
     which = f"the {len(shown)} slowest of {len(item.nodes)}" if len(shown) < len(item.nodes) else f"all {len(shown)}"
     columns = ["node", "operator", "output", "ms", "share"]
     title = f"Nodes of {Path(item.path).name}: {which}"
-    result = table(title, columns, numbers={"ms", "share"}, fixed={"operator", "output"})
+    result = table(title, columns, {"ms", "share"}, {"operator", "output"}, optional=["output"])
     for node in shown:
         result.add_row(
             printable(node.name),

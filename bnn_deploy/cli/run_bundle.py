@@ -15,6 +15,7 @@ from bnn_deploy import __version__
 from bnn_deploy.board.manifest import FLOAT_MODEL, GOLDEN, MANIFEST, MODEL, RUN_REPORT_FORMAT, read_manifest
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import progress, show
+from bnn_deploy.cli.options import example
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_golden
 from bnn_deploy.errors import InputError, reading
@@ -23,7 +24,7 @@ from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.runtime.profiling import profile
 
 
-@click.command(name="run-bundle", short_help="Verify and profile an unpacked bundle; its run.sh calls this.")
+@click.command(name="run-bundle", epilog=example("bnn-deploy run-bundle bnn-deploy-bundle --report report.json"))
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
 @click.option(
     "--report",

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from bnn_deploy.cli import CHECK_FAILED
-from bnn_deploy.cli.console import plural, print_json, printable, progress, show, table
-from bnn_deploy.cli.options import checkpoint_options, parse_arch_args
+from bnn_deploy.cli.console import explain, facts, plural, print_json, printable, progress, show, table
+from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
 from bnn_deploy.proof.margins import AGREEING_ERROR
 from bnn_deploy.proof.results import OperatorResult, OutputResult, Tolerances, Verification
@@ -17,7 +17,10 @@ from bnn_deploy.proof.verification import verify
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command(name="verify", short_help="Prove that a converted model computes what its source does.")
+@click.command(
+    name="verify",
+    epilog=example("bnn-deploy verify lenet5.onnx --against lenet5.pth.tar --data mnist_1000.npz", in_demo=True),
+)
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
 @click.option("--against", type=_PATH, metavar="FILE", help="The checkpoint, or the float .onnx file.")
 @click.option("--golden", type=_PATH, metavar="FILE", help="Instead: the golden.npz of a bundle; needs no torch.")
@@ -128,15 +131,23 @@ def _verify_golden(model: Path, golden: Path, isas: tuple[str, ...], threads: in
 def print_golden(result: GoldenVerification) -> None:
     """Print both parts of a check against golden results, and PASSED or FAILED."""
     made = result.made_with
-    show(f"model      {printable(result.model)}")
-    show(f"golden     {printable(result.golden)}: {plural(result.samples, 'sample')}")
-    show(printable(f"made with  {made['cpu']}, kernels {made['isa']}, onnxruntime {made['onnxruntime']}"))
-    show(f"kernels    {', '.join(result.isas)} (all of them ran, by the library's own count)")
+    show(
+        facts(
+            [
+                ("model", result.model),
+                ("golden", f"{result.golden}: {plural(result.samples, 'sample')}"),
+                ("made with", f"{made['cpu']}, kernels {made['isa']}, onnxruntime {made['onnxruntime']}"),
+                ("kernels", f"{', '.join(result.isas)} (all of them ran, by the library's own count)"),
+            ]
+        )
+    )
     show("")
-    show("1. Layers: each fed with the golden bits of the one before; the worst over all backends.")
-    show("   What is made of integers must be equal; where a float is near its threshold, rounding may flip the bit.")
-    columns = ["layer", "output", "compared", "near", "differ", ""]
-    rows = table(None, columns, {"compared", "near", "differ"})
+    explain("1. Layers: each fed with the golden bits of the one before; the worst over all backends.")
+    explain(
+        "   What is made of integers must be equal; where a float is near its threshold, rounding may flip the bit."
+    )
+    numbers = ["compared", "near", "differ"]
+    rows = table(None, ["layer", "output", *numbers, ""], numbers, optional=["near", "compared"])
     for layer in result.layers:
         kind = f"bits of {layer.made_from}{', int8' if layer.quantized else ''}"
         near = f"{layer.near:,}" if layer.made_from == "floats" else "-"
@@ -148,10 +159,11 @@ def print_golden(result: GoldenVerification) -> None:
         rows.add_row(printable(floats.layer), "floats of integers", f"{floats.values:,}", "-", differ, verdict)
     show(rows)
     show("")
-    show(f"2. Outputs: running free; allowed are errors of {result.float_relative:g} of the largest in the channel.")
+    explain(f"2. Outputs: running free; allowed are errors of {result.float_relative:g} of the largest in the channel.")
     named = any(output.output for output in result.outputs)
     numbers = ["samples", "identical bits", "near bits flipped", "max abs error", "relative", "same class"]
-    rows = table(None, ["backend", *(["output"] if named else []), *numbers], set(numbers))
+    optional = ["near bits flipped", "identical bits", "samples"]
+    rows = table(None, ["backend", *(["output"] if named else []), *numbers], numbers, optional=optional)
     for output in result.outputs:
         exact = output.differing is not None
         rows.add_row(
@@ -167,17 +179,23 @@ def print_golden(result: GoldenVerification) -> None:
     show(rows)
     show("")
     for failure in result.failures:
-        show(f"FAILED: {printable(failure)}")
-    show("PASSED" if result.passed else "FAILED")
+        show(f"FAILED: {printable(failure)}", result=True)
+    show("PASSED" if result.passed else "FAILED", result=True)
 
 
 def print_verification(result: Verification) -> None:
     """Print all three parts of a verification, and PASSED or FAILED."""
-    show(f"model      {result.model}")
-    show(f"reference  {result.reference}")
-    show(f"inputs     {result.samples} samples: {result.data}")
     kernels = f"{', '.join(result.isas)} (all of them ran, by the library's own count)"
-    show(f"kernels    {kernels if result.isas else 'none: the model has binary weights only'}")
+    show(
+        facts(
+            [
+                ("model", result.model),
+                ("reference", result.reference),
+                ("inputs", f"{result.samples} samples: {result.data}"),
+                ("kernels", kernels if result.isas else "none: the model has binary weights only"),
+            ]
+        )
+    )
     if result.operators:
         _print_operators(result)
     if result.layers:
@@ -189,11 +207,9 @@ def print_verification(result: Verification) -> None:
     if notes:
         show("")
     for failure in result.failures:
-        show(f"FAILED: {printable(failure)}")
-    if result.passed:
-        show("PASSED" if result.complete else "PASSED (outputs only)")
-    else:
-        show("FAILED")
+        show(f"FAILED: {printable(failure)}", result=True)
+    passed = "PASSED" if result.complete else "PASSED (outputs only)"
+    show(passed if result.passed else "FAILED", result=True)
 
 
 def _source_notes(result: Verification) -> list[str]:
@@ -228,19 +244,21 @@ def _source_agreement(source: OutputResult) -> str:
 def _print_operators(result: Verification) -> None:
     backends = list(result.operators[0].differing)
     show("")
-    show("1. Operators: every node alone, on the same inputs, against its function body in onnxruntime.")
-    show("   Tolerance: none, every bit, integer and float must be equal.")
+    explain("1. Operators: every node alone, on the same inputs, against its function body in onnxruntime.")
+    explain("   Tolerance: none, every bit, integer and float must be equal.")
     if any(op.tolerance for op in result.operators):
-        show("   Only a mean of magnitudes may differ, as stated: its terms may be added in any order.")
+        explain("   Only a mean of magnitudes may differ, as stated: its terms may be added in any order.")
     if any(op.rounded for op in result.operators):
-        show("   Only sums of n float products may differ, by what another order rounds: 2 (n + 2) 2^-24 of the sum of")
-        show("   their magnitudes; and bits of them, where the sum is so near to its threshold.")
-    rows = table(None, ["node", "operator", "values", *backends], {"values", *backends})
+        explain(
+            "   Only sums of n float products may differ, by what another order rounds: 2 (n + 2) 2^-24 of the sum of "
+            "their magnitudes; and bits of them, where the sum is so near to its threshold."
+        )
+    rows = table(None, ["node", "operator", "values", *backends], ["values", *backends], optional=["values"])
     for op in result.operators:
         cells = [_agreement(op, backend) for backend in op.differing]
         rows.add_row(printable(op.node), op.op_type, f"{op.values:,}", *cells)
     show(rows)
-    show(f"   The ReferenceEvaluator ran the first {plural(result.reference_samples, 'sample')} only; it is slow.")
+    explain(f"   The ReferenceEvaluator ran the first {plural(result.reference_samples, 'sample')} only; it is slow.")
 
 
 def _agreement(operator: OperatorResult, backend: str) -> str:
@@ -256,29 +274,18 @@ def _agreement(operator: OperatorResult, backend: str) -> str:
 def _print_layers(result: Verification) -> None:
     tolerance = result.tolerances
     show("")
-    show("2. Layers: each fed with the reference's own activations; the worst over all backends.")
+    explain("2. Layers: each fed with the reference's own activations; the worst over all backends.")
     margin, relative = f"{tolerance.flip_margin:g}", f"{tolerance.float_relative:g}"
-    show(f"   Tolerances: a bit may differ where |pre-activation| <= {margin} of its channel's root mean square,")
-    show(f"   a float by {relative} of the largest in its channel. Margin and relative error are so measured.")
+    explain(
+        f"   Tolerances: a bit may differ where |pre-activation| <= {margin} of its channel's root mean square, "
+        f"a float by {relative} of the largest in its channel. Margin and relative error are so measured."
+    )
     if any(layer.quantized for layer in result.layers):
         wider = f"{tolerance.quantized_flip_margin:g} and {tolerance.quantized_float_relative:g}"
-        show(f"   For layers with 8-bit weights, marked int8: {wider}.")
-    numbers = {"compared", "bits differ", "largest margin", "max abs error", "relative error", "exact zeros"}
-    rows = table(
-        None,
-        [
-            "layer",
-            "output",
-            "compared",
-            "bits differ",
-            "largest margin",
-            "max abs error",
-            "relative error",
-            "exact zeros",
-            "",
-        ],
-        numbers,
-    )
+        explain(f"   For layers with 8-bit weights, marked int8: {wider}.")
+    numbers = ["compared", "bits differ", "largest margin", "max abs error", "relative error", "exact zeros"]
+    optional = ["exact zeros", "max abs error", "compared"]
+    rows = table(None, ["layer", "output", *numbers, ""], numbers, optional=optional)
     for layer in result.layers:
         verdict = "ok" if layer.passed else "FAILED"
         count = f"{layer.values:,}"
@@ -295,11 +302,12 @@ def _print_layers(result: Verification) -> None:
 
 def _print_outputs(result: Verification) -> None:
     show("")
-    show("3. Outputs: running free from the input, against the reference's output.")
+    explain("3. Outputs: running free from the input, against the reference's output.")
     labelled = any(output.correct is not None for output in result.outputs)
     named = any(output.output for output in result.outputs)
     numbers = ["samples", "max abs error", "agree", "same class", *(["accuracy", "reference's"] if labelled else [])]
-    rows = table(None, ["backend", *(["output"] if named else []), *numbers], set(numbers))
+    optional = ["samples", "max abs error"]
+    rows = table(None, ["backend", *(["output"] if named else []), *numbers], numbers, optional=optional)
     for output in result.outputs:
         same = "-" if output.same_class is None else f"{output.same_class:,} of {output.samples:,}"
         cells = [f"{output.samples:,}", f"{output.max_error:.2e}", f"{output.agreeing:,}", same]
@@ -307,15 +315,17 @@ def _print_outputs(result: Verification) -> None:
         rows.add_row(output.backend, *name, *cells, *(_accuracies(output) if labelled else []))
     show(rows)
     share = f"{result.tolerances.min_agreement:.0%}"
-    show(f"   A sample agrees with the same class and an error of at most {AGREEING_ERROR:g} standard deviations.")
-    show(f"   Needed: {share} (--min-agreement); one sample may always differ.")
+    explain(f"   A sample agrees with the same class and an error of at most {AGREEING_ERROR:g} standard deviations.")
+    explain(f"   Needed: {share} (--min-agreement); one sample may always differ.")
     if result.disagreements:
         show("")
-        show("   Samples that do not agree, and the first layer in which a bit flipped:")
+        explain("   Samples that do not agree, and the first layer in which a bit flipped:")
         flips = table(
             None,
             ["backend", *(["output"] if named else []), "sample", "reference", "model", "layer", "margin", "explained"],
             {"sample", "reference", "model", "margin"},
+            {"explained"},
+            optional=["margin"],
         )
         for d in result.disagreements[:20]:
             where = printable(d.layer) or "none"

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from bnn_deploy import cli, errors
 from bnn_deploy.cli import console
+from bnn_deploy.installation import install_command
 from support import python
 from support.small_models import save_binary, save_float
 
@@ -92,7 +93,7 @@ def test_every_command_exists_and_has_help_and_debug() -> None:
         (
             ModuleNotFoundError("No module named 'onnx.helper'", name="onnx.helper"),
             3,
-            "error: onnx.helper is not installed: run pip install 'bnn-deploy[convert]'",
+            f"error: onnx.helper is not installed: run {install_command('convert')}",
         ),
         (
             KeyError("x"),
@@ -158,7 +159,7 @@ def test_exit_codes_of_a_real_process(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {tmp_path}/text.onnx: ")
     done = process("inspect", tmp_path / "text.onnx", before="sys.modules['onnx'] = None")
     assert done.returncode == 3
-    assert "pip install 'bnn-deploy[convert]'" in done.stderr
+    assert install_command("convert") in done.stderr
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -20,54 +19,10 @@ from click.testing import CliRunner, Result
 
 from bnn_deploy.cli import COMMANDS, main
 from bnn_deploy.conversion import convert
-from bnn_deploy.proof.golden.make import make_golden
-from bnn_deploy.proof.golden.record import write_golden
-from support.bundles import WHEEL, fake_wheel, invoke, unpack
-
-EXPORT = Path(__file__).parents[1] / "exports" / "larq_alpha.onnx"
-
-
-@dataclass(frozen=True)
-class Files:
-    """The folder of what the commands read, and that which they write into."""
-
-    given: Path
-    out: Path
-
-    @property
-    def commands(self) -> dict[str, list[str | Path]]:
-        """Case -> a command line; `deploy` has its own tests, in tests/board/deployment."""
-        model, out = self.given / "m.onnx", self.out
-        return {
-            "convert": ["convert", EXPORT, "-o", out / "m.onnx", "--float", out / "f.onnx", "--report", out / "r.json"],
-            "verify": ["verify", model, "--against", EXPORT, "--samples", "2"],
-            "verify --golden": ["verify", model, "--golden", self.given / "golden.npz"],
-            "profile": ["profile", model, "--compare", self.given / "f.onnx", "--runs", "2"],
-            "demo": ["demo", EXPORT, "-o", out, "--runs", "2"],
-            "bundle": ["bundle", model, *self.bundle, "-o", out / "b.tar.gz"],
-            "run-bundle": ["run-bundle", self.given / "bnn-deploy-bundle", "--report", out / "r.json", "--runs", "2"],
-        }
-
-    @property
-    def bundle(self) -> list[str | Path]:
-        return ["--target", "x86_64", "--samples", "2", "--wheels", self.given / "dist"]
-
+from support.command_lines import EXPORT, Files
 
 CASES = list(Files(Path(), Path()).commands)
 WRITING = [case for case in CASES if not case.startswith(("verify", "profile"))]
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("given")
-    model = folder / "m.onnx"
-    convert(EXPORT, model, float_output=folder / "f.onnx")
-    write_golden(make_golden(model, None, 2), folder / "golden.npz")
-    fake_wheel(folder / "dist" / WHEEL, 62)
-    files = Files(folder, folder)
-    assert invoke(*files.commands["bundle"]).exit_code == 0
-    unpack(folder / "b.tar.gz", folder)
-    return folder
 
 
 @pytest.fixture
@@ -83,7 +38,7 @@ def nothing_temporary(files: Files) -> bool:
 
 
 def test_every_command_but_the_short_ones_is_here() -> None:
-    assert {case.split()[0] for case in CASES} == COMMANDS.keys() - {"inspect", "deploy"}
+    assert {case.split()[0] for case in CASES} == COMMANDS.keys() - {"inspect", "deploy", "info", "completion"}
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
