@@ -13,8 +13,8 @@ import numpy as np
 from bnn_deploy.errors import InputError, SetupError, reading
 from bnn_deploy.files import model_bytes, require_file, require_texts, require_utf8
 from bnn_deploy.installation import install_command
-from bnn_deploy.operators.contract import DOMAIN, FLOAT, FLOAT_LAYERS, Operator, operator_of
-from bnn_deploy.operators.shapes import Call, Made, Shape, product
+from bnn_deploy.operators.contract import DOMAIN, FLOAT, Operator, operator_of, standard_macs
+from bnn_deploy.operators.shapes import Call, Made, Shape
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
 
 try:
@@ -426,20 +426,10 @@ def _macs(
         made = _made(path, node, row, shapes, channels)
         count = row.macs(_call(path, node, row, shapes, channels), made[0]) if made else None
         return (0, count) if row.status == FLOAT else (count, 0)
-    first, second, output = (shapes.get(name) for name in (*(*node.input, "", "")[:2], node.output[0]))
-    if node.domain not in ("", "ai.onnx") or node.op_type not in FLOAT_LAYERS:
+    if node.domain not in ("", "ai.onnx"):
         return 0, 0
-    if first is None or second is None or output is None:
-        return 0, None
-    match node.op_type:
-        case "Conv":  # weight [O, C/group, kernel...]
-            return 0, product((*output[1:], *second[1:]))
-        case "ConvTranspose":  # weight [C, O/group, kernel...]
-            return 0, product((*first[1:], *second[1:]))
-        case "Gemm":
-            return 0, product(second)
-        case _:
-            return 0, product((*output[1:], first[-1]))
+    data, weights, output = (shapes.get(name) for name in (*(*node.input, "", "")[:2], node.output[0]))
+    return 0, standard_macs(node.op_type, data, weights, output)
 
 
 def _ints(node: NodeProto, name: str) -> tuple[int, ...] | None:

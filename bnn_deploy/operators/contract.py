@@ -27,15 +27,19 @@ import numpy as np
 
 from bnn_deploy.operators.shapes import (
     MacRule,
+    Shape,
     ShapeRule,
+    StandardMacRule,
     binarized,
     binarized_last,
     conv_macs,
+    conv_transpose_macs,
     convolved,
     convolved_directly,
     convolved_directly_to_bits,
     convolved_to_bits,
     direct_macs,
+    gemm_macs,
     image_convolved,
     image_convolved_to_bits,
     image_macs,
@@ -46,6 +50,8 @@ from bnn_deploy.operators.shapes import (
     multiplied,
     no_macs,
     pooled,
+    standard_conv_macs,
+    standard_matmul_macs,
     unpacked,
     weight_macs,
 )
@@ -72,8 +78,14 @@ MAX_SPATIAL = 3
 MAX_POOL = 16
 """Largest window of the pool behind a DirectConv, in each dimension: the kernel keeps so many rows."""
 
-FLOAT_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""The standard operators that are layers: convolutions and linear layers with weights as their second input."""
+FLOAT_LAYERS: Mapping[str, StandardMacRule] = {
+    "Conv": standard_conv_macs,
+    "ConvTranspose": conv_transpose_macs,
+    "Gemm": gemm_macs,
+    "MatMul": standard_matmul_macs,
+}
+"""The standard operators that are layers: convolutions and linear layers with weights as their second input -> the rule
+for their multiply-accumulates."""
 
 ALWAYS, NEVER = int(np.iinfo(np.int32).min), int(np.iinfo(np.int32).max)
 """Integer thresholds: every sum reaches ALWAYS, no sum reaches NEVER."""
@@ -570,6 +582,14 @@ def is_layer(node: AnyNode) -> bool:
     """Whether a node is a convolution or linear layer, of the domain or of standard ONNX."""
     row = operator_of(node)
     return row.is_layer if row is not None else node.domain in ("", "ai.onnx") and node.op_type in FLOAT_LAYERS
+
+
+def standard_macs(op_type: str, data: Shape | None, weights: Shape | None, output: Shape | None) -> int | None:
+    """Products of floats per sample of a standard operator: 0 if it is no layer; None if a shape is unknown."""
+    rule = FLOAT_LAYERS.get(op_type)
+    if rule is None:
+        return 0
+    return None if data is None or weights is None or output is None else rule(data, weights, output)
 
 
 def holds_bits(node: AnyNode, output: int) -> bool:

@@ -242,6 +242,30 @@ def matmul_macs(call: Call, made: Made) -> int | None:
     return product((*made.shape[1:], *call.attributes["channels"], *call.attributes["bits"]))
 
 
+StandardMacRule = Callable[[Shape, Shape, Shape], int | None]
+"""Products of floats per sample of a layer of standard ONNX, from the shapes of its data, weights and output."""
+
+
+def standard_conv_macs(data: Shape, weights: Shape, output: Shape) -> int | None:
+    """Output elements times the weights [O, C/group, kernel...] of each."""
+    return product((*output[1:], *weights[1:]))
+
+
+def conv_transpose_macs(data: Shape, weights: Shape, output: Shape) -> int | None:
+    """Input elements times the weights [C, O/group, kernel...] of each."""
+    return product((*data[1:], *weights[1:]))
+
+
+def gemm_macs(data: Shape, weights: Shape, output: Shape) -> int | None:
+    """The number of weights: each is multiplied once."""
+    return product(weights)
+
+
+def standard_matmul_macs(data: Shape, weights: Shape, output: Shape) -> int | None:
+    """Output elements times the channels of each."""
+    return product((*output[1:], data[-1]))
+
+
 def product(dims: Sequence[Dim]) -> int | None:
     """The product of dimensions; None if one of them is not a number."""
     sizes = [dim for dim in dims if isinstance(dim, int)]
