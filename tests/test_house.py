@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "report": BASE | {"operators", "passes", "source"},
     "conversion": BASE | {"operators", "passes", "source", "report", "architectures", "runtime"},
     "inspection": BASE | {"operators"},
-    "runtime": BASE,
+    "runtime": BASE | {"operators"},
     "proof": BASE | {"operators", "runtime", "source"},
     "board": BASE | {"runtime", "proof"},
     "cli": BASE | {"passes", "report", "conversion", "inspection", "runtime", "proof", "board"},

@@ -138,6 +138,20 @@ def shape_text(shape: Sequence[int | str | None] | None) -> str:
     return TIMES.join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
+def tensor_text(shape: Sequence[int | str | None] | None, dtype: str | None, bits: int | None) -> str:
+    """A tensor's shape and, if it is not float32, its type.
+
+    Args:
+        shape: as it is stored; of bits uint32 [N, spatial..., ceil(C/32)].
+        dtype: numpy's name of its type; None if it is unknown.
+        bits: the number of channels C of bits, which are shown in place of words: 40 channels, not 2 words; None for
+            what is no bits.
+    """
+    if bits is not None and shape is not None:
+        return f"{shape_text((*shape[:-1], bits))} bits"
+    return shape_text(shape) + ("" if dtype == "float32" else f" {dtype or '?'}")
+
+
 def plural(count: int, noun: str) -> str:
     """'1 thread', '2 threads'."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -146,7 +146,7 @@ def _side_by_side(report: Mapping[str, Any], laptop: Mapping[str, Any]) -> Table
     add("p10 to p90", _spread)
     add("samples per second", lambda p: _number(_get(p, "model", "timing", "samples_per_second"), "{:,.0f}"))
     if any(_get(profile, "compare") for profile in columns):
-        add("float model", lambda p: _number(_get(p, "compare", "timing", "median_ms"), "{:.3f} ms"))
+        add("float model", lambda p: _number(_get(_first(_get(p, "compare")), "timing", "median_ms"), "{:.3f} ms"))
         add("speed-up", lambda p: _number(_get(p, "speedup", "median"), f"{{:.2f}}{TIMES}"))
     add("peak memory", lambda p: _memory(_get(p, "model", "memory", "peak_bytes")))
     add("temperature", _temperature)
@@ -184,6 +184,11 @@ def _get(value: Any, *names: str) -> Any:
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+def _first(value: Any) -> Any:
+    """The first entry of a list, None where there is none."""
+    return next(iter(_list(value)), None)
 
 
 def _list(value: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from bnn_deploy.cli.console import (
     shape_text,
     show,
     table,
+    tensor_text,
 )
 from bnn_deploy.cli.options import example
 
@@ -97,14 +98,11 @@ def _batch(report: ModelReport) -> str | None:
 
 
 def _output(layer: Layer, batch: str | None) -> str:
-    """The stored shape; for bits with channels instead of words as the last size: 40 channels, not 2 words."""
+    """The first output, with N as the batch."""
     shape = layer.output.shape
     if shape is not None:
         shape = tuple("N" if size == batch and batch is not None else size for size in shape)
-        if layer.output_bits is not None:
-            return f"{shape_text((*shape[:-1], layer.output_bits))} bits"
-    dtype = layer.output.dtype or "?"
-    return shape_text(shape) + ("" if dtype == "float32" else f" {dtype}")
+    return tensor_text(shape, layer.output.dtype, layer.output_bits)
 
 
 def _window(layer: Layer) -> str:

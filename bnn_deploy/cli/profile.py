@@ -1,12 +1,12 @@
-"""`bnn-deploy profile`: measure a model, and compare it with another one."""
+"""`bnn-deploy profile`: measure a model, and compare it with others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
-from rich.text import Text
 
 from bnn_deploy.cli.console import (
     TIMES,
@@ -20,14 +20,39 @@ from bnn_deploy.cli.console import (
     shape_text,
     show,
     table,
+    tensor_text,
 )
 from bnn_deploy.cli.options import example
 from bnn_deploy.cli.tables import Table
 from bnn_deploy.runtime.machine import Board, Clock
-from bnn_deploy.runtime.profile_results import ModelProfile, ProfileReport
+from bnn_deploy.runtime.profile_results import (
+    COOL_ADVICE,
+    OTHER,
+    QUIET_ADVICE,
+    ModelProfile,
+    NodeTime,
+    ProfileReport,
+    Speedup,
+    Timing,
+    speedup_if_free,
+)
 from bnn_deploy.runtime.profiling import profile
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+_NAMED = 4
+"""Most layers that a line of advice names."""
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    """The value of an option that takes 1,8,64."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"{text!r} is neither a number of at least 1 nor several with commas between them.")
+    return numbers
 
 
 @click.command(
@@ -35,52 +60,103 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     epilog=example("bnn-deploy profile lenet5.onnx --compare lenet5_float.onnx", in_demo=True),
 )
 @click.argument("model", type=_FILE, metavar="MODEL.onnx")
-@click.option("--compare", type=_FILE, metavar="FLOAT.onnx", help="Model to run in turns with it, without our kernels.")
-@click.option("--threads", type=click.IntRange(1), default=1, help="Intra-op threads of each model.")
-@click.option("--runs", type=click.IntRange(1), default=50, help="Timed runs of each model.")
-@click.option("--batch", type=click.IntRange(1), default=1, help="Samples per run, where the model leaves it open.")
+@click.option(
+    "--compare",
+    type=_FILE,
+    multiple=True,
+    metavar="FLOAT.onnx",
+    help="Model to run in turns with it, without our kernels; may be given several times.",
+)
+@click.option("--threads", callback=_numbers, default="1", metavar="N,...", help="Intra-op threads of each model.")
+@click.option("--runs", type=click.IntRange(1), default=50, help="Timed runs of each model in each setting.")
+@click.option(
+    "--batch", callback=_numbers, default="1", metavar="N,...", help="Samples per run, where the model leaves it open."
+)
 @click.option("--data", type=_FILE, metavar="FILE", help=".npy or .npz with the inputs; random ones if left out.")
 @click.option("--isa", metavar="NAME", help="Force an instruction set, like BNN_DEPLOY_ISA.")
-@click.option("--nodes", type=click.IntRange(0), default=15, help="Rows of the per-node table, most expensive first.")
+@click.option("--nodes", type=click.IntRange(0), default=5, help="Rows of the per-node table, most expensive first.")
+@click.option("--verbose", is_flag=True, help="Show all nodes and operators of every model.")
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the runs of the nodes as a trace for Perfetto or chrome://tracing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
     model: Path,
-    compare: Path | None,
-    threads: int,
+    compare: tuple[Path, ...],
+    threads: list[int],
     runs: int,
-    batch: int,
+    batch: list[int],
     data: Path | None,
     isa: str | None,
     nodes: int,
+    verbose: bool,
+    trace: Path | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL.onnx with the C++ kernels: time, memory, size, and the time of each node.
 
-    With --compare, both models run in this process in turns, on the same input, with the same number of threads.
+    With --compare, all models run in this process in turns, on the same input, with the same number of threads.
     """
     with progress(measuring=True) as step:
-        report = profile(model, compare, threads=threads, runs=runs, batch=batch, data=data, isa=isa, progress=step)
+        report = profile(
+            model,
+            compare,
+            threads=threads,
+            runs=runs,
+            batch=batch,
+            data=data,
+            isa=isa,
+            trace=trace,
+            progress=step,
+        )
     if as_json:
         print_json(report.to_json())
+        print_warnings(report)
     else:
-        print_report(report, nodes)
+        print_report(report, nodes, verbose)
 
 
-def print_report(report: ProfileReport, nodes: int = 15) -> None:
-    """Print a profile as tables on stdout; `nodes` is the number of rows of the per-node tables."""
+def print_warnings(report: ProfileReport) -> None:
+    """Say on stderr why the times may not be those of the machine, and what to do."""
+    for word, reasons, advice in (
+        ("THROTTLED", report.throttled, COOL_ADVICE),
+        ("NOISY", report.noisy, QUIET_ADVICE),
+    ):
+        for reason in reasons:
+            click.echo(f"{word}: {printable(reason)}", err=True)
+        if reasons:
+            click.echo(f"{word}: {advice}", err=True)
+
+
+def print_report(report: ProfileReport, nodes: int = 5, verbose: bool = False) -> None:
+    """Print a profile as tables on stdout, and warnings on stderr.
+
+    Args:
+        report: the profile.
+        nodes: rows of the table of nodes.
+        verbose: whether to show all nodes and operators, of the compared models, too.
+    """
+    print_warnings(report)
     machine = report.machine
     shapes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in report.input_shapes.items())
     threads = plural(report.threads, "thread")
     source = "random" if report.data is None else f"from {report.data}"
-    turns = ", the two models in turns" if report.compare else ""
-    for reason in report.throttled:
-        show(Text(f"THROTTLED: {printable(reason)}", style="bold red"), result=True)
+    turns = f", {'the two' if len(report.compare) == 1 else 'all'} models in turns" if report.compare else ""
+    bound = report.bound
     show(
         facts(
             [
                 ("machine", f"{machine.cpu}, {plural(machine.cpus, 'CPU')} usable, onnxruntime {machine.onnxruntime}"),
                 *_board_facts(report.board, machine.cpu),
                 ("ISA that ran", _isa(report)),
+                (
+                    "reached here",
+                    f"{bound.binary_gmacs:,.0f} GMAC/s by the fastest binary layer measured ({bound.isa}), "
+                    f"{bound.float_gmacs:,.0f} by a float one, {bound.memory_gbytes:.1f} GB/s of memory copied",
+                ),
                 ("input", f"{shapes} ({source})"),
                 ("runs", f"{report.runs} timed after {report.warmup_runs} untimed, {threads}{turns}"),
                 *(("note", note) for note in report.board.notes),
@@ -90,47 +166,101 @@ def print_report(report: ProfileReport, nodes: int = 15) -> None:
     show("")
     show(_summary(report), result=True)
     show("")
-    pairs = "; the ratio's p10 to p90 is over pairs of neighbouring runs" if report.compare else ""
-    explain(f"Time: whole runs, called from Python{pairs}.")
-    explain("Memory: peak resident size of a process that only loads and runs the one model.")
-    explain(
-        "Nodes: as onnxruntime runs them after its optimisations; median of each kernel in its profiler, which counts "
-        "whole microseconds and itself slows small nodes down."
-    )
-    for item in (report.model, report.compare):
-        if item is not None:
-            if nodes:
-                show("")
-                show(_node_table(item, nodes))
+    if len(report.model.timings) > 1:
+        show(_settings(report), result=True)
+        show("")
+    for item in report.models if verbose else (report.model,):
+        if nodes or verbose:
+            show(_node_table(item, len(item.nodes) if verbose else nodes))
+            show("")
+        show(_kind_table(item))
+        show("")
+        for line in _advice(item):
+            show(line)
+        if verbose:
             show("")
             show(_op_table(item))
+            show("")
+    if verbose:
+        for text in _EXPLANATIONS:
+            explain(text)
+    else:
+        show("--verbose shows all nodes and operators, and how they were measured.")
+
+
+_EXPLANATIONS = (
+    "Time: whole runs, called from Python; the ratio and its interval are over pairs of neighbouring runs.",
+    "Load and first run: of a process of its own, once, with the file in the system's cache.",
+    "Memory: peak resident size of that process, which only loads and runs the one model.",
+    "Nodes: as onnxruntime runs them after its optimisations; median of each kernel in its profiler, which counts "
+    "whole microseconds and itself slows small nodes down.",
+    "GMAC/s: 10^9 multiply-accumulates per second, of bits in a binary layer; of bound: divided by those of the "
+    "fastest layer of its kind measured here, which is no theoretical peak.",
+)
 
 
 def _summary(report: ProfileReport) -> Table:
     """One column per model, one row per quantity."""
-    columns = [(report.model, "C++ kernels")]
-    if report.compare is not None:
-        columns.append((report.compare, "onnxruntime alone"))
-    headers = [f"{printable(Path(item.path).name)}\n{how}" for item, how in columns]
-    numbers = [*headers, *(["ratio"] if report.speedup else [])]
-    result = table(None, ["", *numbers], numbers)
+    first = report.model
+    headers = [
+        f"{printable(Path(item.path).name)}\n{'C++ kernels' if item is first else 'onnxruntime alone'}"
+        for item in report.models
+    ]
+    result = table(None, ["", *headers], headers)
 
-    def add(name: str, cell: Callable[[ModelProfile], str], ratio: str = "") -> None:
-        result.add_row(name, *[cell(item) for item, _ in columns], *([ratio] if report.speedup else []))
+    def add(name: str, cell: Callable[[ModelProfile], str]) -> None:
+        result.add_row(name, *map(cell, report.models))
 
-    speed, size, spread = "", "", ""
-    if report.compare is not None and report.speedup is not None:
-        speed = _factor(report.speedup.median, "faster", "slower")
-        spread = f"{report.speedup.p10:.2f} to {report.speedup.p90:.2f}{TIMES}"
-        size = _factor(report.compare.file_bytes / report.model.file_bytes, "smaller", "larger")
-    throttled = " THROTTLED" if report.throttled else ""
-    add("median", lambda item: f"{item.timing.median_ms:.3f} ms{throttled}", speed)
-    add("p10 to p90", lambda item: f"{item.timing.p10_ms:.3f} to {item.timing.p90_ms:.3f} ms", spread)
+    def compared(cell: Callable[[Speedup], str]) -> Callable[[ModelProfile], str]:
+        return lambda item: "" if item.timing.speedup is None else cell(item.timing.speedup)
+
+    add("median", lambda item: f"{item.timing.median_ms:.3f} ms{_marks(report, item.timing)}")
+    add("p10 to p90", lambda item: f"{item.timing.p10_ms:.3f} to {item.timing.p90_ms:.3f} ms")
+    if report.compare:
+        name = printable(Path(first.path).name)
+        add(f"{name} is", compared(lambda ratio: _factor(ratio.median, "faster", "slower")))
+        add("  95 % interval", compared(_interval))
+        add("  p10 to p90 of pairs", compared(lambda ratio: f"{ratio.p10:.2f} to {ratio.p90:.2f}{TIMES}"))
     add("samples per second", lambda item: f"{item.timing.samples_per_second:,.0f}")
-    add("file", lambda item: human_bytes(item.file_bytes), size)
+    add("load, in a new process", lambda item: f"{item.cold_start.load_ms:,.1f} ms")
+    add("first run", lambda item: f"{item.cold_start.first_run_ms:,.3f} ms")
+    add("file", lambda item: human_bytes(item.file_bytes))
+    if report.compare:
+        sizes = {id(item): item.file_bytes / first.file_bytes for item in report.compare}
+        add(f"{name} is", lambda item: "" if item is first else _factor(sizes[id(item)], "smaller", "larger"))
     add("peak memory", lambda item: human_bytes(item.memory.peak_bytes))
     add("  before loading", lambda item: human_bytes(item.memory.baseline_bytes))
     add("  added by the model", lambda item: human_bytes(item.memory.model_bytes))
+    return result
+
+
+def _interval(ratio: Speedup) -> str:
+    if ratio.low is None or ratio.high is None:
+        return "needs 6 runs"
+    return f"{ratio.low:.2f} to {ratio.high:.2f}{TIMES}"
+
+
+def _marks(report: ProfileReport, timing: Timing) -> str:
+    return (" THROTTLED" if report.throttled else "") + (" NOISY" if timing.noisy else "")
+
+
+def _settings(report: ProfileReport) -> Table:
+    """One row per batch size and number of threads."""
+    names = [printable(Path(item.path).name) for item in report.models]
+    columns = [f"{names[0]}\nms", "samples\nper second"]
+    for name in names[1:]:
+        columns += [f"{name}\nms", f"{TIMES} as long\n(95 % interval)"]
+    result = table("Batches and threads: medians", ["batch", "threads", *columns], ["batch", "threads", *columns])
+    for i, timing in enumerate(report.model.timings):
+        cells = [f"{timing.median_ms:.3f}{_marks(report, timing)}", f"{timing.samples_per_second:,.0f}"]
+        for item in report.compare:
+            other = item.timings[i]
+            cells.append(f"{other.median_ms:.3f}{_marks(report, other)}")
+            ratio = other.speedup
+            assert ratio is not None
+            known = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
+            cells.append(f"{ratio.median:.2f}{known}")
+        result.add_row(str(timing.batch), str(timing.threads), *cells)
     return result
 
 
@@ -179,18 +309,70 @@ def _factor(ratio: float, above: str, below: str) -> str:
 def _node_table(item: ModelProfile, rows: int) -> Table:
     shown = sorted(item.nodes, key=lambda node: -node.median_ms)[:rows]
     which = f"the {len(shown)} slowest of {len(item.nodes)}" if len(shown) < len(item.nodes) else f"all {len(shown)}"
-    columns = ["node", "operator", "output", "ms", "share"]
+    columns = ["node", "operator", "output", "ms", "share", "GMAC/s", "of bound"]
     title = f"Nodes of {Path(item.path).name}: {which}"
-    result = table(title, columns, {"ms", "share"}, {"operator", "output"}, optional=["output"])
+    result = table(title, columns, columns[3:], {"operator", "output"}, optional=["output", "operator"])
     for node in shown:
+        outputs = zip(node.output_shapes, node.output_dtypes, node.output_bits, strict=True)
         result.add_row(
             printable(node.name),
             printable(node.op_type),
-            ", ".join(shape_text(shape) for shape in node.output_shapes),
+            printable(", ".join(tensor_text(*output) for output in outputs)),
             f"{node.median_ms:.3f}",
             f"{node.share:.1%}",
+            f"{node.gmacs_per_second:,.1f}" if node.gmacs_per_second is not None else "",
+            f"{node.bound_share:.0%}" if node.bound_share is not None else "",
         )
     return result
+
+
+def _kind_table(item: ModelProfile) -> Table:
+    """Where the time goes, and what could be won there at most."""
+    columns = ["nodes", "ms", "share", "if they were free"]
+    total = sum(node.median_ms for node in item.nodes)
+    title = f"Where the time of {Path(item.path).name}'s nodes goes: {total:.3f} ms"
+    result = table(f"{title}, of {item.timing.median_ms:.3f} ms for a run", ["", *columns], columns)
+    for kind in item.kinds:
+        nodes = [node for node in item.nodes if node.kind == kind.name]
+        count = Counter(node.op_type for node in nodes)
+        which = f": {', '.join(f'{number} {op}' for op, number in count.most_common(_NAMED))}"
+        more = ", ..." if len(count) > _NAMED else ""
+        result.add_row(
+            f"{kind.name}s{printable(which) + more if kind.name == OTHER else ''}",
+            str(kind.nodes),
+            f"{kind.median_ms:.3f}",
+            f"{kind.share:.1%}",
+            _gain(kind.speedup_if_free),
+        )
+    return result
+
+
+def _gain(factor: float | None) -> str:
+    return "" if factor is None else f"{factor:.2f}{TIMES} as fast"
+
+
+def _advice(item: ModelProfile) -> list[str]:
+    """What dominates and what is half-filled, a line each."""
+    lines = []
+    dominant = item.dominant
+    if dominant:
+        share = sum(node.share for node in dominant)
+        gain = _gain(speedup_if_free(share))
+        lines.append(
+            f"{_names(dominant, lambda node: f'{node.share:.0%}')} "
+            f"{'takes' if len(dominant) == 1 else 'take'} {share:.0%} of the nodes' time"
+            + (f": {gain} if that were nothing." if gain else ".")
+        )
+    if item.half_filled:
+        listed = _names(item.half_filled, lambda node: f"{node.channels} channels, {node.unused_bits:.0%} unused")
+        lines.append(f"Words of 32 bits not filled by their channels: {listed}.")
+    return lines
+
+
+def _names(nodes: Sequence[NodeTime], note: Callable[[NodeTime], str]) -> str:
+    """Nodes by name, each with a note; the first of many."""
+    shown = ", ".join(f"{printable(node.name)} ({note(node)})" for node in nodes[:_NAMED])
+    return shown + (f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else "")
 
 
 def _op_table(item: ModelProfile) -> Table:
@@ -199,7 +381,7 @@ def _op_table(item: ModelProfile) -> Table:
         f"Operators of {Path(item.path).name}", ["operator", "nodes", "ms", "share"], {"nodes", "ms", "share"}
     )
     for op in item.ops:
-        result.add_row(printable(op.op_type), str(op.nodes), f"{op.median_ms:.3f}", f"{op.share:.1%}")
+        result.add_row(printable(op.name), str(op.nodes), f"{op.median_ms:.3f}", f"{op.share:.1%}")
     result.add_section()
     result.add_row("all", str(len(item.nodes)), f"{total:.3f}", "")
     return result

@@ -76,7 +76,7 @@ def _sample(
     samples = fixed or batch
     if array.ndim and len(array) < samples:
         raise InputError(f"{path}: holds {len(array)} samples, fewer than the batch of {samples}")
-    dtype = _dtype(info.type)
+    dtype = numpy_name(info.type)
     try:
         return np.ascontiguousarray(array[:samples] if array.ndim else array).astype(dtype, casting="same_kind")
     except TypeError:
@@ -141,11 +141,13 @@ def read_inputs(session: ort.InferenceSession) -> list[InputSpec]:
     """The inputs of a session's model."""
     infos = session.get_inputs()
     examples = read_shapes(session.get_modelmeta().custom_metadata_map, [info.name for info in infos])
-    return [InputSpec(info.name, _dtype(info.type), tuple(info.shape), examples.get(info.name, ())) for info in infos]
+    return [
+        InputSpec(info.name, numpy_name(info.type), tuple(info.shape), examples.get(info.name, ())) for info in infos
+    ]
 
 
-def _dtype(kind: str) -> str:
-    """The name in numpy of onnxruntime's "tensor(float)"."""
+def numpy_name(kind: str) -> str:
+    """The name in numpy of onnxruntime's "tensor(float)" or "float"."""
     inner = kind.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(inner, inner)
 

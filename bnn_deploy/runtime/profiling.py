@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +18,27 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.files import model_bytes, temporary_folder
+from bnn_deploy.files import model_bytes, require_outputs, temporary_folder, write_files
+from bnn_deploy.runtime.bound import measure_bound
 from bnn_deploy.runtime.inputs import feed_of, session_inputs
 from bnn_deploy.runtime.machine import cpu_name, read_board, read_state
-from bnn_deploy.runtime.profile_results import Machine, Memory, ModelProfile, NodeTime, ProfileReport, Speedup, Timing
+from bnn_deploy.runtime.node_times import Event, node_times
+from bnn_deploy.runtime.profile_results import (
+    ColdStart,
+    Machine,
+    Memory,
+    ModelProfile,
+    ProfileReport,
+    Speedup,
+    Timing,
+)
 from bnn_deploy.runtime.session import library_info, load_session
+from bnn_deploy.runtime.statistics import median_interval
+from bnn_deploy.runtime.trace import trace_events
 from bnn_deploy.system import peak_memory, reset_peak_memory, usable_cpus
+
+ModelPath = str | os.PathLike[str]
+"""A file, as it is given."""
 
 WARMUP_RUNS = 5
 """Untimed runs of each model before the timed ones: the first ones allocate memory and fill the caches."""
@@ -33,6 +48,15 @@ MAX_NODE_RUNS = 100
 
 MEMORY_RUNS = 3
 """Runs in the process that measures memory; onnxruntime's arena has reached its size after the first."""
+
+MAX_THREADS, MAX_THREADS_PER_CPU = 16, 4
+"""Most threads that are measured: the first, or the second times the CPUs of this process, if that is more."""
+
+QUIET_S = 0.05
+"""Pause after a run with several threads, before another session's: idle threads spin for a while before they sleep."""
+
+WARM_S = 0.003
+"""Time of untimed runs after such a pause, at least one: it wakes the session's threads and the CPU's clock."""
 
 
 @dataclass(frozen=True)
@@ -48,82 +72,160 @@ class _Setting:
         return load_session(self.path, self.threads, isa=self.isa, kernels=self.kernels, options=options)
 
 
+@dataclass(frozen=True)
+class _Entrant:
+    """A session that is timed with one batch size.
+
+    Attributes:
+        setting: its session's.
+        session: the session; other batch sizes have the same one.
+        feed: the inputs.
+    """
+
+    setting: _Setting
+    session: ort.InferenceSession
+    feed: dict[str, NDArray[Any]]
+
+    @property
+    def samples(self) -> int:
+        """Samples per run."""
+        first = next(iter(self.feed.values()), None)
+        return first.shape[0] if first is not None and first.ndim else 1
+
+    def run(self) -> None:
+        """Run the model once."""
+        self.session.run(None, self.feed)
+
+
 def profile(
-    model: str | os.PathLike[str],
-    compare: str | os.PathLike[str] | None = None,
+    model: ModelPath,
+    compare: ModelPath | Sequence[ModelPath] | None = None,
     *,
-    threads: int = 1,
+    threads: int | Sequence[int] = 1,
     runs: int = 50,
-    batch: int = 1,
-    data: str | os.PathLike[str] | None = None,
+    batch: int | Sequence[int] = 1,
+    data: ModelPath | None = None,
     isa: str | None = None,
+    trace: ModelPath | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ProfileReport:
-    """Measure a model with the C++ kernels and, to compare, another model in onnxruntime alone.
+    """Measure a model with the C++ kernels and, to compare, other models in onnxruntime alone.
 
-    Both sessions live in this process and run on the same input with the same number of threads, in turns (A B A B),
-    so that other load on the machine affects both. Memory and the per-node times are measured separately.
+    All sessions live in this process and run on the same input in turns (A B C A B C), so that other load on the
+    machine affects all of them. Of several batch sizes and numbers of threads, every combination takes its turn, and
+    the first one is the setting of all else: memory, cold starts, nodes and the machine's bound, measured separately.
 
     Args:
         model: path of the .onnx file.
-        compare: path of the .onnx file to compare with, usually the float model.
-        threads: intra-op threads.
-        runs: timed runs of each model.
-        batch: samples per run, where the model leaves its batch dimension open.
+        compare: paths of .onnx files to compare with, usually the float model.
+        threads: intra-op threads, one number or several.
+        runs: timed runs of each model in each setting.
+        batch: samples per run, where the model leaves its batch dimension open; one number or several.
         data: .npy or .npz file to take the first `batch` samples of each input from: the array named like the input or,
             if the model has one input, the first array. None draws float inputs from a standard normal distribution.
         isa: force an instruction set, as `load_session`.
+        trace: file to write the runs of the nodes to, in the Trace Event Format that Perfetto and Chrome's
+            chrome://tracing show; one process per model.
         progress: called with the name of each step as it begins.
 
     Raises:
-        InputError: a file cannot be used, the data or the two models' inputs do not fit, a number is out of range.
+        InputError: a file cannot be used, the data or the models' inputs do not fit, a number is out of range.
         SetupError: as `load_session`; or the process that measures memory failed.
     """
-    for name, value in (("threads", threads), ("runs", runs), ("batch", batch)):
-        if value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
+    batches, counts = _numbers("batch", batch), _numbers("threads", threads)
+    _numbers("runs", runs)
+    most = max(MAX_THREADS, MAX_THREADS_PER_CPU * usable_cpus())
+    if max(counts) > most:
+        raise InputError(
+            f"threads is {max(counts)}: at most {most} are measured on this machine, where this process may use "
+            f"{usable_cpus()} CPU(s)"
+        )
+    paths = [os.fspath(path) for path in (model, *_several(compare))]
+    require_outputs({"trace": trace}, {"data": data, **{f"model {path}": path for path in paths}})
     step = progress or (lambda _: None)
-    settings = [_Setting(os.fspath(model), True, threads, isa)]
-    if compare is not None:
-        settings.append(_Setting(os.fspath(compare), False, threads, None))
 
     step("loading")
-    sessions = [setting.session() for setting in settings]
-    arrays = session_inputs(settings[0].path, sessions[0], batch, data)
-    feeds = [feed_of(setting.path, session, arrays) for setting, session in zip(settings, sessions, strict=True)]
-    samples = arrays[0].shape[0] if arrays and arrays[0].ndim else 1
+    entrants = _entrants(paths, counts, batches, data, isa)
 
     step(f"timing {runs} runs")
     calls_before = library_info().calls
     state_before = read_state()
-    times_ms = _time_in_turns(settings, sessions, feeds, runs)
+    times_ms, cpu_share = _time_in_turns(entrants, runs)
     state_after = read_state()  # at once: an idle CPU soon clocks down
     calls_after = library_info().calls
-    del sessions
     isa_calls = {name: n - calls_before.get(name, 0) for name, n in calls_after.items()}
+    board = read_board(state_before, state_after)
+    step("measuring what the machine reaches")
+    bound = measure_bound(isa or library_info().selected, counts[0], board.memory_bytes)
 
-    profiles = []
-    for setting, feed, times in zip(settings, feeds, times_ms, strict=True):
-        step(f"measuring the memory of {setting.path}")
-        memory = _measure_memory(setting, feed)
+    first = [(entrant.setting, entrant.feed) for entrant in entrants[: len(paths)]]
+    timings = _timings([(entrant.samples, entrant.setting.threads) for entrant in entrants], times_ms, len(paths))
+    samples = entrants[0].samples
+    del entrants
+    profiles, traced = [], []
+    for (setting, feed), found in zip(first, timings, strict=True):
+        step(f"measuring the start and the memory of {setting.path}")
+        start, memory = _measure_start(setting, feed)
         step(f"timing the nodes of {setting.path}")
-        nodes = _time_nodes(setting, feed, min(runs, MAX_NODE_RUNS))
-        profiles.append(ModelProfile(setting.path, model_bytes(setting.path), _timing(times, samples), memory, nodes))
+        events = _run_nodes(setting, feed, min(runs, MAX_NODE_RUNS))
+        nodes = node_times(events, WARMUP_RUNS, setting.path, samples, bound)
+        traced.append((setting.path, events))
+        profiles.append(ModelProfile(setting.path, model_bytes(setting.path), found, start, memory, nodes))
+    if trace is not None:
+        write_files({trace: json.dumps(trace_events(traced)).encode()})
 
     return ProfileReport(
         model=profiles[0],
-        compare=profiles[1] if len(profiles) > 1 else None,
-        speedup=_speedup(times_ms[0], times_ms[1]) if len(profiles) > 1 else None,
+        compare=tuple(profiles[1:]),
         isa_calls={name: n for name, n in isa_calls.items() if n > 0},
-        threads=threads,
+        threads=counts[0],
+        batch=samples,
         runs=runs,
         warmup_runs=WARMUP_RUNS,
-        batch=samples,
-        input_shapes={name: array.shape for name, array in feeds[0].items()},
+        input_shapes={name: array.shape for name, array in first[0][1].items()},
         data=None if data is None else os.fspath(data),
         machine=Machine(cpu_name(), usable_cpus(), ort.__version__),
-        board=read_board(state_before, state_after),
+        board=board,
+        bound=bound,
+        cpu_share=cpu_share,
     )
+
+
+def _numbers(name: str, value: int | Sequence[int]) -> list[int]:
+    """One number or several, without repetitions.
+
+    Raises:
+        InputError: one of them is below 1, or there is none.
+    """
+    numbers = list(dict.fromkeys(value if isinstance(value, Iterable) else [value]))
+    for number in numbers or [0]:
+        if number < 1:
+            raise InputError(f"{name} is {number}: it must be at least 1")
+    return numbers
+
+
+def _several(paths: ModelPath | Sequence[ModelPath] | None) -> Sequence[ModelPath]:
+    """None, one path, or several."""
+    if paths is None:
+        return ()
+    return (paths,) if isinstance(paths, str | os.PathLike) else paths
+
+
+def _entrants(
+    paths: Sequence[str], counts: Sequence[int], batches: Sequence[int], data: ModelPath | None, isa: str | None
+) -> list[_Entrant]:
+    """Every model in every setting; the models in one setting are neighbours, and so are settings with one session."""
+    arrays: dict[int, list[NDArray[Any]]] = {}
+    entrants = []
+    for threads in counts:
+        settings = [_Setting(path, i == 0, threads, isa if i == 0 else None) for i, path in enumerate(paths)]
+        sessions = [setting.session() for setting in settings]
+        for batch in batches:
+            if batch not in arrays:
+                arrays[batch] = session_inputs(paths[0], sessions[0], batch, data)
+            for setting, session in zip(settings, sessions, strict=True):
+                entrants.append(_Entrant(setting, session, feed_of(setting.path, session, arrays[batch])))
+    return entrants
 
 
 @contextmanager
@@ -136,37 +238,69 @@ def _running(setting: _Setting) -> Iterator[None]:
         raise InputError(f"{setting.path}: onnxruntime cannot run it: {message}") from error
 
 
-def _time_in_turns(
-    settings: Sequence[_Setting],
-    sessions: Sequence[ort.InferenceSession],
-    feeds: Sequence[dict[str, NDArray[Any]]],
-    runs: int,
-) -> NDArray[np.float64]:
-    """Time of each run in ms, [models, runs]."""
-    times = np.empty((len(sessions), runs))
-    for setting, session, feed in zip(settings, sessions, feeds, strict=True):
-        with _running(setting):
+def _time_in_turns(entrants: Sequence[_Entrant], runs: int) -> tuple[NDArray[np.float64], float | None]:
+    """Time of each run in ms, [entrants, runs], and the CPU's share of it, see `ProfileReport.cpu_share`.
+
+    Where sessions with several threads take turns, every timed run has untimed ones of the same session before it, and
+    a pause before those, in which the threads of the session before go to sleep.
+    """
+    times = np.empty((len(entrants), runs))
+    for entrant in entrants:
+        with _running(entrant.setting):
             for _ in range(WARMUP_RUNS):
-                session.run(None, feed)
+                entrant.run()
+    several = len({id(entrant.session) for entrant in entrants}) > 1
+    pausing = several and any(entrant.setting.threads > 1 for entrant in entrants)
+    alone = wall = 0.0
+    before = entrants[-1]
     for run in range(runs):
-        for i, (session, feed) in enumerate(zip(sessions, feeds, strict=True)):
+        for i, entrant in enumerate(entrants):
+            if pausing:
+                if before.setting.threads > 1 and before.session is not entrant.session:
+                    time.sleep(QUIET_S)
+                awake = time.perf_counter() + WARM_S
+                entrant.run()
+                while time.perf_counter() < awake:
+                    entrant.run()
+            cpu = time.thread_time()
             start = time.perf_counter_ns()
-            session.run(None, feed)
+            entrant.run()
             times[i, run] = (time.perf_counter_ns() - start) / 1e6
-    return times
+            if entrant.setting.threads == 1:
+                alone += time.thread_time() - cpu
+                wall += times[i, run] / 1e3
+            before = entrant
+    return times, min(alone / wall, 1.0) if wall else None
 
 
-def _timing(times_ms: NDArray[np.float64], samples: int) -> Timing:
-    p10, median, p90 = (float(value) for value in np.percentile(times_ms, [10, 50, 90]))
-    return Timing(median, p10, p90, samples / median * 1000)
+def _timings(
+    settings: Sequence[tuple[int, int]], times_ms: NDArray[np.float64], models: int
+) -> list[tuple[Timing, ...]]:
+    """The timings of each model, one per setting.
+
+    Args:
+        settings: samples and threads of each entrant; the models of one setting are neighbours, the first one first.
+        times_ms: [entrants, runs].
+        models: the number of models.
+    """
+    found: list[list[Timing]] = [[] for _ in range(models)]
+    for i, ((samples, threads), times) in enumerate(zip(settings, times_ms, strict=True)):
+        first = times_ms[i - i % models]
+        speedup = None if i % models == 0 else _speedup(first, times)
+        p10, median, p90 = (float(value) for value in np.percentile(times, [10, 50, 90]))
+        found[i % models].append(Timing(samples, threads, median, p10, p90, samples / median * 1000, speedup))
+    return [tuple(timings) for timings in found]
 
 
 def _speedup(model_ms: NDArray[np.float64], compare_ms: NDArray[np.float64]) -> Speedup:
-    p10, p90 = (float(value) for value in np.percentile(compare_ms / model_ms, [10, 90]))
-    return Speedup(float(np.median(compare_ms) / np.median(model_ms)), p10, p90)
+    ratios = compare_ms / model_ms
+    p10, median, p90 = (float(value) for value in np.percentile(ratios, [10, 50, 90]))
+    low, high = median_interval(ratios) or (None, None)
+    return Speedup(median, low, high, p10, p90)
 
 
-def _time_nodes(setting: _Setting, feed: dict[str, NDArray[Any]], runs: int) -> tuple[NodeTime, ...]:
+def _run_nodes(setting: _Setting, feed: dict[str, NDArray[Any]], runs: int) -> list[Event]:
+    """Run a model under onnxruntime's profiler, and return its events."""
     with temporary_folder() as folder:
         options = ort.SessionOptions()
         options.enable_profiling = True
@@ -175,50 +309,19 @@ def _time_nodes(setting: _Setting, feed: dict[str, NDArray[Any]], runs: int) -> 
         for _ in range(WARMUP_RUNS + runs):
             session.run(None, feed)
         try:
-            events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            events: list[Event] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:  # onnxruntime does not say so
             raise SetupError(f"{folder}: onnxruntime's profile is not whole: is the disk full?") from error
-    return node_times(events, WARMUP_RUNS)
+    return events
 
 
-def node_times(events: Sequence[dict[str, Any]], warmup: int) -> tuple[NodeTime, ...]:
-    """Read onnxruntime's profile (trace events; a node's kernel is one "..._kernel_time" event per run, "dur" in µs).
-
-    Args:
-        events: the parsed profile.
-        warmup: number of first events of each node to skip.
-    """
-    durations: dict[tuple[str, str], list[int]] = {}
-    last: dict[tuple[str, str], dict[str, Any]] = {}
-    for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        node = (event["args"].get("node_index", ""), event["name"].removesuffix("_kernel_time"))
-        durations.setdefault(node, []).append(event["dur"])
-        last[node] = event["args"]
-    medians = {node: float(np.median(times[warmup:])) / 1000 for node, times in durations.items() if times[warmup:]}
-    total = sum(medians.values())
-    return tuple(
-        NodeTime(
-            name=node[1],
-            op_type=last[node].get("op_name", ""),
-            median_ms=median,
-            share=median / total if total else 0.0,
-            output_shapes=tuple(
-                tuple(shape) for output in last[node].get("output_type_shape", []) for shape in output.values()
-            ),
-        )
-        for node, median in medians.items()
-    )
-
-
-def _measure_memory(setting: _Setting, feed: dict[str, NDArray[Any]]) -> Memory:
-    """Run the model in a fresh process and ask that process for its peak memory."""
+def _measure_start(setting: _Setting, feed: dict[str, NDArray[Any]]) -> tuple[ColdStart, Memory]:
+    """Run the model in a fresh process and ask that process for its times and its peak memory."""
     # Without the working directory, which may hold a source tree of bnn_deploy without the compiled library; `-P` does
     # so since Python 3.11 only.
     code = (
         "import sys; sys.path[:] = [path for path in sys.path if path]; "
-        "from bnn_deploy.runtime.profiling import _memory_process; _memory_process()"
+        "from bnn_deploy.runtime.profiling import _start_process; _start_process()"
     )
     with temporary_folder() as folder:
         inputs = folder / "inputs.npz"
@@ -235,11 +338,12 @@ def _measure_memory(setting: _Setting, feed: dict[str, NDArray[Any]]) -> Memory:
         raise SetupError(
             f"{setting.path}: the process that measures its memory ended with status {done.returncode}: {reason[0]}"
         )
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return ColdStart(**measured["start"]), Memory(**measured["memory"])
 
 
-def _memory_process() -> None:
-    """Body of the fresh process: read the inputs, note the memory, load and run the model, print both numbers."""
+def _start_process() -> None:
+    """Body of the fresh process: read the inputs, note the memory, load and run the model, print the numbers."""
     task = json.loads(sys.argv[1])
     with np.load(task["inputs"]) as arrays:
         feed = {name: arrays[f"arr_{i}"] for i, name in enumerate(task["names"])}
@@ -247,7 +351,12 @@ def _memory_process() -> None:
     # the baseline is that peak.
     reset_peak_memory()
     baseline = peak_memory()
+    moments = [time.perf_counter()]
     session = _Setting(**task["setting"]).session()
+    moments.append(time.perf_counter())
     for _ in range(MEMORY_RUNS):
         session.run(None, feed)
-    print(json.dumps(asdict(Memory(baseline, peak_memory()))))
+        moments.append(time.perf_counter())
+    load, first, *_ = (float(span) * 1e3 for span in np.diff(moments))
+    memory = Memory(baseline, peak_memory())
+    print(json.dumps({"start": asdict(ColdStart(load, first)), "memory": asdict(memory)}))

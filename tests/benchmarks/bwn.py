@@ -96,11 +96,12 @@ def main() -> None:
     print("                    ---- speed ----      fp32       BWN  ------- weights -------  memory added")
     print("model   layers   median   p10   p90        ms        ms      fp32      BWN  ratio   fp32    BWN    differ")
     for name, layers, report, before, after, error in rows:
-        assert report.compare is not None and report.speedup is not None
-        memory = [run.memory.model_bytes / 1e6 for run in (report.compare, report.model)]
+        assert report.speedup is not None
+        binary, flat = report.models
+        memory = [run.memory.model_bytes / 1e6 for run in (flat, binary)]
         print(
             f"{name:<7} {layers:>6} {report.speedup.median:>8.2f} {report.speedup.p10:>5.2f} {report.speedup.p90:>5.2f}"
-            f" {report.compare.timing.median_ms:>9.3f} {report.model.timing.median_ms:>9.3f}"
+            f" {flat.timing.median_ms:>9.3f} {binary.timing.median_ms:>9.3f}"
             f" {before / 1e6:>6.2f} MB {after / 1e3:>5.0f} kB {before / after:>5.1f}x {memory[0]:>3.0f} MB"
             f" {memory[1]:>3.0f} MB  {error:.0e}"
         )

@@ -34,8 +34,8 @@ def build(arch: str, folder: Path) -> tuple[Path, Path]:
 
 
 def line(report: ProfileReport) -> str:
-    assert report.compare is not None and report.speedup is not None
-    model, compare, speedup = report.model, report.compare, report.speedup
+    assert report.speedup is not None
+    (model, compare), speedup = report.models, report.speedup
     return (
         f"{Path(model.path).name:<20} {model.timing.median_ms:>10.3f} {compare.timing.median_ms:>10.3f}"
         f" {speedup.median:>8.2f} {speedup.p10:>7.2f} {speedup.p90:>7.2f}"

@@ -236,20 +236,50 @@ def test_profile_prints_tables(tmp_path: Path) -> None:
         "x 1×1×28×28 (random)",  # noqa: RUF001
         "onnxruntime alone",
         "Nodes of binary.onnx: the 2 slowest of ",
-        "Operators of float.onnx",
+        "Where the time of binary.onnx's nodes goes",
+        "(20 channels, 38% unused)",
+        "×8×8×50 bits",  # noqa: RUF001
     ):
         assert text in result.stdout
     assert all(line == line.rstrip() for line in result.stdout.splitlines())
+    for text in ("float.onnx: ", "Operators of "):
+        assert text not in result.stdout
     alone = run("profile", flat, "--runs", "2", "--nodes", "0").stdout
     assert "none (the model called no binary kernel)" in alone
     assert "in turns" not in alone
     assert "Nodes of" not in alone
 
 
+def test_profile_verbose(tmp_path: Path) -> None:
+    binary, flat = save_binary(tmp_path / "binary.onnx"), save_float(tmp_path / "float.onnx")
+    text = run("profile", binary, "--compare", flat, "--runs", "2", "--verbose", "--nodes", "2").stdout
+    for name in ("binary.onnx", "float.onnx"):
+        assert f"Nodes of {name}: all " in text
+        assert f"Operators of {name}" in text
+
+
+def test_profile_of_several_settings(tmp_path: Path) -> None:
+    binary, flat = save_binary(tmp_path / "binary.onnx"), save_float(tmp_path / "float.onnx")
+    options = ("--compare", flat, "--compare", binary, "--runs", "6", "--batch", "1,4", "--threads", "1,2")
+    result = run("profile", binary, *options, "--trace", tmp_path / "trace.json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    table = result.stdout[result.stdout.index("Batches and threads") :].split("\n\n")[0].splitlines()
+    assert [line.split()[:2] for line in table[-4:]] == [["1", "1"], ["4", "1"], ["1", "2"], ["4", "2"]]
+    assert all(line.count(" to ") == 2 for line in table[-4:])
+
+
+@pytest.mark.parametrize("text", ["0", "1,0", "1,", "", "two", "1.5"])
+def test_profile_refuses_what_is_no_list_of_numbers(tmp_path: Path, text: str) -> None:
+    result = run("profile", save_binary(tmp_path / "binary.onnx"), "--batch", text)
+    assert result.exit_code == 2
+    assert f"{text!r} is neither a number of at least 1 nor several with commas between them" in result.stderr
+
+
 def test_profile_json(tmp_path: Path) -> None:
     result = run("profile", save_binary(tmp_path / "binary.onnx"), "--runs", "2", "--json")
     report = json.loads(result.stdout)
-    assert report["compare"] is None
+    assert report["compare"] == []
     assert report["runs"] == 2
     assert report["model"]["nodes"]
 

@@ -15,7 +15,7 @@ import pytest
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes
 from bnn_deploy.runtime import profiling
-from bnn_deploy.runtime.profiling import node_times, profile
+from bnn_deploy.runtime.profiling import profile
 from bnn_deploy.runtime.session import library_info
 from support.small_models import save_binary, save_float
 
@@ -33,27 +33,35 @@ def flat(tmp_path: Path) -> Path:
 def test_report_of_two_models(binary: Path, flat: Path) -> None:
     steps: list[str] = []
     report = profile(binary, flat, runs=7, batch=3, progress=steps.append)
-    assert report.compare is not None
-    assert report.speedup is not None
+    assert report.models == (report.model, *report.compare)
+    (compared,) = report.compare
     assert report.input_shapes == {"x": (3, 1, 28, 28)}
     assert (report.threads, report.runs, report.batch, report.data) == (1, 7, 3, None)
-    for item in (report.model, report.compare):
-        timing = item.timing
+    for item in report.models:
+        (timing,) = item.timings
+        assert (timing.batch, timing.threads) == (3, 1)
+        assert item.cold_start.load_ms > 0 and item.cold_start.first_run_ms > 0
         assert 0 < timing.p10_ms <= timing.median_ms <= timing.p90_ms
         assert timing.samples_per_second == pytest.approx(3 / timing.median_ms * 1000)
         assert 0 < item.memory.baseline_bytes < item.memory.peak_bytes
         assert sum(node.share for node in item.nodes) == pytest.approx(1)
-        assert sum(op.nodes for op in item.ops) == len(item.nodes)
-    assert report.speedup.median == pytest.approx(report.compare.timing.median_ms / report.model.timing.median_ms)
+        assert sum(op.nodes for op in item.ops) == sum(kind.nodes for kind in item.kinds) == len(item.nodes)
+        assert sum(node.share for node in item.dominant) >= 0.5 > sum(node.share for node in item.dominant[:-1])
+    assert report.model.timing.speedup is None
+    assert report.speedup is compared.timing.speedup is not None
+    assert report.speedup.low is not None and report.speedup.high is not None
+    assert report.speedup.low <= report.speedup.median <= report.speedup.high
     shapes = {node.op_type: node.output_shapes for node in report.model.nodes}
     assert shapes["BinaryConv"] == ((3, 500, 1, 1),)
     assert shapes["BinaryConvThreshold"] == ((3, 8, 8, 2),)
-    assert "MatMul" in {op.op_type for op in report.compare.ops}
+    assert "MatMul" in {op.name for op in compared.ops}
     assert steps[:2] == ["loading", "timing 7 runs"]
     assert str(report).startswith(f"{binary}: ")
     again = json.loads(json.dumps(report.to_json()))
     assert again["model"]["memory"]["model_bytes"] == report.model.memory.model_bytes
-    assert again["isa"] == library_info().selected
+    assert again["isa"] == again["bound"]["isa"] == library_info().selected
+    assert again["speedup"] == again["compare"][0]["timing"]["speedup"]
+    assert again["model"]["advice"]["half_filled"] == [node.name for node in report.model.half_filled]
 
 
 def test_the_isa_is_the_one_that_ran(binary: Path, flat: Path) -> None:
@@ -72,9 +80,9 @@ def test_the_isa_is_the_one_that_ran(binary: Path, flat: Path) -> None:
 
 def test_the_compared_model_runs_without_our_kernels(binary: Path) -> None:
     report = profile(binary, binary, runs=2)
-    assert report.compare is not None
-    assert {"BinaryConv", "Binarize"} <= {op.op_type for op in report.model.ops}
-    assert {"BinaryConv", "Binarize"}.isdisjoint(op.op_type for op in report.compare.ops)
+    (compared,) = report.compare
+    assert {"BinaryConv", "Binarize"} <= {op.name for op in report.model.ops}
+    assert {"BinaryConv", "Binarize"}.isdisjoint(op.name for op in compared.ops)
 
 
 @dataclass
@@ -88,48 +96,61 @@ class FakeSession:
         self.log.append(self.name)
 
 
+def entrant(name: str, log: list[str], threads: int = 1) -> profiling._Entrant:
+    return profiling._Entrant(profiling._Setting(name, False, threads, None), FakeSession(name, log), {})
+
+
 def test_models_run_in_turns() -> None:
     log: list[str] = []
-    settings = [profiling._Setting(name, False, 1, None) for name in "ab"]
-    times = profiling._time_in_turns(settings, [FakeSession("a", log), FakeSession("b", log)], [{}, {}], 4)
-    assert times.shape == (2, 4)
-    assert log[2 * profiling.WARMUP_RUNS :] == ["a", "b"] * 4
-    assert log.count("a") == log.count("b") == profiling.WARMUP_RUNS + 4
+    times, cpu_share = profiling._time_in_turns([entrant("a", log), entrant("b", log), entrant("c", log)], 4)
+    assert times.shape == (3, 4)
+    assert log[3 * profiling.WARMUP_RUNS :] == ["a", "b", "c"] * 4
+    assert {log.count(name) for name in "abc"} == {profiling.WARMUP_RUNS + 4}
+    assert cpu_share is not None and 0 <= cpu_share <= 1
+
+
+def test_threads_of_another_session_go_to_sleep_before_a_timed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(profiling, "WARM_S", 0.0)
+    monkeypatch.setattr(profiling.time, "sleep", lambda seconds: log.append("pause"))
+    one, other = entrant("1", log), entrant("2", log, threads=2)
+    again = profiling._Entrant(other.setting, other.session, {})  # another batch size of the same session
+    profiling._time_in_turns([one, other, again], 2)
+    turn = ["pause", *"11", *"22", *"22"]  # each timed run is behind an untimed one
+    assert log[3 * profiling.WARMUP_RUNS :] == turn * 2
+    log.clear()
+    assert profiling._time_in_turns([other, again], 1)[1] is None
+    assert "pause" not in log
+
+
+def test_settings(binary: Path, flat: Path) -> None:
+    report = profile(binary, [flat, binary], runs=2, batch=[1, 3], threads=[1, 2, 1])
+    assert [item.path for item in report.models] == [str(binary), str(flat), str(binary)]
+    for item in report.models:
+        assert [(t.threads, t.batch) for t in item.timings] == [(1, 1), (1, 3), (2, 1), (2, 3)]
+        assert [t.speedup is None for t in item.timings] == [item is report.model] * 4
+    assert (report.batch, report.threads, report.bound.threads) == (1, 1, 1)
+    assert report.input_shapes == {"x": (1, 1, 28, 28)}
 
 
 def test_statistics_by_hand() -> None:
     model = np.array([1.0, 2.0, 1.0, 1.0, 1.0])
     other = np.array([4.0, 4.0, 5.0, 3.0, 4.0])
-    speedup = profiling._speedup(model, other)
-    assert speedup.median == 4.0
+    (first,), (second,) = profiling._timings([(8, 1), (8, 1)], np.stack([model, other]), 2)
+    assert first.speedup is None and second.speedup is not None
     # Pairwise 4, 2, 5, 3, 4: sorted 2, 3, 4, 4, 5; the 10th percentile is 40 % of the way from 2 to 3.
-    assert (speedup.p10, speedup.p90) == (pytest.approx(2.4), pytest.approx(4.6))
-    timing = profiling._timing(other, samples=8)
-    assert (timing.median_ms, timing.samples_per_second) == (4.0, 2000.0)
-    assert (timing.p10_ms, timing.p90_ms) == (pytest.approx(3.4), pytest.approx(4.6))
+    assert second.speedup.median == 4.0
+    assert (second.speedup.p10, second.speedup.p90) == (pytest.approx(2.4), pytest.approx(4.6))
+    assert (second.speedup.low, second.speedup.high) == (None, None)
+    assert (second.median_ms, second.samples_per_second) == (4.0, 2000.0)
+    assert (second.p10_ms, second.p90_ms) == (pytest.approx(3.4), pytest.approx(4.6))
 
 
-def event(name: str, index: str, dur: int, op: str, shape: list[int], cat: str = "Node") -> dict[str, Any]:
-    args = {"node_index": index, "op_name": op, "output_type_shape": [{"float": shape}]}
-    return {"cat": cat, "name": name, "dur": dur, "args": args}
-
-
-def test_node_times_by_hand() -> None:
-    events = [event("run", "", 99_999, "", [], cat="Session")]
-    for conv, relu in ((900, 700), (30, 10), (50, 10), (40, 30)):  # the first run is the warm-up
-        events.append(event("conv_kernel_time", "0", conv, "Conv", [1, 2]))
-        events.append(event("conv_fence_before", "0", 5000, "Conv", [1, 2]))
-        events.append(event("same_kernel_time", "1", relu, "Relu", [3]))
-        events.append(event("same_kernel_time", "2", 50, "Relu", [4]))  # another node of the same name
-    nodes = node_times(events, warmup=1)
-    assert [(node.name, node.op_type, node.median_ms, node.output_shapes) for node in nodes] == [
-        ("conv", "Conv", 0.04, ((1, 2),)),
-        ("same", "Relu", 0.01, ((3,),)),
-        ("same", "Relu", 0.05, ((4,),)),
-    ]
-    assert [node.share for node in nodes] == [pytest.approx(share) for share in (0.4, 0.1, 0.5)]
-    assert node_times(events, warmup=0)[0].median_ms == 0.045
-    assert node_times([], warmup=1) == ()
+def test_each_timing_is_compared_in_its_own_setting() -> None:
+    settings = [(1, 1), (1, 1), (8, 1), (8, 1)]
+    first, second = profiling._timings(settings, np.array([[1.0], [2.0], [10.0], [50.0]]), 2)
+    assert [timing.median_ms for timing in first] == [1.0, 10.0]
+    assert [timing.speedup and timing.speedup.median for timing in second] == [2.0, 5.0]
 
 
 def test_memory_is_that_of_the_one_model(tmp_path: Path) -> None:
@@ -137,9 +158,9 @@ def test_memory_is_that_of_the_one_model(tmp_path: Path) -> None:
     large = save_float(tmp_path / "large.onnx", hidden=500)  # 500 * 24 * 24 * 10 weights: 11.5 MB
     small = save_float(tmp_path / "small.onnx", hidden=2)
     report = profile(large, small, runs=1)
-    assert report.compare is not None
+    (compared,) = report.compare
     assert report.model.file_bytes > 11_500_000
-    assert report.model.memory.model_bytes > 11_500_000 > report.compare.memory.model_bytes
+    assert report.model.memory.model_bytes > 11_500_000 > compared.memory.model_bytes
     assert report.model.memory.peak_bytes < ballast.nbytes
 
 
@@ -148,7 +169,7 @@ def test_a_dead_memory_process_is_reported(binary: Path, monkeypatch: pytest.Mon
     with pytest.raises(
         SetupError, match=r"binary\.onnx: the process that measures its memory ended with status 1: .*mmx"
     ):
-        profiling._measure_memory(setting, {"x": np.zeros((1, 1, 28, 28), np.float32)})
+        profiling._measure_start(setting, {"x": np.zeros((1, 1, 28, 28), np.float32)})
 
 
 def test_nothing_is_left_behind(binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +188,8 @@ def feed_of(path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> np.n
     """The input that `profile` runs the model on."""
     seen: list[np.ndarray] = []
 
-    def no_timing(settings: Any, sessions: Any, feeds: Any, runs: int) -> np.ndarray:
-        seen.extend(feeds[0].values())
+    def no_timing(entrants: Any, runs: int) -> np.ndarray:
+        seen.extend(entrants[0].feed.values())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profiling, "_time_in_turns", no_timing)
@@ -248,6 +269,19 @@ def test_models_that_do_not_fit_each_other(binary: Path, tmp_path: Path) -> None
 def test_numbers_out_of_range(binary: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is 0: it must be at least 1"):
         profile(binary, **{name: 0})
+
+
+def test_lists_of_numbers_out_of_range(binary: Path) -> None:
+    for numbers in ([], [1, 0]):
+        with pytest.raises(InputError, match="batch is 0: it must be at least 1"):
+            profile(binary, batch=numbers)
+
+
+def test_more_threads_than_make_sense(binary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpus, most in ((1, 16), (8, 32)):
+        monkeypatch.setattr(profiling, "usable_cpus", lambda cpus=cpus: cpus)
+        with pytest.raises(InputError, match=rf"threads is 300: at most {most} are measured .* use {cpus} CPU"):
+            profile(binary, threads=[1, 300])
 
 
 def test_bad_model_files(binary: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_copies_runs_and_shows_both_machines(board: SshServer, make: MakeBundle)
 def test_shows_the_speed_up_where_the_bundle_has_the_float_model(
     board: SshServer, make: MakeBundle, small_model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compared = {**REPORT["profile"], "compare": {"timing": {"median_ms": 100.0}}, "speedup": {"median": 8.0}}
+    compared = {**REPORT["profile"], "compare": [{"timing": {"median_ms": 100.0}}], "speedup": {"median": 8.0}}
     bundle = make(run=write_report({**REPORT, "profile": compared}), float_model=small_model)
     monkeypatch.setattr(deployment, "profile", profile)
     result = run(HOST, bundle)

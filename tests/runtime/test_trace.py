@@ -1,0 +1,85 @@
+"""The trace that `profile` writes: the Trace Event Format, and times that fit each other."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.runtime.profiling import WARMUP_RUNS, profile
+from support.small_models import save_binary, save_float
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("trace")
+    models = save_binary(folder / "binary.onnx"), save_float(folder / "float.onnx")
+    profile(*models, runs=3, trace=folder / "trace.json")
+    return json.loads((folder / "trace.json").read_text())
+
+
+def problems(trace: dict[str, Any]) -> list[str]:
+    """Breaches of the format, and nodes outside of runs or longer than them."""
+    found = []
+    events = trace["traceEvents"]
+    names = {event["pid"] for event in events if event["ph"] == "M" and event["name"] == "process_name"}
+    for event in events:
+        if event["ph"] == "M":
+            continue
+        if event["ph"] != "X" or not isinstance(event["name"], str) or not isinstance(event["args"], dict):
+            found.append(f"{event} is no complete event")
+        if not all(isinstance(event[key], int) and event[key] >= 0 for key in ("ts", "dur", "pid", "tid")):
+            found.append(f"{event} has no integer times or places")
+        if event["pid"] not in names:
+            found.append(f"{event} belongs to no named process")
+    for process in names:
+        own = [event for event in events if event["pid"] == process and event["ph"] == "X"]
+        runs = [event for event in own if event["name"] == "model_run"]
+        nodes = [event for event in own if event["cat"] == "node"]
+        if len(runs) != WARMUP_RUNS + 3:
+            found.append(f"{len(runs)} runs")
+        inside = 0
+        for run in runs:
+            end = run["ts"] + run["dur"]
+            of_run = [event for event in nodes if run["ts"] <= event["ts"] <= end]
+            inside += len(of_run)
+            # A begin and a duration are each cut to whole microseconds.
+            if sum(event["dur"] for event in of_run) > run["dur"] + 1 + len(of_run):
+                found.append("the nodes of a run take longer than it")
+        if inside != len(nodes):
+            found.append(f"{len(nodes) - inside} nodes outside of all runs")
+    return found
+
+
+def test_the_trace_is_one(trace: dict[str, Any]) -> None:
+    assert trace["displayTimeUnit"] == "ms"
+    assert problems(trace) == []
+    names = [event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"]
+    assert names == ["binary.onnx", "float.onnx"]
+    conv = [event for event in trace["traceEvents"] if event["name"] == "conv2"]
+    assert len(conv) == WARMUP_RUNS + 3
+    assert conv[0]["args"]["op_name"] == "BinaryConvThreshold"
+
+
+def test_what_is_wrong_is_seen(trace: dict[str, Any]) -> None:
+    def wrong(key: str, value: Any) -> list[str]:
+        damaged = copy.deepcopy(trace)
+        event = next(event for event in damaged["traceEvents"] if event.get("cat") == "node")
+        event[key] = value
+        return problems(damaged)
+
+    assert wrong("ph", "B") and wrong("ts", 1.5) and wrong("pid", 3)
+    assert wrong("dur", 10**9) == ["the nodes of a run take longer than it"]
+    assert wrong("ts", 0) == ["1 nodes outside of all runs"]
+
+
+def test_the_model_itself_is_not_overwritten(tmp_path: Path) -> None:
+    model = save_binary(tmp_path / "binary.onnx")
+    with pytest.raises(InputError, match=r"binary\.onnx is the model"):
+        profile(model, runs=1, trace=model)
+    with pytest.raises(InputError, match="does not exist"):
+        profile(model, runs=1, trace=tmp_path / "absent" / "trace.json")
