@@ -5,4 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[str], None]
-"""Called with one line of text that names the current step."""
+"""Called with one line of text that names the current step; a `Step` also says how much is done."""
+
+
+class Step(str):
+    """One line of text that names the current step.
+
+    Attributes:
+        share: how much of the whole command is done when the step begins, from 0 to 1.
+    """
+
+    share: float
+
+    def __new__(cls, text: str, share: float) -> Step:
+        """A text with a share."""
+        step = super().__new__(cls, text)
+        step.share = share
+        return step
+
+
+def within(progress: Progress, start: float, stop: float) -> Progress:
+    """The callback of a part of a command that takes it from the share `start` to the share `stop`."""
+
+    def step(text: str) -> None:
+        share = text.share if isinstance(text, Step) else 0.0
+        progress(Step(text, start + (stop - start) * share))
+
+    return step

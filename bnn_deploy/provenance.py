@@ -37,6 +37,9 @@ ZERO_WEIGHTS_KEY = "bnn_deploy.zero_weights"
 IMAGE_KEY = "bnn_deploy.image"
 """Model metadata: how the bytes of its input are normalised, if it takes images of bytes, as JSON: see `ImageInput`."""
 
+PREPROCESSING_KEY = "bnn_deploy.preprocessing"
+"""Model metadata: how images become its input, as JSON: see `Preprocessing`."""
+
 SOURCE = "bnn_deploy.source"
 """Node metadata: the tensor of the float graph that the node's output stands for (for bits: the output of the Sign)."""
 

@@ -12,7 +12,7 @@ import bnn_deploy
 
 PACKAGE = Path(bnn_deploy.__file__).parent
 
-BASE = {"errors", "files", "image_input", "installation", "progress", "provenance", "system"}
+BASE = {"errors", "files", "image_input", "installation", "preprocessing", "progress", "provenance", "system"}
 """What every room may import; they themselves import nothing of the package but each other."""
 
 ROOMS: dict[str, set[str]] = {
@@ -25,8 +25,9 @@ ROOMS: dict[str, set[str]] = {
     "report": BASE | {"operators", "passes", "source"},
     "conversion": BASE | {"operators", "passes", "source", "report", "architectures", "runtime"},
     "inspection": BASE | {"operators"},
-    "runtime": BASE | {"operators"},
-    "proof": BASE | {"operators", "runtime", "source"},
+    "data": BASE,
+    "runtime": BASE | {"operators", "data"},
+    "proof": BASE | {"operators", "data", "runtime", "source"},
     "board": BASE | {"runtime", "proof"},
     "cli": BASE | {"passes", "report", "conversion", "inspection", "runtime", "proof", "board"},
     "__init__": BASE | {"conversion", "runtime", "proof"},
@@ -45,6 +46,7 @@ LIBRARIES = {
     "click",
     "packaging",
     "rich",
+    "PIL",
 }
 """Libraries that not every room may use; numpy and the standard library are everywhere."""
 
@@ -63,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"onnx_ir"},
     "conversion": {"onnx_ir", "torch"},
     "inspection": {"onnx", "google"},
+    "data": {"PIL"},
     "runtime": {"onnxruntime"},
     "proof": HEAVY | {"onnxruntime"},
     "board": {"packaging"},

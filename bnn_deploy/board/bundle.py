@@ -34,6 +34,7 @@ from bnn_deploy.board.manifest import (
 from bnn_deploy.board.wheels import collect_wheels, missing_wheels
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.files import require_file, require_outputs, temporary_folder, write_files
+from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import Progress
 
 
@@ -44,6 +45,8 @@ def write_bundle(
     target: str,
     data: str | os.PathLike[str] | None = None,
     samples: int = 16,
+    preprocessing: Preprocessing | None = None,
+    seed: int | None = None,
     float_model: str | os.PathLike[str] | None = None,
     wheels: str | os.PathLike[str] = "dist",
     progress: Progress = lambda step: None,
@@ -55,7 +58,9 @@ def write_bundle(
         output: the .tar.gz file to write.
         target: the board's architecture, one of TARGETS.
         data: inputs for the golden results, as `bnn_deploy.verify` takes them; None for random normal inputs.
-        samples: number of inputs to use, from the first.
+        samples: number of inputs to use, from the first or drawn with `seed`.
+        preprocessing: how images become the model's input, as `bnn_deploy.verify` takes it.
+        seed: likewise.
         float_model: the float .onnx file that the board measures beside the model; None for none.
         wheels: folder with bnn-deploy's wheel for the target and, for offline boards, its dependencies' wheels.
         progress: called with the name of each step as it begins.
@@ -73,7 +78,7 @@ def write_bundle(
     progress("reading the wheels")
     version, wheel, wheel_files = collect_wheels(Path(wheels), target)
     offline = not missing_wheels(wheel_files)
-    results = _golden(Path(model), data, samples, progress)
+    results = _golden(Path(model), data, samples, preprocessing, seed, progress)
     files = {
         MODEL: Path(model).read_bytes(),
         GOLDEN: results.content,
@@ -110,13 +115,20 @@ class _Results:
     made_with: dict[str, str]
 
 
-def _golden(model: Path, data: str | os.PathLike[str] | None, samples: int, progress: Progress) -> _Results:
+def _golden(
+    model: Path,
+    data: str | os.PathLike[str] | None,
+    samples: int,
+    preprocessing: Preprocessing | None,
+    seed: int | None,
+    progress: Progress,
+) -> _Results:
     """Compute the golden results, and check at once that all kernels of this machine reproduce them."""
     from bnn_deploy.proof.golden.check import check_golden
     from bnn_deploy.proof.golden.make import make_golden
     from bnn_deploy.proof.golden.record import write_golden
 
-    made = make_golden(model, data, samples, progress=progress)
+    made = make_golden(model, data, samples, preprocessing=preprocessing, seed=seed, progress=progress)
     with temporary_folder() as folder:
         path = folder / GOLDEN
         write_golden(made, path)

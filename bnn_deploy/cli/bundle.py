@@ -9,7 +9,7 @@ import click
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
 from bnn_deploy.cli.console import exact_bytes, facts, human_bytes, plural, print_json, progress, show, table
-from bnn_deploy.cli.options import example
+from bnn_deploy.cli.options import DATA_PATH, data_options, example, parse_preprocessing
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
@@ -20,8 +20,9 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
 @click.option("--target", type=click.Choice(TARGETS), required=True, help="The board's architecture (uname -m).")
 @click.option("-o", "--output", type=_PATH, required=True, metavar="BUNDLE.tar.gz", help="The file to write.")
-@click.option("--data", type=_PATH, metavar="FILE", help=".npz or .npy with inputs, as for verify; random if left out.")
-@click.option("--samples", type=click.IntRange(1), default=16, help="Use only the first so many inputs.")
+@click.option("--data", type=DATA_PATH, metavar="PATH", help="Inputs, as for verify; random if left out.")
+@click.option("--samples", type=click.IntRange(1), default=16, help="Use only so many inputs.")
+@data_options
 @click.option(
     "--float", "float_model", type=_PATH, metavar="FLOAT.onnx", help="Float model for the board to measure beside it."
 )
@@ -39,6 +40,11 @@ def command(
     output: Path,
     data: Path | None,
     samples: int,
+    size: str | None,
+    crop: str | None,
+    mean: str | None,
+    std: str | None,
+    seed: int | None,
     float_model: Path | None,
     wheels: Path,
     as_json: bool,
@@ -47,6 +53,7 @@ def command(
 
     On the board, unpack it and run `sh run.sh`; or let `bnn-deploy deploy` do it. The same inputs give the same bytes.
     """
+    preprocessing = parse_preprocessing(size, crop, mean, std)
     with progress() as step:
         manifest = write_bundle(
             model,
@@ -54,6 +61,8 @@ def command(
             target=target,
             data=data,
             samples=samples,
+            preprocessing=preprocessing,
+            seed=seed,
             float_model=float_model,
             wheels=wheels,
             progress=step,

@@ -14,10 +14,20 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console, ConsoleDimensions, RenderableType
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from bnn_deploy.cli import QUIET
 from bnn_deploy.cli.tables import Facts, Paragraph, Table
+from bnn_deploy.progress import Step
 from bnn_deploy.system import is_utf8
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -186,7 +196,8 @@ def table(
 def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
     """Show the current step of a long command, in a line on stderr that goes away at the end.
 
-    Nothing is shown where stderr is not a terminal, nor with --quiet.
+    Of steps that say how much is done (`progress.Step`), it has a bar, and estimates the time that is left. Nothing is
+    shown where stderr is not a terminal, nor with --quiet.
 
     Args:
         measuring: show a line without animation, because an animating thread would disturb the timed runs.
@@ -196,8 +207,9 @@ def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
     """
     with Progress(
         *([] if measuring else [SpinnerColumn()]),
-        TextColumn("{task.description}", markup=False),
-        *([] if measuring else [TimeElapsedColumn()]),
+        *([] if measuring else [BarColumn(20), TaskProgressColumn(), TimeElapsedColumn()]),
+        *([] if measuring else [TextColumn("left"), TimeRemainingColumn()]),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=err,
         transient=True,
         auto_refresh=not measuring,
@@ -206,6 +218,9 @@ def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
         task = bar.add_task("", total=None)
 
         def step(text: str) -> None:
-            bar.update(task, description=printable(text), refresh=True)
+            share = text.share if isinstance(text, Step) else None
+            bar.update(
+                task, description=printable(text), total=None if share is None else 1.0, completed=share, refresh=True
+            )
 
         yield step

@@ -22,7 +22,7 @@ from bnn_deploy.cli.console import (
     table,
 )
 from bnn_deploy.cli.layer_table import print_layers, ratio
-from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args
+from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args, parse_numbers
 from bnn_deploy.errors import InputError
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
@@ -59,13 +59,8 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
     """('nhwc', '0.5', '0.2,0.3,0.2') -> ImageInput; what is None is its default."""
     from bnn_deploy.image_input import ImageInput
 
-    def numbers(option: str, text: str | None, default: float) -> tuple[float, ...]:
-        try:
-            return (default,) if text is None else tuple(map(float, text.split(",")))
-        except ValueError:
-            raise InputError(f"{option} {text}: give one number, or one for each channel: 0.485,0.456,0.406") from None
-
-    return ImageInput(numbers("--mean", mean, 0.0), numbers("--std", std, 1.0), layout or "nchw")
+    numbers = parse_numbers("--mean", mean) or (0.0,), parse_numbers("--std", std) or (1.0,)
+    return ImageInput(*numbers, layout or "nchw")
 
 
 @click.command(

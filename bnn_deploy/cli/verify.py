@@ -8,10 +8,17 @@ import click
 
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import explain, facts, plural, print_json, printable, progress, show, table
-from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args
+from bnn_deploy.cli.options import (
+    DATA_PATH,
+    checkpoint_options,
+    data_options,
+    example,
+    parse_arch_args,
+    parse_preprocessing,
+)
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
 from bnn_deploy.proof.margins import AGREEING_ERROR
-from bnn_deploy.proof.results import OperatorResult, OutputResult, Tolerances, Verification
+from bnn_deploy.proof.results import Interrupted, OperatorResult, OutputResult, Tolerances, Verification
 from bnn_deploy.proof.verification import verify
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -29,11 +36,19 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @checkpoint_options
 @click.option(
     "--data",
-    type=_PATH,
-    metavar="FILE",
-    help=".npz or .npy with inputs (and labels), as the model takes them; random if left out.",
+    type=DATA_PATH,
+    metavar="PATH",
+    help="Inputs, perhaps with labels: a folder of images with a sub-folder per class, an IDX file as MNIST's, .npz or "
+    ".npy; random if left out.",
 )
-@click.option("--samples", type=click.IntRange(1), help="Use only the first so many inputs.")
+@click.option("--samples", type=click.IntRange(1), help="Use only so many inputs.")
+@data_options
+@click.option(
+    "--pictures",
+    type=click.IntRange(0),
+    default=0,
+    help="Put small pictures of up to so many samples, of those that differ most, into the JSON.",
+)
 @click.option(
     "--reference-samples", type=click.IntRange(1), default=8, help="Inputs for onnx's slow ReferenceEvaluator."
 )
@@ -59,6 +74,12 @@ def command(
     prefix: str | None,
     data: Path | None,
     samples: int | None,
+    size: str | None,
+    crop: str | None,
+    mean: str | None,
+    std: str | None,
+    seed: int | None,
+    pictures: int,
     reference_samples: int,
     isas: tuple[str, ...],
     threads: int | None,
@@ -78,27 +99,38 @@ def command(
     if against is None:
         raise click.UsageError("give --against FILE or --golden FILE")
     arguments = parse_arch_args(arch_args)
-    with progress() as step:
-        result = verify(
-            model,
-            against,
-            arch=arch,
-            arch_args=arguments,
-            key=key,
-            prefix=prefix,
-            data=data,
-            samples=samples,
-            reference_samples=reference_samples,
-            isas=isas or None,
-            threads=threads,
-            tolerances=Tolerances(min_agreement=min_agreement),
-            progress=step,
-        )
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_verification(result)
+    preprocessing = parse_preprocessing(size, crop, mean, std)
+    print_result = _print_json if as_json else print_verification
+    try:
+        with progress() as step:
+            result = verify(
+                model,
+                against,
+                arch=arch,
+                arch_args=arguments,
+                key=key,
+                prefix=prefix,
+                data=data,
+                samples=samples,
+                preprocessing=preprocessing,
+                seed=seed,
+                pictures=pictures,
+                reference_samples=reference_samples,
+                isas=isas or None,
+                threads=threads,
+                tolerances=Tolerances(min_agreement=min_agreement),
+                progress=step,
+            )
+    except Interrupted as stopped:
+        if stopped.result.operators or stopped.result.samples:
+            print_result(stopped.result)
+        raise
+    print_result(result)
     return 0 if result.passed else CHECK_FAILED
+
+
+def _print_json(result: Verification) -> None:
+    print_json(result.to_json())
 
 
 def _refuse_with_golden(ctx: click.Context) -> None:
@@ -111,6 +143,12 @@ def _refuse_with_golden(ctx: click.Context) -> None:
         "prefix",
         "data",
         "samples",
+        "size",
+        "crop",
+        "mean",
+        "std",
+        "seed",
+        "pictures",
         "reference_samples",
         "min_agreement",
     ):
@@ -200,7 +238,10 @@ def print_verification(result: Verification) -> None:
         _print_operators(result)
     if result.layers:
         _print_layers(result)
-    _print_outputs(result)
+    if result.outputs:
+        _print_outputs(result)
+    if result.classification:
+        _print_classes(result)
     notes = [*_source_notes(result), *result.notes]
     for note in notes:
         show(f"note: {printable(note)}")
@@ -298,6 +339,24 @@ def _print_layers(result: Verification) -> None:
         kind = f"{layer.kind}, int8" if layer.quantized else layer.kind
         rows.add_row(printable(layer.layer), kind, *cells, verdict)
     show(rows)
+    _print_distances(result)
+
+
+def _print_distances(result: Verification) -> None:
+    """How near the differences of all layers come to their tolerances."""
+    bounds = (0.001, 0.01, 0.1, 1.0)
+    for what, kinds in (("flipped bits", ("bits", "levels")), ("floats", ("floats",))):
+        found = [layer.histogram for layer in result.layers if layer.kind in kinds]
+        counts = [0] * (len(bounds) + 1)
+        for histogram in found:
+            for edge, count in zip(histogram.edges, histogram.counts, strict=True):
+                counts[sum(edge >= bound * histogram.tolerance for bound in bounds)] += count
+        counts[0] += sum(histogram.zeros for histogram in found)
+        if not sum(counts):
+            continue
+        shares = [f"{count:,} below {bound:.4g}" for count, bound in zip(counts, bounds, strict=False) if count]
+        beyond = [f"{counts[-1]:,} beyond"] if counts[-1] else []
+        explain(f"   Of all {what}, in units of the tolerance: {', '.join([*shares, *beyond])}.")
 
 
 def _print_outputs(result: Verification) -> None:
@@ -322,10 +381,20 @@ def _print_outputs(result: Verification) -> None:
         explain("   Samples that do not agree, and the first layer in which a bit flipped:")
         flips = table(
             None,
-            ["backend", *(["output"] if named else []), "sample", "reference", "model", "layer", "margin", "explained"],
+            [
+                "backend",
+                *(["output"] if named else []),
+                "sample",
+                "reference",
+                "model",
+                "layer",
+                "channel, position",
+                "margin",
+                "explained",
+            ],
             {"sample", "reference", "model", "margin"},
             {"explained"},
-            optional=["margin"],
+            optional=["channel, position", "margin"],
         )
         for d in result.disagreements[:20]:
             where = printable(d.layer) or "none"
@@ -335,6 +404,7 @@ def _print_outputs(result: Verification) -> None:
                 str(d.sample),
                 *("-" if which is None else str(which) for which in (d.reference_class, d.model_class)),
                 where,
+                "" if d.channel is None else ", ".join(map(str, (d.channel, *([[*d.position]] if d.position else [])))),
                 "a sign of 0" if d.zero else f"{d.margin:.1e}",
                 "yes" if d.explained else "NO",
             )
@@ -342,6 +412,38 @@ def _print_outputs(result: Verification) -> None:
         if len(result.disagreements) > 20:
             show(f"   and {len(result.disagreements) - 20} more")
     show("")
+
+
+def _print_classes(result: Verification) -> None:
+    """The accuracy of the reference and of the model: top-5, and of the classes that the model finds hardest."""
+    reference, model = result.classification
+    if reference.correct_top5 is not None and model.correct_top5 is not None:
+        fives = [f"{100 * one.correct_top5 / one.samples:.2f} %" for one in (reference, model) if one.correct_top5]
+        explain(f"   Among the five highest scores: {' of the reference, '.join(fives)} of the model.")
+    hardest = sorted(model.classes, key=lambda one: (one.correct / one.samples, one.label))[:_HARDEST]
+    before = {one.label: one.correct for one in reference.classes}
+    numbers = ["samples", "reference", "model"]
+    rows = table(None, ["class", *numbers, "mostly taken for"], numbers, optional=["samples", "mostly taken for"])
+    for one in hardest:
+        wrong = [(count, -taken) for label, taken, count in model.confusion if label == one.label != taken]
+        count, taken = max(wrong, default=(0, 0))
+        mistaken = f"{_class_name(result, -taken)}, {count:,}" if wrong else ""
+        shares = (f"{100 * correct / one.samples:.2f} %" for correct in (before[one.label], one.correct))
+        rows.add_row(_class_name(result, one.label), f"{one.samples:,}", *shares, mistaken)
+    which = f"The {len(hardest)} least accurate of {len(model.classes)} classes" if hardest else ""
+    show("")
+    explain(f"   {which if len(model.classes) > len(hardest) else 'Classes'}; the confusion matrices are in the JSON:")
+    show(rows)
+    show("")
+
+
+_HARDEST = 5
+"""Classes in the table of accuracies."""
+
+
+def _class_name(result: Verification, label: int) -> str:
+    names = result.class_names
+    return printable(names[label]) if 0 <= label < len(names) else str(label)
 
 
 def _accuracies(output: OutputResult) -> list[str]:

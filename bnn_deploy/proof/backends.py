@@ -27,7 +27,10 @@ class RunError(Exception):
 
 
 BATCH = 50
-"""Samples that run at a time: bounds the memory that a large network's activations need."""
+"""Samples that run at a time, at most."""
+
+BATCH_BYTES = 64_000_000
+"""The size of the reference's values of the samples that run at a time: it bounds the memory, whatever the network."""
 
 
 class Backends:
@@ -40,6 +43,8 @@ class Backends:
         self.isas = isas
         self.threads = threads
         self.onnxruntime = [self.BODIES, *(f"kernels, {isa}" for isa in isas)]
+        self.own = self.onnxruntime[1 if isas else 0]
+        """What runs a model with the library here: the kernels of the best instruction set, if it has kernels."""
 
     def make(self, model: ModelProto | str, backend: str) -> Runner:
         """A function that runs `model` on named inputs."""
@@ -59,7 +64,10 @@ class Backends:
             return evaluate
         isa = None if backend == self.BODIES else backend.removeprefix("kernels, ")
         data = model if isinstance(model, str) else model.SerializeToString()
-        session = load_session(data, self.threads, isa=isa, kernels=isa is not None)
+        options = ort.SessionOptions()
+        # onnxruntime's arena would keep the memory of each session's largest batch, and there are many sessions.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        session = load_session(data, self.threads, isa=isa, kernels=isa is not None, options=options)
         return lambda inputs: [np.asarray(output) for output in run_session(session, None, inputs)]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from bnn_deploy.operators.bits import pack_bits, unpack_bits
+from bnn_deploy.operators.bits import WORD, pack_bits, unpack_bits
 from bnn_deploy.operators.contract import DOMAIN, holds_bits
 from bnn_deploy.provenance import (
     Levels,
@@ -89,12 +89,26 @@ class Cut:
         missing = 0 if self.rank is None else self.rank - array.ndim
         return array.reshape(array.shape[:axis] + (1,) * missing + array.shape[axis:])
 
-    def decode(self, bits: NDArray[np.uint32], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """Unpack bits into the reference's layout: bool of the given shape [N, C, spatial...], True for +1."""
-        signs = unpack_bits(bits, shape[1])
-        signs[..., list(self.complemented)] ^= True
-        spatial = (shape[0], *shape[2:], shape[1])
-        return np.moveaxis(signs.reshape(spatial), -1, 1)
+    def flips(self, bits: NDArray[np.uint32], value: NDArray[Any]) -> tuple[NDArray[np.intp], ...]:
+        """The places [N, C, spatial...] where stored bits are not the signs of the reference's value.
+
+        Raises:
+            ValueError: the bits are not of the value's shape.
+        """
+        wanted = self.encode(value)
+        if bits.size != wanted.size or bits.dtype != wanted.dtype or bits.shape[-1] != wanted.shape[-1]:
+            raise ValueError(f"bits {bits.dtype} {list(bits.shape)} instead of {wanted.dtype} {list(wanted.shape)}")
+        # Mostly no word differs, and the few that do are unpacked alone.
+        differing = (bits.reshape(wanted.shape) ^ wanted).reshape(len(value), *value.shape[2:], wanted.shape[-1])
+        found = np.nonzero(differing)
+        *places, word = found
+        which, bit = np.nonzero(unpack_bits(differing[found][:, np.newaxis], WORD))
+        channel = word[which] * WORD + bit
+        used = channel < value.shape[1]
+        first, *spatial = (axis[which][used] for axis in places)
+        axes = (first, channel[used], *spatial)
+        order = np.lexsort(axes[::-1])
+        return tuple(axis[order] for axis in axes)
 
     def decode_levels(self, planes: NDArray[np.uint32], shape: tuple[int, ...]) -> NDArray[np.int64]:
         """Unpack bit planes into the reference's layout: levels of the given shape [N, C, spatial...]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import one_line
 from bnn_deploy.proof.backends import Arrays, RunError, Runner
+from bnn_deploy.proof.chain import Fed
 from bnn_deploy.proof.exact_zero import is_exact_sum, signed_tensor
+from bnn_deploy.proof.histogram import Histogram
 from bnn_deploy.proof.margins import (
     Magnitudes,
     absolute_error,
+    chunks,
     count_differing,
     cut_kind,
     differences,
+    in_units,
     magnitudes,
-    relative_error,
     settle_zeros,
     zero_flips,
 )
@@ -36,16 +39,42 @@ class Batch:
     """Some samples.
 
     Attributes:
-        start: the index of the first one in the data.
-        size: their number.
+        indices: of each in the data.
         x: the model's inputs by name.
         values: the reference's tensors for them.
     """
 
-    start: int
-    size: int
+    indices: Sequence[int]
     x: Arrays
     values: Arrays
+
+    @property
+    def size(self) -> int:
+        """Their number."""
+        return len(self.indices)
+
+    def sample(self, row: int, rows: int) -> int:
+        """The index in the data of the sample that one of a tensor's rows belongs to."""
+        return self.indices[row * self.size // rows]
+
+
+@dataclass
+class _Fed:
+    """A segment's input for a batch, and what one backend made of it, so that others that make the same need no look.
+
+    Attributes:
+        feed: the input.
+        negative: the inputs to run besides, see `LayerCheck._with_zeros_negative`.
+        seen: an output; None if there is none yet.
+        found: how it compares.
+        exact: the batch with exact sums, once it was wanted: one entry, None if the reference cannot compute them.
+    """
+
+    feed: Arrays
+    negative: list[Arrays]
+    seen: NDArray[Any] | None = None
+    found: tuple[LayerResult, float] | None = None
+    exact: list[Batch | None] = field(default_factory=list)
 
 
 class Expectations:
@@ -122,15 +151,23 @@ class LayerCheck:
     """
 
     def __init__(
-        self, piece: Segment, cuts: Mapping[str, Cut], expectations: Expectations, tolerances: Tolerances
+        self,
+        piece: Segment,
+        cuts: Mapping[str, Cut],
+        expectations: Expectations,
+        tolerances: Tolerances,
+        shown: str,
     ) -> None:
+        """For a segment of a model with these cuts; `shown` is the backend whose histogram is kept."""
         self.piece = piece
         self.cut = piece.output
-        self.result = LayerResult(piece.name, self.cut.source, cut_kind(self.cut), piece.quantized)
         self.scale = Magnitudes()
         self._cuts = cuts
         self._expectations = expectations
-        self._tolerances = tolerances
+        wide = piece.quantized
+        self._tolerance = tolerances.margin(wide) if self.cut.is_bits else tolerances.relative(wide)
+        self._shown = shown
+        self.result = replace(self._new_result(), layer=piece.name, quantized=wide)
         self._signed = signed_tensor(piece.model, self.cut.tensor) if self._has_signs(self.cut) else None
 
     def signs_of(self, batch: Batch) -> str | None:
@@ -154,36 +191,32 @@ class LayerCheck:
         measured = self._expectations.measured(self.cut, values)
         return self.scale if self.scale.fits(measured) else magnitudes(measured)
 
-    def check(self, runners: dict[str, Runner], batches: dict[str, Batch]) -> None:
+    def check(self, runners: Mapping[str, Runner], batches: Mapping[str, Batch]) -> dict[str, Fed]:
         """Compare the backends on one batch, of which slow ones may take fewer samples.
 
         Args:
             runners: backend -> its runner of the segment.
             batches: backend -> the samples that it runs; the largest batch comes first.
+
+        Returns:
+            What each backend made of what the segment was fed with, if it ran.
         """
+        ran: dict[str, Fed] = {}
         before = self.result
-        worst = self.result = replace(before, differing=0, behind_zeros=0)
-        exact: dict[int, Batch | None] = {}
+        worst = replace(before, differing=0, behind_zeros=0)
+        fed: dict[int, _Fed] = {}
         for backend, batch in batches.items():
             try:
-                feed = {name: self._fed(name, batch) for name in self.piece.inputs}
-                (got,) = runners[backend](feed)
-                others = [runners[backend](other)[0] for other in self._with_zeros_negative(feed, batch.values)]
-                if others:
-                    worst.behind_zeros = max(worst.behind_zeros, count_differing(self.cut, got, others))
-                now = self._compare(got, others, batch)
-                # Where no rounding at all explains it, the order of a sum does not, either.
-                if not now.passed and np.isfinite(max(now.margin, now.relative_error)):
-                    if id(batch) not in exact:
-                        exact[id(batch)] = self.sum_exactly(batch)
-                    again = exact[id(batch)]
-                    against = now if again is None else self._compare(got, others, again)
-                    if against.passed:
-                        worst.reference_rounding = max(worst.reference_rounding, now.margin, now.relative_error)
-                        now = against
+                if id(batch) not in fed:
+                    fed[id(batch)] = self._fed(batch)
+                (got,) = runners[backend](fed[id(batch)].feed)
+                ran[backend] = Fed(fed[id(batch)].feed, got)
+                now, rounded, behind = self._check_backend(runners[backend], got, fed[id(batch)], batch)
             except (RunError, ValueError, IndexError) as error:  # from numpy: shapes that do not fit
                 worst.error, worst.passed = f"it does not fit the reference: {one_line(error)} ({backend})", False
                 continue
+            worst.reference_rounding = max(worst.reference_rounding, rounded)
+            worst.behind_zeros = max(worst.behind_zeros, behind)
             worst.differing = max(worst.differing, now.differing)
             for name in ("margin", "relative_error"):
                 if getattr(now, name) > getattr(worst, name):
@@ -191,11 +224,39 @@ class LayerCheck:
                     worst.worst = f"{now.worst} ({backend})"
             worst.max_error = max(worst.max_error, now.max_error)
             worst.passed &= now.passed
+            if backend == self._shown:
+                worst.histogram = before.histogram.plus(now.histogram)
         expected = self._expectations.value(self.cut, next(iter(batches.values())).values)
         worst.values += expected.size
         worst.zeros += int((expected == 0).sum()) if self._has_signs(self.cut) else 0
         worst.differing += before.differing
         worst.behind_zeros += before.behind_zeros
+        self.result = worst
+        return ran
+
+    def _check_backend(self, run: Runner, got: NDArray[Any], fed: _Fed, batch: Batch) -> tuple[LayerResult, float, int]:
+        """One backend, which gave `got`, on one batch.
+
+        Returns:
+            What was found; the margin or error that only the order of the reference's sums explains; and the number of
+            values that depend on a sign of exactly 0.
+        """
+        others = [run(other)[0] for other in fed.negative]
+        behind = count_differing(self.cut, got, others) if others else 0
+        if not others and fed.found is not None and fed.seen is not None and _identical(got, fed.seen):
+            return *fed.found, behind  # another backend's, to the last bit
+        now, rounded = self._compare(got, others, batch), 0.0
+        # Where no rounding at all explains it, the order of a sum does not, either.
+        if not now.passed and np.isfinite(max(now.margin, now.relative_error)):
+            if not fed.exact:
+                fed.exact = [self.sum_exactly(batch)]
+            (again,) = fed.exact
+            against = now if again is None else self._compare(got, others, again)
+            if against.passed:
+                now, rounded = against, max(now.margin, now.relative_error)
+        if fed.seen is None and not others:
+            fed.seen, fed.found = got, (now, rounded)
+        return now, rounded, behind
 
     def sum_exactly(self, batch: Batch) -> Batch | None:
         """The batch with this segment's output as exact sums give it; None if the reference cannot compute them."""
@@ -215,8 +276,12 @@ class LayerCheck:
     def _has_signs(cut: Cut) -> bool:
         return cut.is_bits and cut.levels is None
 
-    def _fed(self, name: str, batch: Batch) -> NDArray[Any]:
-        """The reference's value of an input of the segment, as the model stores it."""
+    def _fed(self, batch: Batch) -> _Fed:
+        """What the segment is fed with: the reference's values of its inputs, as the model stores them."""
+        feed = {name: self._stored(name, batch) for name in self.piece.inputs}
+        return _Fed(feed, self._with_zeros_negative(feed, batch.values))
+
+    def _stored(self, name: str, batch: Batch) -> NDArray[Any]:
         cut = self._cuts.get(name)
         return batch.x[name] if cut is None else cut.encode(self._expectations.value(cut, batch.values))
 
@@ -236,37 +301,52 @@ class LayerCheck:
         alone = [{name: array} for name, array in changed.items()] if len(changed) > 1 else []
         return [{**feed, **some} for some in (changed, *alone) if some]
 
+    def _new_result(self) -> LayerResult:
+        return LayerResult("", self.cut.source, cut_kind(self.cut), histogram=Histogram(self._tolerance))
+
     def _compare_bits(self, got: NDArray[Any], expected: NDArray[Any], batch: Batch) -> LayerResult:
         """Compare bits or levels with the reference's."""
-        result = LayerResult("", self.cut.source, "bits")
+        result = self._new_result()
         before = self._expectations.before(self.cut, batch.values)
-        flips, margin = differences(self.cut, got, expected, before, self.scale_of(batch.values))
-        result.differing = int(flips.sum())
+        flips = differences(self.cut, got, expected, before, self.scale_of(batch.values))
+        result.differing = len(flips)
         if result.differing:
             signed = self.signs_of(batch)
             if signed is not None and is_exact_sum(self.piece.model, signed):
-                margin = np.where(zero_flips(flips, expected, before), np.inf, margin)
-            index = np.unravel_index(int(np.where(flips, margin, -1).argmax()), flips.shape)
-            result.margin = float(margin[index])
-            place = [int(i) for i in index]
+                flips = flips.infinite(zero_flips(flips, expected, before))
+            result.histogram.add(flips.margins)
+            place, result.margin = flips.largest()
             result.worst = (
-                f"worst at sample {batch.start + place[0]}, channel {place[1]}"
-                f"{f', position {place[2:]}' if place[2:] else ''}: pre-activation {float(before[index]):.3g}"
+                f"worst at sample {batch.sample(place[0], len(expected))}, channel {place[1]}"
+                f"{f', position {[*place[2:]]}' if place[2:] else ''}: pre-activation {float(before[place]):.3g}"
             )
-            result.passed = result.margin <= self._tolerances.margin(self.piece.quantized)
+            result.passed = result.margin <= self._tolerance
         return result
 
     def _compare_floats(self, got: NDArray[Any], expected: NDArray[Any], batch: Batch) -> LayerResult:
         """Compare floats, or integers, with the reference's."""
-        result = LayerResult("", "", "floats")
+        result = self._new_result()
         got = got.reshape(expected.shape)
-        relative = relative_error(got, expected, self.scale_of(batch.values))
-        index = np.unravel_index(int(relative.argmax()), relative.shape)
-        result.relative_error = float(relative[index])
-        result.max_error = float(absolute_error(got, expected).max())
-        place = [int(i) for i in index]
-        result.worst = f"{f'worst at sample {batch.start + place[0]}, index {place[1:]}: ' if place else ''}" + (
-            f"{float(got[index]):.6g} instead of {float(expected[index]):.6g}"
-        )
-        result.passed = result.relative_error <= self._tolerances.relative(self.piece.quantized)
+        scale = self.scale_of(batch.values)
+        largest = -1.0
+        for rows in chunks(expected):
+            error = absolute_error(got[rows], expected[rows])
+            relative = in_units(error, expected, scale)
+            result.histogram.add(relative)
+            result.max_error = max(result.max_error, float(error.max()))
+            if float(relative.max()) <= largest:
+                continue
+            place = tuple(int(i) for i in np.unravel_index(int(relative.argmax()), relative.shape))
+            largest = result.relative_error = float(relative.max())
+            values = f"{float(got[rows][place]):.6g} instead of {float(expected[rows][place]):.6g}"
+            where = ""
+            if place:
+                sample = batch.sample(rows.start + place[0], len(expected))
+                where = f"worst at sample {sample}, index {[*place[1:]]}: "
+            result.worst = where + values
+        result.passed = result.relative_error <= self._tolerance
         return result
+
+
+def _identical(first: NDArray[Any], second: NDArray[Any]) -> bool:
+    return first.dtype == second.dtype and np.array_equal(first, second)

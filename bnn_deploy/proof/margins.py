@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +59,16 @@ def cut_kind(cut: Cut) -> str:
     return "floats" if cut.is_float else "integers"
 
 
+def chunks(tensor: NDArray[Any]) -> Iterator[Any]:
+    """Indices of some of a tensor's rows at a time: what is computed of them in float64 stays in the CPU's caches."""
+    if not tensor.ndim:
+        yield ...
+        return
+    rows = max(1, 2**17 // max(tensor[:1].size, 1))
+    for start in range(0, len(tensor), rows):
+        yield slice(start, start + rows)
+
+
 class Magnitudes:
     """The magnitudes of each channel of a tensor [N, C, ...] in all batches so far: the units of its tolerances.
 
@@ -80,12 +91,16 @@ class Magnitudes:
         """Add a batch; where the second dimension is none of channels, but of samples, it is alone."""
         if self._count and not self.fits(batch):
             self._clear()
-        exact = np.where(np.isfinite(batch), batch, 0).astype(np.float64)
         axes = (0, *range(2, batch.ndim))[: batch.ndim]
-        self.largest = np.maximum(self.largest, np.abs(exact).max(axis=axes, keepdims=True))
-        self._sum = self._sum + exact.sum(axis=axes, keepdims=True)
-        self._squares = self._squares + (exact**2).sum(axis=axes, keepdims=True)
-        self._count += exact.size // max(self._sum.size, 1)
+        for rows in chunks(batch):
+            part = batch[rows]
+            exact = part.astype(np.float64)
+            exact[~np.isfinite(exact)] = 0
+            ends = exact.max(axis=axes, keepdims=True), -exact.min(axis=axes, keepdims=True)
+            self.largest = np.maximum(self.largest, np.maximum(*ends))
+            self._sum = self._sum + exact.sum(axis=axes, keepdims=True)
+            self._squares = self._squares + np.square(exact, out=exact).sum(axis=axes, keepdims=True)
+        self._count += batch.size // max(self._sum.size, 1)
 
     def fits(self, tensor: NDArray[Any]) -> bool:
         """Whether a tensor has these channels."""
@@ -120,10 +135,38 @@ def magnitudes(tensor: NDArray[Any]) -> Magnitudes:
     return result
 
 
-def differences(
-    cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], scale: Magnitudes
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Mask of the bits, or levels, that differ from the reference's, and their margins.
+@dataclass(frozen=True)
+class Flips:
+    """The bits, or levels, of a tensor that differ from the reference's.
+
+    Attributes:
+        places: their indices, one array for each dimension of the reference's tensor [N, C, spatial...].
+        margins: float64, see `relative_margin`.
+    """
+
+    places: tuple[NDArray[np.intp], ...]
+    margins: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.margins)
+
+    def of(self, rows: slice) -> Flips:
+        """Those in some rows."""
+        inside = (self.places[0] >= rows.start) & (self.places[0] < rows.stop)
+        return Flips(tuple(axis[inside] for axis in self.places), self.margins[inside])
+
+    def infinite(self, where: NDArray[np.bool_]) -> Flips:
+        """The same, with an infinite margin for some of them."""
+        return replace(self, margins=np.where(where, np.inf, self.margins))
+
+    def largest(self) -> tuple[tuple[int, ...], float]:
+        """The place of the largest margin, the first if there are several, and the margin."""
+        first = int(self.margins.argmax())
+        return tuple(int(axis[first]) for axis in self.places), float(self.margins[first])
+
+
+def differences(cut: Cut, got: NDArray[Any], expected: NDArray[Any], before: NDArray[Any], scale: Magnitudes) -> Flips:
+    """The bits, or levels, that differ from the reference's, and their margins.
 
     Args:
         cut: the cut that both tensors belong to.
@@ -133,39 +176,48 @@ def differences(
         scale: the magnitudes of the pre-activations on all the data.
 
     Returns:
-        The mask, bool, and the relative margin (see `relative_margin`) where it is True, both shaped as `expected`.
-        The margin of a level is the largest margin of the thresholds between it and the reference's level.
+        Where they differ, with the relative margin (see `relative_margin`) there. The margin of a level is the largest
+        margin of the thresholds between it and the reference's level.
+
+    Raises:
+        ValueError: the tensors do not fit each other.
     """
     if cut.levels is None:
-        flips = cut.decode(got, expected.shape) != (expected >= 0)
-        return flips, relative_margin(before, scale.rms()) if flips.any() else np.zeros(flips.shape)
+        places = cut.flips(got, expected)
+        return Flips(places, relative_margin(_at(before, expected, places), _at(scale.rms(), expected, places)))
     found, wanted = cut.decode_levels(got, expected.shape), cut.levels.encode(expected)
-    margin = np.zeros(expected.shape)
-    if (found == wanted).all():
-        return found != wanted, margin
+    places = np.nonzero(found != wanted)
+    low, high = (function(found[places], wanted[places]) for function in (np.minimum, np.maximum))
+    value = _at(before, expected, places)
+    margins = np.zeros(len(low))
     thresholds = cut.levels.columns(before.ndim)
-    for level in range(1, 2**cut.levels.bits):
-        passed = (found >= level) != (wanted >= level)
-        if not passed.any():
-            continue
+    for level in range(1, 2**cut.levels.bits) if len(low) else ():
+        passed = (low < level) & (level <= high)
         # Rounding explains neither a level without a threshold nor the crossing of an infinite threshold.
-        distance = np.full(expected.shape, np.inf)
+        distance = np.full(len(low), np.inf)
         if level <= len(thresholds):
-            finite_thresholds = np.isfinite(thresholds[level - 1])
-            threshold = np.where(finite_thresholds, thresholds[level - 1], np.float32(0))
-            shifted = relative_margin(before - threshold, scale.rms(threshold))
-            distance = np.where(finite_thresholds, shifted, np.inf)
-        margin = np.where(passed, np.maximum(margin, distance), margin)
-    return found != wanted, margin
+            finite = np.isfinite(thresholds[level - 1])
+            threshold = np.where(finite, thresholds[level - 1], np.float32(0))
+            here = _at(threshold, expected, places)
+            shifted = relative_margin(value - here, _at(scale.rms(threshold), expected, places))
+            distance = np.where(_at(finite, expected, places), shifted, np.inf)
+        margins = np.where(passed, np.maximum(margins, distance), margins)
+    return Flips(places, margins)
 
 
-def zero_flips(flips: NDArray[np.bool_], expected: NDArray[Any], before: NDArray[Any]) -> NDArray[np.bool_]:
-    """The flips where the pre-activation is exactly 0 and the reference says on which side of the threshold that is.
+def _at(tensor: NDArray[Any], like: NDArray[Any], places: tuple[NDArray[np.intp], ...]) -> NDArray[Any]:
+    """The values at some places of a tensor that is broadcast to the shape of another one."""
+    values: NDArray[Any] = np.broadcast_to(tensor, like.shape)[places]
+    return values
+
+
+def zero_flips(flips: Flips, expected: NDArray[Any], before: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which flips have a pre-activation of exactly 0 and a reference that says on which side of the threshold that is.
 
     Rounding explains none of these if the model's pre-activation is exactly 0, too.
     """
-    found: NDArray[np.bool_] = flips & (before == 0) & (np.abs(expected) > 0)  # NaN says nothing
-    return found
+    found: NDArray[np.bool_] = (_at(before, expected, flips.places) == 0) & (np.abs(expected[flips.places]) > 0)
+    return found  # NaN says nothing
 
 
 def relative_margin(before: NDArray[Any], rms: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -191,9 +243,14 @@ def absolute_error(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.floa
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any], scale: Magnitudes) -> NDArray[np.float64]:
     """The absolute error in units of its channel, see `Magnitudes.unit`; of integers, infinite where they differ."""
+    return in_units(absolute_error(got, expected), expected, scale)
+
+
+def in_units(error: NDArray[np.float64], expected: NDArray[Any], scale: Magnitudes) -> NDArray[np.float64]:
+    """Absolute errors of values like the expected ones in units of their channels, see `relative_error`."""
     if expected.dtype.kind != "f":
-        return np.where(got == expected, 0.0, np.inf)
-    relative: NDArray[np.float64] = absolute_error(got, expected) / np.maximum(scale.unit(), np.finfo(np.float64).tiny)
+        return np.where(error == 0, 0.0, np.inf)
+    relative: NDArray[np.float64] = error / np.maximum(scale.unit(), np.finfo(np.float64).tiny)
     return relative
 
 
@@ -209,6 +266,27 @@ def has_classes(output: NDArray[Any]) -> bool:
     if output.dtype.kind != "f":
         return output.ndim >= 1 and output.size == len(output) > 0
     return output.ndim >= 2 and output.shape[1] > 1 and output[:1].size == output.shape[1]
+
+
+HIGHEST = 5
+"""Of a "top-5" accuracy."""
+
+
+def among_highest(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Which samples' labels are among the HIGHEST scores; of equal scores the lower class is the higher one.
+
+    None if the output is of classes alone, or of no more than HIGHEST, among which each label would be.
+    """
+    rows = scores.reshape(len(scores), -1)
+    if scores.dtype.kind != "f" or rows.shape[1] <= HIGHEST:
+        return None
+    columns = labels.astype(np.intp)
+    known = (columns >= 0) & (columns < rows.shape[1])
+    columns = np.where(known, columns, 0)[:, np.newaxis]
+    own = np.take_along_axis(rows, columns, axis=1)
+    before = (rows > own) | ((rows == own) & (np.arange(rows.shape[1]) < columns))
+    among: NDArray[np.bool_] = known & ~np.isnan(own[:, 0]) & (before.sum(axis=1) < HIGHEST)
+    return among
 
 
 AGREEING_ERROR = 0.5

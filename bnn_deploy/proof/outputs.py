@@ -12,20 +12,23 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.installation import install_command
-from bnn_deploy.progress import Progress
+from bnn_deploy.preprocessing import Preprocessing
+from bnn_deploy.progress import Progress, Step
 from bnn_deploy.proof.backends import BATCH, Arrays, Backends, RunError
 from bnn_deploy.proof.margins import (
     Magnitudes,
     absolute_error,
     agreeing,
+    among_highest,
     classes,
     has_classes,
     other_class,
     relative_error,
     tie_margin,
 )
-from bnn_deploy.proof.results import Disagreement, OutputResult, Tolerances, Verification
-from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
+from bnn_deploy.proof.results import Disagreement, OutputResult, Tolerances, Verification, WorstSample
+from bnn_deploy.proof.samples import Classifier, add_worst
+from bnn_deploy.runtime.inputs import Inputs, batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
 
 CLOSE_SHARE = 0.5
@@ -72,6 +75,10 @@ def add_output(
         if labels is not None:
             result.correct = (result.correct or 0) + int((classes(got) == labels).sum())
             result.reference_correct = (result.reference_correct or 0) + int((classes(expected) == labels).sum())
+            among = among_highest(got, labels), among_highest(expected, labels)
+            if among[0] is not None and among[1] is not None:
+                result.correct_top5 = (result.correct_top5 or 0) + int(among[0].sum())
+                result.reference_correct_top5 = (result.reference_correct_top5 or 0) + int(among[1].sum())
     return agree
 
 
@@ -96,11 +103,16 @@ def verify_outputs(
     sessions: Backends,
     tolerances: Tolerances,
     progress: Progress,
-) -> Verification:
+    preprocessing: Preprocessing | None,
+    seed: int | None,
+) -> tuple[Inputs, Verification]:
     """The part of `verify` that a board without onnx can do: the outputs, against a float .onnx file.
 
     Kernels and function bodies must give the same outputs but for rounding. Against the float model, a sign
     that flips within rounding changes a sample's outputs, but few samples have such a flip: most must be close.
+
+    Returns:
+        The inputs and the result; what Ctrl-C leaves open stays so, see `Verification.interrupted`.
     """
     if not str(against).lower().endswith(".onnx"):
         raise SetupError(
@@ -110,16 +122,19 @@ def verify_outputs(
     float_session = load_session(against, sessions.threads, kernels=False)
     wanted = read_inputs(float_session)
     batch = batch_size(wanted)
-    inputs = whole_batches(load_data(data, labels, samples, wanted), batch)
+    inputs = load_data(data, labels, samples, wanted, preprocessing=preprocessing, seed=seed)
+    inputs = whole_batches(inputs, batch)
     step = batch or BATCH
     result = Verification(
         str(model),
         f"onnxruntime {ort.__version__} running {Path(against).name}",
         inputs.origin,
-        len(inputs),
+        0,
         0,
         [],
         tolerances,
+        planned=len(inputs),
+        class_names=inputs.class_names,
         notes=[
             "onnx is not installed: only outputs were compared, not operators and layers "
             f"({install_command('convert')})"
@@ -141,11 +156,14 @@ def verify_outputs(
             bodies_scale.add(bodies)
         return outputs
 
-    for feed in inputs.more().batches(step):
-        measure(feed)
     result.outputs = [OutputResult(backend, name if len(names) > 1 else "") for backend in runners for name in names]
-    for start in range(0, len(inputs), step):
-        progress(f"verifying: outputs, sample {start} of {len(inputs)}")
+    worst: list[list[WorstSample]] = [[] for _ in names]
+    classifiers = [
+        Classifier(network, backend, result.outputs[0].output)
+        for network, backend in (("reference", result.reference), ("model", sessions.own))
+    ]
+
+    def check(start: int) -> None:
         size = min(step, len(inputs) - start)
         feed = inputs.part(start, start + size)
         floats, bodies = measure(feed)
@@ -159,30 +177,51 @@ def verify_outputs(
                 raise InputError(f"{model}: {error}: it is not what this model was converted from") from error
             part_labels = None if inputs.labels is None or which else inputs.labels[start : start + size]
             add_output(output, got, expected, part_labels, tolerances, scales[which][0], size)
+            if output.backend == sessions.own:
+                what = (output.backend, output.output)
+                add_worst(worst[which], what, got, expected, scales[which][0], inputs, start)
+                if part_labels is not None and has_classes(expected):
+                    for classifier, scores in zip(classifiers, (expected, got), strict=True):
+                        classifier.add(scores, part_labels)
             spread = float(relative_error(got, bodies[which], scales[which][1]).max(initial=0))
             if spread > tolerances.float_relative:
                 result.errors.append(
                     f"{output.backend} differs from the function bodies by {spread:.2g} of the largest in a channel"
                 )
-            for sample in other_class(got, expected):
+            for sample in map(int, other_class(got, expected)):
                 margin = tie_margin(got[sample], expected[sample])
                 result.disagreements.append(
                     Disagreement(
                         output.backend,
                         output.output,
-                        start + int(sample),
+                        inputs.index(start + sample),
                         int(classes(expected)[sample]),
                         int(classes(got)[sample]),
                         "",
                         margin,
                         zero=False,
                         explained=margin <= tolerances.float_relative,
+                        label=None if part_labels is None else int(part_labels[sample]),
+                        file=inputs.file(start + sample),
                     )
                 )
+        result.samples += size
+
+    try:
+        for feed in inputs.more().batches(step):
+            measure(feed)
+        for start in range(0, len(inputs), step):
+            progress(Step(f"verifying: outputs, sample {start} of {len(inputs)}", start / len(inputs)))
+            check(start)
+    except KeyboardInterrupt:
+        result.interrupted = True
+    result.worst = [sample for of_output in worst for sample in of_output]
+    classified = [classifier.result(inputs.class_names) for classifier in classifiers]
+    result.classification = [one for one in classified if one is not None]
     for output in result.outputs:
         if output.close < CLOSE_SHARE * output.samples:
             result.errors.append(
                 f"{output.backend}: only {output.close} of {output.samples} samples have outputs within "
                 f"{tolerances.float_relative:g} of the float model's (needed: {CLOSE_SHARE:.0%})"
             )
-    return result
+    return inputs, result

@@ -10,11 +10,12 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import require_file, require_texts
 from bnn_deploy.operators.contract import DOMAIN, VERSION, is_layer, operator_of
+from bnn_deploy.preprocessing import read_preprocessing
 from bnn_deploy.proof.cuts import Cut, cuts
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
 from bnn_deploy.runtime.inputs import InputSpec
@@ -80,12 +81,13 @@ def require_converted(model: ModelProto, path: str | os.PathLike[str]) -> None:
 def model_inputs(model: ModelProto) -> list[InputSpec]:
     """The inputs of a model, as `load_data` wants them."""
     found = []
-    examples = read_shapes(properties(model), [value.name for value in model.graph.input])
+    metadata = properties(model)
+    examples, steps = read_shapes(metadata, [value.name for value in model.graph.input]), read_preprocessing(metadata)
     for value in model.graph.input:
         tensor = value.type.tensor_type
         shape = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
         dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        found.append(InputSpec(value.name, dtype, tuple(shape), examples.get(value.name, ())))
+        found.append(InputSpec(value.name, dtype, tuple(shape), examples.get(value.name, ()), steps))
     return found
 
 
@@ -127,6 +129,15 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
             )
         )
     return segments
+
+
+def tensors_of_samples(model: ModelProto) -> set[str]:
+    """The tensors whose first dimension is declared to be the open batch of the first input: a row for each sample."""
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    first = {value.name: value.type.tensor_type.shape.dim[:1] for value in values}
+    batches = {name: dims[0].dim_param for name, dims in first.items() if dims and dims[0].dim_param}
+    own = batches.get(model.graph.input[0].name)
+    return {name for name, batch in batches.items() if batch == own}
 
 
 def operator_nodes(model: ModelProto) -> list[NodeProto]:
@@ -192,10 +203,15 @@ def piece(
     )
 
 
-def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
-    """A copy of `model` whose outputs are the named tensors; onnxruntime infers their types."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    copy.graph.output.extend(ValueInfoProto(name=tensor) for tensor in tensors)
-    return copy
+def with_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
+    """A model like `model`, serialised, whose outputs are the named tensors; onnxruntime infers their types."""
+    own = GraphProto(output=model.graph.output)
+    try:
+        # Not in a copy, which would take as much memory again.
+        del model.graph.output[:]
+        model.graph.output.extend(ValueInfoProto(name=tensor) for tensor in tensors)
+        content: bytes = model.SerializeToString()
+        return content
+    finally:
+        del model.graph.output[:]
+        model.graph.output.extend(own.output)

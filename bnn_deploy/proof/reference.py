@@ -188,20 +188,22 @@ class _Between:
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: tuple[str, ...], known: Collection[str]) -> None:
-        self._model = model
         self._tensors = tensors
         self._inputs = [info.name for info in model.graph.input]
         self._session: ort.InferenceSession | None = None
         constants = {tensor.name for tensor in model.graph.initializer}
         self.needed: set[str] = set()
-        self._nodes: list[onnx.NodeProto] = []
+        nodes: list[onnx.NodeProto] = []
         wanted = set(tensors)
         for node in reversed(model.graph.node):
             if not wanted.isdisjoint(node.output):
-                self._nodes.insert(0, node)
+                nodes.insert(0, node)
                 read = {name for name in node.input if name} - constants
                 self.needed |= {name for name in read if name in known or name in self._inputs}
                 wanted |= read - self.needed
+        # A copy of what belongs to them: a part of the model itself would keep all of its weights in memory.
+        self._part = onnx.ModelProto()
+        self._part.CopyFrom(piece(model, nodes, [], tensors))
 
     def run(self, x: Values, values: Values) -> Values:
         """The tensors for the inputs, in the model's order, and the needed values."""
@@ -214,7 +216,8 @@ class _Between:
                 )
                 for name, array in feed.items()
             ]
-            self._session = _plain_session(piece(self._model, self._nodes, infos, self._tensors))
+            self._part.graph.input.extend(infos)
+            self._session = _plain_session(self._part.SerializeToString())
         return dict(zip(self._tensors, map(np.asarray, self._session.run(list(self._tensors), feed)), strict=True))
 
 
@@ -329,13 +332,14 @@ def _of_floats(proto: ModelProto, image: ImageInput) -> ModelProto:
     return plain
 
 
-def _plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """A session without graph optimisation."""
+def _plain_session(model: bytes) -> ort.InferenceSession:
+    """A session without graph optimisation, of a serialised model."""
     options = ort.SessionOptions()
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # it would keep what the largest batch needed
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
+        return ort.InferenceSession(model, options, providers=PROVIDERS)
     except Exception as error:  # onnxruntime's exception types are not public
         raise InputError(f"onnxruntime cannot load the float model: {one_line(error)}") from error
 

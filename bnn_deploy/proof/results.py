@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from bnn_deploy.proof.histogram import Histogram
+
+WORST = 8
+"""The largest number of WorstSamples that are kept of an output."""
+
 
 @dataclass(frozen=True)
 class Tolerances:
@@ -99,6 +104,9 @@ class LayerResult:
             the relative error above are those from it; 0 if none.
         error: why the layer could not be compared: it does not run, or its output has another shape; else "".
         passed: whether margin and relative error are within the tolerances, and `error` is "".
+        histogram: of the margins of the bits or levels that differ, or of the relative errors of all floats, in the
+            units of `margin` and `relative_error`; by the kernels of the best instruction set, or the bodies if there
+            are none.
     """
 
     layer: str
@@ -116,6 +124,7 @@ class LayerResult:
     reference_rounding: float = 0.0
     error: str = ""
     passed: bool = True
+    histogram: Histogram = field(default_factory=lambda: Histogram(0.0))
 
 
 @dataclass
@@ -134,6 +143,9 @@ class OutputResult:
         same_class: samples for which the largest output is the same; None if the output is not [N, classes].
         correct: samples classified correctly; None without labels.
         reference_correct: the same for the reference.
+        correct_top5: samples whose label is among the five classes with the highest scores, of which the lower class
+            comes first among equals; None without labels, and of five classes or fewer.
+        reference_correct_top5: the same for the reference.
     """
 
     backend: str
@@ -146,6 +158,8 @@ class OutputResult:
     same_class: int | None = None
     correct: int | None = None
     reference_correct: int | None = None
+    correct_top5: int | None = None
+    reference_correct_top5: int | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,11 @@ class Disagreement:
             `margins.tie_margin`.
         zero: whether that layer has a pre-activation of exactly 0, where PyTorch's sign is 0.
         explained: whether that margin is within the tolerance.
+        channel: the channel of the bit with that margin, or of the first such 0; None if no bit differs.
+        position: its place in the channel, such as [row, column]; empty of a fully connected layer.
+        pre_activation: the reference's value in front of the sign there; None if no bit differs.
+        label: the sample's class; None without labels.
+        file: the sample's file, in its folder; "" if it has none of its own.
     """
 
     backend: str
@@ -174,6 +193,83 @@ class Disagreement:
     margin: float
     zero: bool
     explained: bool
+    channel: int | None = None
+    position: tuple[int, ...] = ()
+    pre_activation: float | None = None
+    label: int | None = None
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class WorstSample:
+    """A sample among those whose outputs differ most from the reference's.
+
+    Attributes:
+        backend: the name of the backend: the kernels of the best instruction set, or the bodies if there are none.
+        output: the name of the model's output; "" if it has only one.
+        sample: its index in the data.
+        file: its file, in its folder; "" if it has none of its own.
+        max_error: the largest absolute difference from the reference's outputs.
+        relative_error: the same in units of the largest magnitude in its channel, as in LayerResult.
+        label: its class; None without labels.
+        reference_class: the class that the reference predicts; None if the output is not [N, classes].
+        model_class: the class that the converted model predicts; None likewise.
+    """
+
+    backend: str
+    output: str
+    sample: int
+    file: str
+    max_error: float
+    relative_error: float
+    label: int | None
+    reference_class: int | None
+    model_class: int | None
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """The samples of one class.
+
+    Attributes:
+        label: the class.
+        name: its name; "" if it is not known.
+        samples: number of samples with this label.
+        correct: those of them that are predicted to be of this class.
+    """
+
+    label: int
+    name: str
+    samples: int
+    correct: int
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How a network classifies the labelled samples, by its first output with classes.
+
+    Attributes:
+        network: "reference", or "model": the converted one, by the kernels of the best instruction set, or by the
+            function bodies if there are none.
+        backend: the software that ran it.
+        output: the name of the output; "" if the model has only one.
+        samples: number of samples.
+        correct: those whose highest score is that of their label.
+        correct_top5: those whose label is among the five highest scores, see OutputResult; None of five classes or
+            fewer.
+        classes: one entry for each label that occurs, in order.
+        confusion: the confusion matrix: [label, predicted class, number of samples] for each pair that occurs, in
+            order.
+    """
+
+    network: str
+    backend: str
+    output: str
+    samples: int
+    correct: int
+    correct_top5: int | None
+    classes: list[ClassAccuracy]
+    confusion: list[tuple[int, int, int]]
 
 
 @dataclass
@@ -185,6 +281,7 @@ class Verification:
         reference: description of the reference.
         data: origin of the inputs.
         samples: inputs used; the ReferenceEvaluator, which is slow, ran the first `reference_samples` of them.
+        planned: inputs that were to be used: as many, unless it was interrupted.
         reference_samples: see `samples`.
         isas: instruction sets whose kernels ran (as the library counted, not as asked).
         tolerances: the largest differences that counted as rounding.
@@ -197,6 +294,13 @@ class Verification:
         filled: the layers whose weights of exactly 0 became ±alpha in the reference, by --zero-weights, with their
             number: `source` has the 0, and as many of its samples must agree as of the model's.
         disagreements: samples that do not agree with the reference.
+        worst: the samples whose outputs differ most, at most WORST of each output, the worst first.
+        classification: how the reference and the model classify the samples, in this order; empty without labels.
+        class_names: of the classes, from 0 on; empty if they are not known.
+        pictures: small PNG files, in base64, of samples among `disagreements` and `worst`, by their index in the data
+            as text; empty unless `verify` was asked for them.
+        interrupted: whether Ctrl-C ended it: then `samples` are those that were compared until then, and it has not
+            passed.
         errors: one line for each failure that the other attributes do not show, such as a backend that does not run.
         notes: remarks for the reader, such as that only outputs were compared.
     """
@@ -215,6 +319,12 @@ class Verification:
     replaced: tuple[str, ...] = ()
     filled: dict[str, int] = field(default_factory=dict)
     disagreements: list[Disagreement] = field(default_factory=list)
+    worst: list[WorstSample] = field(default_factory=list)
+    classification: list[Classification] = field(default_factory=list)
+    class_names: tuple[str, ...] = ()
+    pictures: dict[str, str] = field(default_factory=dict)
+    planned: int = 0
+    interrupted: bool = False
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -222,6 +332,8 @@ class Verification:
     def failures(self) -> list[str]:
         """One line for everything that failed, with the layer's name."""
         lines = list(self.errors)
+        if self.interrupted:
+            lines.append(f"it was interrupted after {self.samples} of {self.planned} samples: what is known is partial")
         for op in self.operators:
             for backend, count in op.differing.items():
                 if count:
@@ -304,3 +416,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended `verify`.
+
+    Attributes:
+        result: what was known until then; it has not passed, and says so.
+    """
+
+    def __init__(self, result: Verification) -> None:
+        super().__init__()
+        self.result = result

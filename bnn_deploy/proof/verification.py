@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from bnn_deploy.files import require_file
 from bnn_deploy.operators.contract import OPERATORS
+from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import Progress
-from bnn_deploy.proof.backends import BATCH, Backends
+from bnn_deploy.proof.backends import Backends
 from bnn_deploy.proof.outputs import verify_outputs
-from bnn_deploy.proof.results import Tolerances, Verification
+from bnn_deploy.proof.results import Interrupted, Tolerances, Verification
+from bnn_deploy.proof.samples import add_pictures
 from bnn_deploy.runtime.inputs import Data, batch_size, load_data, whole_batches
 from bnn_deploy.runtime.session import library_info
 
@@ -43,6 +45,9 @@ def verify(
     data: Data | None = None,
     labels: NDArray[Any] | None = None,
     samples: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int | None = None,
+    pictures: int = 0,
     reference_samples: int = 8,
     isas: Sequence[str] | None = None,
     threads: int | None = None,
@@ -59,21 +64,25 @@ def verify(
         arch_args: keyword arguments of the architecture; None takes the arguments that the metadata records.
         key: for a checkpoint with several state dicts: where the network's is, as for `convert`.
         prefix: what the keys of its tensors begin with, as for `convert`.
-        data: inputs [N, ...], float32 and normalised as in training, or images of bytes if the model takes them; a .npy
-            or .npz file (see `load_data`); None for
-            32 random normal inputs.
-        labels: classes [N], for accuracy; a .npz file may hold them.
-        samples: number of inputs to use, from the first; None for all.
+        data: inputs [N, ...], float32 and normalised as in training, or images of bytes if the model takes them; the
+            path of a .npy, .npz or IDX file, or of a folder of images with a sub-folder per class (see `load_data`);
+            None for 32 random normal inputs. Files are read in parts, and never held as a whole.
+        labels: classes [N], for accuracy; files may hold them.
+        samples: number of inputs to use, from the first, or drawn with `seed`; None for all.
+        preprocessing: how images become the model's input; what it leaves out is as the model's metadata records.
+        seed: draw the samples at random; None takes the first, and 0 of a folder with classes.
+        pictures: the largest number of samples of which the result holds a picture, if the data is images.
         reference_samples: number of inputs that the ReferenceEvaluator runs; 0 leaves it out.
         isas: instruction sets to run; None runs all of this machine's.
         threads: intra-op threads.
         tolerances: the largest differences that count as rounding; None for the defaults.
-        progress: called with a line of text before each step.
+        progress: called with a line of text before each step, a `Step`, which says how much is done.
 
     Returns:
         The result; `passed` says whether the model is equivalent.
 
     Raises:
+        Interrupted: Ctrl-C was pressed; it holds what was known then.
         InputError: a file, shape or architecture cannot be used, or `model` was not converted from `against`.
         SetupError: the library or a package is missing, or an instruction set is unknown.
     """
@@ -89,7 +98,9 @@ def verify(
         if not any(row.has_kernel and _op_type(row.name) in content for row in OPERATORS.values()):
             isas = []
             sessions = Backends(isas, threads)
-        result = verify_outputs(model, against, data, labels, samples, sessions, tolerances, progress)
+        inputs, result = verify_outputs(
+            model, against, data, labels, samples, sessions, tolerances, progress, preprocessing, seed
+        )
     else:
         from bnn_deploy.proof.pieces import has_kernels, load_model, model_inputs, require_converted
         from bnn_deploy.proof.reference import make_reference
@@ -101,20 +112,24 @@ def verify(
             isas = []  # binary weights only: the library has nothing to run
             sessions = Backends(isas, threads)
         wanted = model_inputs(proto)
-        inputs = load_data(data, labels, samples, wanted)
+        inputs = load_data(data, labels, samples, wanted, preprocessing=preprocessing, seed=seed)
         batch = batch_size(wanted)
         inputs = whole_batches(inputs, batch)
         reference = make_reference(against, arch, arch_args, key, prefix, proto)
         few = min(reference_samples, len(inputs))
         if batch is not None:
             few = -(-few // batch) * batch
-        verifier = Verifier(str(model), proto, reference, sessions, tolerances, few, batch or BATCH)
-        result = verifier.run(inputs, progress)
+        verifier = Verifier(str(model), proto, reference, sessions, tolerances, inputs, few, batch)
+        result = verifier.run(progress)
+        del verifier, reference  # their sessions and weights
     after = library_info().calls
     result.isas = [isa for isa in isas if after.get(isa, 0) > info.calls.get(isa, 0)]
     idle = [isa for isa in isas if isa not in result.isas]
     if idle:
         result.errors.append(f"the kernels of {', '.join(idle)} did not run, by the library's own count")
+    add_pictures(result, inputs, pictures)
+    if result.interrupted:
+        raise Interrupted(result)
     return result
 
 

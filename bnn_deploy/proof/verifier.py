@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +11,9 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import relative_tolerance
-from bnn_deploy.progress import Progress
-from bnn_deploy.proof.backends import Arrays, Backends, RunError, Runner, run_session
+from bnn_deploy.progress import Progress, Step
+from bnn_deploy.proof.backends import BATCH, BATCH_BYTES, Arrays, Backends, RunError, Runner, run_session
+from bnn_deploy.proof.chain import Fed, run_chain
 from bnn_deploy.proof.exact_zero import is_exact_sum
 from bnn_deploy.proof.layers import Batch, Expectations, LayerCheck
 from bnn_deploy.proof.margins import (
@@ -24,10 +27,18 @@ from bnn_deploy.proof.margins import (
     zero_flips,
 )
 from bnn_deploy.proof.outputs import CLOSE_SHARE, add_output, require_form
-from bnn_deploy.proof.pieces import data_inputs, operator_nodes, single_node, split, with_outputs
-from bnn_deploy.proof.results import Disagreement, OperatorResult, OutputResult, Tolerances, Verification
+from bnn_deploy.proof.pieces import data_inputs, operator_nodes, single_node, split, tensors_of_samples, with_outputs
+from bnn_deploy.proof.results import (
+    Disagreement,
+    OperatorResult,
+    OutputResult,
+    Tolerances,
+    Verification,
+    WorstSample,
+)
 from bnn_deploy.proof.rounding import sum_bound
-from bnn_deploy.runtime.inputs import Inputs
+from bnn_deploy.proof.samples import Classifier, add_worst
+from bnn_deploy.runtime.inputs import MORE_SAMPLES, Inputs
 from bnn_deploy.runtime.session import load_session
 
 if TYPE_CHECKING:
@@ -35,6 +46,25 @@ if TYPE_CHECKING:
 
     from bnn_deploy.proof.cuts import Cut
     from bnn_deploy.proof.reference import Reference
+
+
+@dataclass(frozen=True)
+class _Flip:
+    """The first bit tensor, running free, in which a bit of a sample flips, and the bit with the largest margin there.
+
+    Attributes:
+        tensor: its name; "" if no bit flips.
+        margin: the margin.
+        zero: whether, instead of a flip, a sign is exactly 0: from there on the model and the reference differ.
+        place: of the bit in the reference's tensor, [channel, ...]; empty if no bit flips.
+        pre_activation: the reference's value in front of the sign there.
+    """
+
+    tensor: str = ""
+    margin: float = 0.0
+    zero: bool = False
+    place: tuple[int, ...] = ()
+    pre_activation: float | None = None
 
 
 class Verifier:
@@ -47,17 +77,35 @@ class Verifier:
         reference: Reference,
         sessions: Backends,
         tolerances: Tolerances,
+        inputs: Inputs,
         few: int,
-        batch: int,
+        batch: int | None,
     ) -> None:
+        """For a model and its reference.
+
+        Args:
+            name: the model's name in reports.
+            proto: the model.
+            reference: the float network.
+            sessions: makes the backends.
+            tolerances: the largest differences that count as rounding.
+            inputs: the samples, in whole batches.
+            few: how many of them the ReferenceEvaluator runs.
+            batch: the model's batch; None if it leaves that open.
+
+        Raises:
+            InputError: the model was not made from this reference.
+        """
         self.proto = proto
         self.reference = reference
         self.sessions = sessions
         self.tolerances = tolerances
+        self.inputs = inputs
         self.few = few
-        self.batch = batch
+        self.fixed = batch
         self.pieces = split(proto, reference.names)
         self.cuts = {piece.output.tensor: piece.output for piece in self.pieces}
+        self.of_samples = tensors_of_samples(proto)
         self.bit_cuts = [cut for cut in self.cuts.values() if cut.is_bits]
         for piece in self.pieces:
             cut = piece.output
@@ -69,74 +117,127 @@ class Verifier:
                     "does not have: it is not what this model was converted from"
                 )
         self.backends = [*sessions.onnxruntime, *([sessions.EVALUATOR] if few else [])]
-        self.result = Verification(name, reference.description, "", 0, few, [], tolerances)
+        self.result = Verification(
+            name,
+            reference.description,
+            inputs.origin,
+            0,
+            few,
+            [],
+            tolerances,
+            planned=len(inputs),
+            class_names=inputs.class_names,
+        )
         outputs = [info.name for info in proto.graph.output]
+        self.names = outputs if len(outputs) > 1 else [""]
         self.expectations = Expectations(
             reference, list(self.cuts.values()), dict(zip(outputs, reference.outputs, strict=True))
         )
+        self.wanted = self.expectations.wanted | set(reference.outputs)
         self.layers = {
-            piece.output.tensor: LayerCheck(piece, self.cuts, self.expectations, tolerances) for piece in self.pieces
+            piece.output.tensor: LayerCheck(piece, self.cuts, self.expectations, tolerances, sessions.own)
+            for piece in self.pieces
         }
         self.scales = [Magnitudes() for _ in outputs]
-        self.outputs = {
-            backend: [OutputResult(backend, name if len(outputs) > 1 else "") for name in outputs]
-            for backend in self.backends
-        }
-        self.traces: dict[str, Runner] = {}
+        self.outputs = {backend: [OutputResult(backend, output) for output in self.names] for backend in self.backends}
+        self.worst: list[list[WorstSample]] = [[] for _ in outputs]
+        self.runners: dict[str, dict[str, Runner]] = {}
+        self.free: dict[str, Runner] = {}
+        self.first: list[NDArray[Any]] = []
+        self.broken: set[str] = set()
+        self.classifiers: list[Classifier] = []
         if reference.source is not None:
             own = reference.source.description
-            self.result.source = [OutputResult(own, name if len(outputs) > 1 else "") for name in outputs]
+            self.result.source = [OutputResult(own, output) for output in self.names]
             self.result.replaced, self.result.filled = reference.source.replaced, reference.source.filled
 
-    def run(self, inputs: Inputs, progress: Progress) -> Verification:
-        """Answer the three questions."""
+    def run(self, progress: Progress) -> Verification:
+        """Answer the three questions; what Ctrl-C leaves open stays so, see `Verification.interrupted`."""
         result = self.result
-        result.data, result.samples = inputs.origin, len(inputs)
+        try:
+            self._check(progress)
+        except KeyboardInterrupt:
+            result.interrupted = True
+        result.layers = [layer.result for layer in self.layers.values() if layer.result.values]
+        result.outputs = [output for outputs in self.outputs.values() for output in outputs if output.samples]
+        result.source = [output for output in result.source if output.samples]
+        result.worst = [sample for worst in self.worst for sample in worst]
+        found = [classifier.result(result.class_names) for classifier in self.classifiers]
+        result.classification = [one for one in found if one is not None]
+        self._remark()
+        return result
+
+    def _check(self, progress: Progress) -> None:
+        inputs, result = self.inputs, self.result
         nodes = operator_nodes(self.proto)
         try:
-            feeds = self._operator_inputs(nodes, inputs.part(0, self.batch))
+            feeds = self._operator_inputs(nodes, inputs.part(0, self.fixed or BATCH))
         except RunError as error:
             # The comparison layer by layer shows which layer does not run.
             result.errors.append(f"the function bodies do not run as a whole: {error}")
             nodes, feeds = [], {}
-        starts = range(0, len(inputs), self.batch)
+        size = self.fixed or self._batch()
+        starts = range(0, len(inputs), size)
         total = len(nodes) + len(starts) * len(self.pieces)
         done = 0
-        for node in nodes:
-            done += 1
-            progress(f"verifying: operator {node.name} ({done} of {total})")
-            result.operators += [self._check_operator(node, i, feeds) for i, tensor in enumerate(node.output) if tensor]
 
-        runners = {piece.output.tensor: self._runners(piece.model) for piece in self.pieces}
-        free = self._runners(self.proto)
-        wanted = self.expectations.wanted | set(self.reference.outputs)
-        for feed in inputs.more().batches(self.batch):
-            self._measure(self.reference.run(feed, wanted))
+        def step(what: str) -> None:
+            nonlocal done
+            done += 1
+            progress(Step(f"verifying: {what} ({done} of {total})", (done - 1) / total))
+
+        for node in nodes:
+            step(f"operator {node.name}")
+            result.operators += [self._check_operator(node, i, feeds) for i, tensor in enumerate(node.output) if tensor]
+        feeds.clear()
+
+        self._start_free(inputs.part(0, min(size, len(inputs))))
+        self.runners = {
+            backend: {piece.output.tensor: self.sessions.make(piece.model, backend) for piece in self.pieces}
+            for backend in self.backends
+        }
+        # The units of the tolerances are those of some samples, also where a batch is smaller.
+        ahead = inputs.more() if len(inputs) < MORE_SAMPLES or size >= MORE_SAMPLES else inputs.first(MORE_SAMPLES)
+        for feed in ahead.batches(size):
+            self._measure(self.reference.run(feed, self.wanted))
         for start in starts:
-            size = min(self.batch, len(inputs) - start)
-            part = inputs.part(start, start + size)
-            whole = Batch(start, size, part, self.reference.run(part, wanted))
+            whole = self._batch_of(start, min(start + size, len(inputs)))
             self._measure(whole.values)
             # The slow ReferenceEvaluator runs the first few samples only. The reference runs them apart: what has no
             # sample for its first dimension, [N * T, C] say, cannot be cut out.
             batches = dict.fromkeys(self.sessions.onnxruntime, whole)
-            few = min(size, self.few - start)
+            few = min(whole.size, self.few - start)
             if few > 0:
-                part = inputs.part(start, start + few)
-                batches[self.sessions.EVALUATOR] = (
-                    whole if few == size else Batch(start, few, part, self.reference.run(part, wanted))
-                )
+                batches[self.sessions.EVALUATOR] = whole if few == whole.size else self._batch_of(start, start + few)
+            fed: dict[str, dict[str, Fed]] = {backend: {} for backend in batches}
             for tensor, layer in self.layers.items():
-                done += 1
-                progress(
-                    f"verifying: layer {layer.piece.name}, samples {start} to {start + size - 1} ({done} of {total})"
-                )
-                layer.check(runners[tensor], batches)
-            labels = None if inputs.labels is None else inputs.labels[start : start + self.batch]
-            self._check_outputs(free, batches, labels)
-            self._check_source(whole, labels)
-        result.layers = [layer.result for layer in self.layers.values()]
-        result.outputs = [output for outputs in self.outputs.values() for output in outputs]
+                step(f"layer {layer.piece.name}, samples {start} to {start + whole.size - 1}")
+                own = {backend: self.runners[backend][tensor] for backend in batches}
+                for backend, ran in layer.check(own, batches).items():
+                    fed[backend][tensor] = ran
+            for backend, batch in batches.items():
+                if backend not in self.broken:
+                    self._check_outputs(backend, batch, start, fed[backend])
+            self._check_source(whole, start)
+            result.samples += whole.size
+
+    def _batch(self) -> int:
+        """How many samples to run at a time: as many as have values of the reference of about BATCH_BYTES."""
+        values = self.reference.run(self.inputs.part(0, 1), self.wanted)
+        return max(1, min(BATCH, BATCH_BYTES // max(1, sum(value.nbytes for value in values.values()))))
+
+    def _batch_of(self, start: int, stop: int) -> Batch:
+        """Some of the samples, with the reference's values."""
+        x = self.inputs.part(start, stop)
+        indices = [self.inputs.index(sample) for sample in range(start, stop)]
+        return Batch(indices, x, self.reference.run(x, self.wanted))
+
+    def _labels(self, start: int, count: int) -> NDArray[Any] | None:
+        return None if self.inputs.labels is None else self.inputs.labels[start : start + count]
+
+    def _remark(self) -> None:
+        """Add what is to say about the whole."""
+        result = self.result
         for source in [] if result.replaced or result.filled else result.source:
             if source.close < CLOSE_SHARE * source.samples:
                 result.errors.append(
@@ -159,7 +260,6 @@ class Verifier:
                     f"order in which {self.reference.description} adds products in float32; the layer was held against "
                     "the same products added in float64"
                 )
-        return result
 
     def _measure(self, values: Arrays) -> None:
         for layer in self.layers.values():
@@ -167,17 +267,38 @@ class Verifier:
         for scale, name in zip(self.scales, self.reference.outputs, strict=True):
             scale.add(values[name])
 
-    def _runners(self, model: ModelProto) -> dict[str, Runner]:
-        return {backend: self.sessions.make(model, backend) for backend in self.backends}
+    def _start_free(self, x: Arrays) -> None:
+        """Make what runs the model free: the kernels run it as a whole, as it will run.
+
+        The bodies do so for the first samples `x`, then segment by segment: for a model as a whole onnxruntime would
+        hold all weights as floats once more.
+        """
+        self.free = {backend: self.sessions.make(self.proto, backend) for backend in self.sessions.onnxruntime[1:]}
+        bodies = self.sessions.BODIES
+        try:
+            self.first = self.sessions.make(self.proto, bodies)(x)
+        except RunError as error:
+            self._break(bodies, error)
+
+    def _break(self, backend: str, error: RunError) -> None:
+        self.result.errors.append(f"{backend}, running free: {error}")
+        self.broken.add(backend)
+
+    def _run_free(self, backend: str, batch: Batch, start: int, fed: Mapping[str, Fed]) -> list[NDArray[Any]]:
+        """The outputs of a batch, from the sample `start` on, when a backend runs the model free."""
+        if backend in self.free:
+            return self.free[backend](batch.x)
+        if backend == self.sessions.BODIES and start == 0:
+            return self.first
+        tensors = run_chain(self.pieces, self.runners[backend], batch.x, fed, self.of_samples)
+        return [tensors[info.name] for info in self.proto.graph.output]
 
     def _operator_inputs(self, nodes: list[NodeProto], x: Arrays) -> Arrays:
         """The data inputs of all operators, by tensor name, when the function bodies run the whole model."""
         names = sorted({name for node in nodes for name in data_inputs(self.proto, node)} - x.keys())
         if not names:
             return x
-        session = load_session(
-            with_outputs(self.proto, names).SerializeToString(), self.sessions.threads, kernels=False
-        )
+        session = load_session(with_outputs(self.proto, names), self.sessions.threads, kernels=False)
         return x | dict(zip(names, run_session(session, names, x), strict=True))
 
     def _check_operator(self, node: NodeProto, output: int, feeds: Arrays) -> OperatorResult:
@@ -207,32 +328,50 @@ class Verifier:
         name = node.name if output == 0 else f"{node.name} (output {output})"
         return OperatorResult(name, node.op_type, everything.size, differing, tolerance, rounded)
 
-    def _check_outputs(self, free: dict[str, Runner], batches: dict[str, Batch], labels: NDArray[Any] | None) -> None:
-        """Question 3 for one batch; backends that failed vanish from `free`."""
-        for backend, batch in batches.items():
-            if backend not in free:
-                continue
-            try:
-                results = free[backend](batch.x)
-                for got, name in zip(results, self.reference.outputs, strict=True):
-                    require_form(got, batch.values[name])
-            except RunError as error:
-                self.result.errors.append(f"{backend}, running free: {error}")
-                del free[backend]
-                continue
-            part = None if labels is None else labels[: batch.size]
-            for i, (got, name) in enumerate(zip(results, self.reference.outputs, strict=True)):
-                expected, result = batch.values[name], self.outputs[backend][i]
-                agree = add_output(result, got, expected, part, self.tolerances, self.scales[i], batch.size)
-                if has_classes(expected):
-                    part = None  # the labels are those of the first output with classes
-                if not agree.all():
-                    self._explain(result, i, np.flatnonzero(~agree), batch, got)
+    def _check_outputs(self, backend: str, batch: Batch, start: int, fed: Mapping[str, Fed]) -> None:
+        """Question 3 for one batch, from the sample `start` on; `fed` is what question 2 has shown of its segments."""
+        try:
+            results = self._run_free(backend, batch, start, fed)
+            for got, name in zip(results, self.reference.outputs, strict=True):
+                require_form(got, batch.values[name])
+        except RunError as error:
+            self._break(backend, error)
+            return
+        labels = self._labels(start, batch.size)
+        trace: Arrays | None = None
+        for i, (got, name) in enumerate(zip(results, self.reference.outputs, strict=True)):
+            expected, result = batch.values[name], self.outputs[backend][i]
+            agree = add_output(result, got, expected, labels, self.tolerances, self.scales[i], batch.size)
+            if backend == self.sessions.own:
+                what = (backend, result.output)
+                add_worst(self.worst[i], what, got, expected, self.scales[i], self.inputs, start)
+                if labels is not None and has_classes(expected):
+                    self._classify(result, got, expected, labels)
+            if has_classes(expected):
+                labels = None  # they are those of the first output with classes
+            if not agree.all():
+                if trace is None:
+                    try:
+                        trace = run_chain(self.pieces, self.runners[backend], batch.x, fed, self.of_samples)
+                    except RunError:
+                        trace = {}
+                self._explain(result, i, np.flatnonzero(~agree), batch, start, got, trace)
 
-    def _check_source(self, batch: Batch, labels: NDArray[Any] | None) -> None:
+    def _classify(self, result: OutputResult, got: NDArray[Any], expected: NDArray[Any], labels: NDArray[Any]) -> None:
+        """Count how the reference and the model classify a batch."""
+        if not self.classifiers:
+            self.classifiers = [
+                Classifier("reference", self.reference.description, result.output),
+                Classifier("model", result.backend, result.output),
+            ]
+        for classifier, scores in zip(self.classifiers, (expected, got), strict=True):
+            classifier.add(scores, labels)
+
+    def _check_source(self, batch: Batch, start: int) -> None:
         """The reference's outputs against those of the network that it was made from, for one batch."""
         if self.reference.source is None:
             return
+        labels = self._labels(start, batch.size)
         found = self.reference.source.run(batch.x)
         if len(found) != len(self.reference.outputs):
             raise InputError(
@@ -246,63 +385,68 @@ class Verifier:
                 labels = None  # they are those of the first output with classes
 
     def _explain(
-        self, result: OutputResult, output: int, wrong: NDArray[np.intp], batch: Batch, got: NDArray[Any]
+        self,
+        result: OutputResult,
+        output: int,
+        wrong: NDArray[np.intp],
+        batch: Batch,
+        start: int,
+        got: NDArray[Any],
+        traced: Arrays,
     ) -> None:
         """Find, for each sample that does not agree, the first layer that flips a bit when the model runs free."""
         expected = batch.values[self.reference.outputs[output]]
-        tensors = [cut.tensor for cut in self.cuts.values()]
-        if result.backend not in self.traces:
-            self.traces[result.backend] = self.sessions.make(with_outputs(self.proto, tensors), result.backend)
-        traced = dict(zip(tensors, self.traces[result.backend](batch.x), strict=True))
         named = has_classes(expected) and len(expected) == batch.size
+        labels = self._labels(start, batch.size)
         for i in map(int, wrong):
-            layer, margin, zero = self._first_flip(i, batch, traced)
-            allowed = self.tolerances.margin(self._is_rounded(layer)) if layer else self.tolerances.float_relative
-            if not layer:
-                margin = self._tie(i, output, batch, traced, got, expected)
-            result.zeros += zero
+            flip = self._first_flip(i, batch, traced)
+            rounded = bool(flip.tensor) and self._is_rounded(flip.tensor)
+            allowed = self.tolerances.margin(rounded) if flip.tensor else self.tolerances.float_relative
+            margin = flip.margin if flip.tensor else self._tie(i, output, batch, traced, got, expected)
+            result.zeros += flip.zero
             self.result.disagreements.append(
                 Disagreement(
                     result.backend,
                     result.output,
-                    batch.start + i,
+                    batch.indices[i],
                     int(classes(expected)[i]) if named else None,
                     int(classes(got)[i]) if named else None,
-                    self.layers[layer].piece.name if layer else "",
+                    self.layers[flip.tensor].piece.name if flip.tensor else "",
                     margin,
-                    zero,
+                    flip.zero,
                     margin <= allowed,
+                    channel=flip.place[0] if flip.place else None,
+                    position=flip.place[1:],
+                    pre_activation=flip.pre_activation,
+                    label=None if labels is None else int(labels[i]),
+                    file=self.inputs.file(start + i),
                 )
             )
 
-    def _first_flip(self, sample: int, batch: Batch, traced: Arrays) -> tuple[str, float, bool]:
-        """The first bit tensor, running free, in which a bit of a sample flips.
-
-        Returns:
-            Its name, or "" if no bit flips; the largest margin of its flips; and whether, instead of a flip, a sign is
-            exactly 0: from there on the model and the reference differ.
-        """
+    def _first_flip(self, sample: int, batch: Batch, traced: Arrays) -> _Flip:
+        """Where a sample begins to differ, running free."""
         for cut in self.bit_cuts:
             check = self.layers[cut.tensor]
             signs = self.expectations.value(cut, batch.values)
             rows = rows_of(sample, batch.size, len(signs))
             if cut.levels is None and (signs[rows] == 0).any():
-                return cut.tensor, 0.0, True
+                first = np.argwhere(signs[rows] == 0)[0]
+                return _Flip(cut.tensor, 0.0, True, tuple(int(i) for i in first[1:]), 0.0)
             try:
                 before = self.expectations.before(cut, batch.values)
-                flips, margins = differences(cut, traced[cut.tensor], signs, before, check.scale_of(batch.values))
-            except ValueError:  # another shape: no rounding explains that
-                return cut.tensor, float("inf"), False
-            if flips[rows].any():
+                flips = differences(cut, traced[cut.tensor], signs, before, check.scale_of(batch.values))
+            except (ValueError, KeyError):  # another shape, or it does not run: no rounding explains that
+                return _Flip(cut.tensor, float("inf"))
+            if len(flips.of(rows)):
                 # No bit flipped before this one, so that an exact sum of bits is the reference's.
                 signed = check.signs_of(batch)
                 if signed is not None and is_exact_sum(self.proto, signed):
-                    margins = np.where(zero_flips(flips, signs, before), np.inf, margins)
-                margin = float(margins[rows][flips[rows]].max())
+                    flips = flips.infinite(zero_flips(flips, signs, before))
+                place, margin = flips.of(rows).largest()
                 if self.tolerances.margin(self._is_rounded(cut.tensor)) < margin < np.inf:
                     margin = self._from_exact_sums(cut, batch, traced, rows, margin)
-                return cut.tensor, margin, False
-        return "", 0.0, False
+                return _Flip(cut.tensor, margin, False, place[1:], float(before[place]))
+        return _Flip()
 
     def _from_exact_sums(self, cut: Cut, batch: Batch, traced: Arrays, rows: slice, margin: float) -> float:
         """The margin of some rows' flips from the reference with exact sums; `margin` if it has none."""
@@ -311,8 +455,8 @@ class Verifier:
         if exact is None:
             return margin
         signs, before = (of(cut, exact.values) for of in (self.expectations.value, self.expectations.before))
-        flips, margins = differences(cut, traced[cut.tensor], signs, before, check.scale_of(batch.values))
-        return float(margins[rows][flips[rows]].max(initial=0.0))
+        flips = differences(cut, traced[cut.tensor], signs, before, check.scale_of(batch.values)).of(rows)
+        return float(flips.margins.max(initial=0.0))
 
     def _tie(
         self, sample: int, output: int, batch: Batch, traced: Arrays, got: NDArray[Any], expected: NDArray[Any]
@@ -325,6 +469,8 @@ class Verifier:
             cuts = [self.cuts[name] for name in piece.inputs if name in self.cuts and self.cuts[name].is_float]
             scores = [self.expectations.value(cut, batch.values) for cut in cuts]
             if len(cuts) != 1 or not has_classes(scores[0]) or len(scores[0]) != batch.size:
+                return float("inf")
+            if cuts[0].tensor not in traced:
                 return float("inf")
             got, expected = traced[cuts[0].tensor], scores[0]
         return tie_margin(got[sample], expected[sample])

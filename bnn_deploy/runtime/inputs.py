@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, about, reading
-from bnn_deploy.files import require_file
+from bnn_deploy.data.dataset import open_data
+from bnn_deploy.data.pictures import ArrayPictures, FilePictures, FloatPictures, Pictures, prepared
+from bnn_deploy.data.rows import Rows, chosen, mapped
+from bnn_deploy.errors import InputError, about
+from bnn_deploy.preprocessing import Preprocessing, read_preprocessing
 from bnn_deploy.provenance import read_shapes
 
 
@@ -24,8 +26,8 @@ def session_inputs(
     """One array per input of the model, in the order of its inputs."""
     infos = session.get_inputs()
     if data is not None:
-        arrays = _load_arrays(Path(data))
-        return [_sample(Path(data), arrays, info, len(infos) == 1, batch, path) for info in infos]
+        arrays = _arrays(data, read_inputs(session), batch)
+        return [_sample(os.fspath(data), arrays, info, len(infos) == 1, batch, path) for info in infos]
     rng = np.random.default_rng(0)
     result = []
     for info, item in zip(infos, read_inputs(session), strict=True):
@@ -39,28 +41,16 @@ def session_inputs(
     return result
 
 
-def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file by name; the array of an .npy file has the name ''.
-
-    Raises:
-        InputError: no such file, or not a file of plain arrays.
-    """
-    require_file(path)
-    with reading(path, "not a .npy or .npz file of plain arrays"):
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):  # numpy gives the bytes of other files
-                raise InputError(f"{path}: its entry '{name}' is no array")
-        return arrays
+def _arrays(data: str | os.PathLike[str], wanted: Sequence[InputSpec], samples: int) -> Mapping[str, Rows]:
+    """The arrays of a path; those of images as inputs of the model."""
+    dataset = open_data(data)
+    images = any(rows.dtype == np.uint8 for rows in dataset.arrays.values())
+    if dataset.files is None and not (images and any(item.dtype != "uint8" for item in wanted)):
+        return dataset.arrays
+    return load_data(data, None, None, wanted).arrays
 
 
-def _sample(
-    path: Path, arrays: dict[str, NDArray[Any]], info: Any, only_input: bool, batch: int, model: str
-) -> NDArray[Any]:
+def _sample(path: str, arrays: Mapping[str, Rows], info: Any, only_input: bool, batch: int, model: str) -> NDArray[Any]:
     """The first samples of the array in `path` that belongs to input `info` of the model."""
     if info.name not in arrays and (not only_input or not arrays):
         raise InputError(f"{path}: holds {', '.join(arrays) or 'no array'}, but {model} needs {info.name}")
@@ -74,11 +64,12 @@ def _sample(
     if fixed is not None and batch not in (1, fixed):
         raise InputError(f"{model}: input {info.name} has a fixed batch of {fixed}: batch {batch} does not fit")
     samples = fixed or batch
-    if array.ndim and len(array) < samples:
+    if array.shape and len(array) < samples:
         raise InputError(f"{path}: holds {len(array)} samples, fewer than the batch of {samples}")
     dtype = numpy_name(info.type)
+    first = array[:samples] if array.shape else np.asarray(array)
     try:
-        return np.ascontiguousarray(array[:samples] if array.ndim else array).astype(dtype, casting="same_kind")
+        return np.ascontiguousarray(first).astype(dtype, casting="same_kind")
     except TypeError:
         raise InputError(f"{path}: {array.dtype} does not fit input {info.name} of {model}, {info.type}") from None
 
@@ -108,7 +99,7 @@ def _shape(shape: Sequence[int | str | None]) -> str:
 
 
 Data = NDArray[Any] | Mapping[str, NDArray[Any]] | str | os.PathLike[str]
-"""What `load_data` takes: the only input [N, ...], all inputs by name, or the path of a .npy or .npz file."""
+"""What `load_data` takes: the only input [N, ...], all inputs by name, or the path of a file or a folder of images."""
 
 
 MAX_RANDOM = 2**30
@@ -124,12 +115,14 @@ class InputSpec:
         dtype: numpy's name of its type, such as "float32".
         shape: with the batch; a name or None for a size that the model leaves open.
         example: a shape without the batch, for random inputs of a model that leaves sizes open; empty if unknown.
+        preprocessing: how images become this input, as the model's metadata records; None if it does not.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str | None, ...]
     example: tuple[int, ...] = ()
+    preprocessing: Preprocessing | None = None
 
     @property
     def sample(self) -> list[int | str | None]:
@@ -140,9 +133,11 @@ class InputSpec:
 def read_inputs(session: ort.InferenceSession) -> list[InputSpec]:
     """The inputs of a session's model."""
     infos = session.get_inputs()
-    examples = read_shapes(session.get_modelmeta().custom_metadata_map, [info.name for info in infos])
+    metadata = session.get_modelmeta().custom_metadata_map
+    examples, steps = read_shapes(metadata, [info.name for info in infos]), read_preprocessing(metadata)
     return [
-        InputSpec(info.name, numpy_name(info.type), tuple(info.shape), examples.get(info.name, ())) for info in infos
+        InputSpec(info.name, numpy_name(info.type), tuple(info.shape), examples.get(info.name, ()), steps)
+        for info in infos
     ]
 
 
@@ -169,19 +164,25 @@ MORE_SAMPLES = 8
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs that a network is run on.
+    """The inputs that a network is run on, of which a part at a time is in memory.
 
     Attributes:
-        arrays: input -> [N, ...]; an input without the batch as a whole.
+        arrays: input -> [N, ...]; an input without the batch as a whole, an array.
         whole: the names of the inputs without the batch.
         labels: classes [N], or None.
         origin: their file or kind, for reports.
+        indices: of the samples in the data, [N], in order; None if they are its first N.
+        pictures: all of the data as images, to be looked at; None if it is none of images.
+        class_names: of the labels, from 0 on; empty if they are not known.
     """
 
-    arrays: dict[str, NDArray[Any]]
+    arrays: Mapping[str, Rows]
     whole: frozenset[str]
     labels: NDArray[Any] | None
     origin: str
+    indices: NDArray[np.intp] | None = None
+    pictures: Pictures | None = None
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of samples N."""
@@ -189,16 +190,49 @@ class Inputs:
 
     def part(self, start: int, stop: int | None) -> dict[str, NDArray[Any]]:
         """The samples from `start` to before `stop`, by input."""
-        return {name: array if name in self.whole else array[start:stop] for name, array in self.arrays.items()}
+        return {
+            name: np.asarray(array if name in self.whole else array[start:stop]) for name, array in self.arrays.items()
+        }
 
     def batches(self, size: int) -> Iterator[dict[str, NDArray[Any]]]:
         """All samples, at most `size` at a time, by input."""
         return (self.part(start, start + size) for start in range(0, len(self), size))
 
+    def index(self, sample: int) -> int:
+        """The index in the data of a sample here."""
+        return sample if self.indices is None else int(self.indices[sample])
+
+    def file(self, sample: int) -> str:
+        """The file of a sample here, in its folder; "" if samples are no files of their own."""
+        return "" if self.pictures is None else self.pictures.name(self.index(sample))
+
+    def take(self, samples: NDArray[np.intp]) -> Inputs:
+        """Some of the samples, which are in order."""
+        return replace(
+            self,
+            arrays={
+                name: array if name in self.whole else chosen(array, samples) for name, array in self.arrays.items()
+            },
+            labels=None if self.labels is None else self.labels[samples],
+            indices=samples if self.indices is None else self.indices[samples],
+        )
+
     def first(self, count: int | None) -> Inputs:
         """The first `count` samples; None for all."""
-        labels = None if self.labels is None else self.labels[:count]
-        return Inputs(self.part(0, count), self.whole, labels, self.origin)
+        return self if count is None or count >= len(self) else self.take(np.arange(count))
+
+    def drawn(self, count: int, seed: int) -> Inputs:
+        """`count` samples, each at most once, in the order of the data; the same for the same seed."""
+        if count >= len(self):
+            return self
+        # RandomState, because numpy promises that its numbers never change; those of a Generator may.
+        order = np.random.RandomState(seed).permutation(len(self))
+        taken = self.take(np.sort(order[:count]).astype(np.intp))
+        return replace(taken, origin=f"{self.origin}, {count:,} of {len(self):,} drawn with seed {seed}")
+
+    def in_memory(self) -> Inputs:
+        """The same samples as arrays."""
+        return replace(self, arrays=self.part(0, None))
 
     def more(self) -> Inputs:
         """Samples beside these if they are fewer than MORE_SAMPLES: the same numbers in random order; else none."""
@@ -210,32 +244,57 @@ class Inputs:
             rows = np.tile(array.reshape(len(array), -1), (times, 1))
             return rng.permuted(rows, axis=1).reshape(-1, *array.shape[1:])
 
-        arrays = {name: array if name in self.whole else shuffled(array) for name, array in self.arrays.items()}
+        own = self.part(0, None)
+        arrays = {name: array if name in self.whole else shuffled(array) for name, array in own.items()}
         return Inputs(arrays, self.whole, None, self.origin)
 
 
 def load_data(
-    data: Data | None, labels: NDArray[Any] | None, samples: int | None, wanted: Sequence[InputSpec]
+    data: Data | None,
+    labels: NDArray[Any] | None,
+    samples: int | None,
+    wanted: Sequence[InputSpec],
+    *,
+    preprocessing: Preprocessing | None = None,
+    seed: int | None = None,
 ) -> Inputs:
-    """Get inputs for a model.
+    """Get inputs for a model; those of a file are read in parts, when they are needed.
 
     Args:
-        data: an array, arrays by input, a .npy file, a .npz file, or None for 32 random samples (floats from a standard
-            normal distribution, integers of 8 bits from their whole range, others 0 or 1). In a .npz file the array of
-            an input has its name; that of an only input may also be 'images', 'x', 'data', or the only array. The
-            labels are 'labels' or 'y'.
+        data: an array, arrays by input, a path, or None for 32 random samples (floats from a standard normal
+            distribution, integers of 8 bits from their whole range, others 0 or 1). A path is that of
+
+            * a .npz file: the array of an input has its name; that of an only input may also be 'images', 'x', 'data',
+              or the only array. The labels are 'labels' or 'y'.
+            * a .npy file of an only input.
+            * an IDX file, as MNIST's, also compressed by gzip; the labels are in the file beside it.
+            * a folder of images with a sub-folder per class, by the rules of torchvision's ImageFolder; or of images
+              without classes.
+
+            Images of bytes, uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], become an input of floats by
+            `preprocessing`.
         labels: classes [N]; they take precedence over the file's.
-        samples: number of samples to keep, from the first; None for all.
+        samples: number of samples to keep, from the first, or drawn with `seed`; None for all.
         wanted: the model's inputs.
+        preprocessing: how images become the input; what it leaves out is as the model's metadata records.
+        seed: draw the samples at random with this seed; None takes the first, and 0 of a folder with classes, of which
+            the first would be one.
 
     Raises:
-        InputError: no such file, no such array, or not of an input's type and shape.
+        InputError: no such path, no such array, or not of an input's type and shape, or images without a preprocessing.
+            Reading parts may raise it, too: a number is NaN, or the file is damaged there.
+        SetupError: images are to be read and Pillow is not installed.
     """
     batch = batch_size(wanted)
     whole = frozenset(item.name for item in wanted if not has_batch(item, batch))
     origin = "given arrays" if isinstance(data, Mapping) else "given array"
+    files: FilePictures | None = None
+    class_names: tuple[str, ...] = ()
+    arrays: dict[str, Rows]
     if data is None:
-        arrays = _random_samples(wanted, whole)
+        if preprocessing is not None:
+            raise InputError("a preprocessing is that of images: give data, too")
+        arrays = dict(_random_samples(wanted, whole))
         floats = any(np.dtype(item.dtype).kind == "f" for item in wanted)
         origin = f"random {'normal ' if floats else ''}inputs (give --data for real ones)"
     elif isinstance(data, np.ndarray):
@@ -244,22 +303,70 @@ def load_data(
         arrays = _by_name(dict(data), wanted, origin)
     else:
         origin = str(data)
-        found = _load_arrays(Path(data))
-        names = {item.name for item in wanted}
-        own = next((found.pop(key) for key in ("labels", "y") if key in found and key not in names), None)
-        labels = own if labels is None else labels
-        arrays = _by_name(found, wanted, origin)
+        dataset = open_data(data, frozenset(item.name for item in wanted))
+        labels = dataset.labels if labels is None else labels
+        files, class_names = dataset.files, dataset.class_names
+        if files is None:
+            arrays = _by_name(dict(dataset.arrays), wanted, origin)
+    if len(wanted) != 1 and (files is not None or preprocessing is not None):
+        raise InputError(f"{origin}: images are the input of a model with one; this one has {len(wanted)}")
+    pictures: Pictures | None = files
+    if len(wanted) == 1:
+        (item,) = wanted
+        steps = _steps(item, preprocessing, origin)
+        if files is None and data is not None:
+            pictures = _pictures(arrays[item.name], origin)
+        if pictures is not None and (files is not None or _is_to_prepare(arrays[item.name], item, steps)):
+            arrays = {item.name: prepared(pictures, steps, item.shape, item.dtype, origin)}
+        elif preprocessing is not None:
+            raise InputError(
+                f"{origin}: its {arrays[item.name].dtype} {list(arrays[item.name].shape)} are no images of bytes, "
+                "uint8 [N, H, W] or with 1 or 3 channels: only those are preprocessed"
+            )
     for item in wanted:
         arrays[item.name] = _checked(arrays[item.name], item, origin, len(wanted) == 1, item.name in whole)
-    result = Inputs(arrays, whole, None if labels is None else np.asarray(labels), origin)
+    result = Inputs(arrays, whole, None if labels is None else np.asarray(labels), origin, None, pictures, class_names)
     for name, array in arrays.items():
         if name not in whole and len(array) != len(result):
             raise InputError(f"{origin}: input '{name}' has {len(array)} samples, another one {len(result)}")
+    if result.labels is not None and result.labels.dtype.kind not in "biuf":
+        raise InputError(f"{origin}: the labels are {result.labels.dtype}; they must be the numbers of the classes")
     if labels is not None and np.shape(labels) != (len(result),):
         raise InputError(
             f"{origin}: the labels have shape {list(np.shape(labels))}; {len(result)} inputs need [{len(result)}]"
         )
-    return result.first(samples)
+    if seed is None and class_names:
+        seed = 0
+    return result.first(samples) if samples is None or seed is None else result.drawn(samples, seed)
+
+
+def _steps(item: InputSpec, given: Preprocessing | None, origin: str) -> Preprocessing:
+    """The preprocessing of an input: what is given, and what the model records."""
+    if given is not None and item.dtype == "uint8" and given.normalisation() is not None:
+        raise InputError(f"{origin}: the model takes bytes, and normalises them itself: leave out mean and std")
+    return (given or Preprocessing()).over(item.preprocessing)
+
+
+def _pictures(rows: Rows, origin: str) -> Pictures | None:
+    """An array as images to be looked at; None if it does not look like them."""
+    rank = len(rows.shape)
+    is_image = (rank == 4 and (rows.shape[1] in (1, 3) or rows.shape[3] in (1, 3))) or (
+        rank == 3 and rows.dtype == np.uint8
+    )
+    if not is_image or not len(rows):
+        return None
+    if rows.dtype == np.uint8:
+        return ArrayPictures(rows, origin)
+    return FloatPictures(rows) if rows.dtype.kind == "f" else None
+
+
+def _is_to_prepare(rows: Rows, item: InputSpec, steps: Preprocessing) -> bool:
+    """Whether an array of images has to be preprocessed to be an input."""
+    if rows.dtype != np.uint8:
+        return False
+    if item.dtype != "uint8":
+        return np.dtype(item.dtype).kind == "f"
+    return len(rows.shape) != len(item.shape) or (steps.size, steps.crop) != (None, None)
 
 
 def _random_samples(wanted: Sequence[InputSpec], whole: frozenset[str]) -> dict[str, NDArray[Any]]:
@@ -299,7 +406,7 @@ def random_feed(wanted: Sequence[InputSpec], samples: int) -> dict[str, NDArray[
     return {item.name: random_array(rng, item, samples if has_batch(item, batch) else None) for item in wanted}
 
 
-def _checked(array: NDArray[Any], item: InputSpec, origin: str, only: bool, whole: bool) -> NDArray[Any]:
+def _checked(array: Rows, item: InputSpec, origin: str, only: bool, whole: bool) -> Rows:
     """The array of an input, in its type, without NaN, and of its shape.
 
     Raises:
@@ -316,17 +423,23 @@ def _checked(array: NDArray[Any], item: InputSpec, origin: str, only: bool, whol
         )
         raise InputError(f"{origin}: {which} {array.dtype}; the network needs {wanted}{how}")
     which = "the inputs" if only else f"input '{item.name}'"
-    if wanted.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"{origin}: {which} {'hold' if only else 'holds'} NaN or infinity")
+
+    def finite(part: NDArray[Any]) -> NDArray[Any]:
+        if wanted.kind == "f" and not np.isfinite(part).all():
+            raise InputError(f"{origin}: {which} {'hold' if only else 'holds'} NaN or infinity")
+        return part.astype(wanted, copy=False)
+
     if whole and not _fits(array.shape, item.shape):
         raise InputError(f"{origin}: {which} has shape {list(array.shape)}; the model needs {_shape(item.shape)}")
-    if not whole and (array.ndim == 0 or len(array) == 0 or not _fits(array.shape[1:], item.shape[1:])):
+    if not whole and (not array.shape or len(array) == 0 or not _fits(array.shape[1:], item.shape[1:])):
         verb = "have" if only else "has"
         raise InputError(f"{origin}: {which} {verb} shape {list(array.shape)}; the model needs {item.sample}, N >= 1")
-    return array.astype(wanted, copy=False)
+    if isinstance(array, np.ndarray):
+        return finite(array)
+    return finite(array[:]) if whole else mapped(array, array.shape, wanted, finite)
 
 
-def _by_name(arrays: dict[str, NDArray[Any]], wanted: Sequence[InputSpec], origin: str) -> dict[str, NDArray[Any]]:
+def _by_name(arrays: dict[str, Rows], wanted: Sequence[InputSpec], origin: str) -> dict[str, Rows]:
     """The array of each input: of its name; for an only input also under a usual name, or the only array.
 
     Raises:

@@ -123,7 +123,7 @@ def float_module(
             binary = step.binary(layer, weight)
             binary = np.ascontiguousarray(binary if latent.shape == binary.shape else binary.T)
             zeros.append(int((latent == 0).sum()))
-            state[parameter].data.copy_(torch.from_numpy(binary))
+            state[parameter].data = torch.from_numpy(binary).to(latent.dtype)  # in the same memory as the model's
             export.model.graph.initializers[parameter].const_value = ir.tensor(binary, name=parameter)
             names.append(parameter)
     except InputError as error:

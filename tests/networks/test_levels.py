@@ -252,17 +252,17 @@ def test_a_level_may_differ_only_beside_a_threshold_that_it_passes() -> None:
     expected = levels_of(before, levels) * np.float32(0.5)
     assert expected.ravel().tolist() == [0, 0.5, 0.5, 1.5]
     got = np.uint32([[0, 0], [1, 0], [0, 1], [1, 1]])  # planes of one word: levels 0, 1, 2, 3
-    flips, margin = differences(cut, got, expected, before, scale)
-    assert flips.ravel().tolist() == [False, False, True, False]
-    assert margin[2, 0] == distance(0.75)[2, 0] < 1e-6
+    flips = differences(cut, got, expected, before, scale)
+    assert [axis.tolist() for axis in flips.places] == [[2], [0]]
+    assert flips.margins[0] == distance(0.75)[2, 0] < 1e-6
     # Two levels further: the other threshold is far.
     got[2] = [1, 1]
-    flips, margin = differences(cut, got, expected, before, scale)
-    assert margin[2, 0] == distance(1.25)[2, 0] > 0.1
+    flips = differences(cut, got, expected, before, scale)
+    assert flips.margins[0] == distance(1.25)[2, 0] > 0.1
     # A level that the reference does not have.
     three = Levels(2, 0.5, np.float32([[0.25], [0.75]]))
-    flips, margin = differences(cuts_of(three), got, np.minimum(expected, 1), before, scale)
-    assert margin[3, 0] == np.inf
+    flips = differences(cuts_of(three), got, np.minimum(expected, 1), before, scale)
+    assert dict(zip(flips.places[0].tolist(), flips.margins, strict=True))[3] == np.inf
 
 
 def cuts_of(levels: Levels) -> object:

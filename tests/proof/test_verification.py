@@ -105,7 +105,7 @@ def test_alexnet(alexnet: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_batches(lenet5: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
     """The counts add up over batches, and the last, smaller one counts as well."""
     whole = check(lenet5, lenet5.float_model, 11, isas=BEST, reference_samples=5)
-    monkeypatch.setattr(verification, "BATCH", 4)
+    monkeypatch.setattr(verifier, "BATCH", 4)
     parts = check(lenet5, lenet5.float_model, 11, isas=BEST, reference_samples=5)
     assert parts.passed
     assert [layer.values for layer in parts.layers] == [layer.values for layer in whole.layers]

@@ -21,7 +21,7 @@ def test_load_data(tmp_path: Path) -> None:
     np.savez(tmp_path / "only.npz", whatever=x, y=np.arange(3))
     for name, labelled in (("x.npy", False), ("named.npz", True), ("only.npz", True)):
         loaded = load_data(tmp_path / name, None, 2, WANTED)
-        assert loaded.arrays["input"].shape == (2, 2) and not loaded.arrays["input"].any()
+        assert loaded.arrays["input"].shape == (2, 2) and not loaded.part(0, None)["input"].any()
         assert (loaded.labels is not None and loaded.labels.tolist() == [0, 1]) == labelled
     given = load_data(tmp_path / "named.npz", np.array([7, 8, 9]), None, WANTED)
     assert given.labels is not None and given.labels.tolist() == [7, 8, 9]

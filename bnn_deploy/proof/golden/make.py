@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import pack_bits
 from bnn_deploy.operators.contract import Operator, holds_bits, is_layer, operator_of
+from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
 from bnn_deploy.proof.golden.record import (
@@ -62,6 +63,8 @@ def make_golden(
     data: Data | None = None,
     samples: int | None = None,
     *,
+    preprocessing: Preprocessing | None = None,
+    seed: int | None = None,
     tolerances: Tolerances | None = None,
     progress: Progress = lambda step: None,
 ) -> Golden:
@@ -70,7 +73,9 @@ def make_golden(
     Args:
         model: the converted .onnx file.
         data: inputs, as `bnn_deploy.verify` takes them; None for random normal inputs.
-        samples: number of inputs to use, from the first; None for all.
+        samples: number of inputs to use, from the first or drawn with `seed`; None for all. All are in memory at once.
+        preprocessing: how images become the model's input, as `bnn_deploy.verify` takes it.
+        seed: likewise.
         tolerances: the largest differences that count as rounding; None for the defaults.
         progress: called with a line of text before each step.
 
@@ -87,7 +92,8 @@ def make_golden(
             "copy the file, and run it with onnxruntime alone"
         )
     content = Path(model).read_bytes()
-    inputs = replace(load_data(data, None, samples, model_inputs(proto)), labels=None, origin=ORIGIN)
+    found = load_data(data, None, samples, model_inputs(proto), preprocessing=preprocessing, seed=seed)
+    inputs = Inputs(found.part(0, None), found.whole, None, ORIGIN)
     plan = _Plan(proto)
     outputs = [info.name for info in proto.graph.output]
     progress(f"computing golden results of {len(inputs)} samples")
@@ -391,8 +397,8 @@ class _Plan:
                 node.output[0] = node.output[0] or f"{tensor}_before"  # an output that is left out has no name
                 floats[tensor] = node.output[0]
         names = list(dict.fromkeys(name for name in floats.values() if name not in inputs.arrays))
-        model = with_outputs(copy, names).SerializeToString()
-        values = inputs.arrays | _run(model, names, inputs.part, len(inputs))
+        model = with_outputs(copy, names)
+        values = inputs.part(0, None) | _run(model, names, inputs.part, len(inputs))
         near = {}
         for tensor, name in floats.items():
             row, threshold = operator_of(self._makers[tensor]), self._threshold(self._makers[tensor])

@@ -163,7 +163,7 @@ def write_golden(golden: Golden, path: str | os.PathLike[str]) -> None:
         "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
         "probe": np.frombuffer(golden.probe, np.uint8),
     }
-    arrays |= {f"input/{i}": array for i, array in enumerate(golden.inputs.arrays.values())}
+    arrays |= {f"input/{i}": array for i, array in enumerate(golden.inputs.part(0, None).values())}
     arrays |= {f"output/{i}": output.values for i, output in enumerate(golden.outputs)}
     for i, tensor in enumerate(golden.tensors):
         arrays[f"bits/{i}"] = tensor.bits

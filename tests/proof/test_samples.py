@@ -1,0 +1,253 @@
+"""What `verify` tells of classes, single samples and distances from the tolerances; that it reads in parts; Ctrl-C."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from bnn_deploy.cli import main
+from bnn_deploy.data.rows import Lazy
+from bnn_deploy.proof import backends, verifier
+from bnn_deploy.proof.histogram import BINS, Histogram
+from bnn_deploy.proof.margins import among_highest, magnitudes
+from bnn_deploy.proof.results import WORST, Interrupted, Verification, WorstSample
+from bnn_deploy.proof.samples import Classifier, add_worst
+from bnn_deploy.proof.verification import verify
+from bnn_deploy.runtime.inputs import Inputs
+from support import networks
+from support.converted import Converted, check
+from support.golden_files import BEST
+
+
+def test_among_the_five_highest(rng: np.random.Generator) -> None:
+    scores = rng.standard_normal((200, 20)).astype(np.float32)
+    labels = rng.integers(0, 20, 200)
+    found = among_highest(scores, labels)
+    wanted = (torch.from_numpy(scores).topk(5).indices.numpy() == labels[:, np.newaxis]).any(axis=1)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_raises(AssertionError, np.testing.assert_array_equal, among_highest(-scores, labels), wanted)
+
+
+def test_equal_scores_and_labels_that_are_none() -> None:
+    """Of seven equal scores the first five are the highest, as argmax takes the first."""
+    found = among_highest(np.zeros((9, 7), np.float32), np.arange(-1, 8))
+    assert found is not None and found.tolist() == [False, *[True] * 5, False, False, False]
+    nothing = among_highest(np.full((1, 7), np.nan, np.float32), np.array([0]))
+    assert nothing is not None and not nothing.any()
+    assert among_highest(np.zeros((2, 5), np.float32), np.array([0, 1])) is None
+    assert among_highest(np.zeros((2,), np.int64), np.array([0, 1])) is None
+
+
+def test_classification_adds_up_over_batches() -> None:
+    predicted, labels = np.array([0, 1, 2, 2, 1, 0, 2]), np.array([0, 1, 2, 1, 1, 2, 2])
+    classifier = Classifier("model", "kernels, x", "")
+    for part in (slice(0, 3), slice(3, 7)):
+        classifier.add(np.eye(3, dtype=np.float32)[predicted[part]], labels[part])
+    found = classifier.result(("cat", "dog"))
+    assert found is not None
+    assert (found.samples, found.correct, found.correct_top5) == (7, 5, None)
+    assert [(one.label, one.name, one.samples, one.correct) for one in found.classes] == [
+        (0, "cat", 1, 1),
+        (1, "dog", 3, 2),
+        (2, "", 3, 2),
+    ]
+    assert found.confusion == [(0, 0, 1), (1, 1, 2), (1, 2, 1), (2, 0, 1), (2, 2, 2)]
+
+
+def test_the_worst_samples_of_several_batches(rng: np.random.Generator) -> None:
+    expected = rng.standard_normal((40, 4)).astype(np.float32)
+    off = rng.permutation(40).astype(np.float32)
+    got = expected.copy()
+    got[:, 2] += off / 100
+    inputs = Inputs({"x": expected}, frozenset(), None, "", np.arange(0, 80, 2))
+    worst: list[WorstSample] = []
+    for start in range(0, 40, 15):
+        part = slice(start, start + 15)
+        add_worst(worst, ("b", ""), got[part], expected[part], magnitudes(expected), inputs, start)
+    assert [sample.sample for sample in worst] == [2 * int(i) for i in np.argsort(-off)[:WORST]]
+    assert worst[0].max_error == pytest.approx(0.39, rel=1e-3)
+
+
+def test_histogram() -> None:
+    """Against numpy's, whose last bin is open here; a value at an edge belongs to the bin that it begins."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([10 ** rng.uniform(-14, 3, 5000), [0] * 7, [1e-4, np.inf, 1e-45]])
+    found = Histogram(1e-4)
+    for part in np.split(values, [100, 3000]):
+        found.add(part)
+    edges = [*found.edges, np.inf]
+    wanted = np.histogram(values[(values > 0) & np.isfinite(values)], np.minimum(edges, 1e30))[0]
+    wanted[-1] += 1  # infinity
+    assert found.counts == wanted.tolist() and found.zeros == 7
+    assert found.counts != np.roll(wanted, 1).tolist()
+    at = Histogram(0.25)
+    at.add(np.array([0.25, 0.125, 0.5]))
+    assert [BINS[i] for i, count in enumerate(at.counts) if count] == [-1, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def labelled(lenet5: Converted) -> Verification:
+    images, labels = (t.numpy() for t in networks.mnist())
+    return verify(lenet5.model, lenet5.float_model, data=images[:200], labels=labels[:200], isas=BEST, pictures=5)
+
+
+def test_classification_of_a_network(labelled: Verification) -> None:
+    reference, model = labelled.classification
+    kernels = labelled.outputs[1]
+    assert (reference.network, model.network, model.backend) == ("reference", "model", kernels.backend)
+    assert (reference.correct, model.correct) == (kernels.reference_correct, kernels.correct)
+    assert (reference.correct_top5, model.correct_top5) == (kernels.reference_correct_top5, kernels.correct_top5)
+    assert model.correct_top5 is not None and model.correct <= model.correct_top5 <= model.samples == 200
+    for one in (reference, model):
+        assert sum(count for _, _, count in one.confusion) == sum(entry.samples for entry in one.classes) == 200
+        assert sum(count for label, taken, count in one.confusion if label == taken) == one.correct
+
+
+def test_histograms_of_a_network(labelled: Verification) -> None:
+    for layer in labelled.layers:
+        total = sum(layer.histogram.counts) + layer.histogram.zeros
+        assert total == (layer.values if layer.kind == "floats" else layer.differing)
+        assert not any(layer.histogram.counts[-BINS[0] + 1 :])  # beyond the tolerance
+
+
+def test_pictures_are_those_of_the_samples(labelled: Verification) -> None:
+    images, _ = (t.numpy() for t in networks.mnist())
+    assert 0 < len(labelled.pictures) <= 5
+    told = {str(sample.sample) for sample in (*labelled.worst, *labelled.disagreements)}
+    assert labelled.pictures.keys() <= told
+    for sample, text in labelled.pictures.items():
+        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+            shown = np.asarray(picture, np.float64)
+        whole = images[int(sample), 0].astype(np.float64)
+        stretched = (whole - whole.min()) / (whole.max() - whole.min()) * 255
+        assert np.abs(shown - stretched).max() <= 0.51
+        assert np.abs(shown[::-1] - stretched).max() > 0.51
+
+
+def test_the_first_flipped_bit_of_a_sample_is_found(lenet5: Converted, tmp_path: Path) -> None:
+    """A threshold that moved flips the bits of one channel, and the sample that it takes along names one of them."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(lenet5.model)
+    node = next(node for node in model.graph.node if node.op_type == "BinaryConvThreshold")
+    tensor = next(t for t in model.graph.initializer if t.name in node.input and t.dims == [50])
+    levels = numpy_helper.to_array(tensor).copy()
+    channel = 7
+    levels[channel] = levels[channel] + 10_000
+    tensor.CopyFrom(numpy_helper.from_array(levels, tensor.name))
+    path = tmp_path / "moved.onnx"
+    onnx.save(model, path)
+    result = verify(path, lenet5.float_model, data=lenet5.images[:8], isas=BEST, reference_samples=0)
+    found = [d for d in result.disagreements if d.backend == f"kernels, {BEST[0]}"]
+    for d in found:
+        assert (d.layer, d.channel, d.explained) == ("bin_conv2.conv", channel, False)
+        assert len(d.position) == 2 and d.pre_activation is not None
+    layer = next(layer for layer in result.layers if layer.layer == "bin_conv2.conv")
+    assert not layer.passed and f"channel {channel}, position" in layer.worst
+    assert sum(layer.histogram.counts[-BINS[0] + 1 :]) > 0
+
+
+def test_parts_of_any_size_give_the_same(lenet5: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose values fill the memory runs fewer samples at a time; the counts are the same."""
+    whole = check(lenet5, lenet5.float_model, 21, isas=BEST, reference_samples=5)
+    monkeypatch.setattr(verifier, "BATCH_BYTES", 1)
+    sizes: list[int] = []
+    real = verifier.Verifier._batch_of
+
+    def batch_of(self: Any, start: int, stop: int) -> Any:
+        sizes.append(stop - start)
+        return real(self, start, stop)
+
+    monkeypatch.setattr(verifier.Verifier, "_batch_of", batch_of)
+    parts = check(lenet5, lenet5.float_model, 21, isas=BEST, reference_samples=5)
+    assert sizes == [1] * 21
+    assert parts.passed
+    for one, other in zip(whole.layers, parts.layers, strict=True):
+        assert (one.layer, one.values, one.differing, one.zeros) == (
+            other.layer,
+            other.values,
+            other.differing,
+            other.zeros,
+        )
+    for mine, others in zip(whole.outputs, parts.outputs, strict=True):
+        assert (mine.samples, mine.same_class, mine.agreeing) == (others.samples, others.same_class, others.agreeing)
+
+
+def test_data_is_read_in_parts(lenet5: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than a batch of a file is asked for."""
+    np.savez_compressed(tmp_path / "x.npz", images=np.tile(lenet5.images, (5, 1, 1, 1)), labels=np.arange(160) % 10)
+    asked: list[int] = []
+    real = Lazy.__getitem__
+
+    def get(self: Lazy, part: slice) -> Any:
+        result = real(self, part)
+        asked.append(len(result) if result.ndim == 4 else 0)
+        return result
+
+    monkeypatch.setattr(Lazy, "__getitem__", get)
+    result = verify(lenet5.model, lenet5.float_model, data=tmp_path / "x.npz", isas=BEST, reference_samples=0)
+    assert (result.passed, result.samples) == (True, 160)
+    assert max(asked) == backends.BATCH
+
+
+def interrupted(converted: Converted, at: int) -> Interrupted:
+    steps = 0
+
+    def progress(step: str) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        check(converted, converted.float_model, 32, isas=BEST, progress=progress)
+    return caught.value
+
+
+def test_ctrl_c_leaves_what_is_known(lenet5: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BATCH", 10)
+    monkeypatch.setattr(verifier, "BATCH", 10)
+    result = interrupted(lenet5, 5 + 4 + 3).result  # five operators, four layers, and in the second batch
+    assert (result.interrupted, result.samples, result.planned, result.passed) == (True, 10, 32, False)
+    assert result.failures == ["it was interrupted after 10 of 32 samples: what is known is partial"]
+    assert [output.samples for output in result.outputs] == [10, 10, 1]
+    assert len(result.operators) == 5 and result.isas == BEST
+    assert isinstance(interrupted(lenet5, 1), KeyboardInterrupt)
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["interrupted"] is True
+
+
+def test_the_command_prints_what_is_known(lenet5: Converted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", lenet5.images)
+    stopped = interrupted(lenet5, 5 + 3)
+
+    def stop(*args: Any, **options: Any) -> None:
+        raise stopped
+
+    monkeypatch.setattr("bnn_deploy.cli.verify.verify", stop)
+    result = CliRunner().invoke(main, ["verify", str(lenet5.model), "--against", str(lenet5.float_model)])
+    assert (result.exit_code, result.stderr) == (130, "error: interrupted\n")
+    assert "1. Operators" in result.stdout and "conv1" in result.stdout
+    assert result.stdout.endswith(
+        "FAILED: it was interrupted after 0 of 32 samples: what is known is partial\nFAILED\n"
+    )
+
+
+def test_the_tables(lenet5: Converted, tmp_path: Path) -> None:
+    images, labels = (t.numpy() for t in networks.mnist())
+    np.savez(tmp_path / "x.npz", images=images[:50], labels=labels[:50])
+    arguments = ["verify", lenet5.model, "--against", lenet5.float_model, "--data", tmp_path / "x.npz"]
+    result = CliRunner().invoke(main, [*map(str, arguments), "--isa", BEST[0]])
+    assert result.exit_code == 0, result.output
+    assert "Of all floats, in units of the tolerance: " in result.stdout
+    assert "Among the five highest scores: 100.00 % of the reference, 100.00 % of the model." in result.stdout
+    assert "The 5 least accurate of 10 classes; the confusion matrices are in the JSON:" in result.stdout
