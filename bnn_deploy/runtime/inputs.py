@@ -26,7 +26,7 @@ def session_inputs(
     """One array per input of the model, in the order of its inputs."""
     infos = session.get_inputs()
     if data is not None:
-        arrays = _arrays(data, read_inputs(session), batch)
+        arrays = _arrays(data, read_inputs(session))
         return [_sample(os.fspath(data), arrays, info, len(infos) == 1, batch, path) for info in infos]
     rng = np.random.default_rng(0)
     result = []
@@ -41,7 +41,7 @@ def session_inputs(
     return result
 
 
-def _arrays(data: str | os.PathLike[str], wanted: Sequence[InputSpec], samples: int) -> Mapping[str, Rows]:
+def _arrays(data: str | os.PathLike[str], wanted: Sequence[InputSpec]) -> Mapping[str, Rows]:
     """The arrays of a path; those of images as inputs of the model."""
     dataset = open_data(data)
     images = any(rows.dtype == np.uint8 for rows in dataset.arrays.values())
