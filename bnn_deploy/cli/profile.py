@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from bnn_deploy.cli.console import (
     explain,
     facts,
     human_bytes,
+    human_count,
     plural,
     print_json,
     printable,
@@ -27,6 +27,7 @@ from bnn_deploy.cli.tables import Table
 from bnn_deploy.runtime.machine import Board, Clock
 from bnn_deploy.runtime.profile_results import (
     COOL_ADVICE,
+    FLOAT_LAYER,
     OTHER,
     QUIET_ADVICE,
     ModelProfile,
@@ -34,6 +35,7 @@ from bnn_deploy.runtime.profile_results import (
     ProfileReport,
     Speedup,
     Timing,
+    grouped,
     speedup_if_free,
 )
 from bnn_deploy.runtime.profiling import profile
@@ -41,7 +43,7 @@ from bnn_deploy.runtime.profiling import profile
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _NAMED = 4
-"""Most layers that a line of advice names."""
+"""Most nodes that a line of advice names, without --verbose."""
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str) -> list[int]:
@@ -171,11 +173,11 @@ def print_report(report: ProfileReport, nodes: int = 5, verbose: bool = False) -
         show("")
     for item in report.models if verbose else (report.model,):
         if nodes or verbose:
-            show(_node_table(item, len(item.nodes) if verbose else nodes))
+            show(_node_table(item, len(item.nodes) if verbose else nodes, verbose))
             show("")
         show(_kind_table(item))
         show("")
-        for line in _advice(item):
+        for line in _advice(item, len(item.nodes) if verbose else _NAMED):
             show(line)
         if verbose:
             show("")
@@ -196,6 +198,7 @@ _EXPLANATIONS = (
     "whole microseconds and itself slows small nodes down.",
     "GMAC/s: 10^9 multiply-accumulates per second, of bits in a binary layer; of bound: divided by those of the "
     "fastest layer of its kind measured here, which is no theoretical peak.",
+    "GB/s: 10^9 bytes of inputs, constants and outputs per second; caches give more than the memory.",
 )
 
 
@@ -306,12 +309,14 @@ def _factor(ratio: float, above: str, below: str) -> str:
     return f"{ratio:.2f}{TIMES} {above}" if ratio >= 1 else f"{1 / ratio:.2f}{TIMES} {below}"
 
 
-def _node_table(item: ModelProfile, rows: int) -> Table:
+def _node_table(item: ModelProfile, rows: int, verbose: bool) -> Table:
     shown = sorted(item.nodes, key=lambda node: -node.median_ms)[:rows]
     which = f"the {len(shown)} slowest of {len(item.nodes)}" if len(shown) < len(item.nodes) else f"all {len(shown)}"
-    columns = ["node", "operator", "output", "ms", "share", "GMAC/s", "of bound"]
+    numbers = ["ms", "share", *(["MACs", "GB/s"] if verbose else []), "GMAC/s", "of bound"]
+    optional = ["GB/s", "output", "operator", "MACs"]
     title = f"Nodes of {Path(item.path).name}: {which}"
-    result = table(title, columns, columns[3:], {"operator", "output"}, optional=["output", "operator"])
+    columns = ["node", "operator", "output", *numbers]
+    result = table(title, columns, numbers, {"operator", "output"}, optional=optional)
     for node in shown:
         outputs = zip(node.output_shapes, node.output_dtypes, node.output_bits, strict=True)
         result.add_row(
@@ -320,30 +325,26 @@ def _node_table(item: ModelProfile, rows: int) -> Table:
             printable(", ".join(tensor_text(*output) for output in outputs)),
             f"{node.median_ms:.3f}",
             f"{node.share:.1%}",
+            *([human_count(node.macs) if node.macs else "", _bandwidth(node)] if verbose else []),
             f"{node.gmacs_per_second:,.1f}" if node.gmacs_per_second is not None else "",
             f"{node.bound_share:.0%}" if node.bound_share is not None else "",
         )
     return result
 
 
+def _bandwidth(node: NodeTime) -> str:
+    return f"{node.gbytes_per_second:.1f}" if node.gbytes_per_second is not None else ""
+
+
 def _kind_table(item: ModelProfile) -> Table:
     """Where the time goes, and what could be won there at most."""
-    columns = ["nodes", "ms", "share", "if they were free"]
+    numbers = ["number", "ms", "share", "if they were free"]
     total = sum(node.median_ms for node in item.nodes)
     title = f"Where the time of {Path(item.path).name}'s nodes goes: {total:.3f} ms"
-    result = table(f"{title}, of {item.timing.median_ms:.3f} ms for a run", ["", *columns], columns)
+    result = table(f"{title}, of {item.timing.median_ms:.3f} ms for a run", ["nodes", *numbers], numbers)
     for kind in item.kinds:
-        nodes = [node for node in item.nodes if node.kind == kind.name]
-        count = Counter(node.op_type for node in nodes)
-        which = f": {', '.join(f'{number} {op}' for op, number in count.most_common(_NAMED))}"
-        more = ", ..." if len(count) > _NAMED else ""
-        result.add_row(
-            f"{kind.name}s{printable(which) + more if kind.name == OTHER else ''}",
-            str(kind.nodes),
-            f"{kind.median_ms:.3f}",
-            f"{kind.share:.1%}",
-            _gain(kind.speedup_if_free),
-        )
+        gain = _gain(kind.speedup_if_free)
+        result.add_row(f"{kind.name}s", str(kind.nodes), f"{kind.median_ms:.3f}", f"{kind.share:.1%}", gain)
     return result
 
 
@@ -351,28 +352,43 @@ def _gain(factor: float | None) -> str:
     return "" if factor is None else f"{factor:.2f}{TIMES} as fast"
 
 
-def _advice(item: ModelProfile) -> list[str]:
-    """What dominates and what is half-filled, a line each."""
+def _advice(item: ModelProfile, most: int) -> list[str]:
+    """What dominates, what is computed on floats, and what is half-filled; a line each, with at most so many nodes."""
     lines = []
+    slowest = sorted(item.nodes, key=lambda node: -node.median_ms)
     dominant = item.dominant
     if dominant:
         share = sum(node.share for node in dominant)
         gain = _gain(speedup_if_free(share))
         lines.append(
-            f"{_names(dominant, lambda node: f'{node.share:.0%}')} "
-            f"{'takes' if len(dominant) == 1 else 'take'} {share:.0%} of the nodes' time"
-            + (f": {gain} if that were nothing." if gain else ".")
+            f"Half of the time or more: {_names(dominant, _share, most)}, together {share:.1%}"
+            + (f"; without them {gain}." if gain else ".")
         )
+    floats = [node for node in slowest if node.kind == FLOAT_LAYER]
+    if floats:
+        lines.append(f"Layers on floats: {_names(floats, _share, most)}.")
+    others = grouped((node for node in item.nodes if node.kind == OTHER), lambda node: node.op_type)
+    if others:
+        listed = _few([f"{group.nodes} {printable(group.name)} ({group.share:.1%})" for group in others], most)
+        lines.append(f"Not part of a layer: {listed}.")
     if item.half_filled:
-        listed = _names(item.half_filled, lambda node: f"{node.channels} channels, {node.unused_bits:.0%} unused")
-        lines.append(f"Words of 32 bits not filled by their channels: {listed}.")
+        listed = _names(item.half_filled, lambda node: f"{node.channels} channels, {node.unused_bits:.1%} unused", most)
+        lines.append(f"Words of 32 bits that the channels do not fill: {listed}.")
     return lines
 
 
-def _names(nodes: Sequence[NodeTime], note: Callable[[NodeTime], str]) -> str:
-    """Nodes by name, each with a note; the first of many."""
-    shown = ", ".join(f"{printable(node.name)} ({note(node)})" for node in nodes[:_NAMED])
-    return shown + (f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else "")
+def _share(node: NodeTime) -> str:
+    return f"{node.share:.1%}"
+
+
+def _names(nodes: Sequence[NodeTime], note: Callable[[NodeTime], str], most: int) -> str:
+    """Nodes by name, each with a note."""
+    return _few([f"{printable(node.name)} ({note(node)})" for node in nodes], most)
+
+
+def _few(texts: Sequence[str], most: int) -> str:
+    """The first of many, and how many more there are."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def _op_table(item: ModelProfile) -> Table:

@@ -126,7 +126,9 @@ def _node_time(
             channels = call.attributes["channels"][0] // call.attributes.get("group", (1,))[0]
             unused = 1 - channels / (WORD * words(channels))
     macs = None if per_sample is None else per_sample * batch
-    rate = macs / median_ms / 1e6 if macs and median_ms >= RESOLVED_MS else None
+    size = forgotten + sum(int(args.get(part) or 0) for part in ("activation_size", "parameter_size", "output_size"))
+    resolved = median_ms >= RESOLVED_MS
+    rate = macs / median_ms / 1e6 if macs and resolved else None
     best = {BINARY_LAYER: bound.binary_gmacs, FLOAT_LAYER: bound.float_gmacs}.get(kind)
     return NodeTime(
         name=name,
@@ -138,11 +140,11 @@ def _node_time(
         output_dtypes=tuple(numpy_name(dtype) for output in args.get("output_type_shape", []) for dtype in output),
         output_bits=tuple(bits),
         macs=macs,
-        bytes=forgotten
-        + sum(int(args.get(part) or 0) for part in ("activation_size", "parameter_size", "output_size")),
+        bytes=size,
         channels=channels,
         unused_bits=unused,
         gmacs_per_second=rate,
+        gbytes_per_second=size / median_ms / 1e6 if resolved else None,
         bound_share=None if rate is None or best is None else rate / best,
     )
 

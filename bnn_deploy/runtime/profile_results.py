@@ -140,6 +140,7 @@ class NodeTime:
             in one word of 32 bits leave 0.375 unused; None for others.
         gmacs_per_second: 10^9 macs per second; None without macs, and for nodes below RESOLVED_MS, whose time the
             profiler does not resolve.
+        gbytes_per_second: 10^9 bytes per second; None as above. Above the memory's rate, they come from caches.
         bound_share: gmacs_per_second divided by the machine's measured bound for the kind of layer; None without one.
     """
 
@@ -156,6 +157,7 @@ class NodeTime:
     channels: int | None
     unused_bits: float | None
     gmacs_per_second: float | None
+    gbytes_per_second: float | None
     bound_share: float | None
 
 
@@ -251,7 +253,13 @@ class ModelProfile:
         return tuple(sorted((node for node in self.nodes if node.unused_bits), key=lambda node: -node.median_ms))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps. A node has also its own `speedup_if_free`; `advice` names nodes."""
+        """Plain types, for json.dumps: the attributes, and what follows from them.
+
+        `timing` is the first of `timings`; `memory` has `model_bytes`, each node has `speedup_if_free`. `ops` and
+        `advice.kinds` are lists of TimeShare with `speedup_if_free`, by operator and by kind of node. `advice.dominant`
+        has the names of the slowest `nodes` that take half of the time, their `share` and `speedup_if_free`;
+        `advice.half_filled` the names of the binary layers with `unused_bits`, slowest first.
+        """
         result = asdict(self)
         result["timing"] = asdict(self.timing)
         result["memory"]["model_bytes"] = self.memory.model_bytes
@@ -336,7 +344,7 @@ class ProfileReport:
         """Signs that other programs disturbed the timed runs, one sentence each; empty if there are none."""
         found = []
         if self.cpu_share is not None and self.cpu_share < 1 - NOISY_WAIT:
-            found.append(f"the timed runs had a CPU for {self.cpu_share:.0%} of their time: other programs had it else")
+            found.append(f"the timed runs had a CPU for only {self.cpu_share:.0%} of their time: others used it")
         all_timings = [(item, timing) for item in self.models for timing in item.timings]
         spread = [(timing.p90_ms / timing.p10_ms, item, timing) for item, timing in all_timings if timing.noisy]
         if spread:

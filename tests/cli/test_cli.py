@@ -237,7 +237,7 @@ def test_profile_prints_tables(tmp_path: Path) -> None:
         "onnxruntime alone",
         "Nodes of binary.onnx: the 2 slowest of ",
         "Where the time of binary.onnx's nodes goes",
-        "(20 channels, 38% unused)",
+        "(20 channels, 37.5% unused)",
         "×8×8×50 bits",  # noqa: RUF001
     ):
         assert text in result.stdout
@@ -288,5 +288,6 @@ def test_profile_needs_neither_onnx_nor_torch(tmp_path: Path) -> None:
     blocked = "sys.modules.update({name: None for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript')})"
     model = save_binary(tmp_path / "binary.onnx")
     done = process("profile", model, "--runs", "2", "--json", before=blocked)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if not line.startswith("NOISY: ")] == []
     assert json.loads(done.stdout)["isa"]

@@ -65,10 +65,12 @@ def test_rates_by_hand(tmp_path: Path) -> None:
     assert node.macs == 2 * 8 * 8 * 50 * 5 * 5 * 20
     assert node.gmacs_per_second == pytest.approx(3.2e6 / 0.64 / 1e6)
     assert node.bound_share == pytest.approx(0.5)
+    assert node.gbytes_per_second == pytest.approx(7380 / 0.64e-3 / 1e9)
     assert (node.bytes, node.output_bits, node.output_dtypes) == (7380, (50,), ("uint32",))
     assert (node.channels, node.unused_bits) == (20, 1 - 20 / 32)
     (short,) = node_times([{**conv, "dur": 4}], 0, model, 2, BOUND)
-    assert (short.macs, short.gmacs_per_second, short.bound_share) == (node.macs, None, None)
+    assert (short.macs, short.bytes) == (node.macs, node.bytes)
+    assert (short.gmacs_per_second, short.gbytes_per_second, short.bound_share) == (None, None, None)
     (other,) = node_times([{**conv, "args": {**args, "op_name": "Conv"}}], 0, model, 2, BOUND)
     assert other.output_bits == (None,)  # onnxruntime's own node of that name
 
@@ -147,7 +149,7 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 
 def node(name: str, op_type: str, ms: float, share: float) -> NodeTime:
-    return NodeTime(name, op_type, "other operator", ms, share, (), (), (), 0, 0, None, None, None, None)
+    return NodeTime(name, op_type, "other operator", ms, share, (), (), (), 0, 0, None, None, None, None, None)
 
 
 def test_groups_and_what_they_would_give() -> None:

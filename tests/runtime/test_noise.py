@@ -58,9 +58,7 @@ def test_a_quiet_run_says_nothing(measured: ProfileReport) -> None:
 
 
 def test_what_a_disturbed_run_says(measured: ProfileReport) -> None:
-    assert report(measured, cpu=0.62).noisy == (
-        "the timed runs had a CPU for 62% of their time: other programs had it else",
-    )
+    assert report(measured, cpu=0.62).noisy == ("the timed runs had a CPU for only 62% of their time: others used it",)
     assert report(measured, p90_ms=4.0).noisy == (
         "the runs of binary.onnx with batch 1 and 1 thread took 1.000 to 4.000 ms (p10 to p90), 4.0 times as long",
     )

@@ -20,16 +20,16 @@ from bnn_deploy.runtime import bound
 
 FOLDER = Path(bnn_deploy.__file__).parent / "_lib"
 
-OUTPUTS = 256
+OUTPUTS, KERNEL = 64, 5
 
 
 def binary() -> onnx.ModelProto:
-    """BinaryConvThreshold, 3x3: bits to bits."""
+    """BinaryConvThreshold: bits to bits."""
     _, _, size, words = bound.BINARY_INPUT
     rng = np.random.default_rng(0)
     constants = {
-        "row": rng.integers(0, 2**32, (1, 3, 3, words), np.uint32),
-        "shape": np.array([OUTPUTS, 3, 3, words], np.int64),
+        "row": rng.integers(0, 2**32, (1, KERNEL, KERNEL, words), np.uint32),
+        "shape": np.array([OUTPUTS, KERNEL, KERNEL, words], np.int64),
         "threshold": np.zeros(OUTPUTS, np.int32),
         "pad_value": np.zeros(1, np.float32),
     }
@@ -40,18 +40,19 @@ def binary() -> onnx.ModelProto:
         name="conv",
         domain=DOMAIN,
         channels=32 * words,
-        kernel_shape=[3, 3],
+        kernel_shape=[KERNEL, KERNEL],
         strides=[1, 1],
         pads=[0] * 4,
         dilations=[1, 1],
         group=1,
     )
-    macs = (size - 2) ** 2 * OUTPUTS * 9 * 32 * words
+    made = size - KERNEL + 1
+    macs = made**2 * OUTPUTS * KERNEL**2 * 32 * words
     return model(
         conv,
         constants,
         (TensorProto.UINT32, ["N", size, size, words]),
-        (TensorProto.UINT32, ["N", size - 2, size - 2, OUTPUTS // 32]),
+        (TensorProto.UINT32, ["N", made, made, OUTPUTS // 32]),
         macs,
     )
 
