@@ -41,13 +41,18 @@ def session_inputs(
     return result
 
 
+_SCALED = Preprocessing(mean=(0.0,), std=(1.0,))
+"""For images to be measured on where the model records nothing: its time does not depend on their normalisation."""
+
+
 def _arrays(data: str | os.PathLike[str], wanted: Sequence[InputSpec]) -> Mapping[str, Rows]:
     """The arrays of a path; those of images as inputs of the model."""
     dataset = open_data(data)
     images = any(rows.dtype == np.uint8 for rows in dataset.arrays.values())
     if dataset.files is None and not (images and any(item.dtype != "uint8" for item in wanted)):
         return dataset.arrays
-    return load_data(data, None, None, wanted).arrays
+    scaled = [replace(item, preprocessing=(item.preprocessing or Preprocessing()).over(_SCALED)) for item in wanted]
+    return load_data(data, None, None, scaled).arrays
 
 
 def _sample(path: str, arrays: Mapping[str, Rows], info: Any, only_input: bool, batch: int, model: str) -> NDArray[Any]:

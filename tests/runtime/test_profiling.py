@@ -209,7 +209,7 @@ def test_data_files(binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert np.array_equal(feed, images[:4])
     feed = feed_of(binary, monkeypatch, data=tmp_path / "bytes.npy")
     assert feed.dtype == np.float32
-    assert np.all(feed == 200)
+    assert np.allclose(feed, 200 / 255)
     assert feed_of(binary, monkeypatch).shape == (1, 1, 28, 28)
 
 
