@@ -150,7 +150,8 @@ def _side_by_side(report: Mapping[str, Any], laptop: Mapping[str, Any]) -> Table
         add("speed-up", lambda p: _number(_get(p, "speedup", "median"), f"{{:.2f}}{TIMES}"))
     add("peak memory", lambda p: _memory(_get(p, "model", "memory", "peak_bytes")))
     add("temperature", _temperature)
-    add("throttled", lambda p: _throttled(_get(p, "throttled")))
+    add("throttled", lambda p: _signs(_get(p, "throttled")))
+    add("noisy", lambda p: _signs(_get(p, "noisy")))
     result.add_row("check", _NONE, "PASSED" if _get(report, "passed") else "FAILED")
     return result
 
@@ -165,8 +166,8 @@ def _temperature(profile: Any) -> str:
     return " to ".join(_number(value, "{:.0f} °C") for value in degrees) if any(degrees) else _NONE
 
 
-def _throttled(reasons: Any) -> str:
-    """The cell for a list of signs of throttling, which may be empty."""
+def _signs(reasons: Any) -> str:
+    """The cell for a list of signs of something that slowed the runs down, which may be empty."""
     if not isinstance(reasons, list):
         return _NONE
     return "YES: " + "; ".join(map(str, reasons)) if reasons else "no sign of it"

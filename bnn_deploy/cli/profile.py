@@ -119,6 +119,8 @@ def command(
         print_warnings(report)
     else:
         print_report(report, nodes, verbose)
+        if not verbose:
+            show("--verbose shows all nodes and operators, and how they were measured.")
 
 
 def print_warnings(report: ProfileReport) -> None:
@@ -186,8 +188,6 @@ def print_report(report: ProfileReport, nodes: int = 5, verbose: bool = False) -
     if verbose:
         for text in _EXPLANATIONS:
             explain(text)
-    else:
-        show("--verbose shows all nodes and operators, and how they were measured.")
 
 
 _EXPLANATIONS = (

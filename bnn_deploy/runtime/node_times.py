@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from bnn_deploy.errors import InputError
 from bnn_deploy.operators.bits import WORD, words
 from bnn_deploy.operators.contract import DOMAIN, FLOAT, OPERATORS, Operator, standard_macs
 from bnn_deploy.operators.shapes import Call, Made
@@ -74,7 +76,10 @@ def node_times(
     medians = {key: float(np.median(times[warmup:])) / 1000 for key, times in durations.items() if times[warmup:]}
     total = sum(medians.values())
     names = Counter(name for _, name in medians)
-    found = _operators(read_nodes(model), {name: last[i, name] for i, name in medians if names[name] == 1})
+    nodes: list[ModelNode] = []
+    with suppress(InputError):  # onnxruntime has run it: a file of its own format, whose attributes stay unknown
+        nodes = read_nodes(model)
+    found = _operators(nodes, {name: last[i, name] for i, name in medians if names[name] == 1})
     return tuple(
         _node_time(key[1], median, median / total if total else 0.0, last[key], found.get(key[1]), batch, bound)
         for key, median in medians.items()

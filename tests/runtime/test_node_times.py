@@ -49,6 +49,12 @@ def test_node_times_by_hand(tmp_path: Path) -> None:
     assert node_times([], 1, model, 1, BOUND) == ()
 
 
+def test_a_file_that_only_onnxruntime_reads(tmp_path: Path) -> None:
+    (tmp_path / "model.ort").write_bytes(b"\x18\x00\x00\x00ORTM")
+    (node,) = node_times([event("conv_kernel_time", "0", 9, "BinaryConv", [1])], 0, tmp_path / "model.ort", 1, BOUND)
+    assert (node.kind, node.output_bits, node.median_ms) == ("other operator", (None,), 0.009)
+
+
 def test_rates_by_hand(tmp_path: Path) -> None:
     model = save_binary(tmp_path / "binary.onnx")
     args = {
