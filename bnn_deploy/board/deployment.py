@@ -26,7 +26,7 @@ from bnn_deploy.board.probe import VENV_BYTES, BoardFacts, in_megabytes, parse_b
 from bnn_deploy.errors import InputError, SetupError, one_line
 from bnn_deploy.files import require_outputs, temporary_folder, write_files
 from bnn_deploy.runtime.profile_results import ProfileReport
-from bnn_deploy.runtime.profiling import profile
+from bnn_deploy.runtime.profiling import most_threads, profile
 
 MAX_REPORT_BYTES = 16 << 20
 
@@ -294,4 +294,5 @@ def _profile_here(bundle: Path, manifest: Manifest, threads: int, runs: int) -> 
         models = [folder / name for name in (MODEL, FLOAT_MODEL) if name in manifest.files]
         for model in models:
             model.write_bytes(read_member(bundle, model.name))
-        return profile(*models, threads=threads, runs=runs)
+        # More threads than this machine takes may suit the board: the table has both numbers.
+        return profile(*models, threads=min(threads, most_threads()), runs=runs)

@@ -121,6 +121,8 @@ def command(
         print_report(report, nodes, verbose)
         if not verbose:
             show("--verbose shows all nodes and operators, and how they were measured.")
+        if trace is not None:
+            show(f"wrote {printable(str(trace))}, for Perfetto or chrome://tracing", result=True)
 
 
 def print_warnings(report: ProfileReport) -> None:

@@ -134,11 +134,10 @@ def profile(
     """
     batches, counts = _numbers("batch", batch), _numbers("threads", threads)
     _numbers("runs", runs)
-    most = max(MAX_THREADS, MAX_THREADS_PER_CPU * usable_cpus())
-    if max(counts) > most:
+    if max(counts) > most_threads():
         raise InputError(
-            f"threads is {max(counts)}: at most {most} are measured on this machine, where this process may use "
-            f"{usable_cpus()} CPU(s)"
+            f"threads is {max(counts)}: at most {most_threads()} are measured on this machine, where this process "
+            f"may use {usable_cpus()} CPU(s)"
         )
     paths = [os.fspath(path) for path in (model, *_several(compare))]
     require_outputs({"trace": trace}, {"data": data, **{f"model {path}": path for path in paths}})
@@ -189,6 +188,11 @@ def profile(
         bound=bound,
         cpu_share=cpu_share,
     )
+
+
+def most_threads() -> int:
+    """The largest number of threads that `profile` takes on this machine."""
+    return max(MAX_THREADS, MAX_THREADS_PER_CPU * usable_cpus())
 
 
 def _numbers(name: str, value: int | Sequence[int]) -> list[int]:

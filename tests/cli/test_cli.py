@@ -264,6 +264,7 @@ def test_profile_of_several_settings(tmp_path: Path) -> None:
     result = run("profile", binary, *options, "--trace", tmp_path / "trace.json")
     assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'trace.json'}, for Perfetto or chrome://tracing"
     table = result.stdout[result.stdout.index("Batches and threads") :].split("\n\n")[0].splitlines()
     assert [line.split()[:2] for line in table[-4:]] == [["1", "1"], ["4", "1"], ["1", "2"], ["4", "2"]]
     assert all(line.count(" to ") == 2 for line in table[-4:])
