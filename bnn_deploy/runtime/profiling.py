@@ -154,13 +154,13 @@ def profile(
     calls_after = library_info().calls
     isa_calls = {name: n - calls_before.get(name, 0) for name, n in calls_after.items()}
     board = read_board(state_before, state_after)
-    step("measuring what the machine reaches")
-    bound = measure_bound(isa or library_info().selected, counts[0], board.memory_bytes)
 
     first = [(entrant.setting, entrant.feed) for entrant in entrants[: len(paths)]]
     timings = _timings([(entrant.samples, entrant.setting.threads) for entrant in entrants], times_ms, len(paths))
     samples = entrants[0].samples
-    del entrants
+    del entrants  # a session's threads would take CPUs from what follows
+    step("measuring what the machine reaches")
+    bound = measure_bound(isa or library_info().selected, counts[0], board.memory_bytes)
     profiles, traced = [], []
     for (setting, feed), found in zip(first, timings, strict=True):
         step(f"measuring the start and the memory of {setting.path}")
