@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
+from bnn_deploy import __version__
 from bnn_deploy.architectures import ARCHITECTURES
-from bnn_deploy.errors import BnnDeployError, InputError
-from bnn_deploy.files import require_outputs, write_files
+from bnn_deploy.errors import BnnDeployError, InputError, option
+from bnn_deploy.files import is_file, require_outputs, write_files
 from bnn_deploy.image_input import ImageInput
+from bnn_deploy.kept import file_digest, keep_conversion
+from bnn_deploy.notebook import NotebookResult
 from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
 from bnn_deploy.passes.layout.quantize_edges import quantize_edges
 from bnn_deploy.passes.layout.unfold_stride import UnfoldStride
@@ -21,7 +25,7 @@ from bnn_deploy.passes.lower.pack_weights import packed_layers
 from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import finish, to_binary
 from bnn_deploy.passes.recognise.binarize_weights import Weights
-from bnn_deploy.provenance import ZERO_WEIGHTS_KEY, origin_metadata
+from bnn_deploy.provenance import ZERO_WEIGHTS_KEY, FileStamp, Origin, name_outputs, shape_metadata
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
 from bnn_deploy.report.summary import (
@@ -48,8 +52,8 @@ from bnn_deploy.source.torch_source import TorchInput
 from bnn_deploy.source.zero_weights import ZeroWeights, fill_zero_weights
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(NotebookResult):
     """The result of `convert`.
 
     Attributes:
@@ -76,6 +80,21 @@ class Conversion:
     binarized: tuple[str, ...]
     constant_channels: tuple[tuple[str, int, int], ...]
     report: Report
+
+    shown_columns: ClassVar[tuple[str, ...]] = ("name", "operator", "status", "becomes", "reason")
+
+    def headline(self) -> str:
+        """How many layers became binary, and the file."""
+        packed = f", {len(self.binary_weights)} with binary weights only" if self.binary_weights else ""
+        return f"{self.output}: {len(self.binary_layers)} layers binary{packed}, {len(self.left_float)} left float"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each convolution and linear layer."""
+        return [asdict(layer) for layer in self.layers]
+
+    def details(self) -> tuple[str, ...]:
+        """The remarks."""
+        return self.report.notes
 
     @property
     def layers(self) -> tuple[LayerReport, ...]:
@@ -108,6 +127,8 @@ def convert(
     example_inputs: ExampleInputs | None = None,
     image_input: ImageInput | None = None,
     float_output: str | os.PathLike[str] | None = None,
+    output_names: Sequence[str] = (),
+    classes: Sequence[str] = (),
     weights: Weights = "auto",
     darknet_weights: str | os.PathLike[str] | None = None,
     xnor_padding: XnorPadding | None = None,
@@ -139,6 +160,9 @@ def convert(
             or a dict of them by name, see `module_inputs`.
         image_input: let both models take images of bytes, and normalise them; None leaves the input as it is.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
+        output_names: names of the outputs of both models; none keeps the source's: of an ONNX model its own, of a
+            module the keys of the dict that it returns, if it returns one.
+        classes: names of the classes, in the order of the output's numbers, to note in both models.
         weights: how to binarise real-valued weights of layers whose input is a sign, see `Weights`. "auto" applies the
             XNOR-Net-PyTorch recipe to the recipe's own architectures; of other networks it leaves them real if the
             network binarises other weights itself, and else refuses to guess.
@@ -213,11 +237,12 @@ def convert(
     left_float = [left for left in left_float if left.has_sign_input or left.node not in packed]
     declined = [decline for decline in left_float if decline.has_sign_input]
     failed: BnnDeployError | None = None
-    see = "--report FILE.json says what could be changed" if report is None else f"see {os.fspath(report)}"
+    advised = f"{option('report', example='FILE.json')} says what could be changed"
+    see = advised if report is None else f"see {os.fspath(report)}"
     if strict and declined:
         what = f"{len(declined)} {'layer' if len(declined) == 1 else 'layers'} whose input is a sign or has few levels"
         stays = "stays" if len(declined) == 1 else "stay"
-        failed = BnnDeployError(f"--strict: {what} {stays} float: {join_reasons(declined)}; {see}")
+        failed = BnnDeployError(f"{option('strict', True)}: {what} {stays} float: {join_reasons(declined)}; {see}")
     elif not layers and not packed:
         reasons = join_reasons(left_float) or "it has no convolution and no linear layer that a pass knows"
         failed = InputError(f"no layer of {original.name} is binary: {reasons}; {see}")
@@ -234,14 +259,18 @@ def convert(
         LowerQuantized()(binary)
         finish(binary)
         result = replace(result, layers=quantized(result.layers, quantized_layers(binary)))
-    for model in (binary, original.model):
-        model.metadata_props.update(
-            origin_metadata(original.examples.shapes, weights, arch if arch in ARCHITECTURES else None, arch_args)
-        )
+    origin = _origin(source, arch, arch_args, key, prefix, weights, classes)
+    origin = replace(origin, accuracy=original.accuracy)
+    title = Path(original.name).name
+    for model, graph in ((binary, "{}"), (original.model, "{}_float")):
+        model.metadata_props.update(shape_metadata(original.examples.shapes) | origin.metadata(arch in ARCHITECTURES))
+        model.producer_name, model.producer_version = "bnn-deploy", origin.version
+        model.graph.name = graph.format(title.split(".")[0])
         if image_input is not None:
             model.metadata_props.update(image_input.metadata())
     if filled and zero_weights is not None:
         binary.metadata_props[ZERO_WEIGHTS_KEY] = zero_weights
+    _name_outputs(binary, original, output_names)
     progress("running the converted model once")
     contents = [ir.to_proto(model).SerializeToString() for model in (binary, original.model)]
     for shapes in filter(None, (original.examples.shapes, original.examples.others)):
@@ -250,6 +279,13 @@ def convert(
     progress("writing")
     files = {output: contents[0], float_output: contents[1], report: report_bytes(result)}
     write_files({path: content for path, content in files.items() if path is not None})
+    if origin.source is not None and isinstance(source, str | os.PathLike):
+        file, _, name = (arch or "").rpartition(":")
+        places = {
+            "source": str(Path(source).absolute()),
+            "arch": arch if origin.arch_file is None else f"{Path(file).absolute()}:{name}",
+        }
+        keep_conversion(hashlib.sha256(contents[0]).hexdigest(), places)
     return Conversion(
         Path(output),
         None if float_output is None else Path(float_output),
@@ -263,15 +299,63 @@ def convert(
     )
 
 
+def _name_outputs(binary: ir.Model, original: FloatSource, wanted: Sequence[str]) -> None:
+    """Name the outputs of both models as their user wants, or else as the module calls them.
+
+    Raises:
+        InputError: the user's names are too few or too many, or one cannot be given.
+    """
+    count = len(original.model.graph.outputs)
+    if not wanted:
+        if len(original.outputs) == count:
+            name_outputs(binary, original.model, original.outputs)
+        return
+    said = option("output_names", tuple(wanted))
+    if len(wanted) != count or len(set(wanted)) != count:
+        raise InputError(f"{original.name}: {said}: give {count} different names, one for each output")
+    if left := name_outputs(binary, original.model, wanted):
+        raise InputError(
+            f"{original.name}: {said}: {left[0]} cannot be given, because of another tensor's name: choose another"
+        )
+
+
+def _origin(
+    source: TorchInput | OnnxSource,
+    arch: str | None,
+    arch_args: Mapping[str, Any] | None,
+    key: str | None,
+    prefix: str | None,
+    weights: Weights,
+    classes: Sequence[str],
+) -> Origin:
+    """What a model is converted from, by the arguments of `convert`; of files, their names and contents alone."""
+
+    def stamp(path: str | os.PathLike[str]) -> FileStamp:
+        return FileStamp(Path(path).name, file_digest(path))
+
+    file, colon, name = ("", "", "") if arch is None else arch.rpartition(":")
+    program = stamp(file) if colon else None
+    return Origin(
+        __version__,
+        weights,
+        stamp(source) if isinstance(source, str | os.PathLike) and is_file(source) else None,
+        arch if program is None else f"{program.name}:{name}",
+        program,
+        dict(arch_args or {}),
+        key,
+        prefix,
+        tuple(classes),
+    )
+
+
 def _filled_note(filled: Mapping[str, int], zero_weights: ZeroWeights) -> str:
     """What was done to weights of exactly 0."""
+    chosen = option("zero_weights", zero_weights)
     if not filled:
-        return f"--zero-weights {zero_weights}: no weight of a binary layer is exactly 0"
+        return f"{chosen}: no weight of a binary layer is exactly 0"
     layers = ", ".join(f"{count:,} of {name}" for name, count in filled.items())
     alpha = "+alpha" if zero_weights == "plus" else "-alpha"
-    return (
-        f"--zero-weights {zero_weights}: weights that are exactly 0 became {alpha}: {layers}; verify judges the outputs"
-    )
+    return f"{chosen}: weights that are exactly 0 became {alpha}: {layers}; verify judges the outputs"
 
 
 def _with_zeros(

@@ -2,9 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+_on_command_line = False
+
+_IRREGULAR: dict[str, tuple[str, str]] = {
+    "calibration": ("--edges int8 --calibration FILE", "calibration"),
+    "float_output": ("--float FLOAT.onnx", "float_output"),
+    "image_input": ("--input uint8", "image_input"),
+    "min_agreement": ("--min-agreement", "min_agreement of tolerances"),
+}
+"""Parameters whose option is not their name with hyphens alone: the option, and what Python calls it."""
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """Let the messages of the block call parameters as the command line does."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+def option(parameter: str, value: Any = None, *, example: str = "") -> str:
+    """A parameter in a message, as the reader gives it: with an option of a command, or with a keyword in Python.
+
+    Args:
+        parameter: its name in Python.
+        value: its value; None for none.
+        example: instead, what stands for a value: "FILE.onnx"; with commas for a tuple: "C,H,W".
+
+    Returns:
+        Such as `--input-shape C,H,W` or `--weights as-is` while a command runs; else `input_shape=(C, H, W)` or
+        `weights='as-is'`, and `input_shape` without a value.
+    """
+    name, keyword = _IRREGULAR.get(parameter, (f"--{parameter.replace('_', '-')}", parameter))
+    if _on_command_line:
+        shown = example or ("" if value is None or value is True else _as_typed(value))
+        return f"{name} {shown}" if shown else name
+    shown = f"({', '.join(example.split(','))})" if "," in example else example
+    shown = shown if value is None else repr(value)
+    return f"{keyword}={shown}" if shown else keyword
+
+
+def with_options(text: str) -> str:
+    """A text with `option` of each parameter that it has in braces: "give {input_shape}, or {weights:xnor}"."""
+    return re.sub(r"{(\w+)(?::([^}]+))?}", lambda found: option(found[1], found[2]), text)
+
+
+def _as_typed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def one_line(error: BaseException | str, limit: int = 200) -> str:

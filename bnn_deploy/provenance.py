@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,8 +19,19 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+VERSION_KEY = "bnn_deploy.version"
+"""Model metadata: the version of bnn-deploy that converted the model."""
+
+SOURCE_FILE_KEY = "bnn_deploy.source_file"
+"""Model metadata: the file that the model was converted from, as JSON: {"name": "net.pth", "sha256": "..."}."""
+
 ARCH_KEY = "bnn_deploy.arch"
 """Model metadata: the name in ARCHITECTURES that the model was converted from, if it was one of them."""
+
+ARCH_FILE_KEY = "bnn_deploy.arch_file"
+"""Model metadata: what it was converted from, if its architecture is none of ARCHITECTURES, as JSON: {"arch":
+"net.py:Net", "sha256": "..."}; without "sha256" for a file that holds its program. It tells a reader what to give: code
+is never run because of it, since the model may come from anyone."""
 
 ARCH_ARGS_KEY = "bnn_deploy.arch_args"
 """Model metadata: the architecture's keyword arguments, if there are any, as JSON: {"width": 64}."""
@@ -30,6 +41,17 @@ SHAPE_KEY = "bnn_deploy.input_shape"
 
 WEIGHTS_KEY = "bnn_deploy.weights"
 """Model metadata: how the source's weights were binarised, as `convert` takes it: "auto", "as-is", ..."""
+
+CHECKPOINT_KEY = "bnn_deploy.checkpoint"
+"""Model metadata: where the network's weights are in a checkpoint, if its user said it, as JSON: {"key": "ema.model",
+"prefix": "student"}."""
+
+CLASSES_KEY = "bnn_deploy.classes"
+"""Model metadata: the names of the classes, if its user gave them, as JSON, in the order of the output's numbers."""
+
+ACCURACY_KEY = "bnn_deploy.accuracy"
+"""Model metadata: what the checkpoint says of its accuracy beside its weights, as JSON: {"best_acc": 99.3}. It is the
+claim of the training: nothing here has measured it."""
 
 ZERO_WEIGHTS_KEY = "bnn_deploy.zero_weights"
 """Model metadata: what weights of the source that are exactly 0 have become, "plus" or "minus", if they have."""
@@ -443,16 +465,133 @@ def set_complemented(node: ir.Node, channels: set[int]) -> None:
         node.metadata_props.pop(COMPLEMENTED, None)
 
 
-def origin_metadata(
-    shapes: Mapping[str, Sequence[int]], weights: str, arch: str | None, arch_args: Mapping[str, Any] | None
-) -> dict[str, str]:
-    """Metadata of a model: its inputs' shapes without the batch, its weights' scheme, and its architecture, if any."""
-    metadata = shape_metadata(shapes) | {WEIGHTS_KEY: weights}
-    if arch is not None:
-        metadata[ARCH_KEY] = arch
-        if arch_args:
-            metadata[ARCH_ARGS_KEY] = json.dumps(dict(arch_args))
-    return metadata
+@dataclass(frozen=True)
+class FileStamp:
+    """A file by its name and its content.
+
+    Attributes:
+        name: without folders: those of the machine that converted a model are nobody else's business.
+        sha256: of its content, in hexadecimal.
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was converted from, and how.
+
+    Attributes:
+        version: of bnn-deploy.
+        weights: how its weights were binarised, as `convert` takes it.
+        source: its file; None for an object in memory, or one of several files.
+        arch: a name of ARCHITECTURES, or of the values of `arch` that stand for a program, or FILE.py:NAME without
+            folders; None if it needs none.
+        arch_file: FILE.py; None for the others.
+        arch_args: keyword arguments of the architecture.
+        key: where the network's state dict is in a checkpoint; None if the user did not say it.
+        prefix: what its keys begin with; None likewise.
+        classes: the names of the classes; empty if unknown.
+        accuracy: what the checkpoint says of its accuracy: the key -> the number there.
+    """
+
+    version: str
+    weights: str
+    source: FileStamp | None = None
+    arch: str | None = None
+    arch_file: FileStamp | None = None
+    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    prefix: str | None = None
+    classes: tuple[str, ...] = ()
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+
+    def metadata(self, built_in: bool) -> dict[str, str]:
+        """Metadata of a model; `built_in` says whether `arch` is a name of ARCHITECTURES."""
+        stamp = {} if self.arch_file is None else {"sha256": self.arch_file.sha256}
+        place = {name: text for name, text in (("key", self.key), ("prefix", self.prefix)) if text is not None}
+        entries = {
+            SOURCE_FILE_KEY: None if self.source is None else asdict(self.source),
+            ARCH_FILE_KEY: None if self.arch is None or built_in else {"arch": self.arch} | stamp,
+            ARCH_ARGS_KEY: dict(self.arch_args),
+            CHECKPOINT_KEY: place,
+            CLASSES_KEY: self.classes,
+            ACCURACY_KEY: dict(self.accuracy),
+        }
+        own = {VERSION_KEY: self.version, WEIGHTS_KEY: self.weights}
+        own |= {ARCH_KEY: self.arch} if built_in and self.arch is not None else {}
+        return own | {key: json.dumps(entry, ensure_ascii=False) for key, entry in entries.items() if entry}
+
+
+def read_origin(metadata: Properties) -> Origin:
+    """What a model's metadata says of its origin: data of a stranger, of which nothing is run.
+
+    Raises:
+        ValueError, TypeError, KeyError: the metadata is damaged; readers of files do this within `errors.reading`.
+    """
+    found = {
+        key: json.loads(metadata.get(key, "{}"))
+        for key in (SOURCE_FILE_KEY, ARCH_FILE_KEY, ARCH_ARGS_KEY, CHECKPOINT_KEY, ACCURACY_KEY)
+    }
+    source, program, place = found[SOURCE_FILE_KEY], found[ARCH_FILE_KEY], found[CHECKPOINT_KEY]
+    arch = metadata.get(ARCH_KEY) or program.get("arch")
+    file = None
+    if "sha256" in program:
+        file = FileStamp(str(arch).rpartition(":")[0], str(program["sha256"]))
+    return Origin(
+        metadata.get(VERSION_KEY, ""),
+        metadata.get(WEIGHTS_KEY, "auto"),
+        FileStamp(str(source["name"]), str(source["sha256"])) if source else None,
+        arch,
+        file,
+        dict(found[ARCH_ARGS_KEY]),
+        place.get("key"),
+        place.get("prefix"),
+        read_classes(metadata),
+        {str(name): float(number) for name, number in found[ACCURACY_KEY].items()},
+    )
+
+
+def read_classes(metadata: Properties) -> tuple[str, ...]:
+    """The names of a model's classes, in the order of its output's numbers; empty if they are not noted."""
+    return tuple(map(str, json.loads(metadata.get(CLASSES_KEY, "[]"))))
+
+
+def name_outputs(model: ir.Model, original: ir.Model, names: Sequence[str]) -> list[str]:
+    """Give the outputs of a converted model, and of its float model, other names.
+
+    A name stays as it is if the new one is that of another tensor, or if other tensors of the converted model are
+    described by the output's place in the float graph.
+
+    Args:
+        model: the converted model; its outputs stand for those of the float model, in their order.
+        original: the float model.
+        names: one for each output.
+
+    Returns:
+        The names that were not given.
+    """
+    taken = {name for graph in (model.graph, original.graph) for name in _tensor_names(graph)}
+    left = []
+    for name, value, source in zip(names, model.graph.outputs, original.graph.outputs, strict=True):
+        quoted = json.dumps(source.name)
+        described = any(quoted in text for node in model.graph for text in node.metadata_props.values())
+        if described or (name in taken and {name} != {value.name, source.name}):
+            left.append(name)
+            continue
+        for node in model.graph:
+            for key, text in node.metadata_props.items():
+                if key.startswith(SOURCE) and text == source.name:
+                    node.metadata_props[key] = name
+        value.name = source.name = name
+        taken.add(name)
+    return left
+
+
+def _tensor_names(graph: ir.Graph) -> set[str | None]:
+    made = (value.name for node in graph for value in node.outputs)
+    return {*made, *graph.initializers, *(value.name for value in graph.inputs)}
 
 
 def shape_metadata(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
@@ -468,12 +607,6 @@ def read_shapes(metadata: Properties, names: Sequence[str]) -> dict[str, tuple[i
     if text.startswith("{"):
         return {name: tuple(shape) for name, shape in json.loads(text).items()}
     return {name: tuple(map(int, text.split(","))) for name in names if len(names) == 1 and text}
-
-
-def read_arch_args(metadata: Properties) -> dict[str, Any]:
-    """The keyword arguments of the architecture that a model was converted from; empty if none are noted."""
-    arguments: dict[str, Any] = json.loads(metadata.get(ARCH_ARGS_KEY, "{}"))
-    return arguments
 
 
 def _to_json(moves: Sequence[Move]) -> list[list[Any]]:

@@ -35,6 +35,14 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def is_private(folder: Path) -> bool:
+    """Whether a folder is this user's, and nobody else can write into it; on Windows, whose profile folders are so."""
+    if sys.platform == "win32":
+        return True
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
 def ssh_advice() -> str:
     """How to get the command `ssh`."""
     if sys.platform == "win32":

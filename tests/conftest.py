@@ -12,6 +12,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it at import; the other core has a worker, too
+os.environ["BNN_DEPLOY_CACHE"] = ""  # what one test leaves there must not help another
 pytest.register_assert_rewrite("support")
 
 from support.converted import Converted, convert_network  # noqa: E402

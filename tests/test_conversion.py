@@ -154,7 +154,7 @@ def test_progress_names_the_steps(tmp_path: Path) -> None:
     convert(LeNet5(), tmp_path / "m.onnx", progress=steps.append)
     reading = ["loading the network", "exporting to float ONNX"]
     # Its BatchNorms have learned no shift yet, so what a ReLU makes 0 reaches the signs as 0.
-    counting = "counting exact zeros on random inputs (give --data for real ones)"
+    counting = "counting exact zeros on random inputs (give data for real ones)"
     assert steps == [*reading, "running the passes", counting, "running the converted model once", "writing"]
 
 
@@ -182,7 +182,7 @@ def test_strict_fails_on_a_layer_of_signs_that_stays_float(tmp_path: Path, seede
     assert result.binary_layers == ("a",)
     assert [(d.node, d.has_sign_input) for d in result.left_float] == [("b", True)]
     with pytest.raises(
-        BnnDeployError, match=r"--strict: 1 layer whose input is a sign or has few levels stays float: Conv 'b': "
+        BnnDeployError, match=r"strict=True: 1 layer whose input is a sign or has few levels stays float: Conv 'b': "
     ) as caught:
         convert(module, tmp_path / "strict.onnx", weights="xnor-centred", strict=True)
     assert caught.value.exit_code == 1

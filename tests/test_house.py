@@ -12,7 +12,18 @@ import bnn_deploy
 
 PACKAGE = Path(bnn_deploy.__file__).parent
 
-BASE = {"errors", "files", "image_input", "installation", "preprocessing", "progress", "provenance", "system"}
+BASE = {
+    "errors",
+    "files",
+    "image_input",
+    "installation",
+    "kept",
+    "notebook",
+    "preprocessing",
+    "progress",
+    "provenance",
+    "system",
+}
 """What every room may import; they themselves import nothing of the package but each other."""
 
 ROOMS: dict[str, set[str]] = {
@@ -27,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "inspection": BASE | {"operators"},
     "data": BASE,
     "runtime": BASE | {"operators", "data"},
-    "proof": BASE | {"operators", "data", "runtime", "source"},
+    "proof": BASE | {"operators", "data", "runtime", "source", "architectures"},
     "board": BASE | {"runtime", "proof"},
     "cli": BASE | {"passes", "report", "conversion", "inspection", "runtime", "proof", "board"},
     "__init__": BASE | {"conversion", "runtime", "proof"},
@@ -45,17 +56,21 @@ LIBRARIES = {
     "safetensors",
     "click",
     "packaging",
+    "pandas",
+    "platformdirs",
     "rich",
     "PIL",
 }
 """Libraries that not every room may use; numpy and the standard library are everywhere."""
 
-HEAVY = {"onnx", "onnx_ir", "onnxscript", "torch", "google", "safetensors"}
+HEAVY = {"onnx", "onnx_ir", "onnxscript", "torch", "google", "safetensors", "platformdirs"}
 """The extra `convert`: what a board does not have."""
 
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in BASE},
     "installation": {"packaging"},
+    "kept": {"platformdirs"},
+    "notebook": {"pandas"},  # if it is there
     "provenance": {"onnx", "onnx_ir"},  # for their types alone
     "operators": {"onnx_ir", "onnx"},
     "training": {"torch"},

@@ -195,12 +195,10 @@ def test_what_does_not_fit_is_refused(options: list[str], code: int, words: str,
 
 def test_networks_of_other_inputs_are_refused(tmp_path: Path) -> None:
     flat = parse("s = Sign(x)\ny = MatMul(s, w)", ("N", 40), w=weights(40, 8))
-    with pytest.raises(
-        InputError, match=r"its input x is float32 \['batch', 40\]: --input uint8 is for float32 images"
-    ):
+    with pytest.raises(InputError, match=r"its input x is float32 \['batch', 40\]: image_input is for float32 images"):
         convert(ir.to_proto(flat), tmp_path / "m.onnx", image_input=ImageInput())
     two = parse("s = Sign(x)\ny0 = MatMul(s, w)\ny = Add(y0, z)", ("N", 40), inputs="float[N,8] z", w=weights(40, 8))
-    with pytest.raises(InputError, match="it has 2 inputs: --input uint8 is for networks of one image"):
+    with pytest.raises(InputError, match="it has 2 inputs: image_input is for networks of one image"):
         convert(ir.to_proto(two), tmp_path / "m.onnx", image_input=ImageInput())
 
 
@@ -210,7 +208,7 @@ def test_tensors_with_the_names_of_the_normalisation(tmp_path: Path) -> None:
         source = network()
         for names in (name for node in source.graph.node for name in (node.input, node.output)):
             names[:] = [taken if name == "d" else name for name in names]
-        with pytest.raises(InputError, match=f"its tensor {taken} has a name that --input uint8 gives"):
+        with pytest.raises(InputError, match=f"its tensor {taken} has a name that image_input gives"):
             convert(source, tmp_path / "m.onnx", image_input=IMAGENET)
         assert not (tmp_path / "m.onnx").exists()
     for near in ("x_mean", "x_image_0"):

@@ -29,7 +29,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from bnn_deploy import __version__
-from bnn_deploy.errors import BnnDeployError, InputError, SetupError
+from bnn_deploy.errors import BnnDeployError, InputError, SetupError, on_command_line
 from bnn_deploy.system import print_what_the_streams_can
 
 CHECK_FAILED = 1
@@ -40,6 +40,7 @@ COMMANDS = {
     "verify": ("bnn_deploy.cli.verify", "Prove that a converted model computes what its source does."),
     "profile": ("bnn_deploy.cli.profile", "Measure speed and memory, also against the float model."),
     "inspect": ("bnn_deploy.cli.inspect", "Show a model's layers, shapes, bits, MACs and bytes."),
+    "run": ("bnn_deploy.cli.run", "Convert, verify and profile as bnn-deploy.toml says."),
     "bundle": ("bnn_deploy.cli.bundle", "Pack a model, its golden results and the wheel into one file for a board."),
     "deploy": ("bnn_deploy.cli.deploy", "Copy a bundle to a board, run it there, fetch the report."),
     "run-bundle": ("bnn_deploy.cli.run_bundle", "Verify and profile an unpacked bundle; its run.sh calls this."),
@@ -116,7 +117,7 @@ class LazyGroup(click.Group):
         debug = ctx.meta[_DEBUG]
         print_what_the_streams_can()
         try:
-            with _signals() as caught, _ignored(debug):
+            with on_command_line(), _signals() as caught, _ignored(debug):
                 code = super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise

@@ -8,6 +8,7 @@ import click
 
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
+from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import exact_bytes, facts, human_bytes, plural, print_json, progress, show, table
 from bnn_deploy.cli.options import DATA_PATH, data_options, example, parse_preprocessing
 
@@ -33,6 +34,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     metavar="FOLDER",
     help="Has bnn-deploy's wheel for the target and, for boards without a network, of what it needs.",
 )
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(
     model: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 import numpy as np
 
+from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import (
     exact_bytes,
     human_bytes,
@@ -23,7 +25,8 @@ from bnn_deploy.cli.console import (
 )
 from bnn_deploy.cli.layer_table import print_layers, ratio
 from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args, parse_numbers
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, reading
+from bnn_deploy.files import is_file
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
 
@@ -53,6 +56,19 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int | None, ...] | dict[str, tup
             raise InputError(f"--input-shape {text}: of several shapes, each is that of one input: NAME=C,H,W")
         named[name] = shape
     return named.get("", named or None)
+
+
+def parse_classes(text: str | None) -> tuple[str, ...]:
+    """'cat,dog', '["cat", "dog"]', or a file with a name in each line -> ("cat", "dog"); None -> ()."""
+    if text is None:
+        return ()
+    if text.startswith("["):
+        with reading("--classes", "not a JSON array"):
+            return tuple(map(str, json.loads(text)))
+    if not is_file(text):
+        return tuple(name.strip() for name in text.split(","))
+    with reading(text, "not a text file in UTF-8"):
+        return tuple(line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip())
 
 
 def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: str | None) -> ImageInput:
@@ -102,6 +118,13 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
 )
 @click.option("--mean", metavar="M[,M...]", help="Of images of bytes: one number, or one per channel; 0 if left out.")
 @click.option("--std", metavar="S[,S...]", help="Of images of bytes: one number, or one per channel; 1 if left out.")
+@click.option("--output-names", metavar="NAME,NAME...", help="Names of the outputs, instead of the source's.")
+@click.option(
+    "--classes",
+    metavar="NAME,NAME... or FILE",
+    help="Names of the classes, in the order of the output's numbers, or a text file with one a line; the model keeps "
+    "them.",
+)
 @click.option(
     "--weights",
     type=click.Choice(WEIGHTS),
@@ -152,6 +175,7 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
     metavar="FILE.json",
     help="Also write what became of each layer, and why; written also if --strict fails.",
 )
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
     source: Path,
@@ -166,6 +190,8 @@ def command(
     layout: Literal["nchw", "nhwc"] | None,
     mean: str | None,
     std: str | None,
+    output_names: str | None,
+    classes: str | None,
     weights: Weights,
     darknet_weights: Path | None,
     xnor_padding: str | None,
@@ -215,6 +241,8 @@ def command(
             input_shape=shape,
             image_input=parse_image(layout, mean, std) if input_type == "uint8" else None,
             float_output=float_output,
+            output_names=() if output_names is None else tuple(output_names.split(",")),
+            classes=parse_classes(classes),
             weights=weights,
             darknet_weights=darknet_weights,
             xnor_padding=None if xnor_padding is None else -1 if xnor_padding == "-1" else 0,

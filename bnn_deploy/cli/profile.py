@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import (
     TIMES,
     explain,
@@ -84,6 +85,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> list
     metavar="FILE",
     help="Write the runs of the nodes as a trace for Perfetto or chrome://tracing.",
 )
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
     model: Path,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bnn_deploy.cli import CHECK_FAILED
+from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import explain, facts, plural, print_json, printable, progress, show, table
 from bnn_deploy.cli.options import (
     DATA_PATH,
@@ -29,7 +30,12 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     epilog=example("bnn-deploy verify lenet5.onnx --against lenet5.pth.tar --data mnist_1000.npz", in_demo=True),
 )
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
-@click.option("--against", type=_PATH, metavar="FILE", help="The checkpoint, or the float .onnx file.")
+@click.option(
+    "--against",
+    type=_PATH,
+    metavar="FILE",
+    help="The checkpoint, or the float .onnx file; what the model was made of if left out.",
+)
 @click.option("--golden", type=_PATH, metavar="FILE", help="Instead: the golden.npz of a bundle; needs no torch.")
 @click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:NAME.")
 @click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object.")
@@ -61,6 +67,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="Share of the samples whose outputs must agree with the reference's, running free.",
 )
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 @click.pass_context
 def command(
@@ -88,6 +95,8 @@ def command(
 ) -> int:
     """Prove that MODEL.onnx computes what the checkpoint or float model does: bit by bit, layer by layer, by class.
 
+    Without --against, it is held against the file that it was converted from, if that is still there.
+
     Runs PyTorch (or the float model), the function bodies in the file in stock onnxruntime and in onnx's
     ReferenceEvaluator, and the C++ kernels of every instruction set of this machine. Exit code 1 if the proof fails.
 
@@ -96,8 +105,6 @@ def command(
     if golden is not None:
         _refuse_with_golden(ctx)
         return _verify_golden(model, golden, isas, threads, as_json)
-    if against is None:
-        raise click.UsageError("give --against FILE or --golden FILE")
     arguments = parse_arch_args(arch_args)
     preprocessing = parse_preprocessing(size, crop, mean, std)
     print_result = _print_json if as_json else print_verification

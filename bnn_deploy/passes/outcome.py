@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from bnn_deploy.errors import with_options
 from bnn_deploy.passes.reasons import ExactZeros, ModelInput, RealInput, Reason
 
 PARTS = "bnn_deploy.parts"
@@ -52,7 +53,7 @@ class Decline:
         why = self.why
         if isinstance(self.unpacked, ExactZeros) and not isinstance(why, ModelInput | RealInput):
             why = self.unpacked  # no bit could hold these weights, whatever stands before them
-        return (why.last_advice if last else "") or why.advice
+        return with_options((why.last_advice if last else "") or why.advice)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for json.dumps."""

@@ -11,7 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-EDGES = "--edges int8 --calibration FILE stores it in 8 bits"
+from bnn_deploy.errors import on_command_line, with_options
+
+EDGES = "{calibration} stores it in 8 bits"
 
 
 class Reason:
@@ -20,7 +22,8 @@ class Reason:
     Attributes:
         template: one sentence for the user, with the names of the fields in braces.
         example: a graph for which it is given.
-        advice: what to change so that a layer need not stay float; "" if the reason is none for which a layer does.
+        advice: what to change so that a layer need not stay float, with options as `errors.with_options` takes them; ""
+            if the reason is none for which a layer does.
         last_advice: the same for a layer that no other layer comes after; "" if it is `advice`.
         reads_sign: whether the layer's input is a sign or has few levels, so that it looks as if it was meant to be
             binary.
@@ -94,8 +97,8 @@ class RealWeights(LayerReason):
     template = "its weights are real-valued: filter {filter} has |w| from {low:.3g} to {high:.3g}"
     example = "Conv(Sign(x), w), w of 0.5 and 2"
     advice = (
-        "if they are latent, say by which recipe they are binarised: --weights xnor, xnor-centred or sign (for a "
-        "checkpoint that this does not change, convert the file that --float writes); trained real, they stay float"
+        "if they are latent, say by which recipe they are binarised: {weights:xnor}, xnor-centred or sign (for a "
+        "checkpoint that this does not change, convert the float model, {float_output}); trained real, they stay float"
     )
 
 
@@ -109,7 +112,7 @@ class ExactZeros(LayerReason):
     template = "filter {filter} has {count} weights that are exactly 0, which one bit cannot hold"
     example = "MatMul(Sign(x), w), w of [4, 2], of -1, 0 and 1"
     advice = (
-        "train so that no weight is 0: with sign(0) = +1; a few zeros: --zero-weights; filters of 6 weights and more "
+        "train so that no weight is 0: with sign(0) = +1; a few zeros: {zero_weights}; filters of 6 weights and more "
         "may be ternary"
     )
 
@@ -156,7 +159,7 @@ class FewProducts(LayerReason):
         "slower than the layer in float32"
     )
     example = "Conv(Sign(x), w), w of -1, 0 and 1, 3x3 of 16 channels"
-    advice = f"weights of ±alpha take one binary convolution; a few that are exactly 0: --zero-weights; {EDGES}"
+    advice = f"weights of ±alpha take one binary convolution; a few that are exactly 0: {{zero_weights}}; {EDGES}"
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class AutoPad(LayerReason):
 
     template = "auto_pad = {rule}: export with explicit pads"
     example = 'Conv<auto_pad="SAME_UPPER">(Sign(x), w), x of unknown height'
-    advice = "export with explicit pads, or give the input's size with --input-shape"
+    advice = "export with explicit pads, or give the input's size with {input_shape}"
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,7 @@ class InputShape(LayerReason):
 
     template = "the shape of its input is unknown: export with static channels"
     example = "Conv(Sign(x), w), x of unknown shape"
-    advice = "export with fixed sizes besides the batch, or give --input-shape"
+    advice = "export with fixed sizes besides the batch, or give {input_shape}"
 
 
 @dataclass(frozen=True)
@@ -671,9 +674,10 @@ def table() -> str:
     kinds = [*LayerReason.__subclasses__(), *(kind for kind in Reason.__subclasses__() if kind.advice)]
     for kind in kinds:
         template = re.sub(r"{(\w+)[^}]*}", r"*\1*", kind.template).replace("|w|", "abs(w)")
-        rows.append(f"| {template} | `{kind.example}` | {kind.advice} |")
+        rows.append(f"| {template} | `{kind.example}` | {with_options(kind.advice)} |")
     return "\n".join(rows)
 
 
 if __name__ == "__main__":
-    print(table())
+    with on_command_line():
+        print(table())

@@ -28,7 +28,7 @@ from bnn_deploy.proof.margins import (
 )
 from bnn_deploy.proof.results import Disagreement, OutputResult, Tolerances, Verification, WorstSample
 from bnn_deploy.proof.samples import Classifier, add_worst
-from bnn_deploy.runtime.inputs import Inputs, batch_size, load_data, read_inputs, whole_batches
+from bnn_deploy.runtime.inputs import ArrayLike, Inputs, batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
 
 CLOSE_SHARE = 0.5
@@ -98,7 +98,7 @@ def verify_outputs(
     model: str | os.PathLike[str],
     against: Any,
     data: Any,
-    labels: NDArray[Any] | None,
+    labels: ArrayLike | None,
     samples: int | None,
     sessions: Backends,
     tolerances: Tolerances,

@@ -13,15 +13,13 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, one_line, option
 from bnn_deploy.proof.pieces import piece, with_outputs
 from bnn_deploy.provenance import (
-    ARCH_KEY,
     IMAGE_KEY,
     WEIGHTS_KEY,
     ZERO_WEIGHTS_KEY,
     properties,
-    read_arch_args,
     read_shapes,
     shape_metadata,
 )
@@ -415,8 +413,6 @@ def make_reference(
                 reference.source = Source(own.description, tuple(replaced), run)
             return reference if zero_weights is None else _filled(reference, binary, zero_weights)
         return OnnxReference(model, name)
-    from torch import nn
-
     from bnn_deploy.source.darknet.network import is_cfg
     from bnn_deploy.source.latent_weights import float_module
     from bnn_deploy.source.module_inputs import inputs_of_model
@@ -426,12 +422,9 @@ def make_reference(
 
     if is_cfg(against):
         raise InputError(
-            f"{os.fspath(against)}: a Darknet network is verified against its float model: convert it with --float "
-            "FLOAT.onnx, and give --against FLOAT.onnx"
+            f"{os.fspath(against)}: a Darknet network is verified against its float model: convert it with "
+            f"{option('float_output')}, and give that file: {option('against', example='FLOAT.onnx')}"
         )
-    if arch is None and not isinstance(against, nn.Module):
-        arch = metadata.get(ARCH_KEY)
-        arch_args = arch_args or read_arch_args(metadata)
     weights: Any = metadata.get(WEIGHTS_KEY, "auto")
     name = str(against) if isinstance(against, str | os.PathLike) else type(against).__name__
     examples = read_shapes(metadata, [info.name for info in proto.graph.input])
@@ -463,7 +456,7 @@ def _filled(reference: Reference, model: onnx_ir.Model, zero_weights: ZeroWeight
         found = reference.run(x, set(reference.outputs))
         return [found[output] for output in reference.outputs]
 
-    result = OnnxReference(onnx_ir.to_proto(changed), f"the float model with --zero-weights {zero_weights}")
+    result = OnnxReference(onnx_ir.to_proto(changed), f"the float model with {option('zero_weights', zero_weights)}")
     replaced = () if reference.source is None else reference.source.replaced
     result.source = Source(reference.description, replaced, run, filled)
     return result

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from bnn_deploy.errors import option
+from bnn_deploy.notebook import NotebookResult
 from bnn_deploy.proof.histogram import Histogram
 
 WORST = 8
@@ -272,9 +274,9 @@ class Classification:
     confusion: list[tuple[int, int, int]]
 
 
-@dataclass
-class Verification:
-    """The result of `verify`.
+@dataclass(repr=False)
+class Verification(NotebookResult):
+    """The result of `verify`; true if it passed.
 
     Attributes:
         model: the converted model's file.
@@ -328,6 +330,36 @@ class Verification:
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    shown_columns: ClassVar[tuple[str, ...]] = (
+        "layer",
+        "kind",
+        "values",
+        "differing",
+        "margin",
+        "relative_error",
+        "passed",
+        "backend",
+        "output",
+        "samples",
+        "agreeing",
+    )
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def headline(self) -> str:
+        """PASSED or FAILED, of what."""
+        verdict = "PASSED" if self.passed else "FAILED"
+        return f"{self.model} {verdict} against {self.reference}, {self.samples:,} samples, {len(self.layers)} layers"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each layer, or, if only outputs were compared, for each output of each backend."""
+        return [asdict(result) for result in (self.layers or self.outputs)]
+
+    def details(self) -> list[str]:
+        """What failed, and the remarks."""
+        return [*(f"FAILED: {failure}" for failure in self.failures), *self.notes]
+
     @property
     def failures(self) -> list[str]:
         """One line for everything that failed, with the layer's name."""
@@ -366,9 +398,10 @@ class Verification:
         for source in self.source if self.filled else []:
             if not self._agrees(source):
                 lines.append(
-                    f"with the weights that --zero-weights changed, only {source.agreeing} of {source.samples} samples "
-                    f"agree with {source.backend}{source.output and f', output {source.output}'} (needed: "
-                    f"{self.tolerances.min_agreement:.0%}): convert without it, or accept it with --min-agreement"
+                    f"with the weights that {option('zero_weights')} changed, only {source.agreeing} of "
+                    f"{source.samples} samples agree with {source.backend}"
+                    f"{source.output and f', output {source.output}'} (needed: {self.tolerances.min_agreement:.0%}): "
+                    f"convert without it, or accept it with {option('min_agreement')}"
                 )
         return lines
 
@@ -381,11 +414,12 @@ class Verification:
         differing = output.samples - output.agreeing
         why = "each difference begins within rounding, but they add up"
         if output.zeros:
-            zeros = "PyTorch's sign is exactly 0 first, and the model's +1 (convert with --sign-zero exact)"
+            exact = option("sign_zero", "exact")
+            zeros = f"PyTorch's sign is exactly 0 first, and the model's +1 (convert with {exact})"
             why = f"in {output.zeros} of the other {differing} {zeros}"
         return (
             f"{where}: only {output.agreeing} of {output.samples} samples agree with the reference (needed: "
-            f"{self.tolerances.min_agreement:.0%}): {why}; accept it with --min-agreement"
+            f"{self.tolerances.min_agreement:.0%}): {why}; accept it with {option('min_agreement')}"
         )
 
     @property

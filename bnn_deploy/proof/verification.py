@@ -20,30 +20,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
+from bnn_deploy.errors import InputError, option
 from bnn_deploy.files import require_file
 from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import Backends
+from bnn_deploy.proof.origin import Original, find_original
 from bnn_deploy.proof.outputs import verify_outputs
 from bnn_deploy.proof.results import Interrupted, Tolerances, Verification
 from bnn_deploy.proof.samples import add_pictures
-from bnn_deploy.runtime.inputs import Data, batch_size, load_data, whole_batches
+from bnn_deploy.provenance import properties
+from bnn_deploy.runtime.inputs import ArrayLike, Data, batch_size, load_data, whole_batches
 from bnn_deploy.runtime.session import library_info
 
 
 def verify(
     model: str | os.PathLike[str],
-    against: Any,
+    against: Any = None,
     *,
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
     key: str | None = None,
     prefix: str | None = None,
     data: Data | None = None,
-    labels: NDArray[Any] | None = None,
+    labels: ArrayLike | None = None,
     samples: int | None = None,
     preprocessing: Preprocessing | None = None,
     seed: int | None = None,
@@ -59,11 +60,14 @@ def verify(
     Args:
         model: the converted .onnx file.
         against: a checkpoint or state dict, a float ONNX model (the path of one, an onnx.ModelProto or an
-            onnx_ir.Model), or a torch module in eval mode.
-        arch: for a checkpoint or state dict: its architecture; None takes the one that the model's metadata records.
+            onnx_ir.Model), or a torch module in eval mode. None finds the file that the model was converted from, where
+            it was, beside the model or in the current folder, see `proof.origin`.
+        arch: for a checkpoint or state dict: its architecture; None takes the one that the model's metadata records, if
+            it has a name, or FILE.py if this user has converted this model with it here.
         arch_args: keyword arguments of the architecture; None takes the arguments that the metadata records.
-        key: for a checkpoint with several state dicts: where the network's is, as for `convert`.
-        prefix: what the keys of its tensors begin with, as for `convert`.
+        key: for a checkpoint with several state dicts: where the network's is, as for `convert`; None takes what the
+            metadata records for this file.
+        prefix: what the keys of its tensors begin with, as for `convert`; likewise.
         data: inputs [N, ...], float32 and normalised as in training, or images of bytes if the model takes them; the
             path of a .npy, .npz or IDX file, or of a folder of images with a sub-folder per class (see `load_data`);
             None for 32 random normal inputs. Files are read in parts, and never held as a whole.
@@ -83,7 +87,8 @@ def verify(
 
     Raises:
         Interrupted: Ctrl-C was pressed; it holds what was known then.
-        InputError: a file, shape or architecture cannot be used, or `model` was not converted from `against`.
+        InputError: a file, shape or architecture cannot be used, or `model` was not converted from `against`, or there
+            is no `against` and what it was converted from is not found.
         SetupError: the library or a package is missing, or an instruction set is unknown.
     """
     tolerances = tolerances or Tolerances()
@@ -94,6 +99,8 @@ def verify(
     require_file(model)
     sessions = Backends(isas, threads)
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnx_ir") is None:
+        if against is None:
+            raise InputError(f"{model}: without the package onnx, give its float model: {option('against')}")
         content = Path(model).read_bytes()
         if not any(row.has_kernel and _op_type(row.name) in content for row in OPERATORS.values()):
             isas = []
@@ -115,12 +122,17 @@ def verify(
         inputs = load_data(data, labels, samples, wanted, preprocessing=preprocessing, seed=seed)
         batch = batch_size(wanted)
         inputs = whole_batches(inputs, batch)
-        reference = make_reference(against, arch, arch_args, key, prefix, proto)
+        given = Original(against, arch, arch_args, key, prefix)
+        original = find_original(model, properties(proto), given)
+        reference = make_reference(
+            original.against, original.arch, original.arch_args, original.key, original.prefix, proto
+        )
         few = min(reference_samples, len(inputs))
         if batch is not None:
             few = -(-few // batch) * batch
         verifier = Verifier(str(model), proto, reference, sessions, tolerances, inputs, few, batch)
         result = verifier.run(progress)
+        result.notes += original.notes
         del verifier, reference  # their sessions and weights
     after = library_info().calls
     result.isas = [isa for isa in isas if after.get(isa, 0) > info.calls.get(isa, 0)]

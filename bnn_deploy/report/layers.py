@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bnn_deploy.errors import with_options
 from bnn_deploy.operators.contract import FLOAT, WEIGHTS_ONLY, is_binary_layer, is_layer, operator_of
 from bnn_deploy.passes.elementwise import uniform
 from bnn_deploy.passes.formula import formula
@@ -142,7 +143,7 @@ class _Builder:
         return replace(
             self._plain(node, scheme, binarized),
             reason=CancelsOut().text,
-            advice=CancelsOut.advice,
+            advice=with_options(CancelsOut.advice),
         )
 
     def _plain(self, node: ir.Node, scheme: str, binarized: Mapping[str, int | None]) -> LayerReport:

@@ -118,7 +118,7 @@ class LayerReport:
         strides: of a convolution, one per spatial dimension; [] of a linear layer.
         dilations: likewise.
         group: number of groups.
-        status: "binary", "binary weights only", "float", "int8" (float, quantised by --edges int8), or "removed" (what
+        status: "binary", "binary weights only", "float", "int8" (float, quantised to 8 bits), or "removed" (what
             it computes cancels out); with activations of k bits, 0/1 among them, "binary, k-bit activations".
         becomes: its operator in the converted model; null if it was removed.
         same_as: the equal layer that is computed in its place; null, as a rule.
@@ -231,8 +231,6 @@ def quantized(layers: Sequence[LayerReport], names: Iterable[str]) -> tuple[Laye
     """The same report after the layers of these names were quantised to 8 bits."""
     chosen = set(names)
     return tuple(
-        replace(layer, status=INT8, advice="nothing: --edges int8 has stored it in 8 bits")
-        if layer.name in chosen
-        else layer
+        replace(layer, status=INT8, advice="nothing: it is stored in 8 bits") if layer.name in chosen else layer
         for layer in layers
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bnn_deploy.data.dataset import open_data
 from bnn_deploy.data.pictures import ArrayPictures, FilePictures, FloatPictures, Pictures, prepared
 from bnn_deploy.data.rows import Rows, chosen, mapped
-from bnn_deploy.errors import InputError, about
+from bnn_deploy.errors import InputError, about, one_line, option
 from bnn_deploy.preprocessing import Preprocessing, read_preprocessing
 from bnn_deploy.provenance import read_shapes
 
@@ -103,7 +103,10 @@ def _shape(shape: Sequence[int | str | None]) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
-Data = NDArray[Any] | Mapping[str, NDArray[Any]] | str | os.PathLike[str]
+ArrayLike = Any
+"""An array, or what `as_array` makes one of: a tensor of torch, or nested lists of numbers."""
+
+Data = ArrayLike | Mapping[str, ArrayLike] | str | os.PathLike[str]
 """What `load_data` takes: the only input [N, ...], all inputs by name, or the path of a file or a folder of images."""
 
 
@@ -256,7 +259,7 @@ class Inputs:
 
 def load_data(
     data: Data | None,
-    labels: NDArray[Any] | None,
+    labels: ArrayLike | None,
     samples: int | None,
     wanted: Sequence[InputSpec],
     *,
@@ -266,8 +269,8 @@ def load_data(
     """Get inputs for a model; those of a file are read in parts, when they are needed.
 
     Args:
-        data: an array, arrays by input, a path, or None for 32 random samples (floats from a standard normal
-            distribution, integers of 8 bits from their whole range, others 0 or 1). A path is that of
+        data: an array or a tensor of torch, those by input, a path, or None for 32 random samples (floats from a
+            standard normal distribution, integers of 8 bits from their whole range, others 0 or 1). A path is that of
 
             * a .npz file: the array of an input has its name; that of an only input may also be 'images', 'x', 'data',
               or the only array. The labels are 'labels' or 'y'.
@@ -278,6 +281,8 @@ def load_data(
 
             Images of bytes, uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], become an input of floats by
             `preprocessing`.
+            Other numbers of another type than the input's are converted if they mean the same there: floats of another
+            precision, and integers in the range of the input's.
         labels: classes [N]; they take precedence over the file's.
         samples: number of samples to keep, from the first, or drawn with `seed`; None for all.
         wanted: the model's inputs.
@@ -296,16 +301,17 @@ def load_data(
     files: FilePictures | None = None
     class_names: tuple[str, ...] = ()
     arrays: dict[str, Rows]
+    labels = None if labels is None else as_array(labels, "labels")
     if data is None:
         if preprocessing is not None:
             raise InputError("a preprocessing is that of images: give data, too")
         arrays = dict(_random_samples(wanted, whole))
         floats = any(np.dtype(item.dtype).kind == "f" for item in wanted)
-        origin = f"random {'normal ' if floats else ''}inputs (give --data for real ones)"
-    elif isinstance(data, np.ndarray):
-        arrays = _by_name({"": data}, wanted, origin)
+        origin = f"random {'normal ' if floats else ''}inputs (give {option('data')} for real ones)"
     elif isinstance(data, Mapping):
-        arrays = _by_name(dict(data), wanted, origin)
+        arrays = _by_name({name: as_array(value, name) for name, value in data.items()}, wanted, origin)
+    elif not isinstance(data, str | os.PathLike):
+        arrays = _by_name({"": as_array(data, origin)}, wanted, origin)
     else:
         origin = str(data)
         dataset = open_data(data, frozenset(item.name for item in wanted))
@@ -374,6 +380,25 @@ def _is_to_prepare(rows: Rows, item: InputSpec, steps: Preprocessing) -> bool:
     return len(rows.shape) != len(item.shape) or (steps.size, steps.crop) != (None, None)
 
 
+def as_array(value: Any, name: str) -> NDArray[Any]:
+    """An array of an array, of a tensor of torch on any device, or of lists of numbers.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if hasattr(value, "detach"):  # a tensor; torch itself is not needed here
+        value = value.detach().cpu()
+        if "bfloat16" in str(value.dtype):
+            value = value.float()  # numpy has no such type; float32 has all its numbers
+    try:
+        result = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: {type(value).__name__} is no array ({one_line(error, 80)})") from error
+    if result.dtype.kind not in "biuf":
+        raise InputError(f"{name}: {type(value).__name__} is no array of numbers: give a numpy array or a torch tensor")
+    return result
+
+
 def _random_samples(wanted: Sequence[InputSpec], whole: frozenset[str]) -> dict[str, NDArray[Any]]:
     """32 random samples of each input; of an input without the batch, one value."""
     rng = np.random.default_rng(0)
@@ -419,7 +444,7 @@ def _checked(array: Rows, item: InputSpec, origin: str, only: bool, whole: bool)
     """
     which = "the inputs are" if only else f"input '{item.name}' is"
     wanted = np.dtype(item.dtype)
-    if array.dtype != wanted and not (wanted.kind in "iu" and np.can_cast(array.dtype, wanted, "same_kind")):
+    if array.dtype != wanted and not _means_the_same(array.dtype, wanted):
         how = ", normalised as in its training" if wanted == np.float32 else ""
         how = (
             ": images as they are, which the model normalises"
@@ -432,7 +457,11 @@ def _checked(array: Rows, item: InputSpec, origin: str, only: bool, whole: bool)
     def finite(part: NDArray[Any]) -> NDArray[Any]:
         if wanted.kind == "f" and not np.isfinite(part).all():
             raise InputError(f"{origin}: {which} {'hold' if only else 'holds'} NaN or infinity")
-        return part.astype(wanted, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = part.astype(wanted, copy=False)
+        if part.dtype != wanted and (np.isinf(result).any() if wanted.kind == "f" else (result != part).any()):
+            raise InputError(f"{origin}: {which} {'hold' if only else 'holds'} numbers beyond the range of {wanted}")
+        return result
 
     if whole and not _fits(array.shape, item.shape):
         raise InputError(f"{origin}: {which} has shape {list(array.shape)}; the model needs {_shape(item.shape)}")
@@ -442,6 +471,15 @@ def _checked(array: Rows, item: InputSpec, origin: str, only: bool, whole: bool)
     if isinstance(array, np.ndarray):
         return finite(array)
     return finite(array[:]) if whole else mapped(array, array.shape, wanted, finite)
+
+
+def _means_the_same(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Whether numbers may mean the same in another type: floats, rounded; integers, if they are in its range.
+
+    Bytes are none of these for an input of floats: they are images that nobody has normalised.
+    """
+    kinds = given.kind + wanted.kind
+    return kinds == "ff" or (given.kind in "iu" and wanted.kind in "iu")
 
 
 def _by_name(arrays: dict[str, Rows], wanted: Sequence[InputSpec], origin: str) -> dict[str, Rows]:
@@ -480,6 +518,6 @@ def whole_batches(inputs: Inputs, batch: int | None) -> Inputs:
     if count == 0:
         raise InputError(
             f"{inputs.origin}: {len(inputs)} inputs, but the model was exported for batches of exactly {batch}; "
-            "give more --data, or export it with a dynamic batch dimension"
+            f"give more {option('data')}, or export it with a dynamic batch dimension"
         )
     return inputs.first(count)

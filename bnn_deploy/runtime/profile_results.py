@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from bnn_deploy.notebook import NotebookResult
 from bnn_deploy.runtime.bound import Bound
 from bnn_deploy.runtime.machine import Board
 
@@ -288,8 +289,8 @@ class Machine:
     onnxruntime: str
 
 
-@dataclass(frozen=True)
-class ProfileReport:
+@dataclass(frozen=True, repr=False)
+class ProfileReport(NotebookResult):
     """The result of `profile`.
 
     Attributes:
@@ -323,6 +324,16 @@ class ProfileReport:
     board: Board
     bound: Bound
     cpu_share: float | None
+
+    shown_columns: ClassVar[tuple[str, ...]] = ("model", "name", "op_type", "median_ms", "share")
+
+    def headline(self) -> str:
+        """The same as str()."""
+        return str(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each node, in the order of their execution."""
+        return [{"model": model.path} | asdict(node) for model in self.models for node in model.nodes]
 
     @property
     def models(self) -> tuple[ModelProfile, ...]:

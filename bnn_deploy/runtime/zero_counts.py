@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from bnn_deploy.errors import InputError, about, one_line
+from bnn_deploy.errors import InputError, about, one_line, option
 from bnn_deploy.progress import Progress
 from bnn_deploy.runtime.inputs import MORE_SAMPLES, Inputs, InputSpec, batch_size, random_feed
 from bnn_deploy.runtime.session import load_session
@@ -50,7 +50,7 @@ def count_zeros(
     """
     batch = batch_size(wanted)
     if inputs is None:
-        samples, origin = batch or MORE_SAMPLES, "random inputs (give --data for real ones)"
+        samples, origin = batch or MORE_SAMPLES, f"random inputs (give {option('data')} for real ones)"
         with about(name):
             feeds = iter([random_feed(wanted, samples)])
     else:

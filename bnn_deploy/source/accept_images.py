@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, option
 from bnn_deploy.image_input import FULL, ImageInput, listed, normalised_name
 from bnn_deploy.passes.graph import add_initializer, replace_value
 from bnn_deploy.source.input_sizes import Examples
@@ -25,13 +25,16 @@ def accept_images(model: ir.Model, examples: Examples, image: ImageInput, name: 
     model = model.clone()
     graph = model.graph
     if len(graph.inputs) != 1:
-        raise InputError(f"{name}: it has {len(graph.inputs)} inputs: --input uint8 is for networks of one image")
+        raise InputError(
+            f"{name}: it has {len(graph.inputs)} inputs: {option('image_input')} is for networks of one image"
+        )
     (old,) = graph.inputs
     shape = [] if old.shape is None else [dim if isinstance(dim, int) else dim.value for dim in old.shape]
     if old.dtype != ir.DataType.FLOAT or len(shape) < 3 or not isinstance(shape[1], int):
         shown = "?" if old.dtype is None else str(old.dtype.numpy())
         raise InputError(
-            f"{name}: its input {old.name} is {shown} {shape}: --input uint8 is for float32 images [N, C, spatial...]"
+            f"{name}: its input {old.name} is {shown} {shape}: {option('image_input')} is for float32 images "
+            "[N, C, spatial...]"
         )
     channels = shape[1]
     for what, numbers in (("mean", image.mean), ("std", image.std)):
@@ -44,7 +47,9 @@ def accept_images(model: ir.Model, examples: Examples, image: ImageInput, name: 
     prefix = normalised_name(key)
     for value in [*graph.initializers.values(), *(made for node in graph for made in node.outputs)]:
         if (value.name or "").startswith(prefix):
-            raise InputError(f"{name}: its tensor {value.name} has a name that --input uint8 gives: rename it")
+            raise InputError(
+                f"{name}: its tensor {value.name} has a name that {option('image_input')} gives: rename it"
+            )
     new = ir.Value(
         name=key,
         shape=ir.Shape([shape[0], *image.stored(shape[1:])]),

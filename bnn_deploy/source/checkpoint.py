@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_deploy.errors import InputError, SetupError, one_line, reading
+from bnn_deploy.errors import InputError, SetupError, one_line, option, reading
 from bnn_deploy.files import require_file
 from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.network_file import build
@@ -36,7 +37,8 @@ _NUMPY: list[Any] = [
     *((_numpy_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *(
         (getattr(np.dtypes, name), f"numpy.dtypes.{name}")
-        for name in ("Float32DType", "Float64DType", "Int64DType", "UInt32DType")
+        for name in vars(np.dtypes)
+        if re.fullmatch(r"(Bool|(U?Int|Float|Complex)\d+|Str|Bytes|DateTime64|TimeDelta64)DType", name)
     ),
 ]
 
@@ -51,6 +53,8 @@ class _Option(dict[Any, Any]):
     def __init__(self, *args: Any) -> None:
         super().__init__()
 
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key, or in a set
+
     def __setstate__(self, state: Any) -> None:
         """Take no state."""
 
@@ -60,11 +64,30 @@ class _Option(dict[Any, Any]):
 
 _OPTIONS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|typing\.Any"
-    r"|collections\.defaultdict|builtins\.(dict|list|int)|datetime\.(datetime|timedelta)"
+    r"|collections\.(defaultdict|deque)|builtins\.(dict|list|int|float|str|bool|tuple|frozenset|range|slice)"
+    r"|datetime\.(date|time|datetime|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
+    r"|numpy\.random\.[\w.]+"
     r"|(pytorch_lightning|lightning|lightning_fabric)\.[\w.]+\.AttributeDict|omegaconf\.[\w.]+"
-    r"|yacs\.config\.CfgNode|easydict\.EasyDict|addict(\.addict)?\.Dict|torch\.(nn\.modules\.loss|optim)\.[\w.]+"
+    r"|(yacs|fvcore\.common)\.config\.CfgNode|ml_collections\.[\w.]+|mmengine\.config\.[\w.]+|munch\.Munch"
+    r"|easydict\.EasyDict|addict(\.addict)?\.Dict|torch\.(nn\.modules\.(loss|activation)|optim|amp|cuda\.amp)\.[\w.]+"
+    r"|__main__\.\w+"
 )
-"""The classes that `_Option` stands for: options, losses and optimizers that a script saved beside the weights."""
+"""The classes that `_Option` stands for: options, losses, optimizers and random states that a script saved beside the
+weights, and the script's own classes. Whatever their names are, nothing of them runs."""
+
+
+class LoadedNetwork(NamedTuple):
+    """A network with the weights of a checkpoint.
+
+    Attributes:
+        module: in eval mode; its weights are latent.
+        notes: what its user should know: a line for what was left out, and for other state dicts that fit.
+        accuracy: what the checkpoint says of its accuracy, beside its weights: the key -> the number there.
+    """
+
+    module: nn.Module
+    notes: tuple[str, ...]
+    accuracy: dict[str, float]
 
 
 def state_dicts(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -81,17 +104,45 @@ def state_dicts(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str,
     Raises:
         InputError: the file is missing, truncated or not a checkpoint, or loading it would run code.
     """
+    return _read_checkpoint(source)[0]
+
+
+def _read_checkpoint(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """The state dicts in a checkpoint, and what it says of its accuracy."""
     path = checkpoint_name(source)
     found: dict[str, dict[str, Tensor]] = {}
     with reading(path, "not a PyTorch checkpoint, or a damaged one"):
         loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
         _collect(loaded, "", found)
+        accuracy = _accuracy(loaded)
     if not found:
         has = (
             f"; it has {', '.join(map(repr, list(loaded)[:LISTED]))}" if isinstance(loaded, Mapping) and loaded else ""
         )
         raise InputError(f"{path}: no state dict in it: expected a dict of tensors, or one under some name{has}")
-    return {key: _without_wrappers(own, path) for key, own in found.items()}
+    return {key: _without_wrappers(own, path) for key, own in found.items()}, accuracy
+
+
+_ACCURACY = re.compile(r"(best|val|valid|test|top)?_?(val|valid|test|top)?_?(acc|accuracy|prec|precision|top)_?[15]?")
+"""The keys under which scripts save what they measured: best_acc, best_acc1, val_accuracy, best_prec1, top1."""
+
+
+def _has_one(value: Tensor | np.generic) -> bool:
+    return (value.numel() if isinstance(value, Tensor) else value.size) == 1
+
+
+def _accuracy(loaded: Any) -> dict[str, float]:
+    """The numbers of a checkpoint's own keys that name an accuracy."""
+    found = {}
+    for key, value in loaded.items() if isinstance(loaded, Mapping) else ():
+        if not isinstance(key, str) or not _ACCURACY.fullmatch(key.lower()):
+            continue
+        number = value.item() if isinstance(value, Tensor | np.generic) and _has_one(value) else value
+        if isinstance(number, int | float) and math.isfinite(number):
+            found[key] = float(number)
+    return found
 
 
 def checkpoint_name(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
@@ -201,7 +252,7 @@ def _candidates(found: Mapping[str, dict[str, Tensor]], key: str | None, path: s
     """The keys under which the network may be: the one that the user or its name says, or all."""
     if key is not None:
         if key not in found:
-            raise InputError(f"{path}: no state dict under --key {key}; it has {_listed(found)}")
+            raise InputError(f"{path}: no state dict under {option('key', key)}; it has {_listed(found)}")
         return [key]
     usual = [name for name in ("state_dict", "model_state_dict") if name in found]
     return usual[:1] or list(found)
@@ -223,7 +274,7 @@ def with_prefix(state_dict: Mapping[str, Tensor], prefix: str, name: str) -> dic
     if not chosen:
         firsts = list(dict.fromkeys(key.partition(".")[0] for key in state_dict))
         listed = ", ".join(firsts[:LISTED]) + (", ..." if len(firsts) > LISTED else "")
-        raise InputError(f"{name}: no key begins with --prefix {prefix}; they begin with {listed}")
+        raise InputError(f"{name}: no key begins with {option('prefix', prefix)}; they begin with {listed}")
     return chosen
 
 
@@ -258,7 +309,9 @@ def fit(state_dict: Mapping[str, Tensor], keys: Iterable[str], name: str) -> tup
     if "" in prefixes or not prefixes:
         return {own.get(key, key): value for key, value in state_dict.items()}, ()
     if len(prefixes) > 1:
-        raise InputError(f"{name}: its keys fit with several prefixes: {', '.join(prefixes)}; say which with --prefix")
+        raise InputError(
+            f"{name}: its keys fit with several prefixes: {', '.join(prefixes)}; say which with {option('prefix')}"
+        )
     chosen = {own.get(key, key): value for key, value in with_prefix(state_dict, prefixes[0], name).items()}
     left = [key for key in state_dict if not key.startswith(prefixes[0])]
     listed = ", ".join(left[:LISTED]) + (", ..." if len(left) > LISTED else "")
@@ -321,24 +374,21 @@ def load_network(
     arch_args: Mapping[str, Any] | None = None,
     key: str | None = None,
     prefix: str | None = None,
-) -> tuple[nn.Module, tuple[str, ...]]:
+) -> LoadedNetwork:
     """Load a checkpoint into a network, in eval mode; its weights stay latent.
 
     Args:
         source: a checkpoint's path, or its content.
         arch: as `build` takes it.
         arch_args: likewise.
-        key: where its state dict is, as of `state_dicts`; None for `state_dict`, `model_state_dict`, the only one, or
-            the only one that fits the network.
+        key: where its state dict is, as of `state_dicts`; None for `state_dict`, `model_state_dict`, the only one, the
+            only one that fits the network, or of several that fit, `model`.
         prefix: of the keys of the network's tensors; None for the only one with which they fit.
-
-    Returns:
-        The network, and what its user should know: a line for what was left out, and for other state dicts that fit.
 
     Raises:
         InputError: as `state_dicts`, `build` and `load_weights`; or several state dicts fit, or there is none at `key`.
     """
-    found, path = state_dicts(source), checkpoint_name(source)
+    (found, accuracy), path = _read_checkpoint(source), checkpoint_name(source)
     names = _candidates(found, key, path)
     largest = max((found[name] for name in names), key=len)
     module = build(arch, largest, arch_args)
@@ -346,23 +396,28 @@ def load_network(
     fitting = [name for name, state in found.items() if _prefixes(state, own)]
     if len(names) > 1:
         names = [name for name in names if name in fitting]
+        names = ["model"] if "model" in names else names  # beside an average of it, for instance
         if len(names) != 1:
             which = "more than one fits" if names else "none fits"
             raise InputError(
                 f"{path}: it has several dicts of tensors, and {which} {type(module).__name__}: {_listed(found)}; "
-                "say which with --key"
+                f"say which with {option('key')}"
             )
     state_dict = found[names[0]]
     if state_dict is not largest:
         module = build(arch, state_dict, arch_args)
     others = [name for name in fitting if name not in names]
-    also = (f"loaded was '{names[0]}'; --key takes another that fits: {', '.join(others[:LISTED])}",) if others else ()
+    also = (
+        (f"loaded was '{names[0]}'; {option('key')} takes another that fits: {', '.join(others[:LISTED])}",)
+        if others
+        else ()
+    )
     if prefix is not None:
         state_dict = with_prefix(state_dict, prefix, path)
     notes = load_weights(module, state_dict, path)
-    return module.eval(), (() if key is not None else also) + notes
+    return LoadedNetwork(module.eval(), (() if key is not None else also) + notes, accuracy)
 
 
 def load_module(path: str | os.PathLike[str], arch: str, arch_args: Mapping[str, Any] | None = None) -> nn.Module:
     """`load_network` without its notes."""
-    return load_network(path, arch, arch_args)[0]
+    return load_network(path, arch, arch_args).module

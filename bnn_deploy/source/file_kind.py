@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from bnn_deploy.errors import option
+
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x93NUMPY", "a NumPy array, not a model"),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes; export the model to ONNX, for example with tf2onnx"),
@@ -35,7 +37,8 @@ def _other_kind(path: Path) -> str | None:
     if any(name.endswith(".npy") for name in names):
         return "a NumPy archive, not a model"
     if any(name.endswith("archive_format") for name in names):
-        return "a program of torch.export, not a checkpoint: --arch exported-program runs it, if you trust it"
+        runs = f"{option('arch', 'exported-program')} runs it, if you trust it"
+        return f"a program of torch.export, not a checkpoint: {runs}"
     if any("/code/" in name for name in names):
-        return "a TorchScript program, not a checkpoint: --arch torchscript runs it, if you trust it"
+        return f"a TorchScript program, not a checkpoint: {option('arch', 'torchscript')} runs it, if you trust it"
     return None

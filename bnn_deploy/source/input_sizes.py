@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, ValueInfoProto, helper
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, option
 
 SampleShape = tuple[int | None, ...] | Mapping[str, tuple[int | None, ...]]
 """The shape of one sample, without the batch: of the first input, or of each by its name; None leaves a size open."""
@@ -60,7 +60,8 @@ def settle_sizes(model: ModelProto, name: str, sample: SampleShape | None) -> Ex
             dims = unknown[0].type.tensor_type.shape.dim
             raise InputError(
                 f"{name}: its input '{unknown[0].name}' has dimensions besides the batch that are not numbers "
-                f"({', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in dims)}); give --input-shape"
+                f"({', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in dims)}); give "
+                f"{option('input_shape')}"
             )
         examples = Examples(runs[0], runs[1])
     elif any(None in sizes for sizes in own.values()):
@@ -94,11 +95,13 @@ def _checked(model: ModelProto, name: str, sample: SampleShape | None) -> dict[s
     if sample is not None and not isinstance(sample, Mapping):
         sample = {inputs[0].name: sample}
     if any(None in shape for shape in (sample or {}).values()):
-        raise InputError(f"{name}: an ONNX model says itself which sizes are open: give --input-shape without ?")
+        raise InputError(
+            f"{name}: an ONNX model says itself which sizes are open: give {option('input_shape')} in numbers"
+        )
     for key in sample or {}:
         if key not in {value.name for value in inputs}:
             known = ", ".join(value.name for value in inputs)
-            raise InputError(f"{name}: it has no input '{key}', which --input-shape names; it has {known}")
+            raise InputError(f"{name}: it has no input '{key}', which {option('input_shape')} names; it has {known}")
     for value in inputs:
         tensor = value.type.tensor_type
         rank = len(tensor.shape.dim)
@@ -109,7 +112,9 @@ def _checked(model: ModelProto, name: str, sample: SampleShape | None) -> dict[s
             len(given) != len(own) or any(a not in (None, b) for a, b in zip(own, given, strict=True))
         ):
             which = "its input" if len(inputs) == 1 else f"its input '{value.name}'"
-            raise InputError(f"{name}: {which} is {['N', *own]}, which --input-shape {list(given)} does not fit")
+            raise InputError(
+                f"{name}: {which} is {['N', *own]}, which {option('input_shape')} {list(given)} does not fit"
+            )
     return {key: tuple(size or 0 for size in shape) for key, shape in (sample or {}).items()}
 
 

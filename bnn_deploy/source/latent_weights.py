@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bnn_deploy.architectures import RecipeNetwork
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, option
 from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.normalise.dequantize_parameters import DequantizeParameters
 from bnn_deploy.passes.outcome import display_name
@@ -22,6 +22,7 @@ from bnn_deploy.passes.pipeline import canonicalize, fold, infer_shapes
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.source import onnx_file
 from bnn_deploy.source.input_sizes import Examples, SampleShape
+from bnn_deploy.source.kept_exports import kept_export
 from bnn_deploy.source.module_inputs import ModuleInputs
 from bnn_deploy.source.onnx_file import OnnxSource
 from bnn_deploy.source.torch_export import FloatExport, export_float, name_layers, strip_metadata
@@ -87,7 +88,7 @@ def float_module(
     Raises:
         InputError: see `export_float` and `BinarizeWeights`; or forward() computes real-valued weights.
     """
-    export = export_float(module, inputs)
+    export = kept_export(module, inputs, export_float)
     if weights == "as-is":
         return export
     model = export.model.clone()
@@ -118,7 +119,8 @@ def float_module(
             ):
                 raise InputError(
                     f"{layer.op_type} '{display_name(layer)}': its input is a sign, but its weights, which forward() "
-                    "computes, are real-valued: make them ±alpha in forward(), or leave them real with --weights as-is"
+                    "computes, are real-valued: make them ±alpha in forward(), or leave them real with "
+                    f"{option('weights', 'as-is')}"
                 )
             binary = step.binary(layer, weight)
             binary = np.ascontiguousarray(binary if latent.shape == binary.shape else binary.T)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, option
 from bnn_deploy.source.input_sizes import SampleShape
 
 TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -165,14 +165,18 @@ def module_inputs(
     if shape is None:
         shape = getattr(module, "input_shape", None)
     if shape is None:
-        raise InputError(f"{type(module).__name__} has no attribute input_shape: give --input-shape C,H,W")
+        raise InputError(
+            f"{type(module).__name__} has no attribute input_shape: give {option('input_shape', example='C,H,W')}"
+        )
     if not isinstance(shape, Mapping):
         return _arranged(module, name, [_of_shape(ONLY, shape)])
     items = []
     for key, sizes in shape.items():
         given, colon, kind = key.rpartition(":")
         if colon and kind not in TYPES:
-            raise InputError(f"--input-shape {key}: {kind} is no type of an input; these are: {', '.join(TYPES)}")
+            raise InputError(
+                f"{option('input_shape')} {key}: {kind} is no type of an input; these are: {', '.join(TYPES)}"
+            )
         items.append(_of_shape(given or key, sizes, kind if colon else "float32"))
     return _arranged(module, name, items)
 
@@ -187,14 +191,16 @@ def _opened(name: str, items: Sequence[ModuleInput], shape: SampleShape | None) 
     """Inputs that examples give, with the sizes open that `shape` leaves open."""
     shapes = shape if isinstance(shape, Mapping) else {} if shape is None else {items[0].name: shape}
     if shape is not None and not any(None in sizes for sizes in shapes.values()):
-        raise InputError(f"{name}: the example inputs say their shapes: leave out --input-shape")
+        raise InputError(f"{name}: the example inputs say their shapes: leave out {option('input_shape')}")
     found = {item.name: item for item in items}
     for key, sizes in shapes.items():
         own = _of_shape(key, sizes)
         item = found.get(key)
         fits = item is not None and len(item.shape) == len(sizes)
         if item is None or not fits or any(a not in (None, b) for a, b in zip(sizes, item.shape, strict=True)):
-            raise InputError(f"{name}: --input-shape {key} {list(sizes)} does not fit the example inputs, {item}")
+            raise InputError(
+                f"{name}: {option('input_shape')} {key} {list(sizes)} does not fit the example inputs, {item}"
+            )
         found[key] = replace(item, open=own.open)
     return list(found.values())
 
@@ -271,7 +277,7 @@ def program_inputs(
         if item is None or item.shape != tuple(sizes):
             raise InputError(
                 f"the program's input is {', '.join(map(str, items)) if len(items) > 1 else ['N', *items[0].shape]}, "
-                f"which --input-shape {list(sizes) if not isinstance(shape, Mapping) else shape} does not fit"
+                f"which {option('input_shape')} {list(sizes) if not isinstance(shape, Mapping) else shape} does not fit"
             )
     return ModuleInputs(tuple(items), batch=batch if isinstance(batch, int) else None)
 
@@ -339,7 +345,8 @@ def _arranged(module: nn.Module, name: str, items: Sequence[ModuleInput]) -> Mod
         others = [key for key in given if key not in known]
         if others and len(known) == len(parameters):
             raise InputError(
-                f"{name}: it has no input '{others[0]}', which --input-shape names; forward() takes {', '.join(known)}"
+                f"{name}: it has no input '{others[0]}', which {option('input_shape')} names; forward() takes "
+                f"{', '.join(known)}"
             )
         missing = [p.name for p in known.values() if p.default is p.empty and p.name not in given]
         # By position, as long as no default is left out; *args come behind all others.
@@ -356,6 +363,7 @@ def _arranged(module: nn.Module, name: str, items: Sequence[ModuleInput]) -> Mod
     if missing:
         raise InputError(
             f"{name}: its forward() takes {', '.join(known)}, and nothing is said of {', '.join(missing)}: give "
-            "--input-shape NAME=C,H,W for each, NAME:int64=16 for integers; or example_inputs=(...) in Python"
+            f"{option('input_shape')} for each by its name, NAME=C,H,W, or NAME:int64=16 for integers (in Python "
+            "{'NAME': (C, H, W), 'NAME:int64': (16,)}, or example_inputs)"
         )
     return ModuleInputs(tuple(given[key] for key in (*order, *by_name)), tuple(by_name))

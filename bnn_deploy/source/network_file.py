@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnn_deploy.architectures import ARCHITECTURES, Network
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, one_line, option
 from bnn_deploy.files import is_file
 from bnn_deploy.source.user_code import as_script
 
@@ -34,7 +33,7 @@ def load_named(spec: str) -> Callable[..., Any]:
     file, _, name = spec.rpartition(":")
     path = Path(file)
     if not is_file(path):
-        raise InputError(f"--arch {spec}: no such file {path}")
+        raise InputError(f"{option('arch', spec)}: no such file {path}")
     root = path.resolve().parent
     while (root / "__init__.py").is_file():
         root = root.parent
@@ -47,12 +46,12 @@ def load_named(spec: str) -> Callable[..., Any]:
             module = _import(path, root)
     except SystemExit as error:
         raise InputError(
-            f"--arch {spec}: importing {path} ended the program (SystemExit: {error}), as a parser of arguments does: "
-            "name a file that builds the network and needs no arguments"
+            f"{option('arch', spec)}: importing {path} ended the program (SystemExit: {error}), as a parser of "
+            "arguments does: name a file that builds the network and needs no arguments"
         ) from error
     except Exception as error:
         raise InputError(
-            f"--arch {spec}: importing {path} failed: {type(error).__name__}: {one_line(error)}"
+            f"{option('arch', spec)}: importing {path} failed: {type(error).__name__}: {one_line(error)}"
             f"{_where_it_is(error, path)}"
         ) from error
     finally:
@@ -65,7 +64,7 @@ def load_named(spec: str) -> Callable[..., Any]:
     if not callable(found):
         there = [name for name, value in vars(module).items() if _makes_networks(name, value, module)]
         raise InputError(
-            f"--arch {spec}: {path} has no class or function '{name}' that makes a network; "
+            f"{option('arch', spec)}: {path} has no class or function '{name}' that makes a network; "
             f"it has {', '.join(there) or 'none'}"
         )
     result: Callable[..., Any] = found
@@ -139,11 +138,11 @@ def build(arch: str, state_dict: Mapping[str, Tensor], arch_args: Mapping[str, A
             else:
                 made = found()
     except Exception as error:
-        given = f"with --arch-args {json.dumps(dict(arch_args))}" if arch_args else "without arguments"
-        hint = "" if arch_args or "required" not in str(error) else "; give them as JSON with --arch-args"
+        given = f"with {option('arch_args', dict(arch_args))}" if arch_args else "without arguments"
+        hint = "" if arch_args or "required" not in str(error) else f"; give them with {option('arch_args')}"
         raise InputError(
-            f"--arch {arch}: {name}() cannot be made {given}: {type(error).__name__}: {one_line(error)}{hint}"
+            f"{option('arch', arch)}: {name}() cannot be made {given}: {type(error).__name__}: {one_line(error)}{hint}"
         ) from error
     if not isinstance(made, nn.Module):
-        raise InputError(f"--arch {arch}: {name}() gives a {type(made).__name__}, not a torch.nn.Module")
+        raise InputError(f"{option('arch', arch)}: {name}() gives a {type(made).__name__}, not a torch.nn.Module")
     return made

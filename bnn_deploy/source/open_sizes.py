@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, option
 from bnn_deploy.source.input_sizes import TRIED
 from bnn_deploy.source.module_inputs import ModuleInputs
 from bnn_deploy.source.torch_module import as_written, difference, own_copy
@@ -58,8 +58,8 @@ def with_example_sizes(module: nn.Module, inputs: ModuleInputs, name: str) -> Mo
             continue
         return tried
     raise InputError(
-        f"{name}: --input-shape leaves sizes open, and it runs at none of {', '.join(map(str, TRIED))} ({reason}): "
-        "give numbers, or example_inputs=, too, in Python"
+        f"{name}: {option('input_shape')} leaves sizes open, and it runs at none of {', '.join(map(str, TRIED))} "
+        f"({reason}): give numbers, or example_inputs=, too, in Python"
     )
 
 
@@ -77,7 +77,7 @@ def name_sizes(model: ir.Model, inputs: ModuleInputs, name: str) -> None:
             if isinstance(size, int):
                 raise InputError(
                     f"{name}: forward() takes the size {size} alone in dimension {dimension} of {item}, which "
-                    f"--input-shape leaves open, such as by view(-1, {size}): give numbers"
+                    f"{option('input_shape')} leaves open, such as by view(-1, {size}): give numbers"
                 )
             names.setdefault(str(size.value), f"{item.name}_{dimension}")
     if not names:
@@ -132,11 +132,13 @@ def require_other_sizes(
             off, what = math.inf, "does not run, unlike forward(), such as by a view() with sizes in numbers"
         if off > limit:
             at = ", ".join(map(str, other.items))
-            raise InputError(f"{name}: --input-shape leaves sizes open, but at {at} its export {what}: give numbers")
+            raise InputError(
+                f"{name}: {option('input_shape')} leaves sizes open, but at {at} its export {what}: give numbers"
+            )
         found = found or {item.name: item.shape for item in other.items}
     if not found:
         raise InputError(
-            f"{name}: --input-shape leaves sizes open, but forward() runs at no other ones than those of "
+            f"{name}: {option('input_shape')} leaves sizes open, but forward() runs at no other ones than those of "
             f"{', '.join(map(str, inputs.items))} that were tried: give numbers"
         )
     return found

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bnn_deploy.errors import BnnDeployError, InputError
+from bnn_deploy.errors import BnnDeployError, InputError, option
 from bnn_deploy.operators.contract import FLOAT_LAYERS, OPSET
 from bnn_deploy.source.evaluation import require_evaluation
 from bnn_deploy.source.module_inputs import ONLY, ModuleInputs, call_program, one_input, program_inputs
@@ -48,6 +48,14 @@ class FloatExport:
     zeros: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     others: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The keys of a dict that forward() returns, one for each output; empty if it returns something else."""
+        spec = self.program.call_spec.out_spec
+        if spec is None or spec.type is not dict or spec.num_leaves != len(spec.context):
+            return ()
+        return tuple(map(str, spec.context))
 
 
 def export_float(
@@ -138,7 +146,7 @@ def _export_running(
     name = class_name(module)
     if any(item.open for item in inputs.items):
         raise InputError(
-            f"{reason}; traced by running it, it has fixed sizes: give --input-shape in numbers"
+            f"{reason}; traced by running it, it has fixed sizes: give {option('input_shape')} in numbers"
         ) from cause
     try:
         with without_output(), _Data(), as_written():

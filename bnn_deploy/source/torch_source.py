@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bnn_deploy.architectures import ARCHITECTURES
-from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.errors import InputError, one_line, option
 from bnn_deploy.files import require_file
 from bnn_deploy.source.checkpoint import checkpoint_name, load_network
 from bnn_deploy.source.file_kind import other_kind
@@ -37,11 +37,13 @@ class TorchSource:
         module: the network, without wrappers; or a program of torch.export.
         name: the source's name in errors: the file, or the class.
         notes: what was done to it that its user should know, one line each.
+        accuracy: what a checkpoint says of its accuracy, see `LoadedNetwork`.
     """
 
     module: nn.Module | torch.export.ExportedProgram
     name: str
     notes: tuple[str, ...]
+    accuracy: dict[str, float] = field(default_factory=dict)
 
 
 def torch_source(
@@ -64,6 +66,7 @@ def torch_source(
         InputError: it is something else, or its architecture is missing, or see `load_network`.
     """
     notes: tuple[str, ...] = ()
+    accuracy: dict[str, float] = {}
     if isinstance(source, torch.export.ExportedProgram):
         return TorchSource(source, "the program", ())
     if isinstance(source, str | os.PathLike) and arch in PROGRAMS:
@@ -83,11 +86,12 @@ def torch_source(
             if file is not None and (what := other_kind(file)):
                 raise InputError(f"{name}: {what}")
             raise InputError(f"{name}: say which architecture it is: {', '.join(ARCHITECTURES)} or FILE.py:NAME")
-        loaded, notes = load_network(source, arch, arch_args, key, prefix)
+        loaded, notes, accuracy = load_network(source, arch, arch_args, key, prefix)
     else:
         raise InputError(_what_it_is(source))
     module, taken_off = unwrap(loaded)
-    return TorchSource(module, name or class_name(module), (*notes, *taken_off, *precision_note(module)))
+    notes = (*notes, *taken_off, *precision_note(module))
+    return TorchSource(module, name or class_name(module), notes, accuracy)
 
 
 def _load_program(path: str, arch: str) -> nn.Module | torch.export.ExportedProgram:
@@ -97,7 +101,7 @@ def _load_program(path: str, arch: str) -> nn.Module | torch.export.ExportedProg
         with without_output():
             return PROGRAMS[arch](path)
     except Exception as error:  # torch has no type for it
-        raise InputError(f"{path}: not what --arch {arch} says, or damaged: {one_line(error, 120)}") from error
+        raise InputError(f"{path}: not what {option('arch', arch)} says, or damaged: {one_line(error, 120)}") from error
 
 
 def _what_it_is(source: object) -> str:

@@ -27,7 +27,8 @@ _LIBRARIES = (
 """The folders of torch, its exporter, this package and Python: what is not in them is the user's code."""
 
 
-def _is_own(file: str) -> bool:
+def is_own(file: str) -> bool:
+    """Whether a file is the user's code, or that of a package that is none of the libraries here."""
     # Packages may be in a folder of Python's own.
     library = file.startswith(_LIBRARIES[:-1]) or (file.startswith(_LIBRARIES[-1]) and "-packages" not in file)
     return not library and not file.startswith("<")
@@ -36,7 +37,7 @@ def _is_own(file: str) -> bool:
 def user_line(stack: str) -> str:
     """The innermost line of the user's code in a stack trace that PyTorch noted, as "net.py, line 12"; "" if none."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', stack)
-    own = [f"{Path(file).name}, line {line}" for file, line in frames if _is_own(file)]
+    own = [f"{Path(file).name}, line {line}" for file, line in frames if is_own(file)]
     return own[-1] if own else ""
 
 
@@ -56,7 +57,7 @@ def why(error: BaseException) -> str:
         reason = "forward() does something else for each batch size, such as a loop over the samples"
     own = _own_lines(chain)
     if "TorchScript interpreter" in reason:
-        traced = [place for place in re.findall(r"^(\S.*)\((\d+)\): ", reason, re.MULTILINE) if _is_own(place[0])]
+        traced = [place for place in re.findall(r"^(\S.*)\((\d+)\): ", reason, re.MULTILINE) if is_own(place[0])]
         own = traced[:1] or re.findall(r'File "([^"]+)", line (\d+)', reason)  # a trace has its innermost line first
         reason = reason.strip().splitlines()[-1].partition(":")[2].strip() or "an operator fails"
         if traced:
@@ -69,7 +70,7 @@ def why(error: BaseException) -> str:
 def _own_lines(errors: Iterable[BaseException]) -> list[tuple[str, str]]:
     """The files and lines of the user's code in the tracebacks of exceptions."""
     frames = [frame for error in errors for frame in traceback.extract_tb(error.__traceback__)]
-    return [(frame.filename, str(frame.lineno)) for frame in frames if _is_own(frame.filename)]
+    return [(frame.filename, str(frame.lineno)) for frame in frames if is_own(frame.filename)]
 
 
 @contextmanager

@@ -107,22 +107,20 @@ def test_the_command_says_which_padding_it_took(tmp_path: Path) -> None:
 def test_what_does_not_go_together(tmp_path: Path) -> None:
     cfg, weights = (EXPORTS / f"darknet_region.{kind}" for kind in ("cfg", "weights"))
     out = tmp_path / "net.onnx"
-    with pytest.raises(
-        InputError, match=r"darknet_region.cfg: a Darknet network needs its weights: give --darknet-weig"
-    ):
+    with pytest.raises(InputError, match=r"darknet_region.cfg: a Darknet network needs its weights: give darknet_weig"):
         convert(cfg, out)
     for other in (
         {"darknet_weights": weights},
         {"xnor_padding": 0},
         {"decode": True},
     ):
-        with pytest.raises(InputError, match="and --decode belong to a Darknet network: give"):
+        with pytest.raises(InputError, match="and decode belong to a Darknet network: give"):
             convert(EXPORTS / "larq_alpha.onnx", out, **other)
-    with pytest.raises(InputError, match="--xnor-padding 1: xnor layers are padded with -1 or 0"):
+    with pytest.raises(InputError, match="xnor_padding=1: xnor layers are padded with -1 or 0"):
         convert(cfg, out, darknet_weights=weights, xnor_padding=1)  # type: ignore[arg-type]
     for more in ({"arch": "nin"}, {"input_shape": (3, 24, 32)}):
         with pytest.raises(
-            InputError, match=r"region.cfg: a .cfg file says its layers .*: leave out --arch and --input-sh"
+            InputError, match=r"region.cfg: a .cfg file says its layers .*: leave out arch and input_sh"
         ):
             convert(cfg, out, darknet_weights=weights, **more)
     copy = tmp_path / "net.weights"

@@ -195,7 +195,7 @@ def test_explained_differences_may_not_add_up_to_another_network(tmp_path: Path,
         assert output.agreeing < 10 and output.zeros == 20 - output.agreeing
         assert f"only {output.agreeing} of 20 samples agree with the reference (needed: 75%)" in failure
         assert f"in {output.zeros} of the other {output.zeros} PyTorch's sign is exactly 0" in failure
-        assert "--sign-zero exact" in failure
+        assert "sign_zero='exact'" in failure
     asked = CliRunner().invoke(main, arguments(path, model, x, tmp_path))
     assert (asked.exit_code, "a sign of 0" in asked.stdout) == (1, True)
     accepted = CliRunner().invoke(main, [*arguments(path, model, x, tmp_path), "--min-agreement", "0"])

@@ -240,7 +240,7 @@ def test_progress_is_told(lenet5: Converted) -> None:
 def test_random_inputs_when_none_are_given(lenet5: Converted) -> None:
     result = verify(lenet5.model, lenet5.float_model, samples=3, isas=BEST, reference_samples=1)
     assert (result.passed, result.samples) == (True, 3)
-    assert result.data == "random normal inputs (give --data for real ones)"
+    assert result.data == "random normal inputs (give data for real ones)"
 
 
 def test_unknown_isa(lenet5: Converted) -> None:

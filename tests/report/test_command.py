@@ -58,7 +58,7 @@ def test_the_advice_for_latent_weights_works(tmp_path: Path) -> None:
     model = parse("s = Sign(x)\nc = Conv(s, w)\nt = Sign(c)\ny = Conv(t, u)", w=W, u=latent)
     before = convert(model, tmp_path / "m.onnx", weights="as-is", float_output=tmp_path / "f.onnx").layers[1]
     assert before.status == "float" and before.advice is not None
-    assert "--weights xnor, xnor-centred or sign" in before.advice and "the file that --float writes" in before.advice
+    assert "weights='xnor', xnor-centred or sign" in before.advice and "the float model, float_output" in before.advice
     after = convert(tmp_path / "f.onnx", tmp_path / "m.onnx", weights="xnor").layers[1]
     assert (after.status, after.weights) == ("binary", "latent, binarised by xnor")
 
@@ -94,7 +94,7 @@ def test_channels_of_a_residual_block_that_never_change_are_named(tmp_path: Path
 def test_strict_writes_the_report_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(
         BnnDeployError,
-        match=r"--strict: 1 layer whose input is a sign or has few levels stays float: .*; see .*r\.json$",
+        match=r"strict=True: 1 layer whose input is a sign or has few levels stays float: .*; see .*r\.json$",
     ):
         convert(small(), tmp_path / "m.onnx", weights="as-is", strict=True, report=tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]

@@ -89,6 +89,6 @@ def test_bi_real_blocks(tmp_path: Path, seeded_torch: None) -> None:
 def test_eight_bit_edges(lenet5: Converted, tmp_path: Path) -> None:
     result = convert(lenet5.checkpoint, tmp_path / "m.onnx", arch="lenet5", calibration=mnist()[0][:8].numpy())
     assert [layer.status for layer in result.layers] == ["int8", "binary", "binary", "int8"]
-    assert result.layers[0].advice == "nothing: --edges int8 has stored it in 8 bits"
+    assert result.layers[0].advice == "nothing: it is stored in 8 bits"
     same = [layer.reason for layer in result.layers] == [layer.reason for layer in lenet5.conversion.layers]
     assert same

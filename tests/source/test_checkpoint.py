@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
+import decimal
 import os
 import pickle
 import re
@@ -18,7 +21,7 @@ from torch import nn
 
 from bnn_deploy.architectures import LeNet5
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.source.checkpoint import load_module, load_network, load_weights, state_dicts
+from bnn_deploy.source.checkpoint import LoadedNetwork, load_module, load_network, load_weights, state_dicts
 from support.networks import DEMO_DATA
 
 
@@ -66,6 +69,7 @@ def test_accuracy_beside_the_state_dict(tmp_path: Path, accuracy: object) -> Non
     }
     path = write(tmp_path / "c.pth.tar", content)
     assert same(load_state_dict(path), content["state_dict"])  # type: ignore[arg-type]
+    assert load_network(path, "lenet5").accuracy == {"best_acc": pytest.approx(99.3, abs=0.5)}
 
 
 def test_a_whole_optimizer_beside_the_state_dict(tmp_path: Path) -> None:
@@ -290,7 +294,7 @@ def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {prefix + key: value for key, value in state.items()}
 
 
-def small(folder: Path, content: Any, **options: str) -> tuple[nn.Module, tuple[str, ...]]:
+def small(folder: Path, content: Any, **options: str) -> LoadedNetwork:
     """The small network with the weights of a checkpoint, and the notes."""
     (folder / "net.py").write_text(SMALL)
     return load_network(write(folder / "c", content), f"{folder}/net.py:Net", **options)
@@ -327,13 +331,35 @@ FOUND: dict[str, tuple[Any, dict[str, str], tuple[str, ...]]] = {
         (),
     ),
     "random states": (lambda s: {"model": s, "rng": np.random.RandomState(0).get_state()}, {}, ()),
+    "a model and its average": (
+        lambda s: {"model": s, "model_ema": small_state(9), "args": OPTIONS},
+        {},
+        ("loaded was 'model'; key takes another that fits: model_ema",),
+    ),
+    "what scripts save beside it": (
+        lambda s: {
+            "model": s,
+            "args": argparse.Namespace(act=nn.ReLU, when=datetime.date(2026, 1, 2), sides={Path("a"), Path("b")}),
+            "history": [
+                np.bool_(True),
+                np.int32(3),
+                np.float16(0.5),
+                collections.deque([1, 2]),
+                decimal.Decimal("0.1"),
+            ],
+            "names": np.array(["cat", "dog"]),
+            "rng": np.random.default_rng(0).bit_generator.state,
+        },
+        {},
+        (),
+    ),
     "a tuple": (lambda s: (s, 17, OPTIONS), {}, ()),
     "nested": (lambda s: {"checkpoint": {"model": s, "epoch": 1}}, {}, ()),
     "two networks of which one fits": (lambda s: {"G": s, "D": {"c.weight": torch.ones(9, 9)}}, {}, ()),
     "an average beside it": (
         lambda s: {"state_dict": s, "state_dict_ema": small_state(9)},
         {},
-        ("loaded was 'state_dict'; --key takes another that fits: state_dict_ema",),
+        ("loaded was 'state_dict'; key takes another that fits: state_dict_ema",),
     ),
     "--key": (lambda s: {"state_dict": small_state(9), "ema": {"model": s}}, {"key": "ema.model"}, ()),
     "--prefix": (lambda s: prefixed("student.", s) | prefixed("teacher.", small_state(9)), {"prefix": "student"}, ()),
@@ -344,7 +370,7 @@ FOUND: dict[str, tuple[Any, dict[str, str], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", FOUND)
 def test_the_state_dict_is_found_wherever_people_put_it(case: str, tmp_path: Path) -> None:
     wrap, options, notes = FOUND[case]
-    module, found = small(tmp_path, wrap(small_state()), **options)
+    module, found, _ = small(tmp_path, wrap(small_state()), **options)
     assert same(dict(module.state_dict()), small_state()) and found == notes
 
 
@@ -353,7 +379,7 @@ NOT_FOUND: dict[str, tuple[Any, dict[str, str], str]] = {
         lambda s: {"net": s, "ema": s},
         {},
         r"it has several dicts of tensors, and more than one fits Net: 'net' \(4 tensors\), 'ema' \(4 tensors\); "
-        "say which with --key",
+        "say which with key",
     ),
     "two that do not": (
         lambda s: {"G": {"x": torch.ones(1)}, "D": {"y": torch.ones(1)}},
@@ -363,13 +389,13 @@ NOT_FOUND: dict[str, tuple[Any, dict[str, str], str]] = {
     "two prefixes": (
         lambda s: prefixed("student.", s) | prefixed("teacher.", s),
         {},
-        r"its keys fit with several prefixes: student\., teacher\.; say which with --prefix",
+        r"its keys fit with several prefixes: student\., teacher\.; say which with prefix",
     ),
-    "another --key": (lambda s: {"net": s}, {"key": "model"}, r"no state dict under --key model; it has 'net' \(4 ten"),
+    "another --key": (lambda s: {"net": s}, {"key": "model"}, r"no state dict under key='model'; it has 'net' \(4 ten"),
     "another --prefix": (
         lambda s: s,
         {"prefix": "model."},
-        r"no key begins with --prefix model\.; they begin with a, b",
+        r"no key begins with prefix='model\.'; they begin with a, b",
     ),
     "a key within the prefix": (
         lambda s: prefixed("model.", s | {"c.weight": torch.ones(1)}),
@@ -389,6 +415,29 @@ def test_what_is_not_clear_is_refused_with_what_was_found(case: str, tmp_path: P
     wrap, options, message = NOT_FOUND[case]
     with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path / 'c'))}: {message}"):
         small(tmp_path, wrap(small_state()), **options)
+
+
+class Config:
+    """The options of a training script, in a class of its own."""
+
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+    def __setstate__(self, state: Any) -> None:
+        Path("it ran").touch()
+
+
+def test_the_scripts_own_class_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not run, and need not be there."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Config, "__module__", "__main__")
+        patch.setattr(sys.modules["__main__"], "Config", Config, raising=False)
+        path = write(tmp_path / "c", {"state_dict": small_state(), "config": Config()})
+        torch.load(path, weights_only=False)
+        assert Path("it ran").exists(), "it is code, which runs for whoever loads it without care"
+    Path("it ran").unlink()
+    assert same(load_state_dict(path), small_state()) and not Path("it ran").exists()
 
 
 def test_options_run_no_code(tmp_path: Path) -> None:
@@ -413,7 +462,7 @@ def test_the_networks_own_data_parallel(tmp_path: Path) -> None:
         "        self.features = nn.DataParallel(nn.Linear(2, 3))\n"
     )
     state = {"features.module.weight": torch.ones(3, 2), "features.module.bias": torch.ones(3)}
-    module, _ = load_network(write(tmp_path / "c", prefixed("model.", state)), f"{tmp_path}/net.py:Net")
+    module = load_network(write(tmp_path / "c", prefixed("model.", state)), f"{tmp_path}/net.py:Net").module
     assert same(dict(module.state_dict()), state)
 
 

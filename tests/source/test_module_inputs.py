@@ -233,10 +233,10 @@ def test_how_they_are_passed() -> None:
             ((3, 6, 6),),
             r"^net: its forward\(\) takes images, mask, scale, ids, and nothing is said of mask, ids: give ",
         ),
-        (({"images": (3, 6, 6)},), r"nothing is said of mask, ids: give --input-shape NAME=C,H,W for each, NAME:int64"),
-        (({"image": (3,)},), r"it has no input 'image', which --input-shape names; forward\(\) takes images, mask, sc"),
-        (({"ids:int63": (3,)},), "--input-shape ids:int63: int63 is no type of an input; these are: float32, int64"),
-        (((3,), torch.zeros(2, 3)), "the example inputs say their shapes: leave out --input-shape"),
+        (({"images": (3, 6, 6)},), r"nothing is said of mask, ids: give input_shape for each by its name, NAME=C,H,W"),
+        (({"image": (3,)},), r"it has no input 'image', which input_shape names; forward\(\) takes images, mask, sc"),
+        (({"ids:int63": (3,)},), "input_shape ids:int63: int63 is no type of an input; these are: float32, int64"),
+        (((3,), torch.zeros(2, 3)), "the example inputs say their shapes: leave out input_shape"),
         ((None, (torch.zeros(2), [1])), "the example input 'mask' is a list, not a tensor: pass tensors alone"),
         ((None, [torch.zeros(2)] * 5), "5 example inputs, but forward.. takes images, mask, scale, ids"),
         ((None, torch.zeros(2, dtype=torch.complex64)), "the example input 'input' is complex64; inputs are float32,"),
@@ -251,7 +251,7 @@ def test_refuses(arguments: tuple[Any, ...], message: str) -> None:
 
 def test_refuses_what_does_not_fit(tmp_path: Path) -> None:
     source = program()
-    with pytest.raises(InputError, match=r"is images float32\[N, 3, 6, 6\], .* which --input-shape \{'mask': \(1, 7"):
+    with pytest.raises(InputError, match=r"is images float32\[N, 3, 6, 6\], .* which input_shape \{'mask': \(1, 7"):
         program_inputs(source, {"mask": (1, 7, 7)})
     with pytest.raises(InputError, match=r"a program of torch\.export says its inputs itself"):
         program_inputs(source, None, torch.zeros(1))

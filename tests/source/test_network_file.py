@@ -73,7 +73,7 @@ def test_a_function_or_a_network_in_a_file(tmp_path: Path) -> None:
         "Net.large": r"has no class or function 'Net\.large'",
         "net_": r"has no class or function 'net_'",
     }.items():
-        with pytest.raises(InputError, match=rf"^--arch {re.escape(str(tmp_path))}/nets\.py:{name}: .*{message}"):
+        with pytest.raises(InputError, match=rf"^arch='{re.escape(str(tmp_path))}/nets\.py:{name}': .*{message}"):
             build(f"{tmp_path}/nets.py:{name}", {})
 
 
@@ -120,7 +120,7 @@ def test_the_arguments_of_a_class(tmp_path: Path) -> None:
 def test_the_arguments_of_a_built_in_architecture() -> None:
     """AlexNet's variant is its one argument; an unknown name is an error."""
     assert build("alexnet", {}, {"channels": 256}).classifier[0].bn.num_features == 256  # type: ignore[union-attr, index]
-    with pytest.raises(InputError, match=r"--arch lenet5: LeNet5\(\) cannot be made with --arch-args .*'width'"):
+    with pytest.raises(InputError, match=r"arch='lenet5': LeNet5\(\) cannot be made with arch_args=.*'width'"):
         build("lenet5", {}, {"width": 3})
 
 
@@ -168,7 +168,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, case: str, capfd: pytest.Capt
     text, message = BAD_FILES[case]
     path = tmp_path / "bad_net.py"
     path.write_text(text)
-    with pytest.raises(InputError, match=f"--arch .*{message}"):
+    with pytest.raises(InputError, match=f"arch=.*{message}"):
         build(f"{path}:Net", {})
 
 

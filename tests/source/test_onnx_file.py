@@ -180,7 +180,7 @@ def test_symbolic_sizes_need_the_shape(tmp_path: Path) -> None:
         dim.dim_param = name
     del model.graph.value_info[:]
     source = saved(model, tmp_path)
-    with pytest.raises(InputError, match=r"are not numbers \(N, 3, H, W\); give --input-shape"):
+    with pytest.raises(InputError, match=r"are not numbers \(N, 3, H, W\); give input_shape"):
         convert(source, tmp_path / "m.onnx")
     proves(source, tmp_path, 2, input_shape=(3, 8, 8))
     with pytest.raises(InputError, match="does not fit"):

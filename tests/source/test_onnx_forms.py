@@ -303,7 +303,7 @@ OTHER_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "array.npy": (lambda path: np.save(path, X), "a NumPy array, not a model"),
     "script.pt": (
         lambda path: torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(path),
-        "a TorchScript program, not a checkpoint: --arch torchscript runs it",
+        "a TorchScript program, not a checkpoint: arch='torchscript' runs it",
     ),
     "lite.tflite": (lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(99)), "a TensorFlow Lite model; convert"),
     "keras.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "an HDF5 file, as Keras writes"),

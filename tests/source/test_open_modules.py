@@ -95,9 +95,7 @@ def test_sizes_without_an_example_are_tried(monkeypatch: pytest.MonkeyPatch, tmp
     convert(Net("even"), tmp_path / "m.onnx", input_shape=parse_shapes(["3,?,?"]))
     assert inspect_model(tmp_path / "m.onnx").metadata["bnn_deploy.input_shape"] == "3,10,10"
     monkeypatch.setattr(open_sizes, "TRIED", (9, 11))
-    with pytest.raises(
-        InputError, match=r"^Net: --input-shape leaves sizes open, and it runs at none of 9, 11 \(test_o"
-    ):
+    with pytest.raises(InputError, match=r"^Net: input_shape leaves sizes open, and it runs at none of 9, 11 \(test_o"):
         convert(Net("even"), tmp_path / "no.onnx", input_shape=(3, None, None))
     assert parse_shapes(["x=3x?x8"]) == {"x": (3, None, 8)}
 
@@ -119,7 +117,7 @@ def test_sizes_without_an_example_are_tried(monkeypatch: pytest.MonkeyPatch, tmp
         ),
         (
             "branch on a value",
-            r"^torch.export cannot trace Net: .*; traced by running it, it has fixed sizes: give --input",
+            r"^torch.export cannot trace Net: .*; traced by running it, it has fixed sizes: give input",
         ),
     ],
 )
@@ -133,13 +131,11 @@ def test_what_is_said_of_the_sizes(tmp_path: Path) -> None:
     inputs = module_inputs(Net(), "net", {"x": (3, None, 5)}, {"x": images(4, 5)})
     assert [(item.shape, item.open) for item in inputs.items] == [((3, 4, 5), (1,))]
     for shape in ((3, None, 6), (3, None), {"y": (3, None, 5)}):
-        with pytest.raises(
-            InputError, match=r"^net: --input-shape \w+ \[3, None.*\] does not fit the example inputs, "
-        ):
+        with pytest.raises(InputError, match=r"^net: input_shape \w+ \[3, None.*\] does not fit the example inputs, "):
             module_inputs(Net(), "net", shape, images(4, 5))
     model = parse("y = Conv (x, w)", ("N", 3, "H", "W"), w=eighths(4, 3, 3, 3))
     with pytest.raises(
-        InputError, match=r"an ONNX model says itself which sizes are open: give --input-shape without \?"
+        InputError, match=r"an ONNX model says itself which sizes are open: give input_shape in numbers"
     ):
         convert(model, tmp_path / "m.onnx", input_shape=(3, None, None))
 

@@ -101,7 +101,7 @@ def test_a_linear_layer_behind_a_map_fixes_the_size(tmp_path: Path) -> None:
     model.graph.initializer.append(onnx.numpy_helper.from_array(CONSTANTS["wide"], "wide"))
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
     del model.graph.value_info[:]
-    with pytest.raises(InputError, match=r"are not numbers \(N, 3, H, W\); give --input-shape"):
+    with pytest.raises(InputError, match=r"are not numbers \(N, 3, H, W\); give input_shape"):
         convert(model, tmp_path / "m.onnx")
     assert len(convert(model, tmp_path / "m.onnx", input_shape=(3, 8, 8)).binary_layers) == 2
     assert inspect_model(tmp_path / "m.onnx").inputs[0].shape == ("batch", 3, 8, 8)

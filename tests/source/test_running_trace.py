@@ -177,7 +177,7 @@ def test_a_program_of_torch_export(tmp_path: Path) -> None:
         source.state_dict["last.weight"].neg_()
     assert not verify(tmp_path / "m.onnx", source, **options).passed
     with pytest.raises(
-        InputError, match=r"program's input is \['N', 2, 6, 6\], which --input-shape \[2, 7, 7\] does not"
+        InputError, match=r"program's input is \['N', 2, 6, 6\], which input_shape \[2, 7, 7\] does not"
     ):
         convert(source, tmp_path / "m.onnx", input_shape=(2, 7, 7))
 
@@ -197,10 +197,10 @@ def test_a_file_that_holds_a_program_is_run_only_if_asked(tmp_path: Path) -> Non
         ("net.pt", "torchscript", "a TorchScript program"),
     ):
         with pytest.raises(
-            InputError, match=rf"{name}: {kind}, not a checkpoint: --arch {arch} runs it, if you trust it$"
+            InputError, match=rf"{name}: {kind}, not a checkpoint: arch='{arch}' runs it, if you trust it$"
         ):
             convert(tmp_path / name, tmp_path / "m.onnx", arch="lenet5")
-    with pytest.raises(InputError, match=r"net\.pt: not what --arch exported-program says, or damaged: "):
+    with pytest.raises(InputError, match=r"net\.pt: not what arch='exported-program' says, or damaged: "):
         convert(tmp_path / "net.pt", tmp_path / "m.onnx", arch="exported-program")
     with pytest.raises(InputError, match=r"no\.pt: no such file"):
         convert(tmp_path / "no.pt", tmp_path / "m.onnx", arch="torchscript")

@@ -162,7 +162,7 @@ def test_shapes_of_several_inputs(tmp_path: Path) -> None:
     model.graph.input[1].type.tensor_type.shape.dim[3].dim_param = "W"
     with pytest.raises(InputError, match=r"its input 'other' has dimensions besides .* \(N, 3, 4, W\)"):
         convert(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="it has no input 'others', which --input-shape names; it has x, other"):
+    with pytest.raises(InputError, match="it has no input 'others', which input_shape names; it has x, other"):
         convert(model, tmp_path / "m.onnx", input_shape={"others": (3, 4, 4)})
     with pytest.raises(InputError, match=r"its input 'other' is \['N', 3, 4, None\], which .* \[4, 4, 4\] does not"):
         convert(model, tmp_path / "m.onnx", input_shape={"other": (4, 4, 4)})

@@ -167,7 +167,7 @@ def test_does_not_binarise_weights_of_real_valued_inputs(between: Any, seeded_to
 
 def test_a_depthwise_layer_is_an_error_of_its_own(seeded_torch: None) -> None:
     with pytest.raises(
-        InputError, match=r"Conv 'layer': it has one input channel per filter, .* choose another --weights"
+        InputError, match=r"Conv 'layer': it has one input channel per filter, .* choose another weights"
     ):
         float_module(Small(nn.Conv2d(4, 4, 3, groups=4)), SHAPE, "xnor-centred")
 

@@ -68,7 +68,7 @@ def test_zeros_that_matter_fail_against_the_source(tmp_path: Path) -> None:
     source = network(zeros=1500)
     model = convert(source, tmp_path / "m.onnx", zero_weights="plus").output
     (failure,) = prove(model, source).failures
-    assert failure.startswith("with the weights that --zero-weights changed, only ")
+    assert failure.startswith("with the weights that zero_weights changed, only ")
     assert prove(model, source, tolerances=Tolerances(min_agreement=0)).passed
 
 
@@ -109,7 +109,7 @@ def test_without_zeros_nothing_is_done(tmp_path: Path) -> None:
     plain = convert(source, tmp_path / "plain.onnx").output
     result = convert(source, tmp_path / "m.onnx", zero_weights="plus")
     assert result.output.read_bytes() == plain.read_bytes()
-    assert result.report.notes == ("--zero-weights plus: no weight of a binary layer is exactly 0",)
+    assert result.report.notes == ("zero_weights='plus': no weight of a binary layer is exactly 0",)
 
 
 def test_which_weights_are_filled() -> None:

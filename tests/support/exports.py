@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import marshal
-import pickle
 import warnings
 from dataclasses import replace
-from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from bnn_deploy.source.kept_exports import write_module
 from bnn_deploy.source.module_inputs import ModuleInputs, one_input
 from bnn_deploy.source.torch_export import FloatExport, export_float
 
@@ -42,9 +40,9 @@ def keep_exporter_tables(patch: pytest.MonkeyPatch) -> None:
 class SharedExports:
     """`export_float` that exports equal modules once and then returns copies.
 
-    Modules are equal if `_Writer` writes the same bytes for them and their classes are the same objects: a changed file
-    may define other classes under the old names. A module with an attribute that `_Writer` cannot write is exported
-    anew each time.
+    Modules are equal if `write_module` writes the same for them and their classes are the same objects: a changed file
+    may define other classes under the old names. A module with an attribute that cannot be written is exported anew
+    each time.
 
     Attributes:
         hits: number of exports that were copies.
@@ -67,50 +65,9 @@ class SharedExports:
             return replace(made, program=copy.deepcopy(made.program), model=made.model.clone())
 
 
-class _Writer(pickle.Pickler):
-    """Writes a module's content, equal content as equal bytes: tensors by value, functions by code.
-
-    Attributes:
-        classes: all classes that were written, by name only.
-    """
-
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.fast = True  # no references to earlier objects: they depend on which strings are identical objects
-        self.classes: list[type] = []
-
-    def reducer_override(self, value: Any) -> Any:
-        content: tuple[Any, ...]
-        if isinstance(value, Tensor):
-            content = (str(value.dtype), value.shape, value.detach().numpy().tobytes())
-        elif isinstance(value, nn.Module):
-            # The keys of hooks come from a global counter, so only the hooks themselves are written.
-            state = {name: [*held.values()] if "_hooks" in name else held for name, held in vars(value).items()}
-            content = (type(value), state)
-        elif isinstance(value, FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            content = (
-                value.__qualname__,
-                marshal.dumps(value.__code__),
-                value.__defaults__,
-                value.__kwdefaults__,
-                cells,
-            )
-        elif isinstance(value, type) and value is not list:
-            self.classes.append(value)
-            content = (value.__module__, value.__qualname__)
-        else:
-            return NotImplemented
-        return list, (content,)
-
-
 def _key(module: nn.Module, inputs: ModuleInputs) -> tuple[Any, ...] | None:
     if sum(parameter.numel() for parameter in module.parameters()) > MAX_PARAMETERS:
         return None
     digest = hashlib.sha256()
-    writer = _Writer(SimpleNamespace(write=digest.update))
-    try:
-        writer.dump(module)
-    except (pickle.PicklingError, AttributeError, TypeError, ValueError, RecursionError):
-        return None
-    return digest.digest(), tuple(writer.classes), inputs
+    classes = write_module(module, digest)
+    return None if classes is None else (digest.digest(), tuple(classes), inputs)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, option
 from bnn_deploy.operators.contract import FLOAT_LAYERS
 from bnn_deploy.passes.graph import add_initializer, constant, is_op
 from bnn_deploy.passes.lower.filter_values import filter_values
@@ -93,8 +93,9 @@ class BinarizeWeights(Pass):
             more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
             raise InputError(
                 f"{node.op_type} '{display_name(node)}'{more}: its input {what}, but its weights are real-valued: "
-                f"{evidence(filters)}. Are they latent? Say how the network was trained: --weights xnor (mean |W| "
-                "times sign), xnor-centred (the same after centring and clamping), sign, or as-is (they stay real)"
+                f"{evidence(filters)}. Are they latent? Say how the network was trained: {option('weights', 'xnor')} "
+                "(mean |W| times sign), xnor-centred (the same after centring and clamping), sign, or as-is (they stay "
+                "real)"
             )
         self.binarized = dict.fromkeys(display_name(node) for node in latent)
         self.apply(model)
@@ -154,7 +155,8 @@ def binarize(filters: NDArray[np.float32], scheme: Weights) -> NDArray[np.float3
     if scheme == "xnor-centred":
         if weight.shape[1] == 1:
             raise InputError(
-                "it has one input channel per filter, and centring makes all its filters zero; choose another --weights"
+                "it has one input channel per filter, and centring makes all its filters zero; choose another "
+                f"{option('weights')}"
             )
         weight = np.clip(weight - weight.mean(axis=1, keepdims=True), -1, 1)
     axes = tuple(range(1, weight.ndim))

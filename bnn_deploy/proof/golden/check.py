@@ -128,7 +128,7 @@ class GoldenOutput:
 
 @dataclass
 class GoldenVerification:
-    """The result of `check_golden`.
+    """The result of `check_golden`; true if it passed.
 
     Attributes:
         model: the model's file.
@@ -155,6 +155,9 @@ class GoldenVerification:
     float_layers: list[GoldenFloatLayer] = field(default_factory=list)
     outputs: list[GoldenOutput] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return self.passed
 
     @property
     def failures(self) -> list[str]:

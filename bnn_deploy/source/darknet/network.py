@@ -10,7 +10,7 @@ from typing import Literal, TypeGuard
 
 from onnx import ModelProto
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, option
 from bnn_deploy.source.darknet import heads, layers
 from bnn_deploy.source.darknet.builder import Builder, FeatureMap
 from bnn_deploy.source.darknet.cfg import Section, read_cfg
@@ -42,8 +42,8 @@ class Darknet:
         said = {-1: "as Darknet's inference on a CPU does", 0: "as Darknet's training on a GPU does"}
         other = 0 if self.xnor_padding else -1
         return (
-            f"xnor layers are padded with {self.xnor_padding}, {said[self.xnor_padding]}; --xnor-padding {other} pads "
-            f"them with {other}, {said[other]}"
+            f"xnor layers are padded with {self.xnor_padding}, {said[self.xnor_padding]}; "
+            f"{option('xnor_padding', other)} pads them with {other}, {said[other]}"
         )
 
 
@@ -91,15 +91,17 @@ def darknet_network(
     if not is_cfg(source):
         if weights is not None or xnor_padding is not None or decode:
             raise InputError(
-                "--darknet-weights, --xnor-padding and --decode belong to a Darknet network: give its .cfg file"
+                f"{option('darknet_weights')}, {option('xnor_padding')} and {option('decode')} belong to a Darknet "
+                "network: give its .cfg file"
             )
         return None
     if weights is None:
         raise InputError(
-            f"{os.fspath(source)}: a Darknet network needs its weights: give --darknet-weights FILE.weights"
+            f"{os.fspath(source)}: a Darknet network needs its weights: give "
+            f"{option('darknet_weights', example='FILE.weights')}"
         )
     if xnor_padding not in (None, -1, 0):
-        raise InputError(f"--xnor-padding {xnor_padding}: xnor layers are padded with -1 or 0")
+        raise InputError(f"{option('xnor_padding', xnor_padding)}: xnor layers are padded with -1 or 0")
     return Darknet(source, weights, -1 if xnor_padding is None else xnor_padding, decode)
 
 

@@ -74,7 +74,9 @@ def test_strict_fails(tmp_path: Path) -> None:
     model = ir.to_proto(
         parse("s = Sign(x)\na = Sin(s)\nb = Conv(a, w)\nt = Sign(b)\ny = Conv(t, u)", w=W, u=weights(3, 8, 1, 1))
     )
-    with pytest.raises(BnnDeployError, match=r"--strict: 1 layer .* stays float: .*only 2 values \(-0.8415, 0.8415\)"):
+    with pytest.raises(
+        BnnDeployError, match=r"strict=True: 1 layer .* stays float: .*only 2 values \(-0.8415, 0.8415\)"
+    ):
         convert(model, tmp_path / "m.onnx", strict=True, weights="as-is")
     assert list(tmp_path.iterdir()) == []
     assert len(convert(model, tmp_path / "m.onnx", weights="as-is").binary_layers) == 1

@@ -156,7 +156,7 @@ def test_convert_says_so_and_writes_nothing(tmp_path: object) -> None:
     with pytest.raises(InputError, match="gives 0, too, and not only -1 and 1: Round 'r'"):
         convert(graph(STEPS[0]), path)
     mixed = graph("r = Round(x)\ns = Sign(r)\nt = Sign(x)", "a = Conv(s, w)\nb2 = Conv(t, w)\ny = Add(a, b2)")
-    with pytest.raises(BnnDeployError, match="--strict: 1 layer "):
+    with pytest.raises(BnnDeployError, match="strict=True: 1 layer "):
         convert(mixed, path, strict=True)
 
 

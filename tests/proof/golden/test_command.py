@@ -59,7 +59,6 @@ def test_the_command_fails_with_exit_code_1(
 
 def test_against_and_golden_exclude_each_other() -> None:
     for arguments, message in (
-        ([], "give --against FILE or --golden FILE"),
         (["--golden", "g.npz", "--against", "m.pth"], "--against and --golden exclude each other"),
         (["--golden", "g.npz", "--data", "x.npz"], "--data and --golden exclude each other"),
         (["--golden", "g.npz", "--reference-samples", "8"], "--reference-samples and --golden exclude each other"),
