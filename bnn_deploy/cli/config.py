@@ -30,6 +30,7 @@ from typing import Any
 import click
 
 from bnn_deploy.cli import COMMANDS
+from bnn_deploy.cli.console import remark
 from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import is_file, require_file
 
@@ -237,5 +238,5 @@ def _use(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> 
     name = ctx.info_name or ""
     found = config.defaults(name, ctx.command, ctx)
     if found:
-        click.echo(f"options from {config.path}: {', '.join(sorted(found))}", err=True)
+        remark(f"options from {config.path}: {', '.join(sorted(found))}")
     ctx.default_map = found

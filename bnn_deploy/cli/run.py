@@ -13,7 +13,7 @@ import click
 
 from bnn_deploy.cli import COMMANDS
 from bnn_deploy.cli.config import CONFIG_FILE, Config
-from bnn_deploy.cli.console import print_json, show
+from bnn_deploy.cli.console import print_json, show, show_command
 from bnn_deploy.cli.options import example
 from bnn_deploy.errors import InputError
 
@@ -44,7 +44,7 @@ def command(ctx: click.Context, path: Path, as_json: bool) -> int:
     code = 0
     for name in _STEPS:
         if not as_json:
-            show(f"$ bnn-deploy {name} --config {path}")
+            show_command(f"$ bnn-deploy {name} --config {path}")
         if as_json:
             printed = io.BytesIO()
             with redirect_stdout(io.TextIOWrapper(printed, encoding="utf-8", write_through=True)):

@@ -64,7 +64,7 @@ class _Option(dict[Any, Any]):
 
 _OPTIONS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|typing\.Any"
-    r"|collections\.(defaultdict|deque)|builtins\.(dict|list|int|float|str|bool|tuple|frozenset|range|slice)"
+    r"|collections\.defaultdict|builtins\.(dict|list|int|float|str|bool|tuple|frozenset|range|slice)"
     r"|datetime\.(date|time|datetime|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
     r"|numpy\.random\.[\w.]+"
     r"|(pytorch_lightning|lightning|lightning_fabric)\.[\w.]+\.AttributeDict|omegaconf\.[\w.]+"

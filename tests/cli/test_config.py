@@ -60,7 +60,7 @@ def test_one_file_for_all_commands(folder: Path) -> None:
     assert verified.exit_code == 0 and "4 samples: x.npy" in verified.stdout, verified.output
     profiled = run("profile", "--json")
     report = json.loads(profiled.stdout)
-    assert report["runs"] == 2 and report["compare"]["path"] == "net_float.onnx" and report["data"] == "x.npy"
+    assert report["runs"] == 2 and report["compare"][0]["path"] == "net_float.onnx" and report["data"] == "x.npy"
     # What is typed comes first.
     assert json.loads(run("profile", "--json", "--runs", "3").stdout)["runs"] == 3
 
@@ -141,7 +141,7 @@ WRONG = {
         '[profile]\nruns = "many"\n',
         "line 2: profile.runs = 'many': 'many' is not a valid integer",
     ),
-    "a number out of range": ("[profile]\nthreads = 0\n", "line 2: profile.threads = 0: 0 is not in the range x>=1"),
+    "a number out of range": ("[profile]\nruns = 0\n", "line 2: profile.runs = 0: 0 is not in the range x>=1"),
     "a wrong choice": (
         '[convert]\nweights = "xnro"\n[profile]\nruns = 1\n',
         "line 2: convert.weights = 'xnro': 'xnro' is not one of 'auto', 'xnor', 'xnor-centred', 'sign', 'as-is'",

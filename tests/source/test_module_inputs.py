@@ -241,7 +241,7 @@ def test_how_they_are_passed() -> None:
         ((None, [torch.zeros(2)] * 5), "5 example inputs, but forward.. takes images, mask, scale, ids"),
         ((None, torch.zeros(2, dtype=torch.complex64)), "the example input 'input' is complex64; inputs are float32,"),
         ((None, torch.zeros(())), r"the example inputs have no batch: each is \[N, \.\.\.\], N >= 1"),
-        ((None,), "Masked has no attribute input_shape: give --input-shape C,H,W"),
+        ((None,), r"Masked has no attribute input_shape: give input_shape=\(C, H, W\)"),
     ],
 )
 def test_refuses(arguments: tuple[Any, ...], message: str) -> None:

@@ -38,7 +38,7 @@ def test_a_class_in_a_file(tmp_path: Path) -> None:
     )
     module = build(f"{tmp_path}/net.py:Net", {})
     assert module.state_dict()["weight"].shape == (2, 3)
-    with pytest.raises(InputError, match=r"net\.py:Other: Other\(\) gives a Other, not a torch\.nn\.Module"):
+    with pytest.raises(InputError, match=r"net\.py:Other': Other\(\) gives a Other, not a torch\.nn\.Module"):
         build(f"{tmp_path}/net.py:Other", {})
     with pytest.raises(InputError, match=r"has no class or function 'Missing' that makes a network; it has Net"):
         load_named(f"{tmp_path}/net.py:Missing")
