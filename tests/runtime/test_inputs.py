@@ -30,7 +30,7 @@ def test_load_data(tmp_path: Path) -> None:
 BAD_DATA: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "no array": ({}, "which array holds the inputs? It has none; call it 'input'"),
     "two arrays": ({"a": np.zeros(1), "b": np.zeros(1)}, "which array holds the inputs? It has a, b; call it 'input'"),
-    "wrong dtype": ({"input": np.zeros((3, 2))}, "the inputs are float64; the network needs float32"),
+    "wrong dtype": ({"input": np.zeros((3, 2), np.int64)}, "the inputs are int64; the network needs float32"),
     "wrong shape": (
         {"input": np.zeros((3, 3), np.float32)},
         "the inputs have shape [3, 3]; the model needs ['N', 2], N >= 1",

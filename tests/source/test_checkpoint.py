@@ -343,7 +343,6 @@ FOUND: dict[str, tuple[Any, dict[str, str], tuple[str, ...]]] = {
                 np.bool_(True),
                 np.int32(3),
                 np.float16(0.5),
-                collections.deque([1, 2]),
                 decimal.Decimal("0.1"),
             ],
             "names": np.array(["cat", "dog"]),
