@@ -153,6 +153,8 @@ def print_report(report: ProfileReport, nodes: int = 5, verbose: bool = False) -
     threads = plural(report.threads, "thread")
     source = "random" if report.data is None else f"from {report.data}"
     turns = f", {'the two' if len(report.compare) == 1 else 'all'} models in turns" if report.compare else ""
+    several = len(report.models) * len(report.model.timings) > 1
+    untimed = ", each behind an untimed one" if several else ""
     bound = report.bound
     show(
         facts(
@@ -166,7 +168,7 @@ def print_report(report: ProfileReport, nodes: int = 5, verbose: bool = False) -
                     f"{bound.float_gmacs:,.0f} by a float one, {bound.memory_gbytes:.1f} GB/s of memory copied",
                 ),
                 ("input", f"{shapes} ({source})"),
-                ("runs", f"{report.runs} timed after {report.warmup_runs} untimed, {threads}{turns}"),
+                ("runs", f"{report.runs} timed after {report.warmup_runs} untimed{untimed}, {threads}{turns}"),
                 *(("note", note) for note in report.board.notes),
             ]
         )
@@ -196,7 +198,7 @@ def print_report(report: ProfileReport, nodes: int = 5, verbose: bool = False) -
 
 _EXPLANATIONS = (
     "Time: whole runs, called from Python; the ratio and its interval are over pairs of neighbouring runs.",
-    "Load and first run: of a process of its own, once, with the file in the system's cache.",
+    "Cold start: a process of its own, once, with the file in the system's cache.",
     "Memory: peak resident size of that process, which only loads and runs the one model.",
     "Nodes: as onnxruntime runs them after its optimisations; median of each kernel in its profiler, which counts "
     "whole microseconds and itself slows small nodes down.",
@@ -221,16 +223,16 @@ def _summary(report: ProfileReport) -> Table:
     def compared(cell: Callable[[Speedup], str]) -> Callable[[ModelProfile], str]:
         return lambda item: "" if item.timing.speedup is None else cell(item.timing.speedup)
 
-    add("median", lambda item: f"{item.timing.median_ms:.3f} ms{_marks(report, item.timing)}")
-    add("p10 to p90", lambda item: f"{item.timing.p10_ms:.3f} to {item.timing.p90_ms:.3f} ms")
+    add("median", lambda item: f"{_number(item.timing.median_ms)} ms{_marks(report, item.timing)}")
+    add("p10 to p90", lambda item: f"{_number(item.timing.p10_ms)} to {_number(item.timing.p90_ms)} ms")
     if report.compare:
         name = printable(Path(first.path).name)
         add(f"{name} is", compared(lambda ratio: _factor(ratio.median, "faster", "slower")))
         add("  95 % interval", compared(_interval))
         add("  p10 to p90 of pairs", compared(lambda ratio: f"{ratio.p10:.2f} to {ratio.p90:.2f}{TIMES}"))
     add("samples per second", lambda item: f"{item.timing.samples_per_second:,.0f}")
-    add("load, in a new process", lambda item: f"{item.cold_start.load_ms:,.1f} ms")
-    add("first run", lambda item: f"{item.cold_start.first_run_ms:,.3f} ms")
+    add("cold start: load", lambda item: f"{_number(item.cold_start.load_ms)} ms")
+    add("  first run", lambda item: f"{_number(item.cold_start.first_run_ms)} ms")
     add("file", lambda item: human_bytes(item.file_bytes))
     if report.compare:
         sizes = {id(item): item.file_bytes / first.file_bytes for item in report.compare}
@@ -239,6 +241,11 @@ def _summary(report: ProfileReport) -> Table:
     add("  before loading", lambda item: human_bytes(item.memory.baseline_bytes))
     add("  added by the model", lambda item: human_bytes(item.memory.model_bytes))
     return result
+
+
+def _number(value: float) -> str:
+    """A time in ms with at least three digits, and no more than it takes to read."""
+    return f"{value:,.{3 if value < 10 else 2 if value < 100 else 1}f}"
 
 
 def _interval(ratio: Speedup) -> str:
@@ -254,20 +261,21 @@ def _marks(report: ProfileReport, timing: Timing) -> str:
 def _settings(report: ProfileReport) -> Table:
     """One row per batch size and number of threads."""
     names = [printable(Path(item.path).name) for item in report.models]
-    columns = [f"{names[0]}\nms", "samples\nper second"]
+    samples = "samples\nper second"
+    columns = [f"{names[0]}\nms", samples]
     for name in names[1:]:
         columns += [f"{name}\nms", f"{TIMES} as long\n(95 % interval)"]
-    result = table("Batches and threads: medians", ["batch", "threads", *columns], ["batch", "threads", *columns])
+    result = table("Batches and threads: medians", ["setting", *columns], columns, optional=[samples])
     for i, timing in enumerate(report.model.timings):
-        cells = [f"{timing.median_ms:.3f}{_marks(report, timing)}", f"{timing.samples_per_second:,.0f}"]
+        cells = [f"{_number(timing.median_ms)}{_marks(report, timing)}", f"{timing.samples_per_second:,.0f}"]
         for item in report.compare:
             other = item.timings[i]
-            cells.append(f"{other.median_ms:.3f}{_marks(report, other)}")
+            cells.append(f"{_number(other.median_ms)}{_marks(report, other)}")
             ratio = other.speedup
             assert ratio is not None
             known = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
             cells.append(f"{ratio.median:.2f}{known}")
-        result.add_row(str(timing.batch), str(timing.threads), *cells)
+        result.add_row(f"batch {timing.batch}, {plural(timing.threads, 'thread')}", *cells)
     return result
 
 

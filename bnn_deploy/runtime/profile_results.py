@@ -62,7 +62,7 @@ class Speedup:
 class Timing:
     """Wall-clock time of `InferenceSession.run`, the call from Python included, of one model in one setting.
 
-    This is the steady state: after untimed runs, with the file, weights and memory where they stay.
+    This is the steady state: behind an untimed run of the same model, with its weights and memory where they stay.
 
     Attributes:
         batch: samples per run.

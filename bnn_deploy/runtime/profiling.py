@@ -52,11 +52,12 @@ MEMORY_RUNS = 3
 MAX_THREADS, MAX_THREADS_PER_CPU = 16, 4
 """Most threads that are measured: the first, or the second times the CPUs of this process, if that is more."""
 
-QUIET_S = 0.05
-"""Pause after a run with several threads, before another session's: idle threads spin for a while before they sleep."""
+QUIET_S, MOST_PAUSES = 0.02, 50
+"""After a run with several threads, before another session's: length and largest number of pauses until this process
+takes no CPU any more, because idle threads spin for a while (20 ms of CPU time) before they sleep."""
 
 WARM_S = 0.003
-"""Time of untimed runs after such a pause, at least one: it wakes the session's threads and the CPU's clock."""
+"""Time of untimed runs after such a pause: they wake the session's threads and the CPU's clock."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ def profile(
 ) -> ProfileReport:
     """Measure a model with the C++ kernels and, to compare, other models in onnxruntime alone.
 
-    All sessions live in this process and run on the same input in turns (A B C A B C), so that other load on the
-    machine affects all of them. Of several batch sizes and numbers of threads, every combination takes its turn, and
-    the first one is the setting of all else: memory, cold starts, nodes and the machine's bound, measured separately.
+    All sessions live in this process and run on the same input in turns (A A B B C C A A ..., of which every second one
+    is timed), so that other load on the machine affects all of them. Of several batch sizes and numbers of threads,
+    every combination takes its turn, and the first one is the setting of all else: memory, cold starts, nodes and the
+    machine's bound, measured separately.
 
     Args:
         model: path of the .onnx file.
@@ -245,27 +247,26 @@ def _running(setting: _Setting) -> Iterator[None]:
 def _time_in_turns(entrants: Sequence[_Entrant], runs: int) -> tuple[NDArray[np.float64], float | None]:
     """Time of each run in ms, [entrants, runs], and the CPU's share of it, see `ProfileReport.cpu_share`.
 
-    Where sessions with several threads take turns, every timed run has untimed ones of the same session before it, and
-    a pause before those, in which the threads of the session before go to sleep.
+    Where several take turns, every timed run has an untimed one of the same entrant before it: it brings back into the
+    caches what the others have displaced, so that a model's time is that of running it again and again, as it is when
+    it is measured alone. After a session with several threads there is a pause, in which these go to sleep.
     """
     times = np.empty((len(entrants), runs))
     for entrant in entrants:
         with _running(entrant.setting):
             for _ in range(WARMUP_RUNS):
                 entrant.run()
-    several = len({id(entrant.session) for entrant in entrants}) > 1
-    pausing = several and any(entrant.setting.threads > 1 for entrant in entrants)
     alone = wall = 0.0
     before = entrants[-1]
     for run in range(runs):
         for i, entrant in enumerate(entrants):
-            if pausing:
-                if before.setting.threads > 1 and before.session is not entrant.session:
-                    time.sleep(QUIET_S)
+            if before.setting.threads > 1 and before.session is not entrant.session:
+                _wait_for_idle_threads()
                 awake = time.perf_counter() + WARM_S
-                entrant.run()
                 while time.perf_counter() < awake:
                     entrant.run()
+            if len(entrants) > 1:
+                entrant.run()
             cpu = time.thread_time()
             start = time.perf_counter_ns()
             entrant.run()
@@ -275,6 +276,15 @@ def _time_in_turns(entrants: Sequence[_Entrant], runs: int) -> tuple[NDArray[np.
                 wall += times[i, run] / 1e3
             before = entrant
     return times, min(alone / wall, 1.0) if wall else None
+
+
+def _wait_for_idle_threads() -> None:
+    """Sleep until the threads of the session that ran last sleep, too."""
+    for _ in range(MOST_PAUSES):
+        before = time.process_time()
+        time.sleep(QUIET_S)
+        if time.process_time() - before < 0.05 * QUIET_S:
+            return
 
 
 def _timings(

@@ -232,7 +232,7 @@ def test_profile_prints_tables(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     for text in (
         "scalar (",
-        "3 timed after 5 untimed, 1 thread, the two models in turns",
+        "3 timed after 5 untimed, each behind an untimed one, 1 thread, the two models in turns",
         "x 1×1×28×28 (random)",  # noqa: RUF001
         "onnxruntime alone",
         "Nodes of binary.onnx: the 2 slowest of ",
@@ -266,7 +266,8 @@ def test_profile_of_several_settings(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'trace.json'}, for Perfetto or chrome://tracing"
     table = result.stdout[result.stdout.index("Batches and threads") :].split("\n\n")[0].splitlines()
-    assert [line.split()[:2] for line in table[-4:]] == [["1", "1"], ["4", "1"], ["1", "2"], ["4", "2"]]
+    settings = ("batch 1, 1 thread ", "batch 4, 1 thread ", "batch 1, 2 threads", "batch 4, 2 threads")
+    assert [line[:18] for line in table[-4:]] == list(settings)
     assert all(line.count(" to ") == 2 for line in table[-4:])
 
 

@@ -104,8 +104,10 @@ def test_models_run_in_turns() -> None:
     log: list[str] = []
     times, cpu_share = profiling._time_in_turns([entrant("a", log), entrant("b", log), entrant("c", log)], 4)
     assert times.shape == (3, 4)
-    assert log[3 * profiling.WARMUP_RUNS :] == ["a", "b", "c"] * 4
-    assert {log.count(name) for name in "abc"} == {profiling.WARMUP_RUNS + 4}
+    assert log[3 * profiling.WARMUP_RUNS :] == [*"aa", *"bb", *"cc"] * 4  # the first of two is not timed
+    log.clear()
+    profiling._time_in_turns([entrant("a", log)], 4)
+    assert log == ["a"] * (profiling.WARMUP_RUNS + 4)
     assert cpu_share is not None and 0 <= cpu_share <= 1
 
 
@@ -113,6 +115,7 @@ def test_threads_of_another_session_go_to_sleep_before_a_timed_run(monkeypatch: 
     log: list[str] = []
     monkeypatch.setattr(profiling, "WARM_S", 0.0)
     monkeypatch.setattr(profiling.time, "sleep", lambda seconds: log.append("pause"))
+    monkeypatch.setattr(profiling.time, "process_time", lambda: 0.0)
     one, other = entrant("1", log), entrant("2", log, threads=2)
     again = profiling._Entrant(other.setting, other.session, {})  # another batch size of the same session
     profiling._time_in_turns([one, other, again], 2)
@@ -121,6 +124,19 @@ def test_threads_of_another_session_go_to_sleep_before_a_timed_run(monkeypatch: 
     log.clear()
     assert profiling._time_in_turns([other, again], 1)[1] is None
     assert "pause" not in log
+
+
+def test_waits_while_threads_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(profiling.time, "sleep", pauses.append)
+    spun = iter([0.0, 0.02, 0.02, 0.022, 0.022, 0.022])
+    monkeypatch.setattr(profiling.time, "process_time", lambda: next(spun))
+    profiling._wait_for_idle_threads()
+    assert pauses == [profiling.QUIET_S] * 3
+    endless = iter(range(10**6))
+    monkeypatch.setattr(profiling.time, "process_time", lambda: next(endless))
+    profiling._wait_for_idle_threads()
+    assert len(pauses) == 3 + profiling.MOST_PAUSES
 
 
 def test_settings(binary: Path, flat: Path) -> None:
