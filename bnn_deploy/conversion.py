@@ -16,6 +16,7 @@ from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import BnnDeployError, InputError, option
 from bnn_deploy.files import is_file, require_outputs, write_files
 from bnn_deploy.image_input import ImageInput
+from bnn_deploy.json_form import json_form
 from bnn_deploy.kept import file_digest, keep_conversion
 from bnn_deploy.notebook import NotebookResult
 from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
@@ -71,6 +72,8 @@ class Conversion(NotebookResult):
         report: the outcome of each layer, for users: see `layers`.
     """
 
+    JSON_OMITTED: ClassVar = ("report",)
+
     output: Path
     float_output: Path | None
     binary_layers: tuple[str, ...]
@@ -103,16 +106,7 @@ class Conversion(NotebookResult):
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for json.dumps: the content of `--report`, and the attributes."""
-        own = asdict(self)
-        del own["report"]
-        return (
-            self.report.to_json()
-            | own
-            | {
-                "output": str(self.output),
-                "float_output": None if self.float_output is None else str(self.float_output),
-            }
-        )
+        return {**self.report.to_json(), **json_form(self)}
 
 
 def convert(
@@ -277,6 +271,7 @@ def convert(
         require_runs(contents[0], contents[1], float_inputs(original.model, shapes), original.name)
     examine(*contents)
     progress("writing")
+    result = replace(result, sha256=hashlib.sha256(contents[0]).hexdigest())
     files = {output: contents[0], float_output: contents[1], report: report_bytes(result)}
     write_files({path: content for path, content in files.items() if path is not None})
     if origin.source is not None and isinstance(source, str | os.PathLike):
@@ -285,7 +280,7 @@ def convert(
             "source": str(Path(source).absolute()),
             "arch": arch if origin.arch_file is None else f"{Path(file).absolute()}:{name}",
         }
-        keep_conversion(hashlib.sha256(contents[0]).hexdigest(), places)
+        keep_conversion(result.sha256, places)
     return Conversion(
         Path(output),
         None if float_output is None else Path(float_output),

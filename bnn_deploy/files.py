@@ -237,8 +237,25 @@ def sha256_of(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def model_bytes(path: str | os.PathLike[str]) -> int:
-    """Size of an .onnx file together with the external data files that it names, in bytes.
+def model_bytes(path: FilePath) -> int:
+    """Size of an .onnx file together with the external data files that it names, in bytes."""
+    content, external = _model_parts(path)
+    return len(content) + sum(file.stat().st_size for file in external)
+
+
+def model_sha256(path: FilePath) -> str:
+    """SHA-256 in hexadecimal of an .onnx file, continued with the external data files that it names, by their names."""
+    content, external = _model_parts(path)
+    digest = hashlib.sha256(content)
+    for name in external:
+        with name.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _model_parts(path: FilePath) -> tuple[bytes, list[Path]]:
+    """The content of an .onnx file, and the external data files that it names, sorted.
 
     A file that keeps its weights in another one has, per tensor, an `external_data` entry ("location", file name). The
     entry is found by its encoding, because parsing the file would need the onnx package.
@@ -250,5 +267,5 @@ def model_bytes(path: str | os.PathLike[str]) -> int:
         content[found.end() : found.end() + found[1][0]]
         for found in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", content)
     }
-    files = [path.parent / os.fsdecode(name) for name in names if b"\0" not in name]
-    return len(content) + sum(file.stat().st_size for file in files if file.is_file())
+    files = [path.parent / os.fsdecode(name) for name in sorted(names) if b"\0" not in name]
+    return content, [file for file in files if file.is_file()]

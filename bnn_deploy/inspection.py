@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bnn_deploy.errors import InputError, SetupError, reading
-from bnn_deploy.files import model_bytes, require_file, require_texts, require_utf8
+from bnn_deploy.files import model_bytes, model_sha256, require_file, require_texts, require_utf8
 from bnn_deploy.installation import install_command
+from bnn_deploy.json_form import document
 from bnn_deploy.operators.contract import DOMAIN, FLOAT, Operator, operator_of, standard_macs
 from bnn_deploy.operators.shapes import Call, Made, Shape
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
@@ -63,6 +65,8 @@ class Layer:
         binary_weights: whether its weights are stored in one bit each (UnpackWeights), as constant_bytes counts them.
         source: the tensor of the float graph that the output stands for, as the converter noted it.
         part_of: the name of the layer that it computes a further part of, as the converter noted it.
+        reads: the names of the tensors that it reads, without constants.
+        writes: the names of all its outputs.
     """
 
     name: str
@@ -85,6 +89,8 @@ class Layer:
     binary_weights: bool
     source: str | None
     part_of: str | None
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
 
     @property
     def binary(self) -> bool:
@@ -110,7 +116,10 @@ class ModelReport:
         inputs: the graph's inputs, without initializers.
         outputs: the graph's outputs.
         layers: the nodes, in the order of the file.
+        sha256: of these files, see `files.model_sha256`.
     """
+
+    JSON_PROPERTIES: ClassVar = ("binary_macs", "float_macs", "uncounted")
 
     path: str
     file_bytes: int
@@ -125,6 +134,7 @@ class ModelReport:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     layers: tuple[Layer, ...]
+    sha256: str
 
     @property
     def binary_macs(self) -> int:
@@ -143,8 +153,7 @@ class ModelReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for json.dumps."""
-        totals = {"binary_macs": self.binary_macs, "float_macs": self.float_macs, "uncounted": list(self.uncounted)}
-        return asdict(self) | totals
+        return document("inspection", self)
 
 
 def inspect_model(path: str | os.PathLike[str], content: bytes | None = None) -> ModelReport:
@@ -217,6 +226,8 @@ def _report(path: Path, model: onnx.ModelProto, content: bytes | None) -> ModelR
                 binary_weights=any(name in packed for name in node.input),
                 source=properties(node).get(SOURCE),
                 part_of=properties(node).get(PART_OF),
+                reads=tuple(dict.fromkeys(name for name in node.input if name and name not in constants)),
+                writes=tuple(name for name in node.output if name),
             )
         )
     return ModelReport(
@@ -233,6 +244,7 @@ def _report(path: Path, model: onnx.ModelProto, content: bytes | None) -> ModelR
         inputs=tuple(tensor(value.name) for value in graph.input if value.name not in constants),
         outputs=tuple(tensor(value.name) for value in graph.output),
         layers=tuple(layers),
+        sha256=model_sha256(path) if content is None else hashlib.sha256(content).hexdigest(),
     )
 
 

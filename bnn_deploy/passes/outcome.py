@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -27,6 +27,9 @@ class Decline:
         unpacked: why its weights are not stored as bits either, for a layer that stays float; None if they are, or if
             nothing was declined there.
     """
+
+    JSON_OMITTED: ClassVar = ("why", "unpacked")
+    JSON_PROPERTIES: ClassVar = ("reason", "has_sign_input")
 
     node: str
     op_type: str
@@ -54,15 +57,6 @@ class Decline:
         if isinstance(self.unpacked, ExactZeros) and not isinstance(why, ModelInput | RealInput):
             why = self.unpacked  # no bit could hold these weights, whatever stands before them
         return with_options((why.last_advice if last else "") or why.advice)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps."""
-        return {
-            "node": self.node,
-            "op_type": self.op_type,
-            "reason": self.reason,
-            "has_sign_input": self.has_sign_input,
-        }
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from bnn_deploy.errors import option
+from bnn_deploy.json_form import document
 from bnn_deploy.notebook import NotebookResult
 from bnn_deploy.proof.histogram import Histogram
 
@@ -305,7 +304,10 @@ class Verification(NotebookResult):
             passed.
         errors: one line for each failure that the other attributes do not show, such as a backend that does not run.
         notes: remarks for the reader, such as that only outputs were compared.
+        sha256: of the converted model, see `files.model_sha256`.
     """
+
+    JSON_PROPERTIES: ClassVar = ("passed", "complete", "failures")
 
     model: str
     reference: str
@@ -329,6 +331,7 @@ class Verification(NotebookResult):
     interrupted: bool = False
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sha256: str = ""
 
     shown_columns: ClassVar[tuple[str, ...]] = (
         "layer",
@@ -394,7 +397,7 @@ class Verification(NotebookResult):
                 f"{len(unexplained)} predictions differ for no reason within the tolerances; first: sample "
                 f"{first.sample}{_classes(first)} ({first.backend}{first.output and f', output {first.output}'})"
             )
-        lines += [self._disagreement(output) for output in self.outputs if not self._agrees(output)]
+        lines += filter(None, map(self.disagreement, self.outputs))
         for source in self.source if self.filled else []:
             if not self._agrees(source):
                 lines.append(
@@ -408,8 +411,10 @@ class Verification(NotebookResult):
     def _agrees(self, output: OutputResult) -> bool:
         return output.samples - output.agreeing <= self.tolerances.may_differ(output.samples)
 
-    def _disagreement(self, output: OutputResult) -> str:
-        """That too few samples agree, why, and what can be done."""
+    def disagreement(self, output: OutputResult) -> str:
+        """That too few samples agree, why, and what can be done; "" if enough do."""
+        if self._agrees(output):
+            return ""
         where = f"{output.backend}{output.output and f', output {output.output}'}"
         differing = output.samples - output.agreeing
         why = "each difference begins within rounding, but they add up"
@@ -434,22 +439,13 @@ class Verification(NotebookResult):
 
     def to_json(self) -> dict[str, Any]:
         """The whole result, for `--json`; infinity and NaN, which JSON lacks, become null."""
-        return {**finite(asdict(self)), "passed": self.passed, "failures": self.failures}
+        return document("verification", self)
 
 
 def _classes(disagreement: Disagreement) -> str:
     if disagreement.model_class is None:
         return ""
     return f", class {disagreement.model_class} instead of {disagreement.reference_class}"
-
-
-def finite(value: Any) -> Any:
-    """`value`, of plain types, with None in place of floats that are not finite."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 class Interrupted(KeyboardInterrupt):

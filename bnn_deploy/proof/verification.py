@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bnn_deploy.errors import InputError, option
-from bnn_deploy.files import require_file
+from bnn_deploy.files import model_sha256, require_file
 from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import Progress
@@ -134,6 +134,7 @@ def verify(
         result = verifier.run(progress)
         result.notes += original.notes
         del verifier, reference  # their sessions and weights
+    result.sha256 = model_sha256(model)
     after = library_info().calls
     result.isas = [isa for isa in isas if after.get(isa, 0) > info.calls.get(isa, 0)]
     idle = [isa for isa in isas if isa not in result.isas]

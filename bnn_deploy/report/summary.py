@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnn_deploy.json_form import document
 from bnn_deploy.operators.contract import is_binary_layer, operator_of
 from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.outcome import Decline, display_name
@@ -74,9 +75,6 @@ def binary_layers(model: ir.Model) -> list[str]:
     """The names of the binary convolutions and linear layers of a converted model."""
     return [node.name or "" for node in model.graph if is_binary_layer(node) and part_of(node) is None]
 
-
-REPORT_FORMAT = 1
-"""Version of the JSON form."""
 
 INT8 = "int8"
 
@@ -211,20 +209,27 @@ class Report:
         not_fused: what the passes declined to fuse, with the reason.
         constant_channels: for each binarisation with channels whose bit never changes: which, how many, of how many.
         notes: what was done to the source before the passes that its user should know, one line each.
+        sha256: of the converted model; None if none was written.
     """
+
+    JSON_PROPERTIES: ClassVar = ("counts",)
 
     source: str
     layers: tuple[LayerReport, ...]
     not_fused: tuple[Decline, ...]
     constant_channels: tuple[tuple[str, int, int], ...]
     notes: tuple[str, ...] = ()
+    sha256: str | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of layers of each status."""
+        statuses = [layer.status for layer in self.layers]
+        return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps; `counts` has the number of layers of each status, `format` is REPORT_FORMAT."""
-        statuses = [layer.status for layer in self.layers]
-        counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-        own = {"not_fused": [decline.to_json() for decline in self.not_fused]}
-        return {"format": REPORT_FORMAT} | asdict(self) | own | {"counts": counts}
+        """Plain types, for json.dumps."""
+        return document("conversion", self)
 
 
 def quantized(layers: Sequence[LayerReport], names: Iterable[str]) -> tuple[LayerReport, ...]:

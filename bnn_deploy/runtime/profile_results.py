@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bnn_deploy.json_form import document
 from bnn_deploy.notebook import NotebookResult
 from bnn_deploy.runtime.bound import Bound
 from bnn_deploy.runtime.machine import Board
@@ -110,6 +111,8 @@ class Memory:
         peak_bytes: after the model has run; the file's bytes, weights, activations and arena are all in it.
     """
 
+    JSON_PROPERTIES: ClassVar = ("model_bytes",)
+
     baseline_bytes: int
     peak_bytes: int
 
@@ -145,6 +148,8 @@ class NodeTime:
         bound_share: gmacs_per_second divided by the machine's measured bound for the kind of layer; None without one.
     """
 
+    JSON_PROPERTIES: ClassVar = ("speedup_if_free",)
+
     name: str
     op_type: str
     kind: str
@@ -161,6 +166,11 @@ class NodeTime:
     gbytes_per_second: float | None
     bound_share: float | None
 
+    @property
+    def speedup_if_free(self) -> float | None:
+        """How many times as fast all nodes would be if this took no time; None if it is all."""
+        return speedup_if_free(self.share)
+
 
 @dataclass(frozen=True)
 class TimeShare:
@@ -173,6 +183,8 @@ class TimeShare:
         share: the sum of their shares.
     """
 
+    JSON_PROPERTIES: ClassVar = ("speedup_if_free",)
+
     name: str
     nodes: int
     median_ms: float
@@ -182,10 +194,6 @@ class TimeShare:
     def speedup_if_free(self) -> float | None:
         """How many times as fast all nodes would be if these took no time; None if these are all."""
         return speedup_if_free(self.share)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps."""
-        return asdict(self) | {"speedup_if_free": self.speedup_if_free}
 
 
 def speedup_if_free(share: float) -> float | None:
@@ -203,6 +211,30 @@ def grouped(nodes: Iterable[NodeTime], key: Callable[[NodeTime], str]) -> tuple[
 
 
 @dataclass(frozen=True)
+class Dominant:
+    """The names of the slowest nodes, as few as take half of the time, their share, and the speed-up without them."""
+
+    nodes: tuple[str, ...]
+    share: float
+    speedup_if_free: float | None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Where a model's time goes.
+
+    Attributes:
+        kinds: the nodes summed per kind, most expensive first.
+        dominant: the slowest nodes.
+        half_filled: the names of the binary layers with unused bits in the words of their weights, slowest first.
+    """
+
+    kinds: tuple[TimeShare, ...]
+    dominant: Dominant
+    half_filled: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ModelProfile:
     """The measurements of one model.
 
@@ -214,7 +246,10 @@ class ModelProfile:
         memory: peak memory in the first setting, of the same process.
         nodes: time per node in the first setting in execution order, from a session of its own: profiling slows a
             session down.
+        sha256: of these files, see `files.model_sha256`.
     """
+
+    JSON_PROPERTIES: ClassVar = ("timing", "ops", "advice")
 
     path: str
     file_bytes: int
@@ -222,6 +257,7 @@ class ModelProfile:
     cold_start: ColdStart
     memory: Memory
     nodes: tuple[NodeTime, ...]
+    sha256: str = ""
 
     @property
     def timing(self) -> Timing:
@@ -253,31 +289,12 @@ class ModelProfile:
         """The binary layers with unused bits in the words of their weights, slowest first."""
         return tuple(sorted((node for node in self.nodes if node.unused_bits), key=lambda node: -node.median_ms))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps: the attributes, and what follows from them.
-
-        `timing` is the first of `timings`; `memory` has `model_bytes`, each node has `speedup_if_free`. `ops` and
-        `advice.kinds` are lists of TimeShare with `speedup_if_free`, by operator and by kind of node. `advice.dominant`
-        has the names of the slowest `nodes` that take half of the time, their `share` and `speedup_if_free`;
-        `advice.half_filled` the names of the binary layers with `unused_bits`, slowest first.
-        """
-        result = asdict(self)
-        result["timing"] = asdict(self.timing)
-        result["memory"]["model_bytes"] = self.memory.model_bytes
-        for entry, node in zip(result["nodes"], self.nodes, strict=True):
-            entry["speedup_if_free"] = speedup_if_free(node.share)
-        result["ops"] = [group.to_json() for group in self.ops]
-        share = sum(node.share for node in self.dominant)
-        result["advice"] = {
-            "kinds": [group.to_json() for group in self.kinds],
-            "dominant": {
-                "nodes": [node.name for node in self.dominant],
-                "share": share,
-                "speedup_if_free": speedup_if_free(share),
-            },
-            "half_filled": [node.name for node in self.half_filled],
-        }
-        return result
+    @property
+    def advice(self) -> Advice:
+        """What takes the time, by the names of the nodes."""
+        names, share = tuple(node.name for node in self.dominant), sum(node.share for node in self.dominant)
+        dominant = Dominant(names, share, speedup_if_free(share))
+        return Advice(self.kinds, dominant, tuple(node.name for node in self.half_filled))
 
 
 @dataclass(frozen=True)
@@ -310,6 +327,8 @@ class ProfileReport(NotebookResult):
         cpu_share: the CPU time of the calling thread divided by the wall-clock time, in the timed runs with one thread:
             below 1 where other programs had its CPU; None without such runs.
     """
+
+    JSON_PROPERTIES: ClassVar = ("speedup", "isa", "throttled", "noisy", "notes")
 
     model: ModelProfile
     compare: tuple[ModelProfile, ...]
@@ -375,6 +394,11 @@ class ProfileReport(NotebookResult):
         return tuple(found)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Further remarks on the machine's speed."""
+        return self.board.notes
+
+    @property
     def isa(self) -> str | None:
         """The instruction set that ran; None if no binary kernel did."""
         return "+".join(self.isa_calls) or None
@@ -396,15 +420,7 @@ class ProfileReport(NotebookResult):
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for json.dumps."""
-        result = asdict(self)
-        result["model"] = self.model.to_json()
-        result["compare"] = [item.to_json() for item in self.compare]
-        result["speedup"] = None if self.speedup is None else asdict(self.speedup)
-        result["isa"] = self.isa
-        result["throttled"] = list(self.throttled)
-        result["noisy"] = list(self.noisy)
-        result["notes"] = list(self.board.notes)
-        return result
+        return document("profile", self)
 
 
 def _setting(item: ModelProfile, timing: Timing) -> str:

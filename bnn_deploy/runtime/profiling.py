@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, SetupError
-from bnn_deploy.files import model_bytes, require_outputs, temporary_folder, write_files
+from bnn_deploy.files import model_bytes, model_sha256, require_outputs, temporary_folder, write_files
 from bnn_deploy.runtime.bound import measure_bound
 from bnn_deploy.runtime.inputs import feed_of, session_inputs
 from bnn_deploy.runtime.machine import cpu_name, read_board, read_state
@@ -171,7 +171,8 @@ def profile(
         events = _run_nodes(setting, feed, min(runs, MAX_NODE_RUNS))
         nodes = node_times(events, WARMUP_RUNS, setting.path, samples, bound)
         traced.append((setting.path, events))
-        profiles.append(ModelProfile(setting.path, model_bytes(setting.path), found, start, memory, nodes))
+        size, digest = model_bytes(setting.path), model_sha256(setting.path)
+        profiles.append(ModelProfile(setting.path, size, found, start, memory, nodes, digest))
     if trace is not None:
         write_files({trace: json.dumps(trace_events(traced)).encode()})
 

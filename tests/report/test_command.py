@@ -34,7 +34,7 @@ def test_the_report_is_what_the_command_prints_as_json(tmp_path: Path) -> None:
     result = run(*arguments, "--report", tmp_path / "r.json", "--json")
     assert result.exit_code == 0, result.output
     written, printed = json.loads((tmp_path / "r.json").read_text()), json.loads(result.stdout)
-    assert written["format"] == 1
+    assert (written["format"], written["version"]) == ("bnn-deploy conversion", 1)
     assert written["source"] == str(tmp_path / "f.onnx")
     assert written["counts"] == {"binary": 1, "float": 1}
     assert {key: printed[key] for key in written} == written

@@ -6,15 +6,16 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.files import require_file
+from bnn_deploy.json_form import document
 from bnn_deploy.operators.bits import WORD, words
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
@@ -28,7 +29,6 @@ from bnn_deploy.proof.golden.record import (
     read_golden,
 )
 from bnn_deploy.proof.margins import absolute_error, classes, has_classes, magnitudes, relative_error
-from bnn_deploy.proof.results import finite
 from bnn_deploy.runtime.session import library_info, load_session
 
 FLIPPED_SHARE = 0.25
@@ -142,7 +142,10 @@ class GoldenVerification:
         float_layers: results of question 1 for the floats of binary layers.
         outputs: results of question 2.
         errors: one line for each other failure.
+        sha256: of the model's file.
     """
+
+    JSON_PROPERTIES: ClassVar = ("passed", "failures")
 
     model: str
     golden: str
@@ -155,6 +158,7 @@ class GoldenVerification:
     float_layers: list[GoldenFloatLayer] = field(default_factory=list)
     outputs: list[GoldenOutput] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    sha256: str = ""
 
     def __bool__(self) -> bool:
         return self.passed
@@ -186,7 +190,7 @@ class GoldenVerification:
 
     def to_json(self) -> dict[str, Any]:
         """The whole result, for `--json`; infinity and NaN, which JSON lacks, become null."""
-        return {**finite(asdict(self)), "passed": self.passed, "failures": self.failures}
+        return document("golden verification", self)
 
 
 def check_golden(
@@ -230,7 +234,9 @@ def check_golden(
         )
     few = min(body_samples, len(expected.inputs))
     relative = max(output.relative for output in expected.outputs)
-    result = GoldenVerification(str(model), str(golden), len(expected.inputs), few, [], relative, expected.made_with)
+    result = GoldenVerification(
+        str(model), str(golden), len(expected.inputs), few, [], relative, expected.made_with, sha256=digest
+    )
     result.layers = [
         GoldenLayer(
             tensor.layer,
