@@ -271,7 +271,8 @@ def convert(
         require_runs(contents[0], contents[1], float_inputs(original.model, shapes), original.name)
     examine(*contents)
     progress("writing")
-    result = replace(result, sha256=hashlib.sha256(contents[0]).hexdigest())
+    digest = hashlib.sha256(contents[0]).hexdigest()
+    result = replace(result, sha256=digest)
     files = {output: contents[0], float_output: contents[1], report: report_bytes(result)}
     write_files({path: content for path, content in files.items() if path is not None})
     if origin.source is not None and isinstance(source, str | os.PathLike):
@@ -280,7 +281,7 @@ def convert(
             "source": str(Path(source).absolute()),
             "arch": arch if origin.arch_file is None else f"{Path(file).absolute()}:{name}",
         }
-        keep_conversion(result.sha256, places)
+        keep_conversion(digest, places)
     return Conversion(
         Path(output),
         None if float_output is None else Path(float_output),

@@ -57,7 +57,7 @@ def test_layers_of_a_converted_model(binary: Path) -> None:
     found = layers(report)
     assert list(found) == ["conv1", "pool1", "sign1", "conv2", "pool2", "ip1", "flatten", "ip2"]
     conv2 = found["conv2"]
-    assert conv2.output.shape == ["N", 8, 8, 2]
+    assert conv2.output.shape == ("N", 8, 8, 2)
     assert (conv2.output.dtype, conv2.output_bits) == ("uint32", 50)
     assert conv2.source == "float_b2"
     assert conv2.binary
@@ -164,7 +164,7 @@ def test_stale_shapes_in_the_file_do_not_mislead(binary: Path) -> None:
     model = onnx.load(binary)
     model.graph.value_info.append(helper.make_tensor_value_info("b2", TensorProto.UINT32, ["a", "b", "c", "d"]))
     onnx.save(model, binary)
-    assert layers(inspect_model(binary))["conv2"].output.shape == ["N", 8, 8, 2]
+    assert layers(inspect_model(binary))["conv2"].output.shape == ("N", 8, 8, 2)
 
 
 def test_unknown_image_size_is_not_counted_as_zero(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ COMMANDS = {
     "verify": ("bnn_deploy.cli.verify", "Prove that a converted model computes what its source does."),
     "profile": ("bnn_deploy.cli.profile", "Measure speed and memory, also against the float model."),
     "inspect": ("bnn_deploy.cli.inspect", "Show a model's layers, shapes, bits, MACs and bytes."),
+    "report": ("bnn_deploy.cli.report", "Make one HTML page of a model, its proof and its profile."),
     "run": ("bnn_deploy.cli.run", "Convert, verify and profile as bnn-deploy.toml says."),
     "bundle": ("bnn_deploy.cli.bundle", "Pack a model, its golden results and the wheel into one file for a board."),
     "deploy": ("bnn_deploy.cli.deploy", "Copy a bundle to a board, run it there, fetch the report."),
@@ -56,6 +57,9 @@ CONVERT_PACKAGES = {"onnx", "onnx_ir", "onnxscript", "torch"}
 """The packages that only the extra `convert` brings."""
 
 _DEBUG = "bnn_deploy.debug"
+
+ARGUMENTS = "bnn_deploy.arguments"
+"""The entry of click's `Context.meta` that has the arguments of the program."""
 
 QUIET = "bnn_deploy.quiet"
 """The entry of click's `Context.meta` that is True with --quiet, which `console` reads."""
@@ -110,6 +114,7 @@ class LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Note whether `--debug` is anywhere among the arguments."""
         ctx.meta[_DEBUG] = "--debug" in args
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> None:

@@ -14,6 +14,7 @@ from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import TIMES, exact_bytes, plural, print_json, progress, show, show_command
 from bnn_deploy.cli.convert import print_conversion
 from bnn_deploy.cli.options import example
+from bnn_deploy.cli.page_file import PICTURES, html_option, make_record, require_page, write_page
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_verification
 from bnn_deploy.files import write_files
@@ -59,9 +60,17 @@ class _Network:
 )
 @click.option("--threads", type=click.IntRange(1), default=1, help="Intra-op threads of the profile.")
 @click.option("--runs", type=click.IntRange(1), default=200, help="Timed runs of the profile.")
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
-    source: Path | None, arch: str | None, data: Path | None, output: Path, threads: int, runs: int, as_json: bool
+    source: Path | None,
+    arch: str | None,
+    data: Path | None,
+    output: Path,
+    threads: int,
+    runs: int,
+    html: Path | None,
+    as_json: bool,
 ) -> int:
     """Convert, verify and profile a network, and say in short what came of it.
 
@@ -76,6 +85,7 @@ def command(
 
     if source is None and (arch is not None or data is not None):
         raise click.UsageError("--arch and --data belong to a SOURCE; without one, the embedded LeNet-5 is used")
+    require_page(html, {"source": source, "file of inputs": data})
     output.mkdir(parents=True, exist_ok=True)
     network = _embedded(output) if source is None else _Network(source, arch, data)
     # nin.pth.tar, the recipe's suffix, becomes nin.onnx.
@@ -90,17 +100,34 @@ def command(
         print_conversion(network.source, "auto", conversion, before, after)
         _echo("verify", model, "--against", network.source, "--arch", network.own_arch, "--data", network.data)
     with progress() as step:
-        verification = verify(model, network.source, arch=network.own_arch, data=network.data, progress=step)
+        verification = verify(
+            model,
+            network.source,
+            arch=network.own_arch,
+            data=network.data,
+            pictures=0 if html is None else PICTURES,
+            progress=step,
+        )
     if not as_json:
         print_verification(verification)
         show("")
         _echo("profile", model, "--compare", float_model, "--threads", threads, "--runs", runs)
     with progress(measuring=True) as step:
         report = profile(model, float_model, threads=threads, runs=runs, progress=step)
+    sizes = {"before": before.to_json(), "after": after.to_json(), "quantization": None}
+    record = make_record(
+        model,
+        {
+            "model": after.to_json(),
+            "conversion": conversion.to_json() | sizes,
+            "verification": verification.to_json(),
+            "profile": report.to_json(),
+        },
+    )
+    if html is not None:
+        write_page(html, record)
     if as_json:
-        print_json(
-            {"conversion": conversion.to_json(), "verification": verification.to_json(), "profile": report.to_json()}
-        )
+        print_json(record)
         return 0 if verification.passed else CHECK_FAILED
     print_report(report)
     # The bodies come first; a model with binary weights only has no kernels.
@@ -127,6 +154,8 @@ def command(
         *network.embedded,
     ):
         show(f"  {path.name:<18} {what}")
+    if html is not None:
+        show(f"The page of all this: {html}")
     return 0 if verification.passed else CHECK_FAILED
 
 

@@ -24,6 +24,7 @@ from bnn_deploy.cli.console import (
     tensor_text,
 )
 from bnn_deploy.cli.options import example
+from bnn_deploy.cli.page_file import html_option, make_record, require_page, write_page
 from bnn_deploy.cli.tables import Table
 from bnn_deploy.runtime.machine import Board, Clock
 from bnn_deploy.runtime.profile_results import (
@@ -85,6 +86,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> list
     metavar="FILE",
     help="Write the runs of the nodes as a trace for Perfetto or chrome://tracing.",
 )
+@html_option
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
@@ -98,12 +100,14 @@ def command(
     nodes: int,
     verbose: bool,
     trace: Path | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL.onnx with the C++ kernels: time, memory, size, and the time of each node.
 
     With --compare, all models run in this process in turns, on the same input, with the same number of threads.
     """
+    require_page(html, {"model": model, **{f"model {path}": path for path in compare}, "file of inputs": data})
     with progress(measuring=True) as step:
         report = profile(
             model,
@@ -125,6 +129,8 @@ def command(
             show("--verbose shows all nodes and operators, and how they were measured.")
         if trace is not None:
             show(f"wrote {printable(str(trace))}, for Perfetto or chrome://tracing", result=True)
+    if html is not None:
+        write_page(html, make_record(model, {"profile": report.to_json()}))
 
 
 def print_warnings(report: ProfileReport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,7 +18,10 @@ from bnn_deploy.cli.options import (
     parse_arch_args,
     parse_preprocessing,
 )
+from bnn_deploy.cli.page_file import PICTURES, html_option, make_record, require_page, write_page
+from bnn_deploy.files import require_outputs, write_files
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
+from bnn_deploy.proof.junit import junit_xml
 from bnn_deploy.proof.margins import AGREEING_ERROR
 from bnn_deploy.proof.results import Interrupted, OperatorResult, OutputResult, Tolerances, Verification
 from bnn_deploy.proof.verification import verify
@@ -52,8 +56,8 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--pictures",
     type=click.IntRange(0),
-    default=0,
-    help="Put small pictures of up to so many samples, of those that differ most, into the JSON.",
+    help=f"Put small pictures of up to so many samples, of those that differ most, into JSON and page; {PICTURES} with "
+    "--html if left out, else none.",
 )
 @click.option(
     "--reference-samples", type=click.IntRange(1), default=8, help="Inputs for onnx's slow ReferenceEvaluator."
@@ -67,6 +71,8 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="Share of the samples whose outputs must agree with the reference's, running free.",
 )
+@html_option
+@click.option("--junit", type=_PATH, metavar="FILE.xml", help="Also write the result as JUnit XML, for CI.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 @click.pass_context
@@ -86,11 +92,13 @@ def command(
     mean: str | None,
     std: str | None,
     seed: int | None,
-    pictures: int,
+    pictures: int | None,
     reference_samples: int,
     isas: tuple[str, ...],
     threads: int | None,
     min_agreement: float,
+    html: Path | None,
+    junit: Path | None,
     as_json: bool,
 ) -> int:
     """Prove that MODEL.onnx computes what the checkpoint or float model does: bit by bit, layer by layer, by class.
@@ -102,12 +110,21 @@ def command(
 
     With --golden: prove that this machine computes, bit by bit, what the machine that made the bundle computed.
     """
+    read = {"model": model, "source": against, "golden file": golden, "file of inputs": data}
+    require_outputs({"page": html, "JUnit XML": junit}, read)
+    require_page(html, read)
     if golden is not None:
         _refuse_with_golden(ctx)
-        return _verify_golden(model, golden, isas, threads, as_json)
+        checked = _verify_golden(model, golden, isas, threads, as_json)
+        _write(model, checked, {"golden": checked.to_json()}, html, junit)
+        return 0 if checked.passed else CHECK_FAILED
     arguments = parse_arch_args(arch_args)
     preprocessing = parse_preprocessing(size, crop, mean, std)
-    print_result = _print_json if as_json else print_verification
+
+    def tell(result: Verification) -> None:
+        (_print_json if as_json else print_verification)(result)
+        _write(model, result, {"verification": result.to_json()}, html, junit)
+
     try:
         with progress() as step:
             result = verify(
@@ -121,7 +138,7 @@ def command(
                 samples=samples,
                 preprocessing=preprocessing,
                 seed=seed,
-                pictures=pictures,
+                pictures=pictures if pictures is not None else PICTURES if html is not None else 0,
                 reference_samples=reference_samples,
                 isas=isas or None,
                 threads=threads,
@@ -130,14 +147,28 @@ def command(
             )
     except Interrupted as stopped:
         if stopped.result.operators or stopped.result.samples:
-            print_result(stopped.result)
+            tell(stopped.result)
         raise
-    print_result(result)
+    tell(result)
     return 0 if result.passed else CHECK_FAILED
 
 
 def _print_json(result: Verification) -> None:
     print_json(result.to_json())
+
+
+def _write(
+    model: Path,
+    result: Verification | GoldenVerification,
+    parts: dict[str, dict[str, Any]],
+    html: Path | None,
+    junit: Path | None,
+) -> None:
+    """Write the page and the JUnit XML that were asked for."""
+    if html is not None:
+        write_page(html, make_record(model, parts))
+    if junit is not None:
+        write_files({junit: junit_xml(result)})
 
 
 def _refuse_with_golden(ctx: click.Context) -> None:
@@ -163,14 +194,16 @@ def _refuse_with_golden(ctx: click.Context) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} and --golden exclude each other")
 
 
-def _verify_golden(model: Path, golden: Path, isas: tuple[str, ...], threads: int | None, as_json: bool) -> int:
+def _verify_golden(
+    model: Path, golden: Path, isas: tuple[str, ...], threads: int | None, as_json: bool
+) -> GoldenVerification:
     with progress() as step:
         result = check_golden(model, golden, isas=isas or None, threads=threads, progress=step)
     if as_json:
         print_json(result.to_json())
     else:
         print_golden(result)
-    return 0 if result.passed else CHECK_FAILED
+    return result
 
 
 def print_golden(result: GoldenVerification) -> None:

@@ -30,6 +30,7 @@ class Files:
             "verify --golden": ["verify", model, "--golden", self.given / "golden.npz"],
             "profile": ["profile", model, "--compare", self.given / "f.onnx", "--runs", "2"],
             "demo": ["demo", EXPORT, "-o", out, "--runs", "2"],
+            "report": ["report", model, "--compare", self.given / "f.onnx", "--runs", "2", "-o", out / "r.html"],
             "bundle": ["bundle", model, *self.bundle, "-o", out / "b.tar.gz"],
             "run-bundle": ["run-bundle", self.given / "bnn-deploy-bundle", "--report", out / "r.json", "--runs", "2"],
         }

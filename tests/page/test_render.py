@@ -1,0 +1,116 @@
+"""The page as HTML: what is on it, what a record lacks, and that nothing from a file becomes part of its code."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnn_deploy.errors import InputError
+from bnn_deploy.page.record import PARTS
+from bnn_deploy.page.render import render
+from bnn_deploy.proof.golden.make import make_golden
+from bnn_deploy.proof.golden.record import write_golden
+from support.converted import Converted
+from support.pages import HOSTILE, Elements, loads, run, with_hostile_texts
+
+Made = tuple[dict[str, Any], Path]
+
+
+def page(record: dict[str, Any]) -> str:
+    return render(record, "record.json").decode()
+
+
+def test_the_page_says_what_came_out(record: Made) -> None:
+    found, file = record
+    text = file.read_text()
+    assert text == page(found)
+    output, shown = found["verification"]["outputs"][1], "".join(Elements(text).texts)
+    for expected in (
+        "Equivalent: the model computes what its source computes.",
+        f"{100 * output['correct'] / output['samples']:.2f} %",
+        "bin_conv2.conv",
+        found["sha256"],
+        found["runs"][0]["command"],
+        f"onnxruntime {found['runs'][0]['versions']['onnxruntime']}",
+    ):
+        assert expected in shown
+    ids = {attributes.get("id") for _, attributes in Elements(text).found}
+    assert ids >= {"network", "layers", "outputs", "waterfall", "became"}
+
+
+def test_the_page_is_whole_html_and_asks_for_nothing(record: Made) -> None:
+    text = record[1].read_text()
+    elements = Elements(text)
+    assert elements.open == [] and elements.found[0][0] == "html"
+    assert loads(elements) == []
+    assert "http:" not in text and "https:" not in text
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_page_that_asks_for_something_is_found() -> None:
+    for text in ('<img src="a.png">', "<p style=\"background: url('b')\"></p>", "<script></script>"):
+        assert len(loads(Elements(f"<p>{text}</p>"))) == 1
+
+
+def test_nothing_from_a_file_becomes_code(record: Made) -> None:
+    found = record[0]
+    hostile = with_hostile_texts(found) | {"sha256": found["sha256"]}
+    hostile["model"]["metadata"][HOSTILE] = HOSTILE
+    sample = next(iter(hostile["verification"]["pictures"]))
+    hostile["verification"]["pictures"] |= {sample: HOSTILE}
+    elements, plain = Elements(page(hostile)), Elements(page(found))
+    assert {tag for tag, _ in elements.found} == {tag for tag, _ in plain.found}
+    assert loads(elements) == []
+    assert not any(name.startswith("on") for _, attributes in elements.found for name in attributes)
+    assert f"bin_conv2.conv{HOSTILE}" in "".join(elements.texts)
+
+
+@pytest.mark.parametrize("part", [name for name in PARTS if name != "golden"])
+def test_a_part_alone_makes_a_page(record: Made, part: str) -> None:
+    text = page({**record[0], **{name: None for name in PARTS if name != part}})
+    elements = Elements(text)
+    assert elements.open == [] and loads(elements) == []
+    assert ("Equivalent" in text, "Not verified" in text) == (
+        (True, False) if part == "verification" else (False, True)
+    )
+    assert "Not in this report, and how to add it:" in text
+
+
+def test_the_golden_results_of_a_board(lenet5: Converted, tmp_path: Path) -> None:
+    golden, floats = tmp_path / "golden.npz", tmp_path / "board.html"
+    write_golden(make_golden(lenet5.model, samples=2), golden)
+    run("verify", lenet5.model, "--golden", golden, "--html", floats)
+    text = floats.read_text()
+    assert "This machine computes, bit by bit, what the machine that made the bundle computed." in text
+    assert "bin_conv2.conv" in text and Elements(text).open == []
+
+
+def test_without_a_part_the_page_says_how_to_add_it(record: Made) -> None:
+    text = page({**record[0], "verification": None, "profile": None})
+    assert "bnn-deploy report lenet5.onnx --against SOURCE --data FILE -o FILE.html" in text
+    assert "bnn-deploy report lenet5.onnx --compare FLOAT.onnx -o FILE.html" in text
+    assert "Not in this report" not in page(record[0])
+
+
+def test_a_failed_proof_is_said_first(record: Made) -> None:
+    found = copy.deepcopy(record[0])
+    proof = found["verification"]
+    proof["layers"][1]["passed"] = False
+    proof |= {"passed": False, "failures": ["layer 'bin_conv2.conv': 3 of 9 bits differ"]}
+    text = page(found)
+    assert "Not equivalent: verify FAILED." in text
+    assert proof["failures"][0] in Elements(text).texts
+    assert text.index("Not equivalent") < text.index("bits differ") < text.index('id="network"')
+    assert '<span class="state bad">FAILED</span>' in text
+    assert '<span class="state bad">' not in page(record[0])
+
+
+def test_a_damaged_record_is_refused_in_one_line(record: Made) -> None:
+    found = copy.deepcopy(record[0])
+    del found["profile"]["model"]["nodes"]
+    with pytest.raises(InputError, match=r"^x\.json: not a record that bnn-deploy wrote, or a damaged one"):
+        render(found, "x.json")

@@ -1,0 +1,182 @@
+"""JSON Schemas of what the commands print with `--json`, made from the classes of the results.
+
+`python -m tests.support.schemas` writes them to docs/schemas/; tests/test_schemas.py holds them against what the
+commands print. What an attribute means is taken from the docstring of its class.
+
+The published schemas allow further entries, since later versions may add some; tests close them (`closed`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bnn_deploy.conversion import Conversion
+from bnn_deploy.inspection import ModelReport
+from bnn_deploy.json_form import VERSION, json_names
+from bnn_deploy.page.record import PARTS, Run
+from bnn_deploy.proof.golden.check import GoldenVerification
+from bnn_deploy.proof.results import Verification
+from bnn_deploy.report.summary import Report
+from bnn_deploy.runtime.profile_results import ProfileReport
+
+FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
+
+Json = dict[str, Any]
+
+RESULTS: dict[str, type] = {
+    "inspection": ModelReport,
+    "conversion": Report,
+    "verification": Verification,
+    "golden verification": GoldenVerification,
+    "profile": ProfileReport,
+}
+"""The document's `format`, without "bnn-deploy " -> the class that it is the JSON form of."""
+
+SCALARS: dict[Any, Any] = {str: "string", int: "integer", bool: "boolean", NoneType: "null", Path: "string"}
+
+
+class Schemas:
+    """Schemas of types; those of classes are kept in `defs`, and referred to.
+
+    Attributes:
+        defs: name of a class -> its schema.
+    """
+
+    def __init__(self) -> None:
+        self.defs: Json = {}
+
+    def of(self, hint: Any) -> Json:
+        """The schema of a type."""
+        origin, arguments = get_origin(hint), get_args(hint)
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            if hint.__name__ not in self.defs:
+                self.defs[hint.__name__] = {}
+                self.defs[hint.__name__] = self.fields(hint)
+            return {"$ref": f"#/$defs/{hint.__name__}"}
+        if hint in SCALARS:
+            return {"type": SCALARS[hint]}
+        if hint is float:
+            return {"type": ["number", "null"]}  # null is infinity or NaN
+        if origin in (Union, UnionType):
+            return {"anyOf": [self.of(argument) for argument in arguments]}
+        if origin is Literal:
+            return {"enum": list(arguments)}
+        if origin is dict:
+            return {"type": "object", "additionalProperties": self.of(arguments[1])}
+        if origin is list or (origin is tuple and arguments[1:] == (...,)):
+            return {"type": "array", "items": self.of(arguments[0])}
+        if origin is tuple:
+            parts = [self.of(argument) for argument in arguments]
+            return {"type": "array", "prefixItems": parts, "items": False, "minItems": len(parts)}
+        assert hint is Any, f"a result has an attribute of the type {hint}"
+        return {}
+
+    def fields(self, result: type) -> Json:
+        """The schema of a class's JSON form."""
+        hints, told = get_type_hints(result), _attributes(result)
+        properties = {}
+        for name in json_names(result):
+            attribute = getattr(result, name, None)
+            if isinstance(attribute, property):
+                properties[name] = self.of(get_type_hints(attribute.fget)["return"])
+                told[name] = _first_paragraph(attribute)
+            else:
+                properties[name] = self.of(hints[name])
+            if told.get(name):
+                properties[name] = {**properties[name], "description": told[name]}
+        return _object(properties, list(properties), _first_paragraph(result))
+
+
+def _object(properties: Json, required: list[str], description: str) -> Json:
+    return {"type": "object", "description": description, "properties": properties, "required": required}
+
+
+def _first_paragraph(value: object) -> str:
+    return " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+
+
+def _attributes(result: type) -> dict[str, str]:
+    """What the docstring of a class says of its attributes."""
+    _, _, listed = (inspect.getdoc(result) or "").partition("Attributes:\n")
+    entries = re.split(r"^    (\w+): ", listed.partition("\n\n")[0], flags=re.MULTILINE)[1:]
+    return {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+
+
+def schemas() -> dict[str, Json]:
+    """Format, without "bnn-deploy " -> the schema of its documents."""
+    return {name: _document(name, result) for name, result in RESULTS.items()} | {"record": _record()}
+
+
+def _document(name: str, result: type) -> Json:
+    found = Schemas()
+    content = found.fields(result)
+    if result is Report:
+        # What `convert --json` has besides the content of --report.
+        more = found.fields(Conversion)["properties"]
+        sizes = _embedded(found, "inspection")
+        cost = {"description": "what 8-bit edges cost, measured on the calibration inputs", "type": ["object", "null"]}
+        more |= {"before": sizes, "after": sizes, "quantization": cost}
+        content["properties"] = more | content["properties"]
+    return _finished(name, content, found.defs)
+
+
+def _embedded(found: Schemas, name: str) -> Json:
+    """The schema of a document within another one."""
+    own = _document(name, RESULTS[name])
+    found.defs |= own.pop("$defs")
+    found.defs[own.pop("title")] = {key: value for key, value in own.items() if key != "$schema"}
+    return {"$ref": f"#/$defs/bnn-deploy {name}, version {VERSION}".replace(" ", "%20")}
+
+
+def _record() -> Json:
+    found = Schemas()
+    parts: Json = {}
+    for part, form in PARTS.items():
+        parts[part] = {"anyOf": [{"type": "null"}, _embedded(found, form.removeprefix("bnn-deploy "))]}
+    digest = {"type": "string", "description": "SHA-256 of the model that all parts are about"}
+    properties = {"sha256": digest, **parts, "runs": {"type": "array", "items": found.of(Run)}}
+    return _finished("record", _object(properties, list(properties), "All that is known about a model."), found.defs)
+
+
+def _finished(name: str, content: Json, defs: Json) -> Json:
+    head = {"format": {"const": f"bnn-deploy {name}"}, "version": {"const": VERSION}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"bnn-deploy {name}, version {VERSION}",
+        **content,
+        "properties": head | content["properties"],
+        "required": [*head, *content["required"]],
+        "$defs": dict(sorted(defs.items())),
+    }
+
+
+def closed(schema: Any) -> Any:
+    """The same schema without room for entries that it does not name."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: closed(value) for key, value in schema.items()}
+    return result | {"additionalProperties": False} if isinstance(result.get("properties"), dict) else result
+
+
+def files() -> dict[Path, str]:
+    """Path -> content of the published schemas."""
+    return {
+        FOLDER / f"{name.replace(' ', '-')}.schema.json": json.dumps(schema, indent=2) + "\n"
+        for name, schema in schemas().items()
+    }
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for path, content in files().items():
+        path.write_text(content, encoding="utf-8")
+        print(path)
