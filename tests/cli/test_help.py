@@ -60,10 +60,13 @@ def test_the_examples_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert words[:2] == ["bnn-deploy", name]
         if name == "bundle":
             fake_wheel(Path("dist") / WHEEL.replace("x86_64", "aarch64"), 183)
+        if name == "run":
+            Path("bnn-deploy.toml").write_text('source = "lenet5.pth.tar"\narch = "lenet5"\nmodel = "lenet5.onnx"\n')
         if name == "run-bundle":
             unpack(Path("lenet5.tar.gz"), Path())
         result = invoke(*words[1:])
         assert result.exit_code == 0, (name, result.output)
+        Path("bnn-deploy.toml").unlink(missing_ok=True)  # other commands would read it, too
         if name == "demo":
             monkeypatch.chdir("bnn-deploy-demo")
 

@@ -49,4 +49,8 @@ def make_files(folder: Path) -> Path:
     files = Files(folder, folder)
     assert invoke(*files.commands["bundle"]).exit_code == 0
     unpack(folder / "b.tar.gz", folder)
+    (folder / "run").mkdir()
+    (folder / "run" / "bnn-deploy.toml").write_text(
+        f'source = "{EXPORT}"\nmodel = "m.onnx"\nfloat = "f.onnx"\nsamples = 2\nruns = 2\n'
+    )
     return folder
