@@ -1,6 +1,6 @@
 """What differs between Linux, macOS and Windows: the one place that asks which of them this is.
 
-On macOS and Windows, nothing of the package has been run by its authors; see the README.
+On macOS and Windows, nothing of the package has been run by its authors; see docs/limits.md.
 """
 
 from __future__ import annotations

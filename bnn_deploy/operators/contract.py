@@ -14,7 +14,7 @@ input is refused, and a pool of no channels. A sum of no products is 0, never -0
 than 2^26 elements of X and more than 16 times those that it has; bodies take the memory. Every output of a node has a
 name in models for bodies; the kernel of BinaryConvResidual may lack one.
 
-    python -m bnn_deploy.operators.contract    # prints the README's table
+    python -m bnn_deploy.operators.contract    # prints what docs/operators.md has of it
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Operator:
         inputs: in order.
         outputs: in order.
         formula: its computation, in a line; also the doc string of the function.
-        note: the README's addition to the formula.
+        note: an addition to the formula, for readers.
         contract: requirements beyond formula and layouts.
         shapes: the rule for the shapes of its outputs.
         attributes: name -> "INT" or "INTS".
@@ -614,8 +614,8 @@ def sum_rounding(terms: int) -> float:
     return float(2 * (terms + 2) * 2.0**-24)
 
 
-def readme_table(rows: Sequence[Operator] = _ROWS) -> str:
-    """The README's table of the operators, in Markdown."""
+def table(rows: Sequence[Operator] = _ROWS) -> str:
+    """The operators and what they compute, as a table in Markdown."""
     lines = [f"| operator (domain `{DOMAIN}`, version {VERSION}) | what it computes |", "|---|---|"]
     for row in rows:
         text = "; ".join(part for part in (row.formula, row.note) if part).replace("|", "\\|")
@@ -623,5 +623,23 @@ def readme_table(rows: Sequence[Operator] = _ROWS) -> str:
     return "\n".join(lines)
 
 
+def section(row: Operator) -> str:
+    """All of an operator's row, in Markdown."""
+    text = "; ".join(part for part in (row.formula, row.note) if part).replace("*", "\\*")
+    lines = [f"## {row.name}", "", f"{text}.", "", "| | name | type | dimensions |", "|---|---|---|---|"]
+    lines += [f"| input | `{given.name}` | {given.dtype} | `{given.layout}` |" for given in row.inputs]
+    types = {"bits": "uint32, bits", "planes": "uint32, planes of bits", "floats": "float32"}
+    lines += [f"| output | `{made.name}` | {types[made.content]} | `{made.layout}` |" for made in row.outputs]
+    lines += [f"| attribute | `{name}` | {kind} | |" for name, kind in row.attributes.items()]
+    if row.contract:
+        lines += ["", row.contract.replace("*", "\\*")]
+    return "\n".join(lines)
+
+
+def reference() -> str:
+    """The generated part of docs/operators.md."""
+    return "\n\n".join([table(), *map(section, _ROWS)])
+
+
 if __name__ == "__main__":
-    print(readme_table())
+    print(reference())

@@ -1,4 +1,4 @@
-"""The table of operators is what README, ONNX bodies and the library's registration say, too."""
+"""The table of operators is what its page, ONNX bodies and the library's registration say, too."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from bnn_deploy.operators.contract import (
     holds_bits,
     is_layer,
     operator_of,
-    readme_table,
+    reference,
+    table,
 )
 from bnn_deploy.runtime.session import load_session
 from support.bodies import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "operators.md").read_text()
 ROWS = list(OPERATORS.values())
 
 
-def test_the_readme_has_the_table() -> None:
-    assert readme_table() in README
-    assert readme_table([dataclasses.replace(ROWS[0], formula="another"), *ROWS[1:]]) not in README
+def test_the_page_is_printed_from_the_table() -> None:
+    assert reference() in PAGE
+    assert table([dataclasses.replace(ROWS[0], formula="another"), *ROWS[1:]]) not in PAGE
 
 
 def test_bodies_are_those_of_the_rows() -> None:

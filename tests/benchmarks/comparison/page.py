@@ -15,14 +15,20 @@ PAGE = """\
 of commit {commit}, in {minutes:.0f} minutes. To measure again, with bnn-deploy installed as for its tests, and the
 peers in a virtual environment of their own, since they need an older numpy:
 
-    python -m venv peers
-    peers/bin/pip install openvino==2024.6.0 larq-compute-engine==0.16.0 larq==0.14.0 tensorflow-cpu==2.15.1
-    {command}
+<!-- not run: it takes long, and needs the peers -->
+```sh
+python -m venv peers
+peers/bin/pip install openvino==2024.6.0 larq-compute-engine==0.16.0 larq==0.14.0 tensorflow-cpu==2.15.1
+{command}
+```
 
 One layer of each binary form (few levels, products of activations, linear layers on tokens, transposed convolutions)
 beside fp32 and int8, for each instruction set of the machine, in a few minutes and without peers:
 
-    python tests/benchmarks/layer_speed.py --json layers.json
+<!-- not run: it takes minutes -->
+```sh
+python tests/benchmarks/layer_speed.py --json layers.json
+```
 
 ## How it is measured
 

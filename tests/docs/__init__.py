@@ -1,0 +1,1 @@
+"""The commands in the documentation, and the tutorial."""
