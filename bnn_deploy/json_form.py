@@ -7,13 +7,13 @@ import os
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-VERSION = 1
+JSON_VERSION = 1
 """Of all documents together: it changes when an entry is removed or means something else, not when one is added."""
 
 
 def document(form: str, value: Any) -> dict[str, Any]:
     """A result with what says how to read it, first: {"format": "bnn-deploy profile", "version": 1, ...}."""
-    return {"format": f"bnn-deploy {form}", "version": VERSION, **json_form(value)}
+    return {"format": f"bnn-deploy {form}", "version": JSON_VERSION, **json_form(value)}
 
 
 def json_names(result: Any) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bnn_deploy.json_form import VERSION, document, json_form, json_names
+from bnn_deploy.json_form import JSON_VERSION, document, json_form, json_names
 
 
 @dataclass
@@ -43,4 +43,9 @@ def test_fields_and_properties_at_every_depth() -> None:
 
 
 def test_a_document_says_what_it_is() -> None:
-    assert document("test", Inner(1.0)) == {"format": "bnn-deploy test", "version": VERSION, "size": 1.0, "double": 2.0}
+    assert document("test", Inner(1.0)) == {
+        "format": "bnn-deploy test",
+        "version": JSON_VERSION,
+        "size": 1.0,
+        "double": 2.0,
+    }

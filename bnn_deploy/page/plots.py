@@ -96,8 +96,8 @@ def _histograms(name: str, layers: Sequence[Mapping[str, Any]], kind: str, label
     axes.set_xlim(powers[0], powers[-1] + 1)
     axes.set_ylim(-0.1, len(layers))
     axes.set_yticks([i + 0.3 for i in range(len(layers))], [_short(layer["layer"]) for layer in reversed(layers)])
-    ticks = [power for power in powers if power % 4 == 0]
-    axes.set_xticks(ticks, ["1" if power == 0 else f"2^{power}" for power in ticks])
+    ticks = [10.0**power for power in range(-4, 3)]
+    axes.set_xticks([math.log2(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(label)
@@ -138,6 +138,9 @@ def _roofline(profile: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[st
             axes.annotate(str(numbers[node["name"]]), (x, y), (4, 3), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, place: f"{value:,g}")
+        axis.set_minor_formatter(lambda value, place: "")
     axes.set_xlim(left, right)
     axes.set_ylim(min(y for _, y, _ in points) / 3, bound["binary_gmacs"] * 3)
     axes.grid(True, which="major")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bnn_deploy.errors import InputError, reading
-from bnn_deploy.json_form import VERSION, document, json_form
+from bnn_deploy.json_form import JSON_VERSION, document, json_form
 
-PARTS = {
+RECORD_PARTS = {
     "model": "bnn-deploy inspection",
     "conversion": "bnn-deploy conversion",
     "verification": "bnn-deploy verification",
@@ -51,7 +51,7 @@ class Run:
 
 
 def new_record(parts: Mapping[str, dict[str, Any]], run: Run) -> dict[str, Any]:
-    """The record of one run, of the parts that it made: those of PARTS, by these names."""
+    """The record of one run, of the parts that it made: those of RECORD_PARTS, by these names."""
     digests = {_digest(name, part) for name, part in parts.items()}
     assert len(digests) == 1, "parts of one run are about one model"
     return _record(digests.pop(), parts, [json_form(run)])
@@ -69,13 +69,13 @@ def read_record(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: not JSON that bnn-deploy wrote: it is no object")
         form = found.get("format")
         known = isinstance(form, str) and form.startswith("bnn-deploy ")
-        if known and (not isinstance(found.get("version"), int) or found["version"] > VERSION):
+        if known and (not isinstance(found.get("version"), int) or found["version"] > JSON_VERSION):
             version = found.get("version")
-            raise InputError(f"{path}: of version {version!r}, this bnn-deploy reads up to {VERSION}: update it")
+            raise InputError(f"{path}: of version {version!r}, this bnn-deploy reads up to {JSON_VERSION}: update it")
         if form == _RECORD:
-            parts, runs = {name: found[name] for name in PARTS if found[name] is not None}, found["runs"]
-        elif form in PARTS.values():
-            parts, runs = {name: found for name, own in PARTS.items() if own == form}, []
+            parts, runs = {name: found[name] for name in RECORD_PARTS if found[name] is not None}, found["runs"]
+        elif form in RECORD_PARTS.values():
+            parts, runs = {name: found for name, own in RECORD_PARTS.items() if own == form}, []
         elif "manifest_sha256" in found and "golden" in found:
             parts = {name: found[name] for name in ("golden", "profile") if found[name] is not None}
             runs = [json_form(Run(tuple(parts), "bnn-deploy run-bundle", "", found["versions"]))]
@@ -100,25 +100,27 @@ def merge(records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         InputError: they are about different models, or two have the same part.
     """
     (first, result), *others = records.items()
-    origins = {name: first for name in PARTS if result[name] is not None}
+    origins = {name: first for name in RECORD_PARTS if result[name] is not None}
     for where, record in others:
         if record["sha256"] != result["sha256"]:
             raise InputError(
                 f"{where}: about another model than {first}: SHA-256 {record['sha256'][:12]}... instead of "
                 f"{result['sha256'][:12]}...; make a report of each"
             )
-        parts = {name: record[name] for name in PARTS if record[name] is not None}
+        parts = {name: record[name] for name in RECORD_PARTS if record[name] is not None}
         for name in parts:
             if name in origins:
                 raise InputError(f"{where}: {origins[name]} has the part '{name}', too: give one of them")
             origins[name] = where
-        known = {name: result[name] for name in PARTS if result[name] is not None}
+        known = {name: result[name] for name in RECORD_PARTS if result[name] is not None}
         result = _record(result["sha256"], known | parts, [*result["runs"], *record["runs"]])
     return result
 
 
 def _record(digest: str, parts: Mapping[str, dict[str, Any]], runs: Sequence[Any]) -> dict[str, Any]:
-    return document("record", {"sha256": digest, **{name: parts.get(name) for name in PARTS}, "runs": list(runs)})
+    return document(
+        "record", {"sha256": digest, **{name: parts.get(name) for name in RECORD_PARTS}, "runs": list(runs)}
+    )
 
 
 def _digest(name: str, part: Mapping[str, Any]) -> str:

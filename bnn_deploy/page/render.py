@@ -93,6 +93,7 @@ def _render(record: Mapping[str, Any]) -> str:
         },
         operators=view.operators(record),
         models=view.models(record),
+        settings=view.settings(record),
         waterfall=view.waterfall(record),
         layer_sizes=view.layer_sizes(record),
         reasons=view.reasons(record),

@@ -82,7 +82,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkView:
     """The rows from the inputs to the outputs.
 
     Attributes:
@@ -186,7 +186,13 @@ def _speed_text(profile: Json | None) -> str:
         return f"{took} on {threads}."
     ratio = profile["speedup"]["median"]
     how = f"{ratio:.2f}{TIMES} as fast as" if ratio >= 1 else f"{1 / ratio:.2f}{TIMES} slower than"
-    return f"{took}, {how} the float model in onnxruntime, on {threads}."
+    doubt = " The measurement was disturbed, see below." if disturbed(profile) else ""
+    return f"{took}, {how} the float model in onnxruntime, on {threads}.{doubt}"
+
+
+def disturbed(profile: Json) -> bool:
+    """Whether the times of a profile are not to be relied upon."""
+    return bool(profile["noisy"] or profile["throttled"])
 
 
 def milliseconds(value: float) -> str:
@@ -215,7 +221,9 @@ def figures(record: Json) -> list[Figure]:
         speedup = profile["speedup"]
         if speedup is not None:
             value = f"{speedup['median']:.2f}{TIMES}"
-            result.append(Figure("Speed-up", value, _interval(speedup)))
+            result.append(
+                Figure("Speed-up, disturbed" if disturbed(profile) else "Speed-up", value, _interval(speedup))
+            )
     return result
 
 
@@ -249,11 +257,11 @@ def missing(record: Json) -> list[Missing]:
     return result
 
 
-def network(record: Json) -> Network:
+def network(record: Json) -> NetworkView:
     """The rows of the network; none if the record has no part `model`."""
     model = record["model"]
     if model is None:
-        return Network()
+        return NetworkView()
     inputs = [tensor["name"] for tensor in model["inputs"]]
     all_nodes = [Node(tuple(layer["reads"]), tuple(layer["writes"])) for layer in model["layers"]]
     kept = without_constants(all_nodes, inputs)
@@ -299,7 +307,7 @@ def network(record: Json) -> Network:
         )
     result[len(inputs) : len(inputs)] = middle
     bits = frozenset(layer["writes"][0] for layer in layers if layer["output_bits"] is not None)
-    return Network(tuple(result), max((rail.width for rail in rails), default=0), bits)
+    return NetworkView(tuple(result), max((rail.width for rail in rails), default=0), bits)
 
 
 def _batch(model: Json) -> str | None:
@@ -391,6 +399,12 @@ def operators(record: Json) -> dict[str, int]:
     }
 
 
+def settings(record: Json) -> list[Json]:
+    """The times of all models in all settings, if there are several: the path, and the entries of each timing."""
+    found: list[Json] = [{"path": item["path"], **timing} for item in models(record) for timing in item["timings"]]
+    return found if len(found) > len(models(record)) else []
+
+
 def models(record: Json) -> list[Json]:
     """The models that were measured, that of the record first."""
     profile = record["profile"]
@@ -398,10 +412,9 @@ def models(record: Json) -> list[Json]:
 
 
 def waterfall(record: Json) -> list[dict[str, Any]]:
-    """The nodes as they run, one after the other: name, op_type, ms, share, and `start` from 0 to 1."""
+    """The nodes as they run, one after the other; `start` is their place in the run, from 0 to 1."""
     if record["profile"] is None:
         return []
-    domains = {layer["op_type"]: layer["domain"] for layer in (record["model"] or {}).get("layers", [])}
     result, start = [], 0.0
     for node in record["profile"]["model"]["nodes"]:
         result.append(
@@ -411,9 +424,9 @@ def waterfall(record: Json) -> list[dict[str, Any]]:
                 "ms": node["median_ms"],
                 "share": node["share"],
                 "start": start,
-                "kind": "bits" if domains.get(node["op_type"]) == "bnn_deploy" else "",
-                "gmacs": node.get("gmacs_per_second"),
-                "bound_share": node.get("bound_share"),
+                "kind": "bits" if node["kind"] in ("binary layer", "bit operator") else "",
+                "rate": "" if node["gmacs_per_second"] is None else f"{node['gmacs_per_second']:,.1f}",
+                "bound_share": "" if node["bound_share"] is None else f"{node['bound_share']:.0%}",
             }
         )
         start += node["share"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.page.record import PARTS, Run, merge, new_record, read_record
+from bnn_deploy.page.record import RECORD_PARTS, Run, merge, new_record, read_record
 
 RUN = Run(("model",), "bnn-deploy inspect m.onnx", "a CPU", {"bnn-deploy": "1"})
 
@@ -34,7 +34,7 @@ def written(folder: Path, value: object) -> Path:
 def test_every_document_is_a_part(tmp_path: Path) -> None:
     for document, part in ((MODEL, "model"), (PROOF, "verification"), (PROFILE, "profile")):
         record = read_record(written(tmp_path, document))
-        assert {name for name in PARTS if record[name] is not None} == {part}
+        assert {name for name in RECORD_PARTS if record[name] is not None} == {part}
         assert record[part] == document and record["sha256"] == "a" * 64
 
 

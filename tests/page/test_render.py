@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.page.record import PARTS
+from bnn_deploy.page.record import RECORD_PARTS
 from bnn_deploy.page.render import render
 from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.golden.record import write_golden
@@ -69,9 +69,9 @@ def test_nothing_from_a_file_becomes_code(record: Made) -> None:
     assert f"bin_conv2.conv{HOSTILE}" in "".join(elements.texts)
 
 
-@pytest.mark.parametrize("part", [name for name in PARTS if name != "golden"])
+@pytest.mark.parametrize("part", [name for name in RECORD_PARTS if name != "golden"])
 def test_a_part_alone_makes_a_page(record: Made, part: str) -> None:
-    text = page({**record[0], **{name: None for name in PARTS if name != part}})
+    text = page({**record[0], **{name: None for name in RECORD_PARTS if name != part}})
     elements = Elements(text)
     assert elements.open == [] and loads(elements) == []
     assert ("Equivalent" in text, "Not verified" in text) == (

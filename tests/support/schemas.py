@@ -18,8 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bnn_deploy.conversion import Conversion
 from bnn_deploy.inspection import ModelReport
-from bnn_deploy.json_form import VERSION, json_names
-from bnn_deploy.page.record import PARTS, Run
+from bnn_deploy.json_form import JSON_VERSION, json_names
+from bnn_deploy.page.record import RECORD_PARTS, Run
 from bnn_deploy.proof.golden.check import GoldenVerification
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.report.summary import Report
@@ -132,13 +132,13 @@ def _embedded(found: Schemas, name: str) -> Json:
     own = _document(name, RESULTS[name])
     found.defs |= own.pop("$defs")
     found.defs[own.pop("title")] = {key: value for key, value in own.items() if key != "$schema"}
-    return {"$ref": f"#/$defs/bnn-deploy {name}, version {VERSION}".replace(" ", "%20")}
+    return {"$ref": f"#/$defs/bnn-deploy {name}, version {JSON_VERSION}".replace(" ", "%20")}
 
 
 def _record() -> Json:
     found = Schemas()
     parts: Json = {}
-    for part, form in PARTS.items():
+    for part, form in RECORD_PARTS.items():
         parts[part] = {"anyOf": [{"type": "null"}, _embedded(found, form.removeprefix("bnn-deploy "))]}
     digest = {"type": "string", "description": "SHA-256 of the model that all parts are about"}
     properties = {"sha256": digest, **parts, "runs": {"type": "array", "items": found.of(Run)}}
@@ -146,10 +146,10 @@ def _record() -> Json:
 
 
 def _finished(name: str, content: Json, defs: Json) -> Json:
-    head = {"format": {"const": f"bnn-deploy {name}"}, "version": {"const": VERSION}}
+    head = {"format": {"const": f"bnn-deploy {name}"}, "version": {"const": JSON_VERSION}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"bnn-deploy {name}, version {VERSION}",
+        "title": f"bnn-deploy {name}, version {JSON_VERSION}",
         **content,
         "properties": head | content["properties"],
         "required": [*head, *content["required"]],

@@ -1,0 +1,103 @@
+"""Make the pages of three networks as a user does, and take their pictures for the docs.
+
+    python tests/screenshots.py            # writes docs/pictures/report-*.png, and the pages into build/pages/
+
+LeNet-5 comes with the package, NIN with the examples; Bi-Real-18 has random weights and calibrated BatchNorms, and so
+no accuracy to speak of.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from support import networks
+from support.browser import DESKTOP, PHONE, browser
+from support.pages import run
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "build" / "pages"
+PICTURES = ROOT / "docs" / "pictures"
+
+SCALE = 0.5
+"""Of a picture in the docs, against the screen."""
+
+COLOURS = 64
+"""Of a picture: it is text and lines, and small."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture: of which page, on what screen, and how many of its pixels from the top."""
+
+    network: str
+    screen: str
+    width: int
+    dark: bool
+    height: int
+
+
+SHOTS = (
+    Shot("lenet5", "light", DESKTOP, False, 3200),
+    Shot("nin", "dark", DESKTOP, True, 3200),
+    Shot("birealnet18", "light", DESKTOP, False, 3200),
+    Shot("nin", "phone", PHONE, False, 1800),
+)
+
+CIFAR10 = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+
+SAMPLES = {"lenet5": 200, "nin": 20, "birealnet18": 2}
+"""Architecture -> samples to verify on."""
+
+
+def make_page(arch: str, folder: Path) -> Path:
+    """Convert, verify and profile a network with the commands, and make its page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)  # the page shows the command lines, and short ones are easier to read
+    model, floats, data = Path(f"{arch}.onnx"), Path(f"{arch}_float.onnx"), Path(f"{arch}.npz")
+    checkpoint, conversion, page = Path(f"{arch}.pth.tar"), Path(f"{arch}.json"), Path(f"{arch}.html")
+    checkpoint.write_bytes(networks.checkpoint(arch, folder).read_bytes())
+    classes = ["--classes", CIFAR10] if arch == "nin" else []
+    conversion.write_text(
+        run("convert", checkpoint, "--arch", arch, "-o", model, "--float", floats, *classes, "--json")
+    )
+    labels = known_labels(arch)
+    images = networks.inputs(arch, SAMPLES[arch]).numpy()
+    np.savez(data, input=images, **({} if labels is None else {"labels": labels[: len(images)]}))
+    proof = ["--against", checkpoint, "--data", data]
+    run("report", model, conversion, *proof, "--compare", floats, "-o", page)
+    return folder / page
+
+
+def known_labels(arch: str) -> np.ndarray | None:
+    """The labels of `networks.inputs`; None of random images."""
+    known = {"lenet5": ROOT / "bnn_deploy" / "demo_data" / "mnist_1000.npz", "nin": networks.NIN / "cifar10_100.npz"}
+    if arch not in known:
+        return None
+    with np.load(known[arch]) as stored:
+        return np.asarray(stored["labels"])
+
+
+def main() -> None:
+    """Make the pages and the pictures."""
+    PICTURES.mkdir(exist_ok=True)
+    pages = {arch: make_page(arch, PAGES) for arch in SAMPLES}
+    with browser() as window:
+        for shot in SHOTS:
+            window.open(pages[shot.network], shot.width, shot.dark)
+            picture = Image.open(io.BytesIO(window.screenshot(shot.height)))
+            if shot.width == DESKTOP:
+                size = round(picture.width * SCALE), round(picture.height * SCALE)
+                picture = picture.resize(size, Image.Resampling.LANCZOS)
+            path = PICTURES / f"report-{shot.network}-{shot.screen}.png"
+            picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+            print(f"{path.relative_to(ROOT)}  {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
