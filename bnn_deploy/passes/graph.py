@@ -237,3 +237,11 @@ def without_logs() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def some_filters(weight: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """The filters of weights [O, ...], flat and in float64, some at a time: all may take much memory."""
+    rows = max(1, 2**20 // max(weight[:1].size, 1))
+    for start in range(0, len(weight), rows):
+        part = weight[start : start + rows]
+        yield part.reshape(len(part), -1).astype(np.float64)

@@ -89,24 +89,29 @@ def _write(folder: Path, export: FloatExport) -> None:
 def _read(folder: Path, module: nn.Module, inputs: ModuleInputs) -> FloatExport | None:
     """The export in a folder; None if it cannot be read, or does not compute what the module does."""
     try:
-        with without_output():
-            program = torch.export.load(folder / _PROGRAM)
-        proto = onnx.load(folder / _MODEL)
-        notes = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
-        for tensor in proto.graph.initializer:
-            if tensor.name in program.state_dict and not tensor.raw_data:
-                tensor.raw_data = _raw(program.state_dict[tensor.name])
         example = inputs.example()
         own = own_copy(module)
         with torch.no_grad(), as_written():
             inputs.call(own, example)
-            off = difference(call_program(program, example), inputs.call(own, example))
+            expected = inputs.call(own, example)
+        del own  # before the program comes with as many weights
+        with without_output():
+            program = torch.export.load(folder / _PROGRAM)
+        proto = onnx.load(folder / _MODEL)
+        notes = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+        state = program.state_dict
+        left_out = [t.name for t in proto.graph.initializer if t.name in state and not t.raw_data]
+        model = ir.from_proto(proto)
+        for name in left_out:  # in the same memory as the program's
+            model.graph.initializers[name].const_value = ir.tensor(state[name].detach().numpy(), name=name)
+        with torch.no_grad():
+            off = difference(call_program(program, example), expected)
     except Exception:  # whatever a damaged file or another version of torch makes of it: it is made anew
         return None
     if not off <= MAX_EXPORT_ERROR:
         return None
     others = {name: tuple(shape) for name, shape in notes["others"].items()}
-    return FloatExport(program, ir.from_proto(proto), notes=tuple(notes["notes"]), others=others)
+    return FloatExport(program, model, notes=tuple(notes["notes"]), others=others)
 
 
 def _raw(tensor: Tensor) -> bytes:

@@ -17,7 +17,7 @@ from bnn_deploy.architectures import RecipeNetwork
 from bnn_deploy.errors import InputError, option
 from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.normalise.dequantize_parameters import DequantizeParameters
-from bnn_deploy.passes.outcome import display_name
+from bnn_deploy.passes.outcome import Outcome, display_name
 from bnn_deploy.passes.pipeline import canonicalize, fold, infer_shapes
 from bnn_deploy.passes.recognise.binarize_weights import BinarizeWeights, Weights, binarize
 from bnn_deploy.source import onnx_file
@@ -61,7 +61,8 @@ def float_model(
     canonicalize(canonical)
     step = BinarizeWeights(weights, computed=_computed(model.graph))
     try:
-        step(canonical)
+        step.find(Outcome(canonical))
+        del canonical
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     if step.binarized:
@@ -104,7 +105,8 @@ def float_module(
     state = export.program.state_dict
     names, zeros = [], []
     try:
-        step(canonical)
+        step.find(Outcome(canonical))
+        del canonical
         for layer in map(layers.__getitem__, step.binarized):
             weight = constant(layer.inputs[1])
             parameter = _parameter(exported.get(layer.outputs[0].name))
@@ -147,7 +149,12 @@ def _as_in_training(filters: NDArray[np.float32], scheme: Weights) -> NDArray[np
     """`binarize`, but with PyTorch's float32 rounding for the recipe: it decides the sign of a weight near the mean."""
     if scheme != "xnor-centred" or filters.shape[1] == 1:
         return binarize(filters, scheme)
-    binary: NDArray[np.float32] = binarize_weight(torch.from_numpy(np.array(filters))).numpy()
+    binary = np.empty_like(filters)
+    # Filters by themselves, in parts: of a large layer, each step would take as much memory as its weights.
+    rows = max(512, 2**22 // filters[0].size)
+    for start in range(0, len(filters), rows):
+        part = torch.from_numpy(np.array(filters[start : start + rows]))
+        binary[start : start + rows] = binarize_weight(part).numpy()
     return binary
 
 

@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -78,6 +79,11 @@ def own_copy(module: nn.Module) -> nn.Module:
             made = copy.deepcopy(module)
     except Exception:  # whatever the __deepcopy__, __getattr__ or __reduce__ of an attribute raises
         made = _rebuilt(module, {})
+    return _to_run(made)
+
+
+def _to_run(made: nn.Module) -> nn.Module:
+    """A module that is nobody else's, in eval mode, in float32 and on the CPU."""
     for part in made.modules():
         # model.forward = torch.compile(model.forward): that is the forward() of the module that was copied.
         written = getattr(vars(part).get("forward"), "_torchdynamo_orig_callable", None)
@@ -153,18 +159,23 @@ def difference(got: Any, expected: Any) -> float:
 
 
 def eager(
-    module: nn.Module | torch.export.ExportedProgram, inputs: ModuleInputs
+    module: nn.Module | torch.export.ExportedProgram, inputs: ModuleInputs, copied: bool = True
 ) -> Callable[[Sequence[NDArray[Any]]], list[NDArray[Any]]]:
-    """A module as its user runs it: forward() of a copy in eval mode, an array for each input -> all outputs."""
-    own = own_copy(module) if isinstance(module, nn.Module) else module.module()
+    """A module as its user runs it: forward() in eval mode, an array for each input -> all outputs.
+
+    Args:
+        module: it; of a module that someone else has, a copy runs.
+        inputs: its inputs.
+        copied: False if nobody else has it.
+    """
+    own = (own_copy(module) if copied else _to_run(module)) if isinstance(module, nn.Module) else module.module()
+    name = type(module).__name__
+    arguments = inputs.arguments if isinstance(module, nn.Module) else partial(program_arguments, module)
+    del module  # what runs has the weights
 
     def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        tensors = [torch.from_numpy(array) for array in arrays]
-        if isinstance(module, torch.export.ExportedProgram):
-            args, kwargs = program_arguments(module, tensors)
-        else:
-            args, kwargs = inputs.arguments(tensors)
-        with users_network(type(module).__name__), torch.no_grad(), as_written():
+        args, kwargs = arguments([torch.from_numpy(array) for array in arrays])
+        with users_network(name), torch.no_grad(), as_written():
             outputs = tree_leaves(own(*args, **kwargs))
         return [output.numpy() for output in outputs if isinstance(output, Tensor)]
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnn_deploy.operators.contract import MAX_BASES
+from bnn_deploy.passes.graph import some_filters
 from bnn_deploy.passes.lower.layer import EXACT, MAX_SPREAD
 from bnn_deploy.passes.monotone import Doubles
 from bnn_deploy.passes.reasons import ManyWeightValues
@@ -42,7 +43,16 @@ def filter_values(weight: NDArray[np.float32]) -> list[Doubles] | None:
     Few are up to MAX_VALUES, each at least twice on average. Values that differ by 1e-3 of the largest count as one:
     their mean.
     """
-    flat = weight.reshape(len(weight), -1).astype(np.float64)
+    found: list[Doubles] = []
+    for part in some_filters(weight):
+        values = _filter_values(part)
+        if values is None:
+            return None
+        found += values
+    return found
+
+
+def _filter_values(flat: NDArray[np.float64]) -> list[Doubles] | None:
     if not np.isfinite(flat).all() or flat.shape[1] < 2:
         return None
     order = np.sort(flat, axis=1)

@@ -68,8 +68,20 @@ class BinarizeWeights(Pass):
     def call(self, model: ir.Model) -> Outcome:
         """Binarise every layer that qualifies, or refuse."""
         result = Outcome(model)
+        self.find(result)
+        self.apply(model)
+        result.rewrites += [Rewrite(name) for name in self.binarized]
+        return result
+
+    def find(self, result: Outcome) -> None:
+        """Note in `binarized` which layers qualify, or refuse; nothing is binarised.
+
+        Args:
+            result: of the model; gets what is declined.
+        """
+        model = result.model
         if self.scheme == "as-is":
-            return result
+            return
         latent = {}
         computed = False  # whether the graph binarises weights itself
         for node in model.graph:
@@ -98,9 +110,6 @@ class BinarizeWeights(Pass):
                 "real)"
             )
         self.binarized = dict.fromkeys(display_name(node) for node in latent)
-        self.apply(model)
-        result.rewrites += [Rewrite(name) for name in self.binarized]
-        return result
 
     def apply(self, model: ir.Model) -> None:
         """Binarise the layers that were found, in this or another form of the model, by the names of nodes.

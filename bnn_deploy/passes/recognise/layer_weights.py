@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.passes.graph import group_of, is_op, swap_filters
+from bnn_deploy.passes.graph import group_of, is_op, some_filters, swap_filters
 from bnn_deploy.passes.lower.layer import MAX_SPREAD, LevelsInput, levels_input, sign_input
 
 
@@ -27,7 +27,11 @@ def filters_of(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any]:
 
 def has_one_magnitude(filters: NDArray[np.float32]) -> bool:
     """Whether the weights of each filter that are not 0 are ±alpha, up to rounding."""
-    magnitude = np.abs(filters.reshape(len(filters), -1).astype(np.float64))
+    return all(map(_have_one_magnitude, some_filters(filters)))
+
+
+def _have_one_magnitude(filters: NDArray[np.float64]) -> bool:
+    magnitude = np.abs(filters)
     high = magnitude.max(axis=1)
     low = np.where(magnitude == 0, np.inf, magnitude).min(axis=1)
     return bool((high - low <= MAX_SPREAD * high).all())
