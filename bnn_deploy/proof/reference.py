@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +24,7 @@ from bnn_deploy.provenance import (
     read_shapes,
     shape_metadata,
 )
-from bnn_deploy.runtime.session import PROVIDERS
+from bnn_deploy.runtime.session import PROVIDERS, SPINNING, release_bytes
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -220,22 +221,26 @@ class _Between:
 
 
 class OnnxReference:
-    """A float ONNX model in plain onnxruntime, without graph optimisation."""
+    """A float ONNX model in plain onnxruntime, without graph optimisation.
 
-    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+    Its sessions have copies of the weights, so that the model itself is read again if another one is wanted.
+    """
+
+    def __init__(self, model: onnx.ModelProto, name: str, read: Callable[[], onnx.ModelProto] | None = None) -> None:
+        """For a model, its name in reports, and what reads it again; None keeps it."""
         self.description = f"onnxruntime {ort.__version__} running {name}"
         self.source: Source | None = None
-        self._model = model
-        self._producers = {output: node for node in model.graph.node for output in node.output}
-        self.names = set(self._producers)
+        self._model = model if read is None else None
+        self._read = read
+        self._signed = {str(node.output[0]): str(node.input[0]) for node in model.graph.node if node.op_type == "Sign"}
+        self.names = {str(output) for node in model.graph.node for output in node.output}
         self.outputs = [info.name for info in model.graph.output]
         self._inputs = [info.name for info in model.graph.input]
         self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
 
     def before_sign(self, name: str) -> str | None:
         """See Reference."""
-        node = self._producers[name]
-        return str(node.input[0]) if node.op_type == "Sign" else None
+        return self._signed.get(name)
 
     def run(self, x: Values, wanted: Collection[str]) -> Values:
         """See Reference."""
@@ -246,7 +251,11 @@ class OnnxReference:
         if not tensors:
             return given
         if tensors not in self._sessions:
-            self._sessions[tensors] = _plain_session(with_outputs(self._model, tensors))
+            model = self._model if self._read is None else self._read()
+            assert model is not None
+            content = with_outputs(model, tensors)
+            del model
+            self._sessions[tensors] = _plain_session(content)
         try:
             results = self._sessions[tensors].run(list(tensors), feed)
         except Exception as error:  # onnxruntime's exception types are not public
@@ -334,12 +343,15 @@ def _plain_session(model: bytes) -> ort.InferenceSession:
     """A session without graph optimisation, of a serialised model."""
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # it would keep what the largest batch needed
+    options.add_session_config_entry(SPINNING, "0")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(model, options, providers=PROVIDERS)
+        session = ort.InferenceSession(model, options, providers=PROVIDERS)
     except Exception as error:  # onnxruntime's exception types are not public
         raise InputError(f"onnxruntime cannot load the float model: {one_line(error)}") from error
+    release_bytes(session)
+    return session
 
 
 def _require_like(model: onnx.ModelProto, converted: onnx.ModelProto, against: Any) -> None:
@@ -402,7 +414,7 @@ def make_reference(
 
             sample = next(iter(shapes.values())) if len(shapes) == 1 else shapes
             binary, _, replaced = float_model(against, sample, scheme)
-            own = OnnxReference(model, name)
+            own = OnnxReference(model, name, partial(onnx_file.read, against))
             reference = OnnxReference(onnx_ir.to_proto(binary), name)
             if replaced:
 
@@ -412,7 +424,8 @@ def make_reference(
 
                 reference.source = Source(own.description, tuple(replaced), run)
             return reference if zero_weights is None else _filled(reference, binary, zero_weights)
-        return OnnxReference(model, name)
+        is_path = isinstance(against, str | os.PathLike)
+        return OnnxReference(model, name, partial(onnx_file.read, against) if is_path else None)
     from bnn_deploy.source.darknet.network import is_cfg
     from bnn_deploy.source.latent_weights import float_module
     from bnn_deploy.source.module_inputs import inputs_of_model
@@ -432,7 +445,7 @@ def make_reference(
         module = torch_source(against, arch, arch_args, key, prefix).module
         inputs = inputs_of_model(module, name, [_input_of(info) for info in proto.graph.input], examples)
         export = float_module(module, inputs, weights)
-        forward = eager(module, inputs)
+        forward = eager(module, inputs, copied=module is against)
     source = Source("PyTorch's forward()", export.binarized, lambda x: forward(list(x.values())))
     eager_reference = TorchReference(export, source)
     return eager_reference if zero_weights is None else _filled(eager_reference, export.model, zero_weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import relative_tolerance
 from bnn_deploy.progress import Progress, Step
-from bnn_deploy.proof.backends import BATCH, BATCH_BYTES, Arrays, Backends, RunError, Runner, run_session
+from bnn_deploy.proof.backends import BATCH, BATCH_BYTES, Arrays, Backends, Remembering, RunError, Runner, run_session
 from bnn_deploy.proof.chain import Fed, run_chain
+from bnn_deploy.proof.constants import has_large_bits
 from bnn_deploy.proof.exact_zero import is_exact_sum
 from bnn_deploy.proof.layers import Batch, Expectations, LayerCheck
 from bnn_deploy.proof.margins import (
@@ -39,7 +41,7 @@ from bnn_deploy.proof.results import (
 from bnn_deploy.proof.rounding import sum_bound
 from bnn_deploy.proof.samples import Classifier, add_worst
 from bnn_deploy.runtime.inputs import MORE_SAMPLES, Inputs
-from bnn_deploy.runtime.session import load_session
+from bnn_deploy.system import release_memory
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -143,7 +145,7 @@ class Verifier:
         self.worst: list[list[WorstSample]] = [[] for _ in outputs]
         self.runners: dict[str, dict[str, Runner]] = {}
         self.free: dict[str, Runner] = {}
-        self.first: list[NDArray[Any]] = []
+        self.first: dict[str, list[NDArray[Any]]] = {}
         self.broken: set[str] = set()
         self.classifiers: list[Classifier] = []
         if reference.source is not None:
@@ -177,6 +179,7 @@ class Verifier:
             result.errors.append(f"the function bodies do not run as a whole: {error}")
             nodes, feeds = [], {}
         size = self.fixed or self._batch()
+        release_memory()  # what reading the model and the reference took
         starts = range(0, len(inputs), size)
         total = len(nodes) + len(starts) * len(self.pieces)
         done = 0
@@ -190,12 +193,15 @@ class Verifier:
             step(f"operator {node.name}")
             result.operators += [self._check_operator(node, i, feeds) for i, tensor in enumerate(node.output) if tensor]
         feeds.clear()
+        release_memory()
 
+        if self.few:
+            self._start_evaluator(size)
         self._start_free(inputs.part(0, min(size, len(inputs))))
-        self.runners = {
-            backend: {piece.output.tensor: self.sessions.make(piece.model, backend) for piece in self.pieces}
-            for backend in self.backends
-        }
+        for backend in self.sessions.onnxruntime:
+            self.runners[backend] = {
+                piece.output.tensor: self.sessions.make(piece.model, backend) for piece in self.pieces
+            }
         # The units of the tolerances are those of some samples, also where a batch is smaller.
         ahead = inputs.more() if len(inputs) < MORE_SAMPLES or size >= MORE_SAMPLES else inputs.first(MORE_SAMPLES)
         for feed in ahead.batches(size):
@@ -220,6 +226,7 @@ class Verifier:
                     self._check_outputs(backend, batch, start, fed[backend])
             self._check_source(whole, start)
             result.samples += whole.size
+            release_memory()
 
     def _batch(self) -> int:
         """How many samples to run at a time: as many as have values of the reference of about BATCH_BYTES."""
@@ -267,18 +274,41 @@ class Verifier:
         for scale, name in zip(self.scales, self.reference.outputs, strict=True):
             scale.add(values[name])
 
-    def _start_free(self, x: Arrays) -> None:
-        """Make what runs the model free: the kernels run it as a whole, as it will run.
+    def _start_evaluator(self, size: int) -> None:
+        """Make what runs the segments in the ReferenceEvaluator.
 
-        The bodies do so for the first samples `x`, then segment by segment: for a model as a whole onnxruntime would
-        hold all weights as floats once more.
+        Large weights it unpacks into many tensors of their size, which it keeps until a segment has run: so those
+        segments run now, before the sessions are there, on the parts of `size` samples in which they will be asked for.
         """
-        self.free = {backend: self.sessions.make(self.proto, backend) for backend in self.sessions.onnxruntime[1:]}
-        bodies = self.sessions.BODIES
-        try:
-            self.first = self.sessions.make(self.proto, bodies)(x)
-        except RunError as error:
-            self._break(bodies, error)
+        backend = self.sessions.EVALUATOR
+        runners = {piece.output.tensor: self.sessions.make(piece.model, backend) for piece in self.pieces}
+        large = [piece.output.tensor for piece in self.pieces if has_large_bits(piece.model)]
+        self.runners[backend] = runners | {tensor: Remembering(runners[tensor]) for tensor in large}
+        for start in range(0, self.few, size) if large else ():
+            batch = self._batch_of(start, min(start + size, self.few))
+            for tensor in large:
+                with suppress(RunError, ValueError, IndexError):  # `LayerCheck.check` will say so
+                    self.runners[backend][tensor](self.layers[tensor].feed(batch))
+                release_memory()
+
+    def _start_free(self, x: Arrays) -> None:
+        """Let the backends run the model free, as a whole, on the first samples `x`.
+
+        What would run it here goes on to do so, and the others go on segment by segment, see `run_chain`: as a whole,
+        they would compute most of what question 2 has them compute a second time.
+        """
+        sessions = self.sessions
+        for backend in sessions.onnxruntime:
+            try:
+                if backend == sessions.BODIES:
+                    session = sessions.make_whole_bodies(self.proto.SerializeToString())
+                    self.first[backend] = [np.asarray(output) for output in run_session(session, None, x)]
+                else:
+                    run = sessions.make(self.proto, backend)
+                    self.first[backend] = run(x)
+                    self.free |= {backend: run} if backend == sessions.own else {}
+            except RunError as error:
+                self._break(backend, error)
 
     def _break(self, backend: str, error: RunError) -> None:
         self.result.errors.append(f"{backend}, running free: {error}")
@@ -286,10 +316,10 @@ class Verifier:
 
     def _run_free(self, backend: str, batch: Batch, start: int, fed: Mapping[str, Fed]) -> list[NDArray[Any]]:
         """The outputs of a batch, from the sample `start` on, when a backend runs the model free."""
+        if start == 0 and backend in self.first:
+            return self.first[backend]
         if backend in self.free:
             return self.free[backend](batch.x)
-        if backend == self.sessions.BODIES and start == 0:
-            return self.first
         tensors = run_chain(self.pieces, self.runners[backend], batch.x, fed, self.of_samples)
         return [tensors[info.name] for info in self.proto.graph.output]
 
@@ -298,7 +328,7 @@ class Verifier:
         names = sorted({name for node in nodes for name in data_inputs(self.proto, node)} - x.keys())
         if not names:
             return x
-        session = load_session(with_outputs(self.proto, names), self.sessions.threads, kernels=False)
+        session = self.sessions.make_whole_bodies(with_outputs(self.proto, names))
         return x | dict(zip(names, run_session(session, names, x), strict=True))
 
     def _check_operator(self, node: NodeProto, output: int, feeds: Arrays) -> OperatorResult:

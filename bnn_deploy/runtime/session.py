@@ -135,6 +135,7 @@ def load_session(
     *,
     isa: str | None = None,
     kernels: bool = True,
+    fold: bool = True,
     options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
     """Make an onnxruntime session that runs `model` with the C++ kernels.
@@ -145,6 +146,8 @@ def load_session(
             has CPUs sleep while they wait, instead of spinning.
         isa: force an instruction set (see `library_info().isas`), like BNN_DEPLOY_ISA but for this session only.
         kernels: False leaves the library out, so that onnxruntime runs the function bodies in the file.
+        fold: False lets onnxruntime compute constants, such as weights from their bits, in each run: that is slow, and
+            takes less memory.
         options: session options to start from.
 
     Returns:
@@ -177,11 +180,19 @@ def load_session(
         model = str(model)
     with _forced_isa(isa):
         try:
-            return ort.InferenceSession(model, options, providers=PROVIDERS)
+            unused = [] if fold else ["ConstantFolding"]
+            session = ort.InferenceSession(model, options, providers=PROVIDERS, disabled_optimizers=unused)
         except Exception as error:  # onnxruntime's exception types are not public
             _raise_isa_error(error)
             text = _first_line(error)
             raise InputError(f"{name}: onnxruntime cannot load it: {text}") from error
+    release_bytes(session)
+    return session
+
+
+def release_bytes(session: ort.InferenceSession) -> None:
+    """Let a session go without the bytes that it was made of: it keeps them for other providers, and has none."""
+    session._model_bytes = b""
 
 
 def library_info(isa: str | None = None) -> LibraryInfo:

@@ -251,3 +251,32 @@ def test_the_tables(lenet5: Converted, tmp_path: Path) -> None:
     assert "Of all floats, in units of the tolerance: " in result.stdout
     assert "Among the five highest scores: 100.00 % of the reference, 100.00 % of the model." in result.stdout
     assert "The 5 least accurate of 10 classes; the confusion matrices are in the JSON:" in result.stdout
+
+
+def test_large_weights_are_computed_once(
+    lenet5: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Outside of the sessions, and remembered by the ReferenceEvaluator: the same results, and damage is found."""
+    import onnx
+    from onnx import numpy_helper
+
+    from bnn_deploy.proof import constants
+    from bnn_deploy.proof.constants import without_constants
+
+    monkeypatch.setattr(constants, "LARGE", 1000)
+    model = onnx.load(lenet5.model)
+    assert constants.has_large_bits(model)
+    _, weights = without_constants(model)
+    assert {array.shape for array in weights.values()} >= {(500, 50, 4, 4)}
+    whole, parted = (backends.Backends([], 1).make(m, "bodies, onnxruntime") for m in (lenet5.model.as_posix(), model))
+    x = {"input": lenet5.images[:4]}
+    np.testing.assert_allclose(parted(x)[0], whole(x)[0], rtol=1e-5, atol=1e-5)
+    result = check(lenet5, lenet5.float_model, 21, isas=BEST, reference_samples=5)
+    assert result.passed, result.failures
+    damaged = next(t for t in model.graph.initializer if list(t.dims) == [500, 4, 4, 2])
+    words = numpy_helper.to_array(damaged).copy()
+    words.flat[int(rng.integers(words.size))] ^= 1
+    damaged.CopyFrom(numpy_helper.from_array(words, damaged.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    result = verify(tmp_path / "damaged.onnx", lenet5.float_model, data=lenet5.images[:8], isas=BEST)
+    assert [layer.layer for layer in result.layers if not layer.passed] == ["bin_ip1.linear"]
