@@ -196,7 +196,7 @@ _MASKS = [
 ]
 _OF_THE_MACHINE = re.compile(
     r"\W*(machine|system|CPU|CPUs|cores|board|clock|temperature|throttling|note|memory|disk|Python|glibc|THROTTLED|NOISY)\b"
-    r"|.* of the nodes' time"
+    r"|(Half of the time or more|Layers on floats|Not part of a layer|Words of 32 bits)\b"  # the slowest are first
 )
 
 
