@@ -67,6 +67,7 @@ class Layer:
         part_of: the name of the layer that it computes a further part of, as the converter noted it.
         reads: the names of the tensors that it reads, without constants.
         writes: the names of all its outputs.
+        writes_bits: those of them that hold bits.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Layer:
     part_of: str | None
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    writes_bits: tuple[str, ...]
 
     @property
     def binary(self) -> bool:
@@ -228,6 +230,7 @@ def _report(path: Path, model: onnx.ModelProto, content: bytes | None) -> ModelR
                 part_of=properties(node).get(PART_OF),
                 reads=tuple(dict.fromkeys(name for name in node.input if name and name not in constants)),
                 writes=tuple(name for name in node.output if name),
+                writes_bits=tuple(name for name in node.output if name in bit_channels),
             )
         )
     return ModelReport(

@@ -1,6 +1,7 @@
 """Make the pages of three networks as a user does, and take their pictures for the docs.
 
     python tests/screenshots.py            # writes docs/pictures/report-*.png, and the pages into build/pages/
+    python tests/screenshots.py --again    # of the records that the last run left in build/pages/
 
 LeNet-5 comes with the package, NIN with the examples; Bi-Real-18 has random weights and calibrated BatchNorms, and so
 no accuracy to speak of.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,16 +53,16 @@ SHOTS = (
 
 CIFAR10 = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
-SAMPLES = {"lenet5": 200, "nin": 20, "birealnet18": 2}
+SAMPLES = {"lenet5": 200, "nin": 20, "birealnet18": 1}
 """Architecture -> samples to verify on."""
 
 
-def make_page(arch: str, folder: Path) -> Path:
-    """Convert, verify and profile a network with the commands, and make its page."""
+def make_record(arch: str, folder: Path) -> Path:
+    """Convert, verify and profile a network with the commands."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)  # the page shows the command lines, and short ones are easier to read
     model, floats, data = Path(f"{arch}.onnx"), Path(f"{arch}_float.onnx"), Path(f"{arch}.npz")
-    checkpoint, conversion, page = Path(f"{arch}.pth.tar"), Path(f"{arch}.json"), Path(f"{arch}.html")
+    checkpoint, conversion, found = Path(f"{arch}.pth.tar"), Path(f"{arch}.convert.json"), Path(f"{arch}.json")
     checkpoint.write_bytes(networks.checkpoint(arch, folder).read_bytes())
     classes = ["--classes", CIFAR10] if arch == "nin" else []
     conversion.write_text(
@@ -70,8 +72,15 @@ def make_page(arch: str, folder: Path) -> Path:
     images = networks.inputs(arch, SAMPLES[arch]).numpy()
     np.savez(data, input=images, **({} if labels is None else {"labels": labels[: len(images)]}))
     proof = ["--against", checkpoint, "--data", data]
-    run("report", model, conversion, *proof, "--compare", floats, "-o", page)
-    return folder / page
+    found.write_text(run("report", model, conversion, *proof, "--compare", floats, "--json"))
+    return folder / found
+
+
+def make_page(record: Path) -> Path:
+    """Make the page of a record."""
+    page = record.with_suffix(".html")
+    run("report", record, "-o", page)
+    return page
 
 
 def known_labels(arch: str) -> np.ndarray | None:
@@ -86,7 +95,10 @@ def known_labels(arch: str) -> np.ndarray | None:
 def main() -> None:
     """Make the pages and the pictures."""
     PICTURES.mkdir(exist_ok=True)
-    pages = {arch: make_page(arch, PAGES) for arch in SAMPLES}
+    records = {arch: PAGES / f"{arch}.json" for arch in SAMPLES}
+    if "--again" not in sys.argv:
+        records = {arch: make_record(arch, PAGES) for arch in SAMPLES}
+    pages = {arch: make_page(record) for arch, record in records.items()}
     with browser() as window:
         for shot in SHOTS:
             window.open(pages[shot.network], shot.width, shot.dark)

@@ -57,8 +57,8 @@ class LayerRow:
         name: of the node, the input or the output.
         operator: its operator, "input" or "output".
         domain: of the operator.
-        makes: what its first output holds: "bits", "floats" or "integers".
-        output: shape and type of that, for readers.
+        makes: what its outputs hold: "bits", "floats" (or integers), or "both".
+        output: shape and type of the first one, for readers.
         state: "equal", "rounding", "failed" or "" for one that was not compared.
         said: the same in words.
         ms: its time; None if it was not measured.
@@ -295,7 +295,7 @@ def network(record: Json) -> NetworkView:
                 i,
                 layer["name"],
                 layer["op_type"],
-                "bits" if layer["output_bits"] is not None else "floats",
+                _makes(layer),
                 _output_text(layer, batch),
                 rail,
                 state,
@@ -306,8 +306,14 @@ def network(record: Json) -> NetworkView:
             )
         )
     result[len(inputs) : len(inputs)] = middle
-    bits = frozenset(layer["writes"][0] for layer in layers if layer["output_bits"] is not None)
+    bits = frozenset(name for layer in layers for name in layer["writes_bits"])
     return NetworkView(tuple(result), max((rail.width for rail in rails), default=0), bits)
+
+
+def _makes(layer: Json) -> str:
+    """What the outputs of a layer hold."""
+    bits = len(layer["writes_bits"])
+    return "floats" if not bits else "bits" if bits == len(layer["writes"]) else "both"
 
 
 def _batch(model: Json) -> str | None:
