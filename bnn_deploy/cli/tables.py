@@ -10,6 +10,7 @@ What a table that is too wide does, until it fits:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 
 from rich import box
@@ -20,6 +21,9 @@ from rich.text import Text
 
 LEAST = 16
 """Characters below which no column of words is squeezed."""
+
+_BEGINNING = re.compile(r"( *(?:\d+\. )?).*")
+"""What stands in front of the words of a line, spaces and perhaps a number; and the words."""
 
 _GAP = 2
 """Characters between two columns, and in front of the lines of a record."""
@@ -71,7 +75,7 @@ class Table:
             widths = self._widths(shown, width)
             if widths is not None:
                 yield self._grid(shown, widths)
-                names = ", ".join(name for i, name in enumerate(self.columns) if i not in shown)
+                names = "; ".join(name for i, name in enumerate(self.columns) if i not in shown)
                 if names:
                     yield Paragraph(f"Left out at {width} columns: {names}.", "dim")
                 return
@@ -187,19 +191,20 @@ def _shortened(word: str, width: int) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Wrap text at its spaces, each line indented as its first; a word that is wider than a line stays whole."""
+    """Wrap text at its spaces, each line indented as the words of its first; what is wider than a line stays whole."""
     lines = []
     for line in text.splitlines() or [""]:
         if cell_len(line) <= width:
             lines.append(line)
             continue
-        indent = " " * (len(line) - len(line.lstrip(" ")))
-        current = indent
-        for word in line.split():
-            if current != indent and cell_len(current) + cell_len(word) >= width:
+        first = _BEGINNING.sub(r"\1", line)
+        indent = " " * len(first)
+        current = first
+        for word in line[len(first) :].split():
+            if current not in (first, indent) and cell_len(current) + cell_len(word) >= width:
                 lines.append(current)
                 current = indent
-            current += word if current == indent else f" {word}"
+            current += word if current in (first, indent) else f" {word}"
         lines.append(current)
     return lines
 

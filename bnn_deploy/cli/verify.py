@@ -334,10 +334,11 @@ def _print_operators(result: Verification) -> None:
             "   Only sums of n float products may differ, by what another order rounds: 2 (n + 2) 2^-24 of the sum of "
             "their magnitudes; and bits of them, where the sum is so near to its threshold."
         )
-    rows = table(None, ["node", "operator", "values", *backends], ["values", *backends], optional=["values"])
+    numbers = ["values", *backends]
+    rows = table(None, ["node", "operator", *numbers, ""], numbers, optional=["values", *reversed(backends)])
     for op in result.operators:
         cells = [_agreement(op, backend) for backend in op.differing]
-        rows.add_row(printable(op.node), op.op_type, f"{op.values:,}", *cells)
+        rows.add_row(printable(op.node), op.op_type, f"{op.values:,}", *cells, "ok" if op.passed else "FAILED")
     show(rows)
     explain(f"   The ReferenceEvaluator ran the first {plural(result.reference_samples, 'sample')} only; it is slow.")
 

@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from bnn_deploy.cli import COMMANDS
 from bnn_deploy.cli.console import facts, show, table
+from bnn_deploy.cli.tables import wrap
 from bnn_deploy.cli.verify import print_golden, print_verification
 from bnn_deploy.proof.golden.check import GoldenLayer, check_golden
 from bnn_deploy.proof.results import Disagreement, LayerResult, OperatorResult
@@ -71,7 +72,7 @@ def test_a_failed_verification_of_a_deep_network(given: Path, monkeypatch: pytes
         assert faults(parts, width) == [], width
         lines = rendered(parts, width)
         assert lines[-1] == "FAILED"
-        assert sum(line.endswith(" FAILED") for line in lines) == 1
+        assert sum(line.endswith(" FAILED") for line in lines) == 2  # the operator, and the first layer
         assert sum(line.endswith(" ok") for line in lines) == 2
         assert sum(line.split()[-1:] == ["NO"] for line in lines) == len(backends)
 
@@ -114,9 +115,17 @@ def test_columns_that_are_left_out_are_named_in_the_order_of_their_importance() 
     rows.add_row("conv", "1" * 12, "2" * 12, "3" * 12)
     assert "Left out" not in " ".join(rendered([rows], 50))
     assert rendered([rows], 40)[-1] == "Left out at 40 columns: first out."
-    assert rendered([rows], 24)[-2:] == ["Left out at 24 columns:", "first out, second out."]
+    assert rendered([rows], 24)[-2:] == ["Left out at 24 columns:", "first out; second out."]
     record = ["conv", "  first out", "    111111111111", "  second out", "    222222222222", "  kept"]
     assert rendered([rows], 16)[:6] == record
+
+
+def test_text_is_wrapped_below_its_first_word() -> None:
+    assert wrap("one two three", 8) == ["one two", "three"]
+    assert wrap("  one two three", 9) == ["  one two", "  three"]
+    assert wrap("1. one two three", 10) == ["1. one two", "   three"]
+    assert wrap("a  b", 4) == ["a  b"]
+    assert wrap("  " + "x" * 9, 4) == ["  " + "x" * 9]
 
 
 def test_facts_stand_below_their_names_where_there_is_little_room() -> None:

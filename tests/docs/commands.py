@@ -193,6 +193,7 @@ _MASKS = [
     (r"\b[0-9a-f]{12,}\b", "#"),
     (rf"(?<![\w.])\d[\d,.]*(e[+-]\d+)?( ?({_UNITS})(?!\w))?", "#"),
     ("NOISY", ""),
+    ("\N{BOX DRAWINGS LIGHT HORIZONTAL}+", "-"),
 ]
 _OF_THE_MACHINE = re.compile(
     r"\W*(machine|system|CPU|CPUs|cores|board|clock|temperature|throttling|note|memory|disk|Python|glibc|THROTTLED|NOISY)\b"

@@ -41,7 +41,7 @@ def faults(parts: Sequence[RenderableType], width: int) -> list[str]:
     whole = {word for part in parts for word in _words(rendered([part], PIPE))}
     for part in parts:
         if isinstance(part, Table):
-            whole |= {f"{word}{end}" for name in part.columns for word in name.split() for end in (",", ".", "")}
+            whole |= {f"{word}{end}" for name in part.columns for word in name.split() for end in (";", ".", "")}
     found = [
         f"longer than {width}: {line}"
         for line in lines
