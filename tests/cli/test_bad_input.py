@@ -139,7 +139,8 @@ def test_convert_the_wrong_architecture(nin: Converted, tmp_path: Path) -> None:
             "KeyError: 'width'",
         ),
         (
-            "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(4, 2)",
+            "import torch\nclass Net(torch.nn.Embedding):\n    def __init__(self):\n        super().__init__(2, 4)\n"
+            "        self.bias = torch.nn.Parameter(torch.zeros(2))",
             "has no attribute input_shape",
         ),
     ],
@@ -225,8 +226,8 @@ BAD_DATA: dict[str, tuple[Any, list[str]]] = {
         ["the inputs have shape [2, 1, 32, 32]; the model needs ['N', 1, 28, 28]"],
     ),
     "dtype": (
-        lambda p: np.save(p, np.zeros((2, 1, 28, 28), np.uint8)),
-        ["the inputs are uint8; the network needs float32"],
+        lambda p: np.save(p, np.zeros((2, 1, 28, 28), np.int64)),
+        ["the inputs are int64; the network needs float32"],
     ),
     "arrays": (
         lambda p: np.savez(p, a=np.zeros(1), b=np.zeros(1)),
