@@ -26,6 +26,7 @@ from bnn_deploy.passes.lower.pack_weights import packed_layers
 from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import finish, to_binary
 from bnn_deploy.passes.recognise.binarize_weights import Weights
+from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.provenance import ZERO_WEIGHTS_KEY, FileStamp, Origin, name_outputs, shape_metadata
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
@@ -120,6 +121,7 @@ def convert(
     input_shape: SampleShape | None = None,
     example_inputs: ExampleInputs | None = None,
     image_input: ImageInput | None = None,
+    preprocessing: Preprocessing | None = None,
     float_output: str | os.PathLike[str] | None = None,
     output_names: Sequence[str] = (),
     classes: Sequence[str] = (),
@@ -153,6 +155,8 @@ def convert(
         example_inputs: of a module, instead: what it is called with, each [N, ...]: a tensor, a tuple of the arguments,
             or a dict of them by name, see `module_inputs`.
         image_input: let both models take images of bytes, and normalise them; None leaves the input as it is.
+        preprocessing: how images become the network's input, to note in both models: `verify` then reads folders of
+            images and bytes; without mean and std if `image_input` has them.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
         output_names: names of the outputs of both models; none keeps the source's: of an ONNX model its own, of a
             module the keys of the dict that it returns, if it returns one.
@@ -186,6 +190,8 @@ def convert(
         BnnDeployError: `strict`, and a layer whose input is a sign or has few levels stays float; or the converted
             model does not run, which is a fault of this package.
     """
+    if image_input is not None and preprocessing is not None and preprocessing.normalisation() is not None:
+        raise InputError("image_input says the mean and std of images of bytes: leave them out of preprocessing")
     kind = "model" if is_onnx(source) else "checkpoint" if darknet_weights is None else "network"
     read = {
         kind: source,
@@ -224,7 +230,7 @@ def convert(
     scheme = "xnor-centred" if weights == "auto" else weights
     reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized, kept)
     reports = tuple(replace(layer, filled_zeros=filled.get(layer.name, 0)) for layer in reports)
-    reports = _with_zeros(original, seen, reports, calibration if data is None else data, progress)
+    reports = _with_zeros(original, seen, reports, calibration if data is None else data, preprocessing, progress)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
     result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)), notes)
     layers, packed = binary_layers(binary), packed_layers(binary)
@@ -245,7 +251,7 @@ def convert(
             write_files({report: report_bytes(result)})
         raise failed
     if calibration is not None:
-        wanted = float_inputs(original.model, original.examples.shapes)
+        wanted = float_inputs(original.model, original.examples.shapes, preprocessing)
         inputs = whole_batches(load_data(calibration, None, None, wanted), batch_size(wanted))
         progress(f"quantising the float layers with {len(inputs)} inputs")
         UnfoldStride()(binary)
@@ -262,6 +268,8 @@ def convert(
         model.graph.name = graph.format(title.split(".")[0])
         if image_input is not None:
             model.metadata_props.update(image_input.metadata())
+        if preprocessing is not None:
+            model.metadata_props.update(preprocessing.metadata())
     if filled and zero_weights is not None:
         binary.metadata_props[ZERO_WEIGHTS_KEY] = zero_weights
     _name_outputs(binary, original, output_names)
@@ -359,10 +367,11 @@ def _with_zeros(
     canonical: Canonical,
     layers: tuple[LayerReport, ...],
     data: Data | None,
+    preprocessing: Preprocessing | None,
     progress: Callable[[str], None],
 ) -> tuple[LayerReport, ...]:
     """The same reports with the number of exact zeros of each sign that is 0 there and +1 in the converted model."""
-    wanted = float_inputs(source.model, source.examples.shapes)
+    wanted = float_inputs(source.model, source.examples.shapes, preprocessing)
     inputs = None if data is None else whole_batches(load_data(data, None, None, wanted), batch_size(wanted))
     signs = {}
     for layer in layers:
@@ -383,12 +392,14 @@ def _with_zeros(
     return tuple(replace(layer, exact_zeros=counts.get(layer.name)) for layer in layers)
 
 
-def float_inputs(model: ir.Model, examples: Mapping[str, tuple[int, ...]]) -> list[InputSpec]:
+def float_inputs(
+    model: ir.Model, examples: Mapping[str, tuple[int, ...]], preprocessing: Preprocessing | None = None
+) -> list[InputSpec]:
     """The inputs of a float model, as `load_data` wants them, with example shapes without the batch."""
     found = []
     for value in model.graph.inputs:
         assert value.dtype is not None and value.shape is not None
         dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
         name = value.name or ""
-        found.append(InputSpec(name, str(value.dtype.numpy()), tuple(dims), examples[name]))
+        found.append(InputSpec(name, str(value.dtype.numpy()), tuple(dims), examples[name], preprocessing))
     return found

@@ -180,7 +180,7 @@ def test_the_command_line(lenet5: Converted, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--mean", "0.5"], 2, "give --input uint8, too"),
+        (["--layout", "nhwc"], 2, "give --input uint8, too"),
         (["--input", "uint8", "--std", "0"], 2, "std 0: each must be above 0"),
         (["--input", "uint8", "--std", "nan"], 2, "std nan: give one finite number"),
         (["--input", "uint8", "--mean", "a,b"], 2, "--mean a,b: give one number"),

@@ -48,6 +48,9 @@ _SHARED = {
     ("convert", "output"): "model",
     ("verify", "against"): "source",
     ("profile", "compare"): "float",
+    ("report", "sources"): "model",
+    ("report", "against"): "source",
+    ("report", "compare"): "float",
 }
 """Parameters that have a second key: that of the same file in another command."""
 
@@ -104,9 +107,9 @@ class Config:
                     result[parameter.name] = self._value(entry, parameter, ctx)
         return result
 
-    def has(self, key: str) -> bool:
-        """Whether the top has this key."""
-        return any(entry.table == "" and entry.key == key for entry in self.entries)
+    def get(self, key: str, table: str = "") -> Any:
+        """The value of a key at the top or in a table; None if there is none."""
+        return next((entry.value for entry in self.entries if (entry.table, entry.key) == (table, key)), None)
 
     def _value(self, entry: _Entry, parameter: click.Parameter, ctx: click.Context) -> Any:
         """The value of an entry, as it would be typed, checked by click."""

@@ -24,7 +24,8 @@ from bnn_deploy.cli.console import (
     table,
 )
 from bnn_deploy.cli.layer_table import print_layers, ratio
-from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args, parse_numbers
+from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args, parse_numbers, parse_preprocessing
+from bnn_deploy.cli.page_file import note_result
 from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import is_file
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
@@ -116,8 +117,17 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
     type=click.Choice(["nchw", "nhwc"]),
     help="Of images of bytes: channels first (the default), or last, as decoders give them.",
 )
-@click.option("--mean", metavar="M[,M...]", help="Of images of bytes: one number, or one per channel; 0 if left out.")
-@click.option("--std", metavar="S[,S...]", help="Of images of bytes: one number, or one per channel; 1 if left out.")
+@click.option(
+    "--mean",
+    metavar="M[,M...]",
+    help="How images are normalised: one number, or one per channel. A model of bytes does it itself, with 0 if left "
+    "out; in one of floats it is noted for verify, as --std, --size and --crop are.",
+)
+@click.option(
+    "--std", metavar="S[,S...]", help="Likewise: what they are divided by; in a model of bytes 1 if left out."
+)
+@click.option("--size", metavar="N or HxW", help="Of the images that become inputs, to note for verify: their size.")
+@click.option("--crop", metavar="N or HxW", help="Likewise: the middle that is cut out of them.")
 @click.option("--output-names", metavar="NAME,NAME...", help="Names of the outputs, instead of the source's.")
 @click.option(
     "--classes",
@@ -190,6 +200,8 @@ def command(
     layout: Literal["nchw", "nhwc"] | None,
     mean: str | None,
     std: str | None,
+    size: str | None,
+    crop: str | None,
     output_names: str | None,
     classes: str | None,
     weights: Weights,
@@ -216,8 +228,9 @@ def command(
 
     if (edges == "int8") != (calibration is not None):
         raise click.UsageError("--edges int8 and --calibration FILE go together")
-    if input_type != "uint8" and (layout, mean, std) != (None, None, None):
-        raise click.UsageError("--layout, --mean and --std say how images of bytes are read: give --input uint8, too")
+    if input_type != "uint8" and layout is not None:
+        raise click.UsageError("--layout says how images of bytes are read: give --input uint8, too")
+    images = input_type == "uint8"  # which the model normalises itself
     shape = parse_shapes(input_shapes)
     arguments = parse_arch_args(arch_args)
     reports: list[ModelReport] = []
@@ -239,7 +252,8 @@ def command(
             key=key,
             prefix=prefix,
             input_shape=shape,
-            image_input=parse_image(layout, mean, std) if input_type == "uint8" else None,
+            image_input=parse_image(layout, mean, std) if images else None,
+            preprocessing=parse_preprocessing(size, crop, *((None, None) if images else (mean, std))),
             float_output=float_output,
             output_names=() if output_names is None else tuple(output_names.split(",")),
             classes=parse_classes(classes),
@@ -257,6 +271,7 @@ def command(
             examine=examine,
         )
     before, after = reports
+    note_result("conversion", result.to_json())
     if as_json:
         sizes = {"before": before.to_json(), "after": after.to_json(), "quantization": cost}
         print_json(result.to_json() | sizes)

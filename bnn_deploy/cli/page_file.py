@@ -23,6 +23,8 @@ from bnn_deploy.system import usable_cpus
 PICTURES = 12
 """Samples whose pictures a page shows, at most, if its user does not say how many."""
 
+_RESULTS = "bnn_deploy.results"
+
 _PACKAGES = ("onnxruntime", "numpy", "onnx", "torch")
 """The packages that results depend on."""
 
@@ -56,6 +58,17 @@ def make_record(model: Path, parts: Mapping[str, dict[str, Any]]) -> dict[str, A
 def write_page(html: Path, record: Mapping[str, Any]) -> None:
     """Write the page of a record."""
     write_files({html: render(record, str(html))})
+
+
+def note_result(part: str, result: Mapping[str, Any]) -> None:
+    """Leave a command's result, a part of a record, for `run`, which calls several commands."""
+    click.get_current_context().meta.setdefault(_RESULTS, {})[part] = result
+
+
+def noted_results() -> dict[str, dict[str, Any]]:
+    """The results that `note_result` has left, by the part of a record that they are."""
+    found: dict[str, dict[str, Any]] = click.get_current_context().meta.setdefault(_RESULTS, {})
+    return found
 
 
 def this_run(parts: tuple[str, ...]) -> Run:

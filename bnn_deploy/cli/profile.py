@@ -24,7 +24,7 @@ from bnn_deploy.cli.console import (
     tensor_text,
 )
 from bnn_deploy.cli.options import example
-from bnn_deploy.cli.page_file import html_option, make_record, require_page, write_page
+from bnn_deploy.cli.page_file import html_option, make_record, note_result, require_page, write_page
 from bnn_deploy.cli.tables import Table
 from bnn_deploy.runtime.machine import Board, Clock
 from bnn_deploy.runtime.profile_results import (
@@ -129,6 +129,7 @@ def command(
             show("--verbose shows all nodes and operators, and how they were measured.")
         if trace is not None:
             show(f"wrote {printable(str(trace))}, for Perfetto or chrome://tracing", result=True)
+    note_result("profile", report.to_json())
     if html is not None:
         write_page(html, make_record(model, {"profile": report.to_json()}))
 

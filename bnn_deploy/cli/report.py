@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from bnn_deploy.cli import CHECK_FAILED
+from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import print_json, progress, show
 from bnn_deploy.cli.options import (
     DATA_PATH,
@@ -43,6 +44,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--compare", type=_FILE, metavar="FLOAT.onnx", help="Profile it: the model to measure beside it.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="Intra-op threads of the profile.")
 @click.option("--runs", type=click.IntRange(1), default=50, help="Timed runs of the profile.")
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the record that a page can be made of, as JSON.")
 def command(
     sources: tuple[Path, ...],

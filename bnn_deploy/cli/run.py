@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,6 +13,7 @@ from bnn_deploy.cli import COMMANDS
 from bnn_deploy.cli.config import CONFIG_FILE, Config
 from bnn_deploy.cli.console import print_json, show, show_command
 from bnn_deploy.cli.options import example
+from bnn_deploy.cli.page_file import PICTURES, make_record, noted_results, require_page, write_page
 from bnn_deploy.errors import InputError
 
 _STEPS = ("convert", "verify", "profile")
@@ -29,34 +28,40 @@ _STEPS = ("convert", "verify", "profile")
     metavar="FILE.toml",
     help="The options of the commands.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the results of all steps as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results of all steps as a record, see report.")
 @click.pass_context
 def command(ctx: click.Context, path: Path, as_json: bool) -> int:
-    """Do what a bnn-deploy.toml says: convert, verify and profile, each with its options there.
+    """Do what a bnn-deploy.toml says: convert, verify and profile, and, if it says [report] output, write the page.
 
     It stops at the first command that fails, with the exit code of that command. Run again, it does the same again.
     """
     config = Config(path)
     for key in ("source", "model"):
-        if not config.has(key):
+        if config.get(key) is None:
             raise InputError(f'{path}: it has no key {key}: {key} = "FILE" at the top names the network\'s files')
-    results: dict[str, Any] = {}
+    output = config.get("output", "report")
+    page = None if output is None else path.parent / output
+    require_page(page, {})
     code = 0
     for name in _STEPS:
+        arguments = ["--config", str(path)]
+        if name == "verify" and page is not None and config.get("pictures", name) is None:
+            arguments += ["--pictures", str(PICTURES)]
         if not as_json:
-            show_command(f"$ bnn-deploy {name} --config {path}")
-        if as_json:
-            printed = io.BytesIO()
-            with redirect_stdout(io.TextIOWrapper(printed, encoding="utf-8", write_through=True)):
-                code = _step(ctx, name, ["--config", str(path), "--json"])
-            results[name] = json.loads(printed.getvalue())
-        else:
-            code = _step(ctx, name, ["--config", str(path)])
+            show_command(f"$ bnn-deploy {name} {' '.join(arguments)}")
+        with redirect_stdout(io.StringIO()) if as_json else nullcontext():
+            code = _step(ctx, name, arguments)
+        if not as_json:
             show("")
         if code:
             break
+    record = make_record(path.parent / config.get("model"), noted_results())
+    if page is not None:
+        write_page(page, record)
+        if not as_json:
+            show(f"wrote {page}", result=True)
     if as_json:
-        print_json(results)
+        print_json(record)
     return code
 
 

@@ -18,7 +18,7 @@ from bnn_deploy.cli.options import (
     parse_arch_args,
     parse_preprocessing,
 )
-from bnn_deploy.cli.page_file import PICTURES, html_option, make_record, require_page, write_page
+from bnn_deploy.cli.page_file import PICTURES, html_option, make_record, note_result, require_page, write_page
 from bnn_deploy.files import require_outputs, write_files
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
 from bnn_deploy.proof.junit import junit_xml
@@ -164,7 +164,9 @@ def _write(
     html: Path | None,
     junit: Path | None,
 ) -> None:
-    """Write the page and the JUnit XML that were asked for."""
+    """Write the page and the JUnit XML that were asked for, and leave the result for `run`."""
+    for part, content in parts.items():
+        note_result(part, content)
     if html is not None:
         write_page(html, make_record(model, parts))
     if junit is not None:

@@ -34,6 +34,7 @@ class Original:
         key: where the network's state dict is in a checkpoint.
         prefix: what its keys begin with.
         notes: how it differs from what the model was converted from, one line each.
+        classes: the names of the classes that the model's metadata records.
     """
 
     against: Any
@@ -42,6 +43,7 @@ class Original:
     key: str | None
     prefix: str | None
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def find_original(model: str | os.PathLike[str], metadata: Properties, given: Original) -> Original:
@@ -80,7 +82,7 @@ def find_original(model: str | os.PathLike[str], metadata: Properties, given: Or
     key, prefix = given.key, given.prefix
     if same and (key, prefix) == (None, None):
         key, prefix = origin.key, origin.prefix
-    return Original(against, arch, arch_args, key, prefix, tuple(notes))
+    return Original(against, arch, arch_args, key, prefix, tuple(notes), origin.classes)
 
 
 def _find_source(model: str | os.PathLike[str], origin: Origin, places: Mapping[str, str | None]) -> Path:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def verify(
         inputs = whole_batches(inputs, batch)
         given = Original(against, arch, arch_args, key, prefix)
         original = find_original(model, properties(proto), given)
+        inputs = replace(inputs, class_names=inputs.class_names or original.classes)
         reference = make_reference(
             original.against, original.arch, original.arch_args, original.key, original.prefix, proto
         )

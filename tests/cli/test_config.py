@@ -86,9 +86,18 @@ def test_run_does_everything_and_can_be_repeated(folder: Path) -> None:
     content = Path("net.onnx").read_bytes()
     second = run("run", "--json")
     results = json.loads(second.stdout)
-    assert second.exit_code == 0 and list(results) == ["convert", "verify", "profile"]
-    assert results["verify"]["passed"] is True and results["profile"]["runs"] == 2
+    assert second.exit_code == 0 and results["format"] == "bnn-deploy record"
+    assert results["verification"]["passed"] is True and results["profile"]["runs"] == 2
+    assert len(results["conversion"]["layers"]) == 2
     assert Path("net.onnx").read_bytes() == content
+
+
+def test_run_makes_a_page(folder: Path) -> None:
+    Path("bnn-deploy.toml").write_text(CONFIG + '[report]\noutput = "net.html"\n')
+    result = run("run", "--quiet")
+    assert result.exit_code == 0 and "wrote net.html" in result.stdout, result.output
+    page = Path("net.html").read_text()
+    assert "Equivalent: the model computes what its source computes." in page and "second" in page
 
 
 def test_run_stops_at_the_first_failure_with_its_code(folder: Path) -> None:

@@ -16,7 +16,9 @@ from torch import nn
 
 from bnn_deploy import convert, verify
 from bnn_deploy.errors import InputError
+from bnn_deploy.image_input import ImageInput
 from bnn_deploy.kept import CACHE_VARIABLE, file_digest
+from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.provenance import (
     ARCH_FILE_KEY,
@@ -195,6 +197,24 @@ def test_what_a_model_remembers(tmp_path: Path) -> None:
         assert str(tmp_path) not in str(proto.metadata_props), "no folder of this machine is in it"
         assert ARCH_KEY not in properties(proto) and {ARCH_FILE_KEY, SOURCE_FILE_KEY} <= properties(proto).keys()
     np.testing.assert_equal(read_origin({}), Origin("", "auto"))
+
+
+def test_a_model_says_how_pictures_are_read_and_what_its_classes_are_called(tmp_path: Path) -> None:
+    """The images of the data are bytes; nothing is said of them to verify."""
+    names = [f"digit {number}" for number in range(10)]
+    correct = {}
+    for mean in (0.1307, 1.5):
+        steps = Preprocessing(mean=(mean,), std=(0.3081,))
+        source = DEMO_DATA / "lenet5.pth.tar"
+        convert(source, tmp_path / "m.onnx", arch="lenet5", preprocessing=steps, classes=names)
+        data = DEMO_DATA / "mnist_1000.npz"
+        result = verify(tmp_path / "m.onnx", source, data=data, samples=64, reference_samples=0, isas=[BEST[0]])
+        assert result.class_names == tuple(names)
+        correct[mean] = result.outputs[0].correct or 0
+    assert correct[0.1307] >= 62 > correct[1.5], "with another mean the same bytes are other images"
+    image = ImageInput((0.1307,), (0.3081,))
+    with pytest.raises(InputError, match="leave them out of preprocessing"):
+        convert(source, tmp_path / "u.onnx", arch="lenet5", image_input=image, preprocessing=steps)
 
 
 def test_outputs_keep_the_sources_names(tmp_path: Path) -> None:
