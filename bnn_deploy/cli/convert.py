@@ -59,12 +59,12 @@ def parse_shapes(texts: Sequence[str]) -> tuple[int | None, ...] | dict[str, tup
     return named.get("", named or None)
 
 
-def parse_classes(text: str | None) -> tuple[str, ...]:
+def parse_names(text: str | None) -> tuple[str, ...]:
     """'cat,dog', '["cat", "dog"]', or a file with a name in each line -> ("cat", "dog"); None -> ()."""
     if text is None:
         return ()
     if text.startswith("["):
-        with reading("--classes", "not a JSON array"):
+        with reading(text, "not a JSON array of names"):
             return tuple(map(str, json.loads(text)))
     if not is_file(text):
         return tuple(name.strip() for name in text.split(","))
@@ -255,8 +255,8 @@ def command(
             image_input=parse_image(layout, mean, std) if images else None,
             preprocessing=parse_preprocessing(size, crop, *((None, None) if images else (mean, std))),
             float_output=float_output,
-            output_names=() if output_names is None else tuple(output_names.split(",")),
-            classes=parse_classes(classes),
+            output_names=parse_names(output_names),
+            classes=parse_names(classes),
             weights=weights,
             darknet_weights=darknet_weights,
             xnor_padding=None if xnor_padding is None else -1 if xnor_padding == "-1" else 0,

@@ -25,6 +25,9 @@ data = "x.npy"
 arch_args = {width = 8}
 input-shape = [3, 8, 8]
 classes = ["cat", "dog, small"]
+output_names = ["logits"]
+mean = [0.5, 0.4, 0.3]
+size = 8
 
 [verify]
 isa = ["ISA"]
@@ -56,6 +59,8 @@ def test_one_file_for_all_commands(folder: Path) -> None:
     proto = onnx.load("net.onnx")
     kept = {entry.key: entry.value for entry in proto.metadata_props}
     assert json.loads(kept["bnn_deploy.classes"]) == ["cat", "dog, small"]
+    assert json.loads(kept["bnn_deploy.preprocessing"])["mean"] == [0.5, 0.4, 0.3]
+    assert [value.name for value in proto.graph.output] == ["logits"]
     verified = run("verify")
     assert verified.exit_code == 0 and "4 samples: x.npy" in verified.stdout, verified.output
     profiled = run("profile", "--json")
