@@ -29,9 +29,6 @@ PICTURES = ROOT / "docs" / "pictures"
 SCALE = 0.5
 """Of a picture in the docs, against the screen."""
 
-COLOURS = 64
-"""Of a picture: it is text and lines, and small."""
-
 
 @dataclass(frozen=True)
 class Shot:
@@ -107,7 +104,7 @@ def main() -> None:
                 size = round(picture.width * SCALE), round(picture.height * SCALE)
                 picture = picture.resize(size, Image.Resampling.LANCZOS)
             path = PICTURES / f"report-{shot.network}-{shot.screen}.png"
-            picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+            picture.convert("RGB").save(path, optimize=True)
             print(f"{path.relative_to(ROOT)}  {path.stat().st_size:,} bytes")
 
 

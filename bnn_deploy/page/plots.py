@@ -126,7 +126,12 @@ def _roofline(profile: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[st
         )
     knee = bound["binary_gmacs"] / memory
     axes.plot([left, knee], [left * memory, knee * memory], color=COLOURS["muted"][0], linewidth=1.4)
-    axes.annotate(f"memory {memory:,.0f} GB/s", (left, left * memory), (4, -3), textcoords="offset points", va="top")
+    lowest = min(y for _, y, _ in points) / 3
+    start = 1.5 * max(left, lowest / memory)
+    said = f"memory {memory:,.0f} GB/s"
+    axes.annotate(
+        said, (start, start * memory), (6, 0), textcoords="offset points", va="top", color=COLOURS["muted"][0]
+    )
     titles = {}
     for i, (x, y, node) in enumerate(points):
         binary = node["kind"] == "binary layer"
@@ -142,7 +147,7 @@ def _roofline(profile: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[st
         axis.set_major_formatter(lambda value, place: f"{value:,g}")
         axis.set_minor_formatter(lambda value, place: "")
     axes.set_xlim(left, right)
-    axes.set_ylim(min(y for _, y, _ in points) / 3, bound["binary_gmacs"] * 3)
+    axes.set_ylim(lowest, bound["binary_gmacs"] * 3)
     axes.grid(True, which="major")
     axes.set_axisbelow(True)
     axes.set_xlabel("multiply-accumulates per byte")

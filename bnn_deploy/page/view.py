@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from bnn_deploy.page.graph import Node, Row, rows, without_constants
+from bnn_deploy.provenance import read_classes
 from bnn_deploy.quantities import TIMES, human_bytes, human_count, plural, shape_text
 
 Json = Mapping[str, Any]
@@ -273,8 +274,10 @@ def network(record: Json) -> NetworkView:
     ]
     rails = rows(nodes)
     found = (record["verification"] or {}).get("layers", [])
-    proofs = {proof["source"]: proof for proof in found}
-    proofs |= {name: proof for proof in found for name in proof["layer"].split(" + ")}
+    proofs: dict[str, Json] = {}
+    # A node with two outputs is compared in both: the worse one is shown.
+    for proof in sorted(found, key=lambda proof: _STATES.index(_state(proof)[0])):
+        proofs |= dict.fromkeys((proof["source"], *proof["layer"].split(" + ")), proof)
     times = {node["name"]: node for node in (record["profile"] or {}).get("model", {}).get("nodes", [])}
     became = {layer["name"]: layer for layer in (record["conversion"] or {}).get("layers", [])}
     batch = _batch(model)
@@ -336,6 +339,10 @@ def _output_text(layer: Json, batch: str | None) -> str:
     if shape is None or layer["output_bits"] is None:
         return _tensor_text(layer["output"], batch)
     return f"{shape_text([*shape[:-1], layer['output_bits']])} bits"
+
+
+_STATES = ("", "equal", "rounding", "failed")
+"""From the best to the worst."""
 
 
 def _state(proof: Json | None) -> tuple[str, str]:
@@ -471,14 +478,21 @@ def reasons(record: Json) -> list[dict[str, Any]]:
     return [{"reason": reason, "advice": advice, "layers": names} for (reason, advice), names in groups.items()]
 
 
+def class_names(record: Json) -> Sequence[str]:
+    """The names of the classes: those of the data, or those that the model remembers."""
+    told: Sequence[str] = (record["verification"] or {}).get("class_names", [])
+    return told or read_classes((record["model"] or {}).get("metadata", {}))
+
+
 def class_table(record: Json) -> list[dict[str, Any]]:
     """Of each class: name, samples, and the shares that source and model get right."""
     found = (record["verification"] or {}).get("classification", [])
     by_network = {entry["network"]: {item["label"]: item for item in entry["classes"]} for entry in found}
     source, model = by_network.get("reference", {}), by_network.get("model", {})
+    names = class_names(record)
     return [
         {
-            "name": item["name"] or str(label),
+            "name": item["name"] or (names[label] if 0 <= label < len(names) else str(label)),
             "samples": item["samples"],
             "source": source[label]["correct"] if label in source else None,
             "model": item["correct"],
@@ -500,7 +514,7 @@ def confusion(record: Json) -> dict[str, Any] | None:
     found = next((entry for entry in proof.get("classification", []) if entry["network"] == "model"), None)
     if found is None:
         return None
-    told = proof.get("class_names", [])
+    told = class_names(record)
     counts = {(label, predicted): count for label, predicted, count in found["confusion"]}
     classes = sorted({number for pair in counts for number in pair})
 
@@ -527,7 +541,7 @@ def samples(record: Json, kind: str, most: int = 12) -> list[dict[str, Any]]:
     the entry itself as `told`.
     """
     proof = record["verification"] or {}
-    names, pictures = proof.get("class_names", []), proof.get("pictures", {})
+    names, pictures = class_names(record), proof.get("pictures", {})
 
     def name(number: int | None) -> str:
         return "" if number is None else names[number] if 0 <= number < len(names) else str(number)
