@@ -27,7 +27,7 @@ from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import finish, to_binary
 from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.preprocessing import Preprocessing
-from bnn_deploy.provenance import ZERO_WEIGHTS_KEY, FileStamp, Origin, name_outputs, shape_metadata
+from bnn_deploy.provenance import ZERO_WEIGHTS_KEY, FileStamp, Origin, in_utf8, name_outputs, shape_metadata
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
 from bnn_deploy.report.summary import (
@@ -265,7 +265,7 @@ def convert(
     for model, graph in ((binary, "{}"), (original.model, "{}_float")):
         model.metadata_props.update(shape_metadata(original.examples.shapes) | origin.metadata(arch in ARCHITECTURES))
         model.producer_name, model.producer_version = "bnn-deploy", origin.version
-        model.graph.name = graph.format(title.split(".")[0])
+        model.graph.name = graph.format(in_utf8(title.split(".")[0]))
         if image_input is not None:
             model.metadata_props.update(image_input.metadata())
         if preprocessing is not None:

@@ -521,7 +521,13 @@ class Origin:
         }
         own = {VERSION_KEY: self.version, WEIGHTS_KEY: self.weights}
         own |= {ARCH_KEY: self.arch} if built_in and self.arch is not None else {}
-        return own | {key: json.dumps(entry, ensure_ascii=False) for key, entry in entries.items() if entry}
+        own |= {key: json.dumps(entry, ensure_ascii=False) for key, entry in entries.items() if entry}
+        return {key: in_utf8(text) for key, text in own.items()}
+
+
+def in_utf8(text: str) -> str:
+    """A text with what Python keeps of file names that are not UTF-8, which protobuf needs, as escapes of JSON."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_origin(metadata: Properties) -> Origin:
