@@ -211,6 +211,7 @@ def convert(
     if image_input is not None:
         taking, examples = accept_images(original.model, original.examples, image_input, original.name)
         original = replace(original, model=taking, examples=examples)
+    _require_classes(original.model, classes, original.name)
     progress("running the passes")
     seen = Canonical()
     kept: set[str] = set()
@@ -321,6 +322,15 @@ def _name_outputs(binary: ir.Model, original: FloatSource, wanted: Sequence[str]
         raise InputError(
             f"{original.name}: {said}: {left[0]} cannot be given, because of another tensor's name: choose another"
         )
+
+
+def _require_classes(model: ir.Model, classes: Sequence[str], name: str) -> None:
+    """Refuse names of classes that are too few or too many for every output [N, classes]."""
+    shapes = [value.shape for value in model.graph.outputs if value.shape is not None and len(value.shape) == 2]
+    counts = [shape[1] for shape in shapes if isinstance(shape[1], int)]
+    if classes and counts and len(classes) not in counts:
+        found = " and ".join(map(str, counts))
+        raise InputError(f"{name}: {option('classes')} has {len(classes)} names, but the network has {found} classes")
 
 
 def _origin(

