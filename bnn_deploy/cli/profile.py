@@ -18,6 +18,7 @@ from bnn_deploy.cli.console import (
     print_json,
     printable,
     progress,
+    remark,
     shape_text,
     show,
     table,
@@ -132,6 +133,7 @@ def command(
     note_result("profile", report.to_json())
     if html is not None:
         write_page(html, make_record(model, {"profile": report.to_json()}))
+        remark(f"wrote {html}")
 
 
 def print_warnings(report: ProfileReport) -> None:

@@ -33,7 +33,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     epilog=example("bnn-deploy report lenet5.onnx --against lenet5.pth.tar -o lenet5.html", in_demo=True),
 )
 @click.argument("sources", nargs=-1, required=True, type=_FILE, metavar="MODEL.onnx|FILE.json...")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.html")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.html", help="The page to write."
+)
 @click.option("--against", type=_FILE, metavar="FILE", help="Verify it: the checkpoint, or float .onnx file.")
 @click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:NAME.")
 @click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object.")

@@ -9,7 +9,7 @@ import click
 
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.config import config_option
-from bnn_deploy.cli.console import explain, facts, plural, print_json, printable, progress, show, table
+from bnn_deploy.cli.console import explain, facts, plural, print_json, printable, progress, remark, show, table
 from bnn_deploy.cli.options import (
     DATA_PATH,
     checkpoint_options,
@@ -169,8 +169,10 @@ def _write(
         note_result(part, content)
     if html is not None:
         write_page(html, make_record(model, parts))
+        remark(f"wrote {html}")
     if junit is not None:
         write_files({junit: junit_xml(result)})
+        remark(f"wrote {junit}")
 
 
 def _refuse_with_golden(ctx: click.Context) -> None:
