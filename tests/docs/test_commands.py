@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+import bnn_deploy
 from bnn_deploy.cli import ALIASES, COMMANDS, main
 from bnn_deploy.cli.console import TIMES
 from docs.commands import ROOT, Block, Session, blocks, cut, differences, pages, shape, summary, write
@@ -48,6 +49,11 @@ def test_no_command_is_shown_in_another_way(page: Path) -> None:
 def test_the_page_of_the_commands_has_them_all() -> None:
     titles = re.findall(r"^## ([a-z-]+)$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
     assert titles == list(COMMANDS)
+
+
+def test_the_page_of_python_has_the_whole_api() -> None:
+    shown = re.findall(r"^::: bnn_deploy\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(set(bnn_deploy.__all__) - {"__version__"})
 
 
 def mentioned(page: Path) -> list[list[str]]:
