@@ -29,7 +29,7 @@ class RunError(Exception):
 BATCH = 50
 """Samples that run at a time, at most."""
 
-BATCH_BYTES = 64_000_000
+BATCH_BYTES = 40_000_000
 """The size of the reference's values of the samples that run at a time: it bounds the memory, whatever the network."""
 
 
@@ -45,59 +45,44 @@ class Backends:
         self.onnxruntime = [self.BODIES, *(f"kernels, {isa}" for isa in isas)]
         self.own = self.onnxruntime[1 if isas else 0]
         """What runs a model with the library here: the kernels of the best instruction set, if it has kernels."""
+        self._parted: tuple[ModelProto, tuple[bytes | ModelProto, Arrays]] | None = None
 
     def make(self, model: ModelProto | str, backend: str) -> Runner:
         """A function that runs `model` on named inputs."""
+        constants: Arrays = {}
+        data: str | bytes | ModelProto = model  # a path stays one: a board has no onnx to change it with
+        if backend in (self.BODIES, self.EVALUATOR) and not isinstance(model, str):
+            data, constants = self._without_constants(model)
         if backend == self.EVALUATOR:
             from onnx.reference import ReferenceEvaluator
 
-            evaluator = ReferenceEvaluator(model)
+            evaluator = ReferenceEvaluator(data)
 
             def evaluate(inputs: Arrays) -> list[NDArray[Any]]:
                 try:
                     with np.errstate(all="ignore"):
-                        outputs = evaluator.run(None, inputs)
+                        outputs = evaluator.run(None, inputs | constants)
                 except Exception as error:  # numpy and the evaluator raise many types for shapes that do not fit
                     raise RunError(one_line(error)) from error
                 return [np.asarray(output) for output in outputs]
 
             return evaluate
         isa = None if backend == self.BODIES else backend.removeprefix("kernels, ")
-        constants: Arrays = {}
-        if isinstance(model, str):  # of a file: a board has no onnx to change it with
-            data: str | bytes = model
-        elif isa is None and (found := self._without_constants(model)) is not None:
-            data, constants = found
-        else:
-            data = model.SerializeToString()
+        data = data if isinstance(data, str | bytes) else data.SerializeToString()
         session = load_session(data, self.threads, isa=isa, kernels=isa is not None, options=lean_options())
         return lambda inputs: [np.asarray(output) for output in run_session(session, None, inputs | constants)]
 
-    @staticmethod
-    def _without_constants(model: ModelProto) -> tuple[bytes, Arrays] | None:
+    def _without_constants(self, model: ModelProto) -> tuple[bytes | ModelProto, Arrays]:
+        """A model whose large weights, if it has some, are inputs, and these; both backends of bodies share them."""
         from bnn_deploy.proof.constants import has_large_bits, without_constants
 
-        return without_constants(model) if has_large_bits(model) else None
+        if self._parted is None or self._parted[0] is not model:
+            self._parted = model, without_constants(model) if has_large_bits(model) else (model, {})
+        return self._parted[1]
 
     def make_whole_bodies(self, model: bytes) -> ort.InferenceSession:
         """A session of a whole model with the function bodies, which computes its weights in each run."""
         return load_session(model, self.threads, kernels=False, fold=False, options=lean_options())
-
-
-class Remembering:
-    """A runner that gives the same again for the same inputs, without running."""
-
-    def __init__(self, run: Runner) -> None:
-        self._run = run
-        self._seen: list[tuple[Arrays, list[NDArray[Any]]]] = []
-
-    def __call__(self, inputs: Arrays) -> list[NDArray[Any]]:
-        """The outputs for named inputs."""
-        for before, outputs in self._seen:
-            if before.keys() == inputs.keys() and all(np.array_equal(before[name], inputs[name]) for name in inputs):
-                return outputs
-        self._seen.append((inputs, self._run(inputs)))
-        return self._seen[-1][1]
 
 
 def lean_options() -> ort.SessionOptions:

@@ -276,12 +276,9 @@ class LayerCheck:
     def _has_signs(cut: Cut) -> bool:
         return cut.is_bits and cut.levels is None
 
-    def feed(self, batch: Batch) -> Arrays:
-        """What the segment is fed with: the reference's values of its inputs, as the model stores them."""
-        return {name: self._stored(name, batch) for name in self.piece.inputs}
-
     def _fed(self, batch: Batch) -> _Fed:
-        feed = self.feed(batch)
+        """What the segment is fed with: the reference's values of its inputs, as the model stores them."""
+        feed = {name: self._stored(name, batch) for name in self.piece.inputs}
         return _Fed(feed, self._with_zeros_negative(feed, batch.values))
 
     def _stored(self, name: str, batch: Batch) -> NDArray[Any]:

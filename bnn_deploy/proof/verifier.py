@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import relative_tolerance
 from bnn_deploy.progress import Progress, Step
-from bnn_deploy.proof.backends import BATCH, BATCH_BYTES, Arrays, Backends, Remembering, RunError, Runner, run_session
+from bnn_deploy.proof.backends import BATCH, BATCH_BYTES, Arrays, Backends, RunError, Runner, run_session
 from bnn_deploy.proof.chain import Fed, run_chain
 from bnn_deploy.proof.constants import has_large_bits
 from bnn_deploy.proof.exact_zero import is_exact_sum
@@ -147,6 +146,7 @@ class Verifier:
         self.free: dict[str, Runner] = {}
         self.first: dict[str, list[NDArray[Any]]] = {}
         self.broken: set[str] = set()
+        self.found: dict[int, list[NDArray[Any]]] = {}
         self.classifiers: list[Classifier] = []
         if reference.source is not None:
             own = reference.source.description
@@ -181,7 +181,8 @@ class Verifier:
         size = self.fixed or self._batch()
         release_memory()  # what reading the model and the reference took
         starts = range(0, len(inputs), size)
-        total = len(nodes) + len(starts) * len(self.pieces)
+        ahead = len(starts) if self.reference.source is not None and has_large_bits(self.proto) else 0
+        total = ahead + len(nodes) + len(starts) * len(self.pieces)
         done = 0
 
         def step(what: str) -> None:
@@ -189,22 +190,21 @@ class Verifier:
             done += 1
             progress(Step(f"verifying: {what} ({done} of {total})", (done - 1) / total))
 
+        self._run_source(starts, step)
         for node in nodes:
             step(f"operator {node.name}")
             result.operators += [self._check_operator(node, i, feeds) for i, tensor in enumerate(node.output) if tensor]
         feeds.clear()
         release_memory()
 
-        if self.few:
-            self._start_evaluator(size)
         self._start_free(inputs.part(0, min(size, len(inputs))))
-        for backend in self.sessions.onnxruntime:
-            self.runners[backend] = {
-                piece.output.tensor: self.sessions.make(piece.model, backend) for piece in self.pieces
-            }
+        self.runners = {backend: {} for backend in self.backends}
+        for piece in self.pieces:
+            for backend in sorted(self.backends, key=lambda backend: backend != self.sessions.EVALUATOR):
+                self.runners[backend][piece.output.tensor] = self.sessions.make(piece.model, backend)
         # The units of the tolerances are those of some samples, also where a batch is smaller.
-        ahead = inputs.more() if len(inputs) < MORE_SAMPLES or size >= MORE_SAMPLES else inputs.first(MORE_SAMPLES)
-        for feed in ahead.batches(size):
+        units = inputs.more() if len(inputs) < MORE_SAMPLES or size >= MORE_SAMPLES else inputs.first(MORE_SAMPLES)
+        for feed in units.batches(size):
             self._measure(self.reference.run(feed, self.wanted))
         for start in starts:
             whole = self._batch_of(start, min(start + size, len(inputs)))
@@ -274,22 +274,25 @@ class Verifier:
         for scale, name in zip(self.scales, self.reference.outputs, strict=True):
             scale.add(values[name])
 
-    def _start_evaluator(self, size: int) -> None:
-        """Make what runs the segments in the ReferenceEvaluator.
+    def _run_source(self, starts: range, step: Callable[[str], None]) -> None:
+        """Let a source with large weights run all samples now, so that its weights go before the sessions come.
 
-        Large weights it unpacks into many tensors of their size, which it keeps until a segment has run: so those
-        segments run now, before the sessions are there, on the parts of `size` samples in which they will be asked for.
+        Not if its outputs would be large themselves: then it stays, and runs batch by batch.
         """
-        backend = self.sessions.EVALUATOR
-        runners = {piece.output.tensor: self.sessions.make(piece.model, backend) for piece in self.pieces}
-        large = [piece.output.tensor for piece in self.pieces if has_large_bits(piece.model)]
-        self.runners[backend] = runners | {tensor: Remembering(runners[tensor]) for tensor in large}
-        for start in range(0, self.few, size) if large else ():
-            batch = self._batch_of(start, min(start + size, self.few))
-            for tensor in large:
-                with suppress(RunError, ValueError, IndexError):  # `LayerCheck.check` will say so
-                    self.runners[backend][tensor](self.layers[tensor].feed(batch))
-                release_memory()
+        source = self.reference.source
+        if source is None or not has_large_bits(self.proto):
+            return
+        size = 0
+        for start in starts:
+            step(f"{source.description}, samples from {start} on")
+            found = source.run(self.inputs.part(start, min(start + starts.step, len(self.inputs))))
+            size += sum(output.nbytes for output in found)
+            if size > BATCH_BYTES:
+                self.found.clear()
+                return
+            self.found[start] = found
+        self.reference.source = None
+        release_memory()
 
     def _start_free(self, x: Arrays) -> None:
         """Let the backends run the model free, as a whole, on the first samples `x`.
@@ -399,13 +402,14 @@ class Verifier:
 
     def _check_source(self, batch: Batch, start: int) -> None:
         """The reference's outputs against those of the network that it was made from, for one batch."""
-        if self.reference.source is None:
+        source = self.reference.source
+        if source is None and start not in self.found:
             return
         labels = self._labels(start, batch.size)
-        found = self.reference.source.run(batch.x)
+        found = self.found[start] if source is None else source.run(batch.x)
         if len(found) != len(self.reference.outputs):
             raise InputError(
-                f"{self.reference.source.description} gives {len(found)} outputs, its export "
+                f"{self.result.source[0].backend} gives {len(found)} outputs, its export "
                 f"{len(self.reference.outputs)}: it is not what this model was converted from"
             )
         for i, (own, name) in enumerate(zip(found, self.reference.outputs, strict=True)):
