@@ -31,7 +31,7 @@ from bnn_deploy.proof.origin import Original, find_original
 from bnn_deploy.proof.outputs import verify_outputs
 from bnn_deploy.proof.results import Interrupted, Tolerances, Verification
 from bnn_deploy.proof.samples import add_pictures
-from bnn_deploy.provenance import properties
+from bnn_deploy.provenance import properties, read_classes
 from bnn_deploy.runtime.inputs import ArrayLike, Data, batch_size, load_data, whole_batches
 from bnn_deploy.runtime.session import library_info
 
@@ -122,7 +122,7 @@ def verify(
         wanted = model_inputs(proto)
         inputs = load_data(data, labels, samples, wanted, preprocessing=preprocessing, seed=seed)
         batch = batch_size(wanted)
-        inputs = whole_batches(inputs, batch)
+        inputs = whole_batches(inputs, batch).named(read_classes(properties(proto)))
         given = Original(against, arch, arch_args, key, prefix)
         original = find_original(model, properties(proto), given)
         inputs = replace(inputs, class_names=inputs.class_names or original.classes)

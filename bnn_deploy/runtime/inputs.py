@@ -238,9 +238,15 @@ class Inputs:
         taken = self.take(np.sort(order[:count]).astype(np.intp))
         return replace(taken, origin=f"{self.origin}, {count:,} of {len(self):,} drawn with seed {seed}")
 
-    def in_memory(self) -> Inputs:
-        """The same samples as arrays."""
-        return replace(self, arrays=self.part(0, None))
+    def named(self, names: Sequence[str]) -> Inputs:
+        """With the names of a model's classes, if it has some: the classes of a folder are found among them by name."""
+        own = self.class_names
+        if not names or not set(own) <= set(names):
+            return self
+        labels = self.labels
+        if own and labels is not None:
+            labels = np.array([names.index(name) for name in own])[labels]
+        return replace(self, labels=labels, class_names=tuple(names))
 
     def more(self) -> Inputs:
         """Samples beside these if they are fewer than MORE_SAMPLES: the same numbers in random order; else none."""

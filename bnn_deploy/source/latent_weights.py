@@ -130,7 +130,8 @@ def float_module(
             state[parameter].data = torch.from_numpy(binary).to(latent.dtype)  # in the same memory as the model's
             export.model.graph.initializers[parameter].const_value = ir.tensor(binary, name=parameter)
             names.append(parameter)
-            layer.inputs[1].const_value = None  # the latent weight has been used, and may be large
+            if (read := layer.inputs[1]) is not None:
+                read.const_value = None  # the latent weight has been used, and may be large
     except InputError as error:
         raise InputError(f"{name or type(module).__name__}: {error}") from error
     return replace(export, binarized=tuple(names), zeros=tuple(zeros))

@@ -193,6 +193,14 @@ def test_samples_are_drawn_reproducibly(folder: Path) -> None:
     assert first.origin == f"{folder}, 3 of 5 drawn with seed 1"
 
 
+def test_classes_are_those_of_the_model_by_name(folder: Path) -> None:
+    """A folder may have some of them, in another order; other names are the folder's own."""
+    found = load_data(folder, None, None, spec(8, 8, 3, dtype="uint8"))
+    named = found.named(("horse", "dog", "cat", "Zebra"))
+    assert named.class_names[1] == "dog" and named.labels is not None and named.labels.tolist() == [3, 2, 2, 1, 1]
+    assert found.named(("0", "1", "2")) is found is found.named(())
+
+
 REFUSED = {
     "no mean": (spec(3, 8, 8), None, "nothing says how these images are normalised: give the mean and std"),
     "another size": (spec(3, 9, 9), IMAGENET, r"its images become \[3, 8, 8\], and the model takes \[3, 9, 9\]"),
