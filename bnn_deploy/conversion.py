@@ -27,7 +27,7 @@ from bnn_deploy.passes.outcome import Decline
 from bnn_deploy.passes.pipeline import finish, to_binary
 from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.preprocessing import Preprocessing
-from bnn_deploy.progress import Step
+from bnn_deploy.progress import ProgressStep
 from bnn_deploy.provenance import ZERO_WEIGHTS_KEY, FileStamp, Origin, in_utf8, name_outputs, shape_metadata
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
@@ -213,7 +213,7 @@ def convert(
         taking, examples = accept_images(original.model, original.examples, image_input, original.name)
         original = replace(original, model=taking, examples=examples)
     _require_classes(original.model, classes, original.name)
-    progress(Step("running the passes", 0.45))
+    progress(ProgressStep("running the passes", 0.45))
     seen = Canonical()
     kept: set[str] = set()
     model, notes, filled = original.model, original.notes, dict[str, int]()
@@ -275,12 +275,12 @@ def convert(
     if filled and zero_weights is not None:
         binary.metadata_props[ZERO_WEIGHTS_KEY] = zero_weights
     _name_outputs(binary, original, output_names)
-    progress(Step("running the converted model once", 0.75))
+    progress(ProgressStep("running the converted model once", 0.75))
     contents = [ir.to_proto(model).SerializeToString() for model in (binary, original.model)]
     for shapes in filter(None, (original.examples.shapes, original.examples.others)):
         require_runs(contents[0], contents[1], float_inputs(original.model, shapes), original.name)
     examine(*contents)
-    progress(Step("writing", 0.95))
+    progress(ProgressStep("writing", 0.95))
     digest = hashlib.sha256(contents[0]).hexdigest()
     result = replace(result, sha256=digest)
     files = {output: contents[0], float_output: contents[1], report: report_bytes(result)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[str], None]
-"""Called with one line of text that names the current step; a `Step` also says how much is done."""
+"""Called with one line of text that names the current step; a `ProgressStep` also says how much is done."""
 
 
-class Step(str):
+class ProgressStep(str):
     """One line of text that names the current step.
 
     Attributes:
@@ -17,7 +17,7 @@ class Step(str):
 
     share: float
 
-    def __new__(cls, text: str, share: float) -> Step:
+    def __new__(cls, text: str, share: float) -> ProgressStep:
         """A text with a share."""
         step = super().__new__(cls, text)
         step.share = share
@@ -28,7 +28,7 @@ def within(progress: Progress, start: float, stop: float) -> Progress:
     """The callback of a part of a command that takes it from the share `start` to the share `stop`."""
 
     def step(text: str) -> None:
-        share = text.share if isinstance(text, Step) else 0.0
-        progress(Step(text, start + (stop - start) * share))
+        share = text.share if isinstance(text, ProgressStep) else 0.0
+        progress(ProgressStep(text, start + (stop - start) * share))
 
     return step

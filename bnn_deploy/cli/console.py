@@ -27,7 +27,7 @@ from rich.table import Column
 
 from bnn_deploy.cli import QUIET
 from bnn_deploy.cli.tables import Facts, Paragraph, Table
-from bnn_deploy.progress import Step
+from bnn_deploy.progress import ProgressStep
 from bnn_deploy.quantities import TIMES as TIMES
 from bnn_deploy.quantities import exact_bytes as exact_bytes
 from bnn_deploy.quantities import human_bytes as human_bytes
@@ -147,8 +147,8 @@ def table(
 def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
     """Show the current step of a long command, in a line on stderr that goes away at the end.
 
-    Of steps that say how much is done (`progress.Step`), it has a bar, and estimates the time that is left. Nothing is
-    shown where stderr is not a terminal, nor with --quiet.
+    Of steps that say how much is done (`progress.ProgressStep`), it has a bar, and estimates the time that is left.
+    Nothing is shown where stderr is not a terminal, nor with --quiet.
 
     Args:
         measuring: show a line without animation, because an animating thread would disturb the timed runs.
@@ -169,7 +169,7 @@ def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
         task = bar.add_task("", total=None)
 
         def step(text: str) -> None:
-            share = text.share if isinstance(text, Step) else None
+            share = text.share if isinstance(text, ProgressStep) else None
             bar.update(
                 task, description=printable(text), total=None if share is None else 1.0, completed=share, refresh=True
             )

@@ -28,7 +28,7 @@ from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args,
 from bnn_deploy.cli.page_file import note_result
 from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import is_file
-from bnn_deploy.progress import Step
+from bnn_deploy.progress import ProgressStep
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
 
@@ -241,7 +241,7 @@ def command(
 
         def examine(binary: bytes, original: bytes) -> None:
             nonlocal cost
-            step(Step("counting", 0.85))
+            step(ProgressStep("counting", 0.85))
             reports.extend((inspect_model(float_output or source, original), inspect_model(output, binary)))
             cost = None if calibration is None else quantization_cost(original, binary, calibration, step)
 

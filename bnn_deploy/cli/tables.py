@@ -19,7 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
-LEAST = 16
+LEAST_CELLS = 16
 """Characters below which no column of words is squeezed."""
 
 _BEGINNING = re.compile(r"( *(?:\d+\. )?).*")
@@ -94,7 +94,7 @@ class Table:
         headers = [self.columns[i] for i in shown]
         wanted = [max(cell, _width(header)) for cell, header in zip(cells, headers, strict=True)]
         widths = [
-            max(cell, *map(cell_len, header.split()), 1) if self._whole[i] else min(want, LEAST)
+            max(cell, *map(cell_len, header.split()), 1) if self._whole[i] else min(want, LEAST_CELLS)
             for i, cell, header, want in zip(shown, cells, headers, wanted, strict=True)
         ]
         spare = room - sum(widths) - _GAP * (len(shown) - 1)
@@ -169,7 +169,7 @@ class Facts:
         column = max((cell_len(name) for name, _ in self._rows), default=0) + _GAP
         room = options.max_width - column
         for name, value in self._rows:
-            below = room < 2 * LEAST or max(map(cell_len, value.split()), default=0) > room
+            below = room < 2 * LEAST_CELLS or max(map(cell_len, value.split()), default=0) > room
             indent = " " * (_GAP if below else column)
             first, *others = wrap(value, options.max_width - len(indent))
             label = f"{name}\n{indent}" if below else set_cell_size(name, column)

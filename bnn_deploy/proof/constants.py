@@ -18,14 +18,14 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
 from bnn_deploy.proof.pieces import piece
 from bnn_deploy.runtime.session import FATAL, PROVIDERS
 
-LARGE = 2**20
+LARGE_BYTES = 2**20
 """Bytes of packed weights from which they are worth it: as floats they have 32 times as many."""
 
 
 def has_large_bits(model: ModelProto) -> bool:
     """Whether a model has such weights."""
     tensors = (tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.UINT32)
-    return any(4 * int(np.prod(tensor.dims)) >= LARGE for tensor in tensors)
+    return any(4 * int(np.prod(tensor.dims)) >= LARGE_BYTES for tensor in tensors)
 
 
 def without_constants(model: ModelProto) -> tuple[bytes, dict[str, NDArray[Any]]]:
@@ -51,7 +51,7 @@ def without_constants(model: ModelProto) -> tuple[bytes, dict[str, NDArray[Any]]
     alone = piece(flat, folded, [], wanted).SerializeToString()
     session = ort.InferenceSession(alone, options, providers=PROVIDERS)
     values = dict(zip(wanted, map(np.asarray, session.run(wanted, {})), strict=True))
-    large = {name: value for name, value in values.items() if value.nbytes >= LARGE}
+    large = {name: value for name, value in values.items() if value.nbytes >= LARGE_BYTES}
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in large.items()

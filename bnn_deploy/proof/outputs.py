@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.installation import install_command
 from bnn_deploy.preprocessing import Preprocessing
-from bnn_deploy.progress import Progress, Step
+from bnn_deploy.progress import Progress, ProgressStep
 from bnn_deploy.proof.backends import BATCH, Arrays, Backends, RunError
 from bnn_deploy.proof.margins import (
     Magnitudes,
@@ -211,7 +211,7 @@ def verify_outputs(
         for feed in inputs.more().batches(step):
             measure(feed)
         for start in range(0, len(inputs), step):
-            progress(Step(f"verifying: outputs, sample {start} of {len(inputs)}", start / len(inputs)))
+            progress(ProgressStep(f"verifying: outputs, sample {start} of {len(inputs)}", start / len(inputs)))
             check(start)
     except KeyboardInterrupt:
         result.interrupted = True

@@ -81,7 +81,7 @@ def verify(
         isas: instruction sets to run; None runs all of this machine's.
         threads: intra-op threads.
         tolerances: the largest differences that count as rounding; None for the defaults.
-        progress: called with a line of text before each step, a `Step`, which says how much is done.
+        progress: called with a line of text before each step, a `ProgressStep`, which says how much is done.
 
     Returns:
         The result; `passed` says whether the model is equivalent.

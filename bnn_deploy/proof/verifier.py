@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.operators.contract import relative_tolerance
-from bnn_deploy.progress import Progress, Step
+from bnn_deploy.progress import Progress, ProgressStep
 from bnn_deploy.proof.backends import BATCH, BATCH_BYTES, Arrays, Backends, RunError, Runner, run_session
 from bnn_deploy.proof.chain import Fed, run_chain
 from bnn_deploy.proof.constants import has_large_bits
@@ -188,7 +188,7 @@ class Verifier:
         def step(what: str) -> None:
             nonlocal done
             done += 1
-            progress(Step(f"verifying: {what} ({done} of {total})", (done - 1) / total))
+            progress(ProgressStep(f"verifying: {what} ({done} of {total})", (done - 1) / total))
 
         self._run_source(starts, step)
         for node in nodes:

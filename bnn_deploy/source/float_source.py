@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from bnn_deploy.errors import InputError, option, reading
 from bnn_deploy.passes.pipeline import fold
 from bnn_deploy.passes.recognise.binarize_weights import Weights
-from bnn_deploy.progress import Step
+from bnn_deploy.progress import ProgressStep
 from bnn_deploy.source.darknet.network import Darknet, read_darknet
 from bnn_deploy.source.inferred_shape import infer_shape
 from bnn_deploy.source.input_sizes import Examples, SampleShape
@@ -120,7 +120,7 @@ def _read_torch(
             input_shape = infer_shape(module)
             notes.append(f"the shape of the input was taken from the network: {option('input_shape', input_shape)}")
         inputs = with_example_sizes(module, module_inputs(module, name, input_shape, example_inputs), name)
-    progress(Step("exporting to float ONNX", 0.05))
+    progress(ProgressStep("exporting to float ONNX", 0.05))
     export = float_module(module, inputs, weights, name)
     note_weights(export.model.graph)
     fold(export.model)

@@ -263,7 +263,7 @@ def test_large_weights_are_computed_once(
     from bnn_deploy.proof import constants
     from bnn_deploy.proof.constants import without_constants
 
-    monkeypatch.setattr(constants, "LARGE", 1000)
+    monkeypatch.setattr(constants, "LARGE_BYTES", 1000)
     model = onnx.load(lenet5.model)
     assert constants.has_large_bits(model)
     _, weights = without_constants(model)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from bnn_deploy.cli import console
-from bnn_deploy.cli.tables import LEAST, Table
+from bnn_deploy.cli.tables import LEAST_CELLS, Table
 
 WIDTHS = (40, 80, 120)
 PIPE = 10_000
@@ -64,7 +64,7 @@ def _words(lines: Sequence[str]) -> Iterator[str]:
 def _is_shortened(word: str, whole: str) -> bool:
     """Whether a word is another one without its middle, of which enough is left."""
     head, ellipsis, tail = word.partition(ELLIPSIS)
-    return bool(ellipsis) and len(word) >= LEAST and whole.startswith(head) and whole.endswith(tail)
+    return bool(ellipsis) and len(word) >= LEAST_CELLS and whole.startswith(head) and whole.endswith(tail)
 
 
 def _rows_without_name_or_verdict(table: Table, lines: Sequence[str]) -> Iterator[str]:
