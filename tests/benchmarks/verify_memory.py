@@ -4,7 +4,7 @@
 
 Each number of images is a process of its own, `bnn-deploy verify`, on a folder of so many PNG files of the model's
 input size: a few with random pixels, under many names, so that making them takes no time. `--data PATH` takes the
-first of other data instead.
+first of other data instead. Other options are those of `verify`: --arch, --mean, --std.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def measure(model: Path, against: Path, data: Path, count: int, more: list[str])
     )
     assert process.stdout is not None
     output = process.stdout.read()
-    _, _, used = os.wait4(process.pid, 0)
+    _, status, used = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) > 1:
+        raise SystemExit(1)  # it has said why
     result = json.loads(output)
     if result["samples"] != count:
         raise SystemExit(f"{data} has {result['samples']} images, not {count}")
@@ -91,9 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("counts", type=int, nargs="+")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--arch")
-    args = parser.parse_args(arguments)
-    more = ["--arch", args.arch] if args.arch else []
+    args, more = parser.parse_known_args(arguments)
     more += [] if args.data else ["--mean", "0.5", "--std", "0.25"]
     print(f"{'images':>8}  {'peak MB':>8}  {'CPU s':>8}  {'wall s':>8}  verdict")
     for count in args.counts:
