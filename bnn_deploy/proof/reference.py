@@ -151,7 +151,9 @@ class TorchReference:
         with torch.no_grad():
             Recorder(self._module).run(*map(torch.from_numpy, x.values()))
         values |= self._between[between].run(x, values) if between else {}
-        return {name: values[name] if name in values else given[name] for name in wanted}
+        result = {name: values[name] if name in values else given[name] for name in wanted}
+        values.clear()  # a class is part of a cycle: what this one refers to stays until Python looks for cycles
+        return result
 
     def sum_exactly(self, x: Values, values: Values, wanted: Collection[str], fed: Collection[str]) -> Values | None:
         """See Reference."""
