@@ -442,7 +442,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "arguments missing": Refusal(
         arch_file(NET),
-        r"--arch \S+: Net\(\) cannot be made without arguments: TypeError: .*'width'; give them as JSON .*",
+        r"--arch \S+: Net\(\) cannot be made without arguments: TypeError: .*'width'; give them with --arch-args",
     ),
     "an argument too many": Refusal(
         arch_file(NET, "--arch-args", '{"widht": 4}'),

@@ -79,6 +79,6 @@ def this_run(parts: tuple[str, ...]) -> Run:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    machine = f"{cpu_name()}, {usable_cpus()} CPUs usable, {platform.system()} {platform.machine()}"
+    machine = f"{cpu_name()}, {usable_cpus()} CPUs usable, {platform.platform()}"
     arguments = click.get_current_context().meta.get(ARGUMENTS, [])
     return Run(parts, shlex.join(["bnn-deploy", *arguments]), machine, versions)

@@ -185,4 +185,4 @@ def test_inspect_and_profile_know_the_operator(converted: tuple[nn.Module, Conve
     conversion = converted[1]
     layers = {layer.name: layer for layer in inspect_model(conversion.output).layers}
     assert layers["layers.2"].binary_macs == 4 * 45 * 45 * 9 * 36
-    assert "BinaryConvBases" in {op.op_type for op in profile(conversion.output, runs=2).model.ops}
+    assert "BinaryConvBases" in {op.name for op in profile(conversion.output, runs=2).model.ops}

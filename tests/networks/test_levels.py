@@ -315,7 +315,7 @@ def test_inspect_counts_each_plane(hwgq: Converted) -> None:
 
 
 def test_profile(hwgq: Converted) -> None:
-    names = {op.op_type for op in profile(hwgq.model, runs=2).model.ops}
+    names = {op.name for op in profile(hwgq.model, runs=2).model.ops}
     assert {"QuantizeLevels", "BinaryConvLevels"} <= names
 
 

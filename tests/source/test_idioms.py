@@ -156,7 +156,8 @@ def test_verify_holds_the_model_against_the_module_itself(tmp_path: Path, monkey
     found = [(source.backend, source.output, source.close) for source in result.source]
     assert found == [("PyTorch's forward()", output, result.samples) for output in outputs]
     real = torch_module.eager
-    monkeypatch.setattr(torch_module, "eager", lambda module, inputs: real(ThreeOutputs(inner, offset=1), inputs))
+    offset = ThreeOutputs(inner, offset=1)
+    monkeypatch.setattr(torch_module, "eager", lambda module, inputs, copied: real(offset, inputs))
     failures = verify(tmp_path / "m.onnx", module, **options).failures
     assert len(failures) == 2
     for output, failure in zip(outputs[1:], failures, strict=True):
@@ -164,6 +165,6 @@ def test_verify_holds_the_model_against_the_module_itself(tmp_path: Path, monkey
             "PyTorch's forward() gives other outputs than its export, against which the layers were held: of "
             f"{output}, only 0 of 32 samples agree within 0.0001 (needed: 50%)"
         )
-    monkeypatch.setattr(torch_module, "eager", lambda module, inputs: real(inner, inputs))
+    monkeypatch.setattr(torch_module, "eager", lambda module, inputs, copied: real(inner, inputs))
     with pytest.raises(InputError, match=r"PyTorch's forward\(\) gives 1 outputs, its export 3"):
         verify(tmp_path / "m.onnx", module, **options)

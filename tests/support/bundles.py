@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from packaging.requirements import Requirement
 
 import bnn_deploy
 from bnn_deploy.board.manifest import FOLDER
@@ -28,6 +29,9 @@ DEPENDENCIES: list[str] = json.loads(
     re.search(r"^dependencies = (\[.*\])$", (Path(__file__).parents[2] / "pyproject.toml").read_text(), re.MULTILINE)[1]
 )
 """What bnn-deploy's wheel requires."""
+
+NEEDED_HERE = [need.name for need in map(Requirement, DEPENDENCIES) if need.marker is None or need.marker.evaluate()]
+"""The names of those that this Python needs."""
 
 
 def fake_wheel(path: Path, machine: int | None = None, requires: Iterable[str] = ()) -> Path:

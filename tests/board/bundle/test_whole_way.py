@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, MODEL, RUN
-from support.bundles import DEPENDENCIES, change
+from support.bundles import NEEDED_HERE, change
 from support.converted import Converted
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +60,7 @@ def all_wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
         check=True,
     )
-    needed, done = [Requirement(line).name for line in DEPENDENCIES], set()
+    needed, done = list(NEEDED_HERE), set()
     while needed:
         name = needed.pop()
         if name.lower() not in done:

@@ -16,7 +16,7 @@ import bnn_deploy
 from bnn_deploy.board import bundle as bundles
 from bnn_deploy.board.deployment import deploy
 from bnn_deploy.errors import SetupError
-from support.bundles import DEPENDENCIES
+from support.bundles import DEPENDENCIES, NEEDED_HERE
 from support.converted import Converted
 from support.deployment import MACHINE, cut_at, run
 from support.ssh_server import HOST, SshServer, wait_for
@@ -33,7 +33,7 @@ def write_wheel(folder: Path, name: str, files: dict[str, bytes | Path]) -> None
 
 def needed_packages() -> list[metadata.Distribution]:
     """What bnn-deploy needs on a board, and what that needs, as it is installed here."""
-    names, found = [Requirement(line).name for line in DEPENDENCIES], []
+    names, found = list(NEEDED_HERE), []
     for name in names:
         distribution = metadata.distribution(name)
         found.append(distribution)
