@@ -100,7 +100,7 @@ def test_grey(folder: Path) -> None:
 
 SIZES = {
     # size, crop, height and width: the size after Resize, and the first row and column of CenterCrop, as torchvision
-    # 0.28's functional.resize and functional.center_crop compute them.
+    # documents them, by hand: functional.resize cuts the longer side off, functional.center_crop rounds to even.
     (256, 224, 300, 500): ((256, 426), (16, 101)),
     (256, 224, 500, 333): ((384, 256), (80, 16)),
     (224, 224, 225, 225): ((224, 224), (0, 0)),

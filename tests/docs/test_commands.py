@@ -26,7 +26,7 @@ def test_every_command_runs_and_prints_what_its_page_shows(tmp_path: Path) -> No
             session.run(block)
             wrong += [f"{block.page}: {block.commands[0]}", *differences(block)] if differences(block) else []
     print(summary(found))
-    assert wrong == [], "python tests/docs.commands.py --write lets the pages show what is printed"
+    assert wrong == [], "python tests/docs/commands.py --write lets the pages show what is printed"
 
 
 def test_every_page_is_in_the_order() -> None:
