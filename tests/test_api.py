@@ -66,7 +66,8 @@ def test_html_is_escaped_and_long_tables_are_cut() -> None:
 
 
 def test_results_as_data_frames(lenet5: Converted) -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     frame = lenet5.conversion.to_dataframe()
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame["name"]) == [layer.name for layer in lenet5.conversion.layers]
