@@ -468,11 +468,12 @@ def _print_classes(result: Verification) -> None:
     hardest = sorted(model.classes, key=lambda one: (one.correct / one.samples, one.label))[:_HARDEST]
     before = {one.label: one.correct for one in reference.classes}
     numbers = ["samples", "reference", "model"]
-    rows = table(None, ["class", *numbers, "mostly taken for"], numbers, optional=["samples", "mostly taken for"])
+    mistakes = "most often taken for"
+    rows = table(None, ["class", *numbers, mistakes], numbers, optional=["samples", mistakes])
     for one in hardest:
         wrong = [(count, -taken) for label, taken, count in model.confusion if label == one.label != taken]
         count, taken = max(wrong, default=(0, 0))
-        mistaken = f"{_class_name(result, -taken)}, {count:,}" if wrong else ""
+        mistaken = f"{_class_name(result, -taken)} ({count:,} of {one.samples:,})" if wrong else ""
         shares = (f"{100 * correct / one.samples:.2f} %" for correct in (before[one.label], one.correct))
         rows.add_row(_class_name(result, one.label), f"{one.samples:,}", *shares, mistaken)
     which = f"The {len(hardest)} least accurate of {len(model.classes)} classes" if hardest else ""

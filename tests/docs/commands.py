@@ -192,6 +192,7 @@ _MASKS = [
     (r"\b(avx512bw|avx512|avx2|neon_dotprod|neon|scalar)\b", "ISA"),
     (r"\b[0-9a-f]{12,}\b", "#"),
     (rf"(?<![\w.])\d[\d,.]*(e[+-]\d+)?( ?({_UNITS})(?!\w))?", "#"),
+    (r"(# below #)( \1)+", r"\1"),  # a histogram's bins, as many as have values
     ("NOISY", ""),
     ("\N{BOX DRAWINGS LIGHT HORIZONTAL}+", "-"),
 ]

@@ -110,6 +110,11 @@ def test_what_differs_is_found_and_written(tmp_path: Path) -> None:
     assert differences(again) == []
 
 
+def test_a_histogram_has_as_many_bins_as_this_machine_finds() -> None:
+    few, many = "In units: 7 below 0.001.", "In units: 72,836 below 0.001, 9 below 0.01, 2 below 0.1."
+    assert shape(few) == shape(many) != shape("In units: 7 beyond 0.001.")
+
+
 def test_a_command_that_fails_is_found(tmp_path: Path) -> None:
     session = Session(tmp_path)
     with pytest.raises(RuntimeError, match="exit code 3"):
