@@ -27,11 +27,13 @@ def requirements() -> list[tuple[str | None, Requirement]]:
     found = installed()
     needed = [Requirement(text) for text in (found.requires if found else None) or []]
     extras = (found.metadata.get_all("Provides-Extra") if found else None) or []
-    return [
-        (next((extra for extra in extras if need.marker and need.marker.evaluate({"extra": extra})), None), need)
-        for need in needed
-        if not need.marker or any(need.marker.evaluate({"extra": extra}) for extra in ["", *extras])
-    ]
+    found_for = []
+    for need in needed:
+        for extra in ("", *extras):  # with "", it is needed without any
+            if need.marker is None or need.marker.evaluate({"extra": extra}):
+                found_for.append((extra or None, need))
+                break
+    return found_for
 
 
 def origin() -> tuple[str, bool] | None:

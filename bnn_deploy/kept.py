@@ -84,9 +84,7 @@ def _remove_oldest(folder: Path) -> None:
     """Delete what was not used for longest, until the rest is within the limit."""
     entries = sorted((entry for entry in folder.iterdir() if entry.is_dir()), key=lambda entry: -entry.stat().st_mtime)
     total = 0
-    for entry in entries:
-        if entry.suffix == _UNFINISHED:
-            continue  # another process writes it
+    for entry in entries:  # unfinished ones, too: the process may have been killed, and one at work has the newest
         total += sum(file.stat().st_size for file in entry.iterdir())
         if total > MAX_KEPT_BYTES:
             shutil.rmtree(entry, ignore_errors=True)
@@ -105,12 +103,15 @@ def keep_conversion(model: str, places: Mapping[str, str | None]) -> None:
         model: SHA-256 of the converted model's file.
         places: its source under "source", and its architecture, a name or FILE.py:NAME, under "arch"; absolute paths.
     """
-    content = json.dumps(dict(places))
+    content, name = json.dumps(dict(places)), f"conversion-{model}"
+    folder = kept_folder()
+    if folder is not None and find_conversion(model) != dict(places):
+        shutil.rmtree(folder / name, ignore_errors=True)  # made of files elsewhere before, which may be gone
 
     def write(folder: Path) -> None:
         (folder / _PLACES).write_text(content, encoding="utf-8")
 
-    keep(f"conversion-{model}", write)
+    keep(name, write)
 
 
 def find_conversion(model: str) -> dict[str, str | None]:

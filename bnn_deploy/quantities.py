@@ -56,6 +56,16 @@ def tensor_text(shape: Sequence[int | str | None] | None, dtype: str | None, bit
     return shape_text(shape) + ("" if dtype == "float32" else f" {dtype or '?'}")
 
 
+def percent(count: float, of: float) -> str:
+    """A share with two decimals, '99.30 %'; '-' of nothing."""
+    return f"{100 * count / of:.2f} %" if of else "-"
+
+
+def milliseconds(value: float) -> str:
+    """A time in ms with at least three digits, and no more than it takes to read: '0.123', '12.34', '123.4'."""
+    return f"{value:,.{3 if value < 10 else 2 if value < 100 else 1}f}"
+
+
 def plural(count: int, noun: str) -> str:
     """'1 thread', '2 threads'."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

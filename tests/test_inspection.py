@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from bnn_deploy.cli import main
-from bnn_deploy.cli.console import TIMES
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.inspection import Layer, ModelReport, inspect_model
 from bnn_deploy.installation import install_command
+from bnn_deploy.quantities import TIMES
 from support.converted import Converted
 from support.small_models import CONV, POOL, binary_node, random_bits, save, save_binary, save_float
 

@@ -21,6 +21,7 @@ Name: bnn-deploy
 Version: 0.1.0
 Requires-Dist: click>=8.1
 Requires-Dist: winonly>=1; sys_platform == "none"
+Requires-Dist: tomli>=2; python_version >= "3"
 Provides-Extra: convert
 Requires-Dist: onnx>=1.18; extra == "convert"
 Requires-Dist: torch>=2.13; python_version >= "3" and extra == "convert"
@@ -77,6 +78,7 @@ def test_an_index_or_a_folder_of_wheels(tmp_path: Path, monkeypatch: pytest.Monk
     assert install_command("test") == "pip install pytest"
     assert [(extra, need.name) for extra, need in requirements()] == [
         (None, "click"),
+        (None, "tomli"),
         ("convert", "onnx"),
         ("convert", "torch"),
         ("test", "pytest"),

@@ -9,8 +9,9 @@ import click
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
 from bnn_deploy.cli.config import config_option
-from bnn_deploy.cli.console import exact_bytes, facts, human_bytes, plural, print_json, progress, show, table
+from bnn_deploy.cli.console import facts, print_json, progress, show, table
 from bnn_deploy.cli.options import DATA_PATH, data_options, example, parse_preprocessing
+from bnn_deploy.quantities import exact_bytes, human_bytes, plural
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 

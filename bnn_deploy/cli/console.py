@@ -28,13 +28,6 @@ from rich.table import Column
 from bnn_deploy.cli import QUIET
 from bnn_deploy.cli.tables import Facts, Paragraph, Table
 from bnn_deploy.progress import ProgressStep
-from bnn_deploy.quantities import TIMES as TIMES
-from bnn_deploy.quantities import exact_bytes as exact_bytes
-from bnn_deploy.quantities import human_bytes as human_bytes
-from bnn_deploy.quantities import human_count as human_count
-from bnn_deploy.quantities import plural as plural
-from bnn_deploy.quantities import shape_text as shape_text
-from bnn_deploy.quantities import tensor_text as tensor_text
 from bnn_deploy.system import is_utf8
 
 _UNLIMITED = 10_000

@@ -12,23 +12,21 @@ import click
 import numpy as np
 
 from bnn_deploy.cli.config import config_option
-from bnn_deploy.cli.console import (
-    exact_bytes,
-    human_bytes,
-    human_count,
-    plural,
-    print_json,
-    printable,
-    progress,
-    show,
-    table,
-)
+from bnn_deploy.cli.console import print_json, printable, progress, show, table
 from bnn_deploy.cli.layer_table import print_layers, ratio
-from bnn_deploy.cli.options import checkpoint_options, example, parse_arch_args, parse_numbers, parse_preprocessing
+from bnn_deploy.cli.options import (
+    DATA_PATH,
+    checkpoint_options,
+    example,
+    parse_arch_args,
+    parse_numbers,
+    parse_preprocessing,
+)
 from bnn_deploy.cli.page_file import note_result
 from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import is_file
 from bnn_deploy.progress import ProgressStep
+from bnn_deploy.quantities import exact_bytes, human_bytes, human_count, plural
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
 
@@ -168,9 +166,9 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
 )
 @click.option(
     "--data",
-    type=_PATH,
-    metavar="FILE",
-    help="Real inputs, .npz or .npy, as for verify, on which signs of exactly 0 are counted.",
+    type=DATA_PATH,
+    metavar="PATH",
+    help="Real inputs, as for verify, on which signs of exactly 0 are counted.",
 )
 @click.option(
     "--edges",
@@ -178,7 +176,7 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
     default="float",
     help="What to do with the layers that are not binary; int8 needs --calibration.",
 )
-@click.option("--calibration", type=_PATH, metavar="FILE", help="Real inputs for int8: .npz or .npy, as for verify.")
+@click.option("--calibration", type=DATA_PATH, metavar="PATH", help="Real inputs for int8, as for verify.")
 @click.option("--strict", is_flag=True, help="Fail if a layer whose input is a sign stays float.")
 @click.option(
     "--report",

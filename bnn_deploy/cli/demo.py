@@ -11,13 +11,15 @@ import click
 import numpy as np
 
 from bnn_deploy.cli import CHECK_FAILED
-from bnn_deploy.cli.console import TIMES, exact_bytes, plural, print_json, progress, show, show_command
+from bnn_deploy.cli.console import print_json, progress, show, show_command
 from bnn_deploy.cli.convert import print_conversion
-from bnn_deploy.cli.options import example
+from bnn_deploy.cli.options import DATA_PATH, example
 from bnn_deploy.cli.page_file import PICTURES, html_option, make_record, require_page, write_page
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_verification
 from bnn_deploy.files import write_files
+from bnn_deploy.page.view import kernels_output
+from bnn_deploy.quantities import TIMES, exact_bytes, percent, plural
 
 MEAN, STD = np.float32(0.1307), np.float32(0.3081)
 """The normalisation of images x in [0, 1] in the embedded network's training: (x - MEAN) / STD."""
@@ -50,7 +52,7 @@ class _Network:
 @click.command(name="demo", epilog=example("bnn-deploy demo"))
 @click.argument("source", required=False, type=_PATH)
 @click.option("--arch", metavar="NAME", help="Of a checkpoint SOURCE: as for convert.")
-@click.option("--data", type=_PATH, metavar="FILE", help="Inputs for SOURCE, as for verify; random if left out.")
+@click.option("--data", type=DATA_PATH, metavar="PATH", help="Inputs for SOURCE, as for verify; random if left out.")
 @click.option(
     "-o",
     "--output",
@@ -130,18 +132,19 @@ def command(
         print_json(record)
         return 0 if verification.passed else CHECK_FAILED
     print_report(report)
-    # The bodies come first; a model with binary weights only has no kernels.
-    kernels = verification.outputs[1 if verification.isas else 0]
+    kernels = kernels_output(record["verification"])
+    assert kernels is not None
     speedup = report.speedup
     assert speedup is not None
     show("")
     show("In short", result=True)
     show(f"  equivalent    {'yes: verify PASSED' if verification.passed else 'NO: verify FAILED'}", result=True)
-    if kernels.same_class is not None:
-        images = f"{kernels.same_class} of {kernels.samples} {'images' if network.data else 'random inputs'}"
+    samples = kernels["samples"]
+    if kernels["same_class"] is not None:
+        images = f"{kernels['same_class']} of {samples} {'images' if network.data else 'random inputs'}"
         show(f"  same class    {images}, the source against the binary model", result=True)
-    if kernels.correct is not None and kernels.reference_correct is not None:
-        accuracies = [_percent(count, kernels.samples) for count in (kernels.reference_correct, kernels.correct)]
+    if kernels["correct"] is not None:
+        accuracies = [percent(kernels[count], samples) for count in ("reference_correct", "correct")]
         show(f"  accuracy      {accuracies[0]} source, {accuracies[1]} binary", result=True)
     show(f"  size          {exact_bytes(before.file_bytes)} float, {exact_bytes(after.file_bytes)} binary", result=True)
     how = f"{plural(report.threads, 'thread')}, {report.isa}"
@@ -181,7 +184,3 @@ def _echo(command: str, *words: object) -> None:
         if word is not None and following is not None:
             shown.append(str(word))
     show_command(" ".join(shown))
-
-
-def _percent(count: int, of: int) -> str:
-    return f"{100 * count / of:.2f} %"

@@ -10,10 +10,11 @@ import click
 
 from bnn_deploy.board.deployment import Deployment, Look, deploy, look
 from bnn_deploy.cli import CHECK_FAILED
-from bnn_deploy.cli.console import TIMES, facts, human_bytes, plural, print_json, printable, remark, show, table
+from bnn_deploy.cli.console import facts, print_json, printable, remark, show, table
 from bnn_deploy.cli.options import example
 from bnn_deploy.cli.tables import Table
 from bnn_deploy.errors import SetupError
+from bnn_deploy.quantities import TIMES, human_bytes, plural
 
 _NONE = "-"
 """The cell of a value that a report lacks: the board may have another version of bnn-deploy."""

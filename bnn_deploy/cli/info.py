@@ -14,10 +14,11 @@ import click
 from packaging.requirements import Requirement
 
 import bnn_deploy
-from bnn_deploy.cli.console import facts, plural, print_json, show, table
+from bnn_deploy.cli.console import facts, print_json, show, table
 from bnn_deploy.cli.options import example
 from bnn_deploy.errors import SetupError, one_line
 from bnn_deploy.installation import origin, requirements
+from bnn_deploy.quantities import plural
 from bnn_deploy.system import usable_cpus
 
 _DEVELOPMENT = ("test", "docs")
@@ -58,7 +59,7 @@ def environment() -> dict[str, Any]:
         },
         "system": platform.platform(),
         "machine": platform.machine(),
-        "cpus": os.cpu_count(),
+        "cpus": os.cpu_count() or usable_cpus(),
         "usable_cpus": usable_cpus(),
         "stdout_encoding": sys.stdout.encoding,
         "library": _library(),

@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bnn_deploy.cli.console import (
-    exact_bytes,
-    explain,
-    facts,
-    human_bytes,
-    human_count,
-    print_json,
-    printable,
-    shape_text,
-    show,
-    table,
-    tensor_text,
-)
+from bnn_deploy.cli.console import explain, facts, print_json, printable, show, table
 from bnn_deploy.cli.options import example
+from bnn_deploy.quantities import exact_bytes, human_bytes, human_count, shape_text, tensor_text
 
 if TYPE_CHECKING:  # the command loads onnx, its help must not
     from bnn_deploy.inspection import Layer, ModelReport, Tensor

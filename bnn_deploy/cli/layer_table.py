@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bnn_deploy.cli.console import TIMES, explain, human_bytes, human_count, plural, printable, show, table
+from bnn_deploy.cli.console import explain, printable, show, table
+from bnn_deploy.quantities import TIMES, human_bytes, human_count, plural
 
 if TYPE_CHECKING:
     from bnn_deploy.inspection import Layer, ModelReport

@@ -8,25 +8,11 @@ from pathlib import Path
 import click
 
 from bnn_deploy.cli.config import config_option
-from bnn_deploy.cli.console import (
-    TIMES,
-    explain,
-    facts,
-    human_bytes,
-    human_count,
-    plural,
-    print_json,
-    printable,
-    progress,
-    remark,
-    shape_text,
-    show,
-    table,
-    tensor_text,
-)
-from bnn_deploy.cli.options import example
+from bnn_deploy.cli.console import explain, facts, print_json, printable, progress, remark, show, table
+from bnn_deploy.cli.options import DATA_PATH, example
 from bnn_deploy.cli.page_file import html_option, make_record, note_result, require_page, write_page
 from bnn_deploy.cli.tables import Table
+from bnn_deploy.quantities import TIMES, human_bytes, human_count, milliseconds, plural, shape_text, tensor_text
 from bnn_deploy.runtime.machine import Board, Clock
 from bnn_deploy.runtime.profile_results import (
     COOL_ADVICE,
@@ -77,7 +63,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> list
 @click.option(
     "--batch", callback=_numbers, default="1", metavar="N,...", help="Samples per run, where the model leaves it open."
 )
-@click.option("--data", type=_FILE, metavar="FILE", help=".npy or .npz with the inputs; random ones if left out.")
+@click.option("--data", type=DATA_PATH, metavar="PATH", help="Inputs, as for verify; random ones if left out.")
 @click.option("--isa", metavar="NAME", help="Force an instruction set, like BNN_DEPLOY_ISA.")
 @click.option("--nodes", type=click.IntRange(0), default=5, help="Rows of the per-node table, most expensive first.")
 @click.option("--verbose", is_flag=True, help="Show all nodes and operators of every model.")
@@ -232,16 +218,16 @@ def _summary(report: ProfileReport) -> Table:
     def compared(cell: Callable[[Speedup], str]) -> Callable[[ModelProfile], str]:
         return lambda item: "" if item.timing.speedup is None else cell(item.timing.speedup)
 
-    add("median", lambda item: f"{_number(item.timing.median_ms)} ms{_marks(report, item.timing)}")
-    add("p10 to p90", lambda item: f"{_number(item.timing.p10_ms)} to {_number(item.timing.p90_ms)} ms")
+    add("median", lambda item: f"{milliseconds(item.timing.median_ms)} ms{_marks(report, item.timing)}")
+    add("p10 to p90", lambda item: f"{milliseconds(item.timing.p10_ms)} to {milliseconds(item.timing.p90_ms)} ms")
     if report.compare:
         name = printable(Path(first.path).name)
         add(f"{name} is", compared(lambda ratio: _factor(ratio.median, "faster", "slower")))
         add("  95 % interval", compared(_interval))
         add("  p10 to p90 of pairs", compared(lambda ratio: f"{ratio.p10:.2f} to {ratio.p90:.2f}{TIMES}"))
     add("samples per second", lambda item: f"{item.timing.samples_per_second:,.0f}")
-    add("cold start: load", lambda item: f"{_number(item.cold_start.load_ms)} ms")
-    add("  first run", lambda item: f"{_number(item.cold_start.first_run_ms)} ms")
+    add("cold start: load", lambda item: f"{milliseconds(item.cold_start.load_ms)} ms")
+    add("  first run", lambda item: f"{milliseconds(item.cold_start.first_run_ms)} ms")
     add("file", lambda item: human_bytes(item.file_bytes))
     if report.compare:
         sizes = {id(item): item.file_bytes / first.file_bytes for item in report.compare}
@@ -250,11 +236,6 @@ def _summary(report: ProfileReport) -> Table:
     add("  before loading", lambda item: human_bytes(item.memory.baseline_bytes))
     add("  added by the model", lambda item: human_bytes(item.memory.model_bytes))
     return result
-
-
-def _number(value: float) -> str:
-    """A time in ms with at least three digits, and no more than it takes to read."""
-    return f"{value:,.{3 if value < 10 else 2 if value < 100 else 1}f}"
 
 
 def _interval(ratio: Speedup) -> str:
@@ -276,10 +257,10 @@ def _settings(report: ProfileReport) -> Table:
         columns += [f"{name}\nms", f"{TIMES} as long\n(95 % interval)"]
     result = table("Batches and threads: medians", ["setting", *columns], columns, optional=[samples])
     for i, timing in enumerate(report.model.timings):
-        cells = [f"{_number(timing.median_ms)}{_marks(report, timing)}", f"{timing.samples_per_second:,.0f}"]
+        cells = [f"{milliseconds(timing.median_ms)}{_marks(report, timing)}", f"{timing.samples_per_second:,.0f}"]
         for item in report.compare:
             other = item.timings[i]
-            cells.append(f"{_number(other.median_ms)}{_marks(report, other)}")
+            cells.append(f"{milliseconds(other.median_ms)}{_marks(report, other)}")
             ratio = other.speedup
             assert ratio is not None
             known = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"

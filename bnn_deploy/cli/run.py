@@ -37,11 +37,13 @@ def command(ctx: click.Context, path: Path, as_json: bool) -> int:
     """
     config = Config(path)
     for key in ("source", "model"):
-        if config.get(key) is None:
+        if not isinstance(config.get(key), str):
             raise InputError(f'{path}: it has no key {key}: {key} = "FILE" at the top names the network\'s files')
     output = config.get("output", "report")
+    if not isinstance(output, str | None):
+        raise InputError(f"{path}: report.output = {output!r}: give the name of the page to write")
     page = None if output is None else path.parent / output
-    require_page(page, {})
+    require_page(page, {key: path.parent / config.get(key) for key in ("source", "model")})
     code = 0
     for name in _STEPS:
         arguments = ["--config", str(path)]

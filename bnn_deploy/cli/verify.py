@@ -9,7 +9,7 @@ import click
 
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.config import config_option
-from bnn_deploy.cli.console import explain, facts, plural, print_json, printable, progress, remark, show, table
+from bnn_deploy.cli.console import explain, facts, print_json, printable, progress, remark, show, table
 from bnn_deploy.cli.options import (
     DATA_PATH,
     checkpoint_options,
@@ -25,6 +25,7 @@ from bnn_deploy.proof.junit import junit_xml
 from bnn_deploy.proof.margins import AGREEING_ERROR
 from bnn_deploy.proof.results import Interrupted, OperatorResult, OutputResult, Tolerances, Verification
 from bnn_deploy.proof.verification import verify
+from bnn_deploy.quantities import percent, plural
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
@@ -387,19 +388,23 @@ def _print_layers(result: Verification) -> None:
     _print_distances(result)
 
 
+_DISTANCES = (1024, 128, 8, 1)
+"""The parts of the tolerance below which differences are counted: powers of two, where bins of the histograms begin."""
+
+
 def _print_distances(result: Verification) -> None:
     """How near the differences of all layers come to their tolerances."""
-    bounds = (0.001, 0.01, 0.1, 1.0)
     for what, kinds in (("flipped bits", ("bits", "levels")), ("floats", ("floats",))):
         found = [layer.histogram for layer in result.layers if layer.kind in kinds]
-        counts = [0] * (len(bounds) + 1)
+        counts = [0] * (len(_DISTANCES) + 1)
         for histogram in found:
             for edge, count in zip(histogram.edges, histogram.counts, strict=True):
-                counts[sum(edge >= bound * histogram.tolerance for bound in bounds)] += count
+                counts[sum(edge >= histogram.tolerance / divisor for divisor in _DISTANCES)] += count
         counts[0] += sum(histogram.zeros for histogram in found)
         if not sum(counts):
             continue
-        shares = [f"{count:,} below {bound:.4g}" for count, bound in zip(counts, bounds, strict=False) if count]
+        bounds = ["1" if divisor == 1 else f"1/{divisor}" for divisor in _DISTANCES]
+        shares = [f"{count:,} below {bound}" for count, bound in zip(counts, bounds, strict=False) if count]
         beyond = [f"{counts[-1]:,} beyond"] if counts[-1] else []
         explain(f"   Of all {what}, in units of the tolerance: {', '.join([*shares, *beyond])}.")
 
@@ -463,7 +468,7 @@ def _print_classes(result: Verification) -> None:
     """The accuracy of the reference and of the model: top-5, and of the classes that the model finds hardest."""
     reference, model = result.classification
     if reference.correct_top5 is not None and model.correct_top5 is not None:
-        fives = [f"{100 * one.correct_top5 / one.samples:.2f} %" for one in (reference, model) if one.correct_top5]
+        fives = [percent(one.correct_top5 or 0, one.samples) for one in (reference, model)]
         explain(f"   Among the five highest scores: {' of the reference, '.join(fives)} of the model.")
     hardest = sorted(model.classes, key=lambda one: (one.correct / one.samples, one.label))[:_HARDEST]
     before = {one.label: one.correct for one in reference.classes}
@@ -474,7 +479,7 @@ def _print_classes(result: Verification) -> None:
         wrong = [(count, -taken) for label, taken, count in model.confusion if label == one.label != taken]
         count, taken = max(wrong, default=(0, 0))
         mistaken = f"{_class_name(result, -taken)} ({count:,} of {one.samples:,})" if wrong else ""
-        shares = (f"{100 * correct / one.samples:.2f} %" for correct in (before[one.label], one.correct))
+        shares = (percent(correct, one.samples) for correct in (before[one.label], one.correct))
         rows.add_row(_class_name(result, one.label), f"{one.samples:,}", *shares, mistaken)
     which = f"The {len(hardest)} least accurate of {len(model.classes)} classes" if hardest else ""
     show("")
@@ -494,6 +499,5 @@ def _class_name(result: Verification, label: int) -> str:
 
 def _accuracies(output: OutputResult) -> list[str]:
     return [
-        "" if count is None else f"{100 * count / output.samples:.2f} %"
-        for count in (output.correct, output.reference_correct)
+        "" if count is None else percent(count, output.samples) for count in (output.correct, output.reference_correct)
     ]

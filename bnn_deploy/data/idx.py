@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ def is_idx(path: Path) -> bool:
     try:
         with _open(path) as file:
             head = file.read(4)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
     return len(head) == 4 and head[:2] == b"\0\0" and head[2] in _TYPES and head[3] > 0
 

@@ -95,7 +95,7 @@ def _free(lanes: Sequence[tuple[str, int] | None]) -> int:
 
 
 def without_constants(nodes: Sequence[Node], inputs: Sequence[str]) -> list[bool]:
-    """Which nodes compute something that depends on the inputs, and are not part of the weights."""
+    """For each node, whether it computes something that depends on the inputs, and so is no part of the weights."""
     known = set(inputs)
     result = []
     for node in nodes:

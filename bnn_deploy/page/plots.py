@@ -57,7 +57,8 @@ def pictures(record: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str,
 
     result = {}
     with matplotlib.rc_context(_STYLE):
-        layers = [layer for layer in (record["verification"] or {}).get("layers", []) if layer.get("histogram")]
+        proof = record["verification"] or {"layers": []}
+        layers = [layer for layer in proof["layers"] if layer["histogram"]["tolerance"]]  # 0 is no unit of distances
         bits = [layer for layer in layers if layer["kind"] != "floats" and any(layer["histogram"]["counts"])]
         floats = [layer for layer in layers if layer["kind"] == "floats"]
         if bits:
@@ -91,7 +92,9 @@ def _histograms(name: str, layers: Sequence[Mapping[str, Any]], kind: str, label
                 height = 0.12 + 0.7 * math.log1p(count) / math.log1p(max(most, 2))
                 (bar,) = axes.bar(power, height, width=0.9, bottom=base, align="edge", color=colour, linewidth=0)
                 bar.set_gid(f"{name}-{row}-{power}")
-                titles[f"{name}-{row}-{power}"] = f"{layer['layer']}: {count:,} from {2.0**power:.2g} tolerances on"
+                where = f"{2.0**power:.2g} to" if power > powers[0] else "below"  # the first bin begins at 0
+                where = f"from {2.0**power:.2g} on" if power == powers[-1] else f"{where} {2.0 ** (power + 1):.2g}"
+                titles[f"{name}-{row}-{power}"] = f"{layer['layer']}: {count:,}, {where} tolerances"
     axes.axvline(0, color=COLOURS["muted"][0], linewidth=1.0, linestyle=(0, (4, 2)))
     axes.set_xlim(powers[0], powers[-1] + 1)
     axes.set_ylim(-0.1, len(layers))

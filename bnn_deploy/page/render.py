@@ -13,7 +13,7 @@ from bnn_deploy.errors import SetupError, reading
 from bnn_deploy.installation import install_command
 from bnn_deploy.page import view
 from bnn_deploy.page.colours import css
-from bnn_deploy.quantities import human_bytes, human_count, plural
+from bnn_deploy.quantities import human_bytes, human_count, milliseconds, percent, plural
 
 _LANE = 14
 """Distance of the lanes beside the network, in pixels; less where there are many."""
@@ -71,8 +71,8 @@ def _render(record: Mapping[str, Any]) -> str:
         "count": human_count,
         "count_of": plural,
         "file_name": lambda path: PurePath(path).name,
-        "ms": view.milliseconds,
-        "percent_of": lambda count, of: "-" if count is None else view.percent(count, of),
+        "ms": lambda value: f"{milliseconds(value)} ms",
+        "percent_of": lambda count, of: "-" if count is None else percent(count, of),
         "thousands": lambda count: "-" if count is None else f"{count:,}",
         "scientific": lambda value: "not finite" if value is None else f"{value:.1e}" if value else "0",
     }

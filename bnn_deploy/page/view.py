@@ -10,7 +10,7 @@ from typing import Any
 
 from bnn_deploy.page.graph import Node, Row, rows, without_constants
 from bnn_deploy.provenance import read_classes
-from bnn_deploy.quantities import TIMES, human_bytes, human_count, plural, shape_text
+from bnn_deploy.quantities import TIMES, human_bytes, human_count, milliseconds, percent, plural, shape_text
 
 Json = Mapping[str, Any]
 
@@ -57,16 +57,14 @@ class LayerRow:
         number: its number; None for inputs and outputs.
         name: of the node, the input or the output.
         operator: its operator, "input" or "output".
-        domain: of the operator.
         makes: what its outputs hold: "bits", "floats" (or integers), or "both".
         output: shape and type of the first one, for readers.
+        rail: the lines beside it, see `graph`.
         state: "equal", "rounding", "failed" or "" for one that was not compared.
         said: the same in words.
         ms: its time; None if it was not measured.
         share: its share of all nodes' time; 0 likewise.
         facts: further names and values.
-        rail: the lines beside it, see `graph`.
-        bits: the tensors among these that hold bits.
     """
 
     number: int | None
@@ -115,19 +113,22 @@ def verdict(record: Json) -> Verdict:
     """Whether the model is equivalent, and what it gains, in sentences."""
     proof, golden = record["verification"], record["golden"]
     gains = tuple(filter(None, (_accuracy_text(proof), _size_text(record), _speed_text(record["profile"]))))
+    failures = tuple(failure for part in (proof, golden) if part is not None for failure in part["failures"])
+    # What failed comes before what passed: of a proof on a laptop and golden results on a board, either may fail alone.
+    if proof is not None and proof["interrupted"]:
+        return Verdict("bad", "Not verified to the end: verify was interrupted.", gains, failures)
+    if proof is not None and not proof["passed"]:
+        return Verdict("bad", "Not equivalent: verify FAILED.", gains, failures)
+    if golden is not None and not golden["passed"]:
+        title = "The board does not compute what the machine that made the bundle computed."
+        return Verdict("bad", title, gains, failures)
+    if proof is not None and proof["complete"]:
+        return Verdict("good", "Equivalent: the model computes what its source computes.", gains)
     if proof is not None:
-        failures = tuple(proof["failures"])
-        if not proof["passed"]:
-            return Verdict("bad", "Not equivalent: verify FAILED.", gains, failures)
-        if proof["complete"]:
-            return Verdict("good", "Equivalent: the model computes what its source computes.", gains)
         title = "The outputs are those of the source; layers were not compared."
         return Verdict("good", title, gains)
     if golden is not None:
-        if not golden["passed"]:
-            title = "This machine does not compute what the machine that made the bundle computed."
-            return Verdict("bad", title, gains, tuple(golden["failures"]))
-        title = "This machine computes, bit by bit, what the machine that made the bundle computed."
+        title = "The board computes, bit by bit, what the machine that made the bundle computed."
         return Verdict("good", title, gains)
     title = "Not verified: nothing here shows that the model computes what its source computes."
     return Verdict("open", title, gains)
@@ -154,41 +155,42 @@ def _accuracy_text(proof: Json | None) -> str:
     return f"{text}."
 
 
-def percent(count: float, of: float) -> str:
-    """'99.30 %'."""
-    return f"{100 * count / of:.2f} %" if of else "-"
+def _compared(profile: Json | None) -> tuple[str, Json] | None:
+    """The file name and the measurements of the first compared model, which need not be the float one."""
+    first = next(iter(profile["compare"]), None) if profile is not None else None
+    return None if first is None else (PurePath(first["path"]).name, first)
 
 
-def sizes(record: Json) -> tuple[int | None, int | None]:
-    """Bytes of the float model's file and of the converted model's."""
+def _file_sizes(record: Json) -> tuple[str, int | None, int | None]:
+    """What the converted model's file is compared with, the bytes of that, and its own."""
     conversion, profile, model = record["conversion"] or {}, record["profile"], record["model"]
-    before = (conversion.get("before") or {}).get("file_bytes")
-    after = None if model is None else model["file_bytes"]
-    if profile is not None:
-        after = after or profile["model"]["file_bytes"]
-        before = before or next((item["file_bytes"] for item in profile["compare"]), None)
-    return before, after
+    own = next((part["file_bytes"] for part in (model, (profile or {}).get("model")) if part is not None), None)
+    if conversion.get("before"):
+        return "the float model", conversion["before"]["file_bytes"], own
+    name, other = _compared(profile) or ("", {})
+    return name, other.get("file_bytes"), own
 
 
 def _size_text(record: Json) -> str:
-    before, after = sizes(record)
+    name, before, after = _file_sizes(record)
     if not before or not after:
         return ""
     how = f"{before / after:.1f}{TIMES} smaller" if before >= after else f"{after / before:.2f}{TIMES} larger"
-    return f"Its file is {how} than the float model's: {human_bytes(after)} instead of {human_bytes(before)}."
+    return f"Its file is {how} than that of {name}: {human_bytes(after)} instead of {human_bytes(before)}."
 
 
 def _speed_text(profile: Json | None) -> str:
     if profile is None:
         return ""
     threads = plural(profile["threads"], "thread")
-    took = f"It takes {milliseconds(profile['model']['timing']['median_ms'])} for a batch of {profile['batch']}"
-    if profile["speedup"] is None:
+    took = f"It takes {milliseconds(profile['model']['timing']['median_ms'])} ms for a batch of {profile['batch']}"
+    compared = _compared(profile)
+    if compared is None:
         return f"{took} on {threads}."
     ratio = profile["speedup"]["median"]
     how = f"{ratio:.2f}{TIMES} as fast as" if ratio >= 1 else f"{1 / ratio:.2f}{TIMES} slower than"
     doubt = " The measurement was disturbed, see below." if disturbed(profile) else ""
-    return f"{took}, {how} the float model in onnxruntime, on {threads}.{doubt}"
+    return f"{took}, {how} {compared[0]} in onnxruntime alone, on {threads}.{doubt}"
 
 
 def disturbed(profile: Json) -> bool:
@@ -196,15 +198,11 @@ def disturbed(profile: Json) -> bool:
     return bool(profile["noisy"] or profile["throttled"])
 
 
-def milliseconds(value: float) -> str:
-    """'0.123 ms', '12.3 ms'."""
-    return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
-
-
 def figures(record: Json) -> list[Figure]:
     """The key figures that the record has."""
     result = []
-    output, (before, after), profile = kernels_output(record["verification"]), sizes(record), record["profile"]
+    output, profile = kernels_output(record["verification"]), record["profile"]
+    name, before, after = _file_sizes(record)
     if output is not None and output["correct"] is not None:
         own = percent(output["correct"], output["samples"])
         source = percent(output["reference_correct"], output["samples"])
@@ -213,12 +211,12 @@ def figures(record: Json) -> list[Figure]:
         share = percent(output["same_class"], output["samples"])
         result.append(Figure("Same class", share, f"as the source, on {plural(output['samples'], 'sample')}"))
     if after:
-        instead = f"{human_bytes(before)} as floats" if before else ""
+        instead = f"{human_bytes(before)}: {name}" if before else ""
         result.append(Figure("File", human_bytes(after), instead))
     if profile is not None:
-        timing, others = profile["model"]["timing"], profile["compare"]
-        instead = f"{milliseconds(others[0]['timing']['median_ms'])} as floats" if others else ""
-        result.append(Figure("Time per run", milliseconds(timing["median_ms"]), instead))
+        timing, compared = profile["model"]["timing"], _compared(profile)
+        instead = "" if compared is None else f"{milliseconds(compared[1]['timing']['median_ms'])} ms: {compared[0]}"
+        result.append(Figure("Time per run", f"{milliseconds(timing['median_ms'])} ms", instead))
         speedup = profile["speedup"]
         if speedup is not None:
             value = f"{speedup['median']:.2f}{TIMES}"
@@ -456,7 +454,7 @@ def layer_sizes(record: Json) -> dict[str, dict[str, float]]:
     for layer in model["layers"]:
         name = layer["part_of"] or layer["name"]
         new[name] = new.get(name, 0) + layer["constant_bytes"]
-    names = [layer["name"] for layer in record["conversion"]["layers"] if {layer["name"]} <= old.keys() & new.keys()]
+    names = [layer["name"] for layer in record["conversion"]["layers"] if layer["name"] in old.keys() & new.keys()]
     largest = max((max(old[name], new[name]) for name in names), default=0) or 1
     return {
         name: {

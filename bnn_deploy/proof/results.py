@@ -88,7 +88,7 @@ class LayerResult:
     Attributes:
         layer: its name.
         source: the tensor of the float graph that its output stands for.
-        kind: "bits", "levels" or "floats".
+        kind: "bits", "levels", "floats" or "integers".
         quantized: whether it has 8-bit weights and activations, and so the wider tolerances.
         values: bits, levels or floats compared, per backend.
         differing: bits or levels that differ from the reference's (the largest number over the backends).

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from bnn_deploy.json_form import document
 from bnn_deploy.notebook import NotebookResult
+from bnn_deploy.quantities import plural
 from bnn_deploy.runtime.bound import Bound
 from bnn_deploy.runtime.machine import Board
 
@@ -408,7 +409,7 @@ class ProfileReport(NotebookResult):
         text = (
             f"{self.model.path}: {timing.median_ms:.3f} ms ({timing.p10_ms:.3f} to {timing.p90_ms:.3f}) for a batch of"
         )
-        text += f" {self.batch} on {self.threads} thread(s), ISA {self.isa or 'none'}"
+        text += f" {self.batch} on {plural(self.threads, 'thread')}, ISA {self.isa or 'none'}"
         for item in self.compare:
             ratio = item.timing.speedup
             assert ratio is not None
@@ -425,8 +426,7 @@ class ProfileReport(NotebookResult):
 
 def _setting(item: ModelProfile, timing: Timing) -> str:
     """Model, batch and threads in a sentence."""
-    threads = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
-    return f"{Path(item.path).name} with batch {timing.batch} and {threads}"
+    return f"{Path(item.path).name} with batch {timing.batch} and {plural(timing.threads, 'thread')}"
 
 
 def _worst(count: int) -> str:

@@ -123,8 +123,8 @@ def profile(
         threads: intra-op threads, one number or several.
         runs: timed runs of each model in each setting.
         batch: samples per run, where the model leaves its batch dimension open; one number or several.
-        data: .npy or .npz file to take the first `batch` samples of each input from: the array named like the input or,
-            if the model has one input, the first array. None draws float inputs from a standard normal distribution.
+        data: a path as `load_data` takes it, to take the first `batch` samples of each input from. Images that nothing
+            says how to normalise become x / 255. None draws float inputs from a standard normal distribution.
         isa: force an instruction set, as `load_session`.
         trace: file to write the runs of the nodes to, in the Trace Event Format that Perfetto and Chrome's
             chrome://tracing show; one process per model.

@@ -70,6 +70,21 @@ def test_one_file_for_all_commands(folder: Path) -> None:
     assert json.loads(run("profile", "--json", "--runs", "3").stdout)["runs"] == 3
 
 
+def test_data_in_a_folder_is_for_all_commands(folder: Path) -> None:
+    """`data` at the top is the option of each command: all of them read the same kinds of data."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 10, 3), np.uint8)
+    for name, image in zip(("cat", "dog, small"), pixels, strict=True):
+        (folder / "images" / name).mkdir(parents=True)
+        Image.fromarray(image).save(folder / "images" / name / "1.png")
+    text = CONFIG.replace('"x.npy"', '"images"').replace("size = 8", "size = 8\ncrop = 8\nstd = 0.2")
+    Path("bnn-deploy.toml").write_text(text)
+    results = json.loads(run("run", "--json").stdout)
+    assert results["verification"]["samples"] == 2 and results["verification"]["passed"] is True
+    assert results["profile"]["data"] == "images"
+
+
 def test_from_another_folder(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +150,10 @@ def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     Path("bnn-deploy.toml").write_text('model = "m.onnx"\n')
     result = run("run")
     assert result.exit_code == 2 and "bnn-deploy.toml: it has no key source: source = " in result.stderr
+    Path("bnn-deploy.toml").write_text('source = "net.pth"\nmodel = "m.onnx"\n[report]\noutput = 3\n')
+    assert run("run").stderr == "error: bnn-deploy.toml: report.output = 3: give the name of the page to write\n"
+    Path("bnn-deploy.toml").write_text('source = "net.pth"\nmodel = "m.onnx"\n[report]\noutput = "net.pth"\n')
+    assert run("run").stderr == "error: net.pth is the source itself: choose another name for the output\n"
 
 
 WRONG = {

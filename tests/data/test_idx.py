@@ -58,6 +58,9 @@ def test_damage(tmp_path: Path) -> None:
     path.write_bytes(idx(IMAGES)[:10])
     with pytest.raises(InputError, match=r"images: a damaged IDX file \(EOFError: it ends in its header\)"):
         open_data(path)
+    path.write_bytes(b"\x1f\x8b\x08" + bytes(7) + b"no deflate stream at all")
+    with pytest.raises(InputError, match=r"images: not a \.npy or \.npz file of plain arrays"):
+        open_data(path)
     path.write_bytes(gzip.compress(idx(IMAGES))[:-20])
     with pytest.raises(InputError, match="images: a damaged IDX file"):
         next(iter(open_data(path).arrays.values()))[:]

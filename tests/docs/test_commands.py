@@ -11,7 +11,7 @@ import pytest
 
 import bnn_deploy
 from bnn_deploy.cli import ALIASES, COMMANDS, main
-from bnn_deploy.cli.console import TIMES
+from bnn_deploy.quantities import TIMES
 from docs.commands import ROOT, Block, Session, blocks, cut, differences, pages, shape, summary, write
 
 PAGES = pages()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,9 @@ def test_a_part_alone_makes_a_page(record: Made, part: str) -> None:
     assert "Not in this report, and how to add it:" in text
 
 
-def test_the_golden_results_of_a_board(lenet5: Converted, tmp_path: Path) -> None:
-    golden, floats = tmp_path / "golden.npz", tmp_path / "board.html"
-    write_golden(make_golden(lenet5.model, samples=2), golden)
-    run("verify", lenet5.model, "--golden", golden, "--html", floats)
-    text = floats.read_text()
-    assert "This machine computes, bit by bit, what the machine that made the bundle computed." in text
+def test_the_golden_results_of_a_board(board: tuple[Any, str]) -> None:
+    text = board[1]
+    assert "The board computes, bit by bit, what the machine that made the bundle computed." in text
     assert "bin_conv2.conv" in text and Elements(text).open == []
 
 
@@ -107,6 +105,50 @@ def test_a_failed_proof_is_said_first(record: Made) -> None:
     assert text.index("Not equivalent") < text.index("bits differ") < text.index('id="network"')
     assert '<span class="state bad">FAILED</span>' in text
     assert '<span class="state bad">' not in page(record[0])
+
+
+@pytest.fixture(scope="module")
+def board(lenet5: Converted, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """The golden results of LeNet-5, checked: the part of a record, and the page of it."""
+    folder = tmp_path_factory.mktemp("board")
+    write_golden(make_golden(lenet5.model, samples=2), folder / "golden.npz")
+    text = run("verify", lenet5.model, "--golden", folder / "golden.npz", "--html", folder / "x.html", "--json")
+    return json.loads(text), (folder / "x.html").read_text()
+
+
+def test_what_fails_on_the_board_is_not_hidden_by_what_passed_here(record: Made, board: tuple[Any, str]) -> None:
+    """Nor the other way round."""
+    both = {**record[0], "golden": board[0]}
+    assert "Equivalent: the model computes" in page(both)
+    failed = {**board[0], "passed": False, "failures": ["layer 'conv1': 3 bits differ"]}
+    text = page({**both, "golden": failed})
+    assert "Equivalent: " not in text and "The board does not compute what the machine" in text
+    assert failed["failures"][0] in Elements(text).texts
+    proof = {**both["verification"], "passed": False, "failures": ["no"]}
+    assert "Not equivalent: verify FAILED." in page({**both, "verification": proof})
+
+
+def test_an_interrupted_proof_does_not_say_that_the_model_is_another(record: Made) -> None:
+    proof = {**record[0]["verification"], "interrupted": True, "passed": False, "failures": ["it was interrupted"]}
+    text = page({**record[0], "verification": proof})
+    assert "Not verified to the end" in text and "quivalent" not in text and "it was interrupted" in text
+
+
+def test_what_it_is_compared_with_is_named(record: Made) -> None:
+    """The first compared model may be any; the float model is only what the conversion says that it is."""
+    found = copy.deepcopy(record[0])
+    found["profile"]["compare"][0]["path"] = "folder/other.onnx"
+    text = page(found)
+    assert " other.onnx in onnxruntime alone, on 1 thread." in text and " than that of the float model: " in text
+    text = page({**found, "conversion": None})
+    assert " than that of other.onnx: " in text and "the float model:" not in text
+
+
+def test_a_tolerance_of_0_has_no_histogram(record: Made) -> None:
+    found = copy.deepcopy(record[0])
+    for layer in found["verification"]["layers"]:
+        layer["histogram"] |= {"tolerance": 0.0, "edges": [0.0] * len(layer["histogram"]["edges"])}
+    assert "right of the dashed line" not in page(found) and "right of the dashed line" in page(record[0])
 
 
 def test_a_damaged_record_is_refused_in_one_line(record: Made) -> None:

@@ -85,6 +85,16 @@ def test_verify_needs_nothing_again_where_the_model_was_converted(tmp_path: Path
         proof(model)
 
 
+def test_the_last_of_two_places_counts(tmp_path: Path, cache: Path, elsewhere: Path) -> None:
+    """The same network, converted again after it has moved, is the same model."""
+    converted(tmp_path / "old", tmp_path / "old.onnx")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = tmp_path / "new"
+    convert(moved / "net.pth", tmp_path / "new.onnx", arch=f"{moved / 'net.py'}:Net", arch_args={"width": 8})
+    assert (tmp_path / "old.onnx").read_bytes() == (tmp_path / "new.onnx").read_bytes()
+    assert proof(tmp_path / "old.onnx")
+
+
 def test_code_named_by_a_models_metadata_does_not_run(tmp_path: Path, cache: Path, elsewhere: Path) -> None:
     """The model, its checkpoint and its FILE.py come from a stranger, and lie in the current folder."""
     folder = tmp_path / "stranger"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,21 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bnn_deploy.cli import main
+from bnn_deploy.cli.verify import _print_classes, _print_distances
 from bnn_deploy.data.rows import Lazy
 from bnn_deploy.proof import backends, verifier
 from bnn_deploy.proof.histogram import BINS, Histogram
 from bnn_deploy.proof.margins import among_highest, magnitudes
-from bnn_deploy.proof.results import WORST, Interrupted, Verification, WorstSample
+from bnn_deploy.proof.results import (
+    WORST,
+    ClassAccuracy,
+    Classification,
+    Interrupted,
+    LayerResult,
+    Tolerances,
+    Verification,
+    WorstSample,
+)
 from bnn_deploy.proof.samples import Classifier, add_worst
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.inputs import Inputs
@@ -251,6 +262,23 @@ def test_the_tables(lenet5: Converted, tmp_path: Path) -> None:
     assert "Of all floats, in units of the tolerance: " in result.stdout
     assert "Among the five highest scores: 100.00 % of the reference, 100.00 % of the model." in result.stdout
     assert "The 5 least accurate of 10 classes; the confusion matrices are in the JSON:" in result.stdout
+
+
+def test_distances_and_top_5_are_said_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each difference below the bound that it is counted for; a top-5 accuracy of 0 is one."""
+    layer = LayerResult("a", "a", "floats", histogram=Histogram(1.0))
+    for value, count in ((2**-10, 3), (0.99 * 2**-10, 5), (0.1, 7), (0.2, 11), (1.5, 13), (0.0, 17)):
+        layer.histogram.add(np.full(count, value))
+    empty = Verification("m", "r", "d", 1, 0, [], Tolerances())
+    _print_distances(replace(empty, layers=[layer]))
+    printed = "22 below 1/1024, 3 below 1/128, 7 below 1/8, 11 below 1, 13 beyond."
+    assert " ".join(capsys.readouterr().out.split()) == f"Of all floats, in units of the tolerance: {printed}"
+    fives = [
+        Classification(name, "", "", 4, 0, correct, [ClassAccuracy(0, "", 4, 0)], [(0, 1, 4)])
+        for name, correct in (("reference", 0), ("model", 1))
+    ]
+    _print_classes(replace(empty, classification=fives))
+    assert "highest scores: 0.00 % of the reference, 25.00 % of the model." in capsys.readouterr().out
 
 
 def test_large_weights_are_computed_once(

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from bnn_deploy.architectures.birealnet18 import BiRealBlock
-from bnn_deploy.cli.console import TIMES
 from bnn_deploy.conversion import convert
+from bnn_deploy.quantities import TIMES
 from support.converted import Converted
 from support.networks import mnist
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnn_deploy.cli.console import TIMES
 from bnn_deploy.passes.pipeline import to_binary
+from bnn_deploy.quantities import TIMES
 from support.graphs import assert_same, batch_norm, equal, parse, run_binary, run_float, samples, weights
 from support.reports import W, report_on
 

@@ -12,7 +12,7 @@ import pytest
 
 from bnn_deploy.board import deployment
 from bnn_deploy.board.deployment import deploy
-from bnn_deploy.cli.console import TIMES
+from bnn_deploy.quantities import TIMES
 from bnn_deploy.runtime.profiling import profile
 from support.deployment import (
     MACHINE,
