@@ -3,8 +3,10 @@
 #ifndef BNN_DEPLOY_BASE_TASKS_H_
 #define BNN_DEPLOY_BASE_TASKS_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace bnn_deploy {
 
@@ -26,6 +28,20 @@ void RunTasks(const TaskRunner& runner, int64_t count, const Task& task) {
     (*static_cast<const Task*>(data))(static_cast<int64_t>(i));
   };
   runner.Run(static_cast<size_t>(count), call, const_cast<Task*>(&task));
+}
+
+// Runs every task of [0, count) once, each by a call of what make() gives. A thread goes on from a
+// task to the next one, with the same, unless another thread has begun that: so what two neighbours
+// need is made once, on one thread for all of them.
+template <typename Make>
+void RunNeighbors(const TaskRunner& runner, int64_t count, const Make& make) {
+  std::vector<std::atomic<bool>> begun(static_cast<size_t>(count));
+  RunTasks(runner, count, [&](int64_t task) {
+    if (begun[task].exchange(true)) return;
+    auto run = make();
+    do run(task);
+    while (++task < count && !begun[task].exchange(true));
+  });
 }
 
 struct Range {

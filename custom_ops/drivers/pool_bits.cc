@@ -54,7 +54,11 @@ void PoolColumns(const PoolBitsArgs& args, const uint32_t* row) {
 
 void PoolBits(const PoolBitsArgs& args) {
   const uint32_t* const row = MergeRows(args);
-  if (args.words == 1) {
+  const Axis& columns = args.columns;
+  const bool whole = columns.kernel == 1 && args.out_width == args.width;
+  if (whole && columns.stride == 1 && columns.pad_begin == 0) {
+    std::copy_n(row, args.out_width * args.words, args.out);
+  } else if (args.words == 1) {
     PoolColumns<1>(args, row);
   } else {
     PoolColumns<0>(args, row);

@@ -1,10 +1,12 @@
 // Runs of one driver overlap in time, and their tasks run on threads: what ThreadSanitizer looks
 // at.
 
+#include <atomic>
 #include <cstring>
 #include <thread>
 #include <vector>
 
+#include "base/tasks.h"
 #include "check.h"
 #include "conv_case.h"
 #include "drivers/direct/driver.h"
@@ -66,6 +68,29 @@ TEST(ConvolutionsOfSeveralSizes) {
                  isa->name + (": " + cases[static_cast<size_t>(caller)].Text(epilogue)));
       }
     }
+  }
+}
+
+TEST(NeighborsRunOnce) {
+  constexpr int64_t kTasks = 200;
+  for (const bool alone : {true, false}) {
+    std::atomic<int> runs[kTasks] = {}, made{0}, jumps{0};
+    const auto make = [&] {
+      ++made;
+      return [&, before = int64_t{-1}](int64_t task) mutable {
+        if (before >= 0 && task != before + 1) ++jumps;
+        before = task;
+        ++runs[task];
+      };
+    };
+    if (alone) {
+      RunNeighbors(OneThread(), kTasks, make);
+      CHECK(made == 1);
+    } else {
+      RunNeighbors(TwoThreads(), kTasks, make);
+    }
+    CHECK(jumps == 0);
+    for (const std::atomic<int>& run : runs) CHECK(run == 1);
   }
 }
 

@@ -153,10 +153,16 @@ Band<Number>::Band(const DirectSpec& spec, const DirectSizes& sizes, const Level
 
 template <typename Number>
 void Band<Number>::Copy(const ImageBatch& input, int64_t image, int64_t top) {
-  Number* to = band_;
+  const int64_t all = sizes_.copied_rows, row = sizes_.copied_row;
+  const bool moves = image == image_ && top >= top_;
+  const int64_t steps = moves ? std::min(top - top_, all) : all;
+  image_ = image;
+  top_ = top;
   for (int64_t plane = 0; plane < planes_; ++plane) {
-    for (int64_t y = top; y < top + sizes_.copied_rows; ++y, to += sizes_.copied_row) {
-      CopyRow(input, image, plane, y, to);
+    Number* const rows = band_ + plane * all * row;
+    std::copy(rows + steps * row, rows + all * row, rows);
+    for (int64_t y = all - steps; y < all; ++y) {
+      CopyRow(input, image, plane, top + y, rows + y * row);
     }
   }
 }

@@ -59,7 +59,8 @@ class Band {
   // sizes and levels must outlive the band.
   Band(const DirectSpec& spec, const DirectSizes& sizes, const Level* levels);
 
-  // Copies the input rows from `top` on; rows above and below the image are 0.
+  // Copies the input rows from `top` on; rows above and below the image are 0. Those that the last
+  // copy has, too, are moved.
   void Copy(const ImageBatch& input, int64_t image, int64_t top);
   // The input of row `y` of the convolution, counted from the band's first.
   const Number* Row(int64_t y) const { return band_ + y * spec_.height.stride * sizes_.copied_row; }
@@ -86,6 +87,8 @@ class Band {
   Scratch<Level> row_scratch_;
   Number* const band_;  // [planes][copied_rows][stride][phase_width]
   Level* const rows_;   // two rows of levels, each of copied_row
+  int64_t image_ = -1;  // of the last copy
+  int64_t top_ = 0;     // likewise
 };
 
 }  // namespace bnn_deploy

@@ -72,31 +72,31 @@ void DirectConvDriver::RunRows(const ImageBatch& input, Element* out,
   if (layer_.integers) {
     for (const Tap& pair : PairsOf(spec, run.sizes)) run.pair_offsets.push_back(pair.offset);
   }
-  RunTasks(runner, tasks, [&](int64_t task) {
-    Rows rows(layer_, run, out);
-    int64_t image = -1;
-    int64_t next = 0;      // the first row that is not made yet
-    int64_t band_end = 0;  // the rows before it have their input copied
-    const auto range = Part(all_rows, tasks, task);
-    for (int64_t row = range.begin; row < range.end; ++row) {
-      if (row / sizes.out_rows != image) {
-        image = row / sizes.out_rows;
-        next = band_end = 0;
-      }
-      const int64_t out_y = row % sizes.out_rows;
-      const int64_t start = out_y * pool.stride - pool.pad_begin;
-      const int64_t first = std::max(start, int64_t{0});
-      const int64_t end = std::min(start + pool.kernel, sizes.rows);
-      for (next = std::max(next, first); next < end; ++next) {
-        if (next >= band_end) {
-          rows.Copy(image, next);
-          band_end = next + sizes.band_rows;
+  RunNeighbors(runner, tasks, [&] {
+    // next: the first row that is not made yet; the rows before band_end have their input copied.
+    return [&, rows = Rows(layer_, run, out), image = int64_t{-1}, next = int64_t{0},
+            band_end = int64_t{0}](int64_t task) mutable {
+      const Range range = Part(all_rows, tasks, task);
+      for (int64_t row = range.begin; row < range.end; ++row) {
+        if (row / sizes.out_rows != image) {
+          image = row / sizes.out_rows;
+          next = band_end = 0;
         }
-        rows.Make(next);
+        const int64_t out_y = row % sizes.out_rows;
+        const int64_t start = out_y * pool.stride - pool.pad_begin;
+        const int64_t first = std::max(start, int64_t{0});
+        const int64_t end = std::min(start + pool.kernel, sizes.rows);
+        for (next = std::max(next, first); next < end; ++next) {
+          if (next >= band_end) {
+            rows.Copy(image, next);
+            band_end = next + sizes.band_rows;
+          }
+          rows.Make(next);
+        }
+        rows.Pool(image, out_y, first, end - first);
       }
-      rows.Pool(image, out_y, first, end - first);
-    }
-    CountCalls(layer_.isa, static_cast<uint64_t>(range.end - range.begin));
+      CountCalls(layer_.isa, static_cast<uint64_t>(range.end - range.begin));
+    };
   });
 }
 

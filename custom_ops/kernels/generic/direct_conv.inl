@@ -140,24 +140,34 @@ Floats PoolWindow(const PoolRowsArgs& args, int64_t pixel, int64_t channel) {
   return PoolColumns(args, start > 0 ? start : 0, end < args.width ? end : args.width, channel);
 }
 
-// A square of kLanes channels x kLanes pixels at a time.
+// The vectors of channels that are pooled together: neighbours in memory.
+constexpr int kPoolVectors = 4;
+
+// Squares of kLanes channels x kLanes pixels at a time.
 template <int kSize>
 void PoolWindows(const PoolRowsArgs& args) {
-  for (int64_t channel = 0; channel < args.channels; channel += kLanes) {
+  for (int64_t first = 0; first < args.channels; first += kPoolVectors * kLanes) {
+    const int64_t left = (args.channels - first + kLanes - 1) / kLanes;
+    const int64_t vectors = left < kPoolVectors ? left : kPoolVectors;
     for (int64_t pixel = 0; pixel < args.pixels; pixel += kLanes) {
       const int64_t pixels = args.pixels - pixel < kLanes ? args.pixels - pixel : kLanes;
-      Floats square[kLanes];
+      Floats squares[kPoolVectors][kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        square[i] = PoolWindow<kSize>(args, pixel + (i < pixels ? i : pixels - 1), channel);
+        for (int64_t v = 0; v < vectors; ++v) {
+          squares[v][i] =
+              PoolWindow<kSize>(args, pixel + (i < pixels ? i : pixels - 1), first + v * kLanes);
+        }
       }
-      Transpose(square);
-      float* out = args.out + channel * args.channel_stride + pixel;
-      const int64_t left = args.channels - channel;
-      for (int64_t c = 0; c < kLanes && c < left; ++c, out += args.channel_stride) {
-        if (pixels == kLanes) {
-          Store(out, square[c]);
-        } else {
-          StoreLanes(out, square[c], FirstLanes(pixels));
+      float* out = args.out + first * args.channel_stride + pixel;
+      for (int64_t v = 0; v < vectors; ++v) {
+        Transpose(squares[v]);
+        const int64_t rest = args.channels - first - v * kLanes;
+        for (int64_t c = 0; c < kLanes && c < rest; ++c, out += args.channel_stride) {
+          if (pixels == kLanes) {
+            Store(out, squares[v][c]);
+          } else {
+            StoreLanes(out, squares[v][c], FirstLanes(pixels));
+          }
         }
       }
     }
