@@ -7,14 +7,14 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from bnn_deploy.errors import InputError, SetupError, reading
 from bnn_deploy.files import model_bytes, model_sha256, require_file, require_texts, require_utf8
 from bnn_deploy.installation import install_command
-from bnn_deploy.json_form import document
+from bnn_deploy.json_form import JsonDocument
 from bnn_deploy.operators.contract import DOMAIN, FLOAT, Operator, operator_of, standard_macs
 from bnn_deploy.operators.shapes import Call, Made, Shape
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
@@ -101,7 +101,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class ModelReport:
+class ModelReport(JsonDocument):
     """The result of `inspect_model`.
 
     Attributes:
@@ -121,6 +121,7 @@ class ModelReport:
         sha256: of these files, see `files.model_sha256`.
     """
 
+    JSON_FORMAT = "inspection"
     JSON_PROPERTIES: ClassVar = ("binary_macs", "float_macs", "uncounted")
 
     path: str
@@ -152,10 +153,6 @@ class ModelReport:
     def uncounted(self) -> tuple[str, ...]:
         """Names of the layers whose MACs are not known."""
         return tuple(layer.name for layer in self.layers if layer.binary_macs is None or layer.float_macs is None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps."""
-        return document("inspection", self)
 
 
 def inspect_model(path: str | os.PathLike[str], content: bytes | None = None) -> ModelReport:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bnn_deploy.json_form import JSON_VERSION, document, json_form, json_names
+from bnn_deploy.json_form import JSON_VERSION, JsonDocument, json_form, json_names
 
 
 @dataclass
@@ -42,10 +42,12 @@ def test_fields_and_properties_at_every_depth() -> None:
     assert json_names(Inner) == ["size", "double"]
 
 
-def test_a_document_says_what_it_is() -> None:
-    assert document("test", Inner(1.0)) == {
-        "format": "bnn-deploy test",
-        "version": JSON_VERSION,
-        "size": 1.0,
-        "double": 2.0,
-    }
+def test_a_document_says_what_it_is_also_within_another() -> None:
+    @dataclass
+    class Document(JsonDocument):
+        JSON_FORMAT = "test"
+        inner: Inner
+
+    expected = {"format": "bnn-deploy test", "version": JSON_VERSION, "inner": {"size": 1.0, "double": 2.0}}
+    assert Document(Inner(1.0)).to_json() == expected
+    assert json_form([Document(Inner(1.0))]) == [expected]

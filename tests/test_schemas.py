@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
-from bnn_deploy.cli import main
+from bnn_deploy.cli import COMMANDS, main
 from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.golden.record import write_golden
+from support.bundles import DEPENDENCIES, WHEEL, fake_wheel, unpack
 from support.converted import Converted
-from support.schemas import FOLDER, closed, files, schemas
-
-
-def errors(document: dict[str, Any]) -> list[str]:
-    """What of a document does not fit the schema of its format, which must name all of its entries."""
-    schema = closed(schemas()[document["format"].removeprefix("bnn-deploy ")])
-    return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(document)]
+from support.pages import run
+from support.schemas import FOLDER, files, misfits, schemas
 
 
 def printed(*arguments: object) -> dict[str, Any]:
@@ -48,15 +46,62 @@ def documents(lenet5: Converted, tmp_path_factory: pytest.TempPathFactory) -> di
     for name in ("verify", "profile"):
         (folder / f"{name}.json").write_text(json.dumps(found[name]))
     found["report"] = printed("report", lenet5.model, folder / "verify.json", folder / "profile.json")
+    packed, board = folder / "b.tar.gz", folder / "report.json"
+    options = (
+        "--target",
+        "x86_64",
+        "-o",
+        packed,
+        "--samples",
+        2,
+        "--wheels",
+        fake_wheel(folder / "dist" / WHEEL, 62, DEPENDENCIES).parent,
+    )
+    found["bundle"] = printed("bundle", lenet5.model, *options)
+    run("run-bundle", unpack(packed, folder), "--report", board, "--runs", 3)
+    found["run-bundle --report"] = json.loads(board.read_text())
+    found["info"] = printed("info")
     return found
 
 
-COMMANDS = ["convert", "convert --report", "inspect", "verify", "verify --golden", "profile", "report"]
+PRINTED = [
+    "convert",
+    "convert --report",
+    "inspect",
+    "verify",
+    "verify --golden",
+    "profile",
+    "report",
+    "bundle",
+    "run-bundle --report",
+    "info",
+]
+
+ELSEWHERE = {
+    "run": "tests/cli/test_config.py",
+    "demo": "tests/cli/test_demo.py",
+    "deploy": "tests/board/deployment/test_deploy.py",
+}
+"""The commands whose documents other tests hold against the schemas, as they take long to run."""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", PRINTED)
 def test_what_a_command_prints_fits_its_schema(documents: dict[str, dict[str, Any]], command: str) -> None:
-    assert errors(documents[command]) == []
+    assert misfits(documents[command]) == []
+
+
+def test_no_command_prints_what_has_no_schema() -> None:
+    """Every command with --json is here; and every class that is printed has a schema of its own."""
+    commands = {name for name in COMMANDS if any("--json" in option.opts for option in command_of(name).params)}
+    assert commands == {name for name in PRINTED if " " not in name} | ELSEWHERE.keys()
+    for path in ELSEWHERE.values():
+        assert "misfits(" in (Path(__file__).parents[1] / path).read_text()
+
+
+def command_of(name: str) -> click.Command:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return command
 
 
 def test_what_does_not_fit_is_found(documents: dict[str, dict[str, Any]]) -> None:
@@ -64,10 +109,10 @@ def test_what_does_not_fit_is_found(documents: dict[str, dict[str, Any]]) -> Non
     profile["model"]["timing"]["median_ms"] = "fast"
     del profile["isa"]
     profile["board"]["after"]["further"] = 1
-    found = "\n".join(errors(profile))
+    found = "\n".join(misfits(profile))
     for expected in ("'fast' is not of type", "'isa' is a required property", "'further' was unexpected"):
         assert expected in found
-    assert errors({**documents["verify"], "version": 2}) != []
+    assert misfits({**documents["verify"], "version": 2}) != []
 
 
 def test_the_published_schemas_are_those_of_the_classes() -> None:

@@ -34,8 +34,26 @@ from bnn_deploy.board.manifest import (
 from bnn_deploy.board.wheels import collect_wheels, missing_wheels
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.files import require_file, require_outputs, temporary_folder, write_files
+from bnn_deploy.json_form import JsonDocument
 from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import Progress
+
+
+@dataclass(frozen=True)
+class Bundle(JsonDocument):
+    """The result of `bnn-deploy bundle`.
+
+    Attributes:
+        bundle: the file.
+        bytes: its size.
+        manifest: what is in it.
+    """
+
+    JSON_FORMAT = "bundle"
+
+    bundle: str
+    bytes: int
+    manifest: Manifest
 
 
 def write_bundle(

@@ -17,14 +17,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bnn_deploy.board.archive import read_member
 from bnn_deploy.board.connection import CHUNK, LOCK_SECONDS, Connection, LineSink, Step
-from bnn_deploy.board.manifest import FLOAT_MODEL, MODEL, RUN_REPORT_FORMAT, Manifest
+from bnn_deploy.board.manifest import FLOAT_MODEL, MODEL, Manifest
 from bnn_deploy.board.probe import VENV_BYTES, BoardFacts, in_megabytes, parse_board, problems
+from bnn_deploy.board.report import BoardReport
 from bnn_deploy.errors import InputError, SetupError, one_line
 from bnn_deploy.files import require_outputs, temporary_folder, write_files
+from bnn_deploy.json_form import JsonDocument, head
 from bnn_deploy.runtime.profile_results import ProfileReport
 from bnn_deploy.runtime.profiling import most_threads, profile
 
@@ -35,7 +37,7 @@ COPY_NOTE_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Look:
+class Look(JsonDocument):
     """The result of `look`: a board, and a bundle's unmet requirements on it.
 
     Attributes:
@@ -49,6 +51,10 @@ class Look:
         problems: the unmet requirements, each with its remedy; empty if the bundle can be deployed.
     """
 
+    JSON_FORMAT = "deployment plan"
+    JSON_OMITTED: ClassVar = ("manifest",)
+    JSON_PROPERTIES: ClassVar = ("target", "offline")
+
     host: str
     bundle: str
     manifest: Manifest
@@ -58,23 +64,19 @@ class Look:
     needed_bytes: int
     problems: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps."""
-        return {
-            "host": self.host,
-            "bundle": self.bundle,
-            "target": self.manifest.target,
-            "folder": self.folder,
-            "bytes": self.bytes,
-            "needed_bytes": self.needed_bytes,
-            "offline": self.manifest.offline,
-            "board": self.board.to_json(),
-            "problems": list(self.problems),
-        }
+    @property
+    def target(self) -> str:
+        """The architecture that the bundle is for."""
+        return self.manifest.target
+
+    @property
+    def offline(self) -> bool:
+        """Whether the board needs no package index."""
+        return self.manifest.offline
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Deployment(JsonDocument):
     """The result of `deploy`.
 
     Attributes:
@@ -86,6 +88,9 @@ class Deployment:
             failed.
     """
 
+    JSON_FORMAT = "deployment"
+    JSON_PROPERTIES: ClassVar = ("passed",)
+
     look: Look
     copied: bool
     report: dict[str, Any]
@@ -96,17 +101,6 @@ class Deployment:
     def passed(self) -> bool:
         """Whether the board reproduces the bundle's golden results."""
         return bool(self.report["passed"])
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps."""
-        return {
-            **self.look.to_json(),
-            "copied": self.copied,
-            "passed": self.passed,
-            "report_file": self.report_file,
-            "report": self.report,
-            "laptop": None if self.laptop is None else self.laptop.to_json(),
-        }
 
 
 def look(
@@ -277,9 +271,12 @@ def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
         raise SetupError(f"{host}: its report is not JSON: {one_line(error)}") from None
     if not isinstance(result, dict) or not isinstance(result.get("passed"), bool):
         raise SetupError(f"{host}: its report does not say whether the check passed")
-    if result.get("format") != RUN_REPORT_FORMAT:
+    known = head(BoardReport.JSON_FORMAT)
+    if found := {key: result.get(key) for key in known if result.get(key) != known[key]}:
+        of = ", ".join(f"{key} {value!r}" for key, value in found.items())
         raise SetupError(
-            f"{host}: its report has format {result.get('format')!r}, this version reads {RUN_REPORT_FORMAT}"
+            f"{host}: its report has {of}, and this bnn-deploy reads {known['format']!r}, version {known['version']}: "
+            "make the bundle anew with it"
         )
     if result["passed"] != (status == 0):
         raise SetupError(f"{host}: its report and the status {status} of run.sh contradict each other")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bnn_deploy.errors import InputError, reading
+from bnn_deploy.json_form import json_form
 
 BUNDLE_FORMAT = 1
 """Version of the layout and of manifest.json."""
@@ -33,9 +34,6 @@ WHEELS = "wheels"
 
 REPORT = "report.json"
 """The results of run.sh, in the same folder on the board."""
-
-RUN_REPORT_FORMAT = 1
-"""Version of report.json."""
 
 MACHINES = {"aarch64": 183, "x86_64": 62}
 """Target -> the machine number in the header of its ELF files (e_machine)."""
@@ -90,33 +88,18 @@ class Manifest:
         """Disk space of the unpacked files in bytes, without the virtual environment."""
         return sum(entry.bytes for entry in self.files.values())
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps: the content of manifest.json, and its checksum."""
-        return {**_manifest_json(self), "manifest_sha256": self.sha256}
-
 
 def file_entry(content: bytes) -> FileEntry:
     """The entry of a file with this content."""
     return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
 
 
-def _manifest_json(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "format": BUNDLE_FORMAT,
-        "bnn_deploy": manifest.bnn_deploy,
-        "target": manifest.target,
-        "model": manifest.model,
-        "offline": manifest.offline,
-        "samples": manifest.samples,
-        "wheel": manifest.wheel,
-        "made_with": manifest.made_with,
-        "files": {name: {"sha256": e.sha256, "bytes": e.bytes} for name, e in sorted(manifest.files.items())},
-    }
-
-
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest as the file in the bundle."""
-    return json.dumps(_manifest_json(manifest), indent=2).encode() + b"\n"
+    """The manifest as the file in the bundle, which cannot hold its own checksum."""
+    content = {"format": BUNDLE_FORMAT, **json_form(manifest)}
+    del content["sha256"]
+    content["files"] = dict(sorted(content["files"].items()))
+    return json.dumps(content, indent=2).encode() + b"\n"
 
 
 def with_checksum(manifest: Manifest) -> Manifest:

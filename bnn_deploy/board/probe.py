@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
@@ -66,13 +65,6 @@ class BoardFacts:
     access: str
     installed: str
     missing_tools: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps; versions as text."""
-        result = asdict(self)
-        for name in ("glibc", "python"):
-            result[name] = _version(result[name])
-        return result
 
 
 def problems(board: BoardFacts, manifest: Manifest, needed_bytes: int) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bnn_deploy.board.bundle import write_bundle
+from bnn_deploy.board.bundle import Bundle, write_bundle
 from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
 from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import facts, print_json, progress, show, table
@@ -36,7 +36,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     help="Has bnn-deploy's wheel for the target and, for boards without a network, of what it needs.",
 )
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
     model: Path,
     target: str,
@@ -71,7 +71,7 @@ def command(
             progress=step,
         )
     if as_json:
-        print_json({"bundle": str(output), "bytes": output.stat().st_size, **manifest.to_json()})
+        print_json(Bundle(str(output), output.stat().st_size, manifest).to_json())
     else:
         print_manifest(output, manifest)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import onnxruntime as ort
 
 from bnn_deploy import __version__
-from bnn_deploy.board.manifest import FLOAT_MODEL, GOLDEN, MANIFEST, MODEL, RUN_REPORT_FORMAT, read_manifest
+from bnn_deploy.board.manifest import FLOAT_MODEL, GOLDEN, MANIFEST, MODEL, read_manifest
+from bnn_deploy.board.report import BoardReport
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import progress, show
 from bnn_deploy.cli.options import example
@@ -21,6 +21,7 @@ from bnn_deploy.cli.verify import print_golden
 from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import is_file, require_outputs, write_files
 from bnn_deploy.proof.golden.check import check_golden
+from bnn_deploy.runtime.profile_results import ProfileReport
 from bnn_deploy.runtime.profiling import profile
 
 
@@ -51,28 +52,19 @@ def command(folder: Path, report: Path, threads: int, runs: int) -> int:
     with progress() as step:
         golden = check_golden(model, folder / GOLDEN, progress=step)
     print_golden(golden)
-    measured: dict[str, Any] | None = None
+    measured: ProfileReport | None = None
     if golden.passed:
         with progress(measuring=True) as step:
             compare = folder / FLOAT_MODEL if FLOAT_MODEL in manifest.files else None
-            result = profile(model, compare, threads=threads, runs=runs, progress=step)
+            measured = profile(model, compare, threads=threads, runs=runs, progress=step)
         show("")
-        print_report(result)
-        measured = result.to_json()
-    content = {
-        "format": RUN_REPORT_FORMAT,
-        "passed": golden.passed,
-        "model": manifest.model,
-        "target": manifest.target,
-        "manifest_sha256": manifest.sha256,
-        "golden": golden.to_json(),
-        "profile": measured,
-        "versions": {
-            "bnn_deploy": __version__,
-            "onnxruntime": ort.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        print_report(measured)
+    versions = {
+        "bnn_deploy": __version__,
+        "onnxruntime": ort.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
     }
-    write_files({report: json.dumps(content, indent=2).encode() + b"\n"})
+    result = BoardReport(manifest.model, manifest.target, manifest.sha256, golden, measured, versions)
+    write_files({report: json.dumps(result.to_json(), indent=2).encode() + b"\n"})
     return 0 if golden.passed else CHECK_FAILED

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bnn_deploy.errors import InputError, reading
-from bnn_deploy.json_form import JSON_VERSION, document, json_form
+from bnn_deploy.json_form import JSON_VERSION, head, json_form
 
 RECORD_PARTS = {
     "model": "bnn-deploy inspection",
@@ -31,6 +31,9 @@ RECORD_PARTS = {
 """Part of a record -> the `format` of the document that it is."""
 
 _RECORD = "bnn-deploy record"
+
+_BOARD_REPORT = "bnn-deploy board report"
+"""The `format` of what run.sh of a bundle writes on a board: two parts."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def read_record(path: Path) -> dict[str, Any]:
             parts, runs = {name: found[name] for name in RECORD_PARTS if found[name] is not None}, found["runs"]
         elif form in RECORD_PARTS.values():
             parts, runs = {name: found for name, own in RECORD_PARTS.items() if own == form}, []
-        elif "manifest_sha256" in found and "golden" in found:
+        elif form == _BOARD_REPORT:
             parts = {name: found[name] for name in ("golden", "profile") if found[name] is not None}
             runs = [json_form(Run(tuple(parts), "bnn-deploy run-bundle", "", found["versions"]))]
         else:
@@ -118,9 +121,7 @@ def merge(records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _record(digest: str, parts: Mapping[str, dict[str, Any]], runs: Sequence[Any]) -> dict[str, Any]:
-    return document(
-        "record", {"sha256": digest, **{name: parts.get(name) for name in RECORD_PARTS}, "runs": list(runs)}
-    )
+    return head("record") | {"sha256": digest, **{name: parts.get(name) for name in RECORD_PARTS}, "runs": list(runs)}
 
 
 def _digest(name: str, part: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from bnn_deploy.errors import option
-from bnn_deploy.json_form import document
+from bnn_deploy.json_form import JsonDocument
 from bnn_deploy.notebook import NotebookResult
 from bnn_deploy.proof.histogram import Histogram
 
@@ -274,7 +274,7 @@ class Classification:
 
 
 @dataclass(repr=False)
-class Verification(NotebookResult):
+class Verification(NotebookResult, JsonDocument):
     """The result of `verify`; true if it passed.
 
     Attributes:
@@ -307,6 +307,7 @@ class Verification(NotebookResult):
         sha256: of the converted model, see `files.model_sha256`.
     """
 
+    JSON_FORMAT = "verification"
     JSON_PROPERTIES: ClassVar = ("passed", "complete", "failures")
 
     model: str
@@ -436,10 +437,6 @@ class Verification(NotebookResult):
     def passed(self) -> bool:
         """Whether all three questions are answered with yes."""
         return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        """The whole result, for `--json`; infinity and NaN, which JSON lacks, become null."""
-        return document("verification", self)
 
 
 def _classes(disagreement: Disagreement) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnn_deploy.json_form import document
+from bnn_deploy.json_form import JsonDocument
 from bnn_deploy.operators.contract import is_binary_layer, operator_of
 from bnn_deploy.passes.graph import constant, is_op
 from bnn_deploy.passes.outcome import Decline, display_name
@@ -200,7 +200,7 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(JsonDocument):
     """The report of a conversion.
 
     Attributes:
@@ -212,6 +212,7 @@ class Report:
         sha256: of the converted model; None if none was written.
     """
 
+    JSON_FORMAT = "conversion"
     JSON_PROPERTIES: ClassVar = ("counts",)
 
     source: str
@@ -226,10 +227,6 @@ class Report:
         """The number of layers of each status."""
         statuses = [layer.status for layer in self.layers]
         return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps."""
-        return document("conversion", self)
 
 
 def quantized(layers: Sequence[LayerReport], names: Iterable[str]) -> tuple[LayerReport, ...]:

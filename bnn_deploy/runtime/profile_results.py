@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bnn_deploy.json_form import document
+from bnn_deploy.json_form import JsonDocument
 from bnn_deploy.notebook import NotebookResult
 from bnn_deploy.quantities import plural
 from bnn_deploy.runtime.bound import Bound
@@ -308,7 +308,7 @@ class Machine:
 
 
 @dataclass(frozen=True, repr=False)
-class ProfileReport(NotebookResult):
+class ProfileReport(NotebookResult, JsonDocument):
     """The result of `profile`.
 
     Attributes:
@@ -329,6 +329,7 @@ class ProfileReport(NotebookResult):
             below 1 where other programs had its CPU; None without such runs.
     """
 
+    JSON_FORMAT = "profile"
     JSON_PROPERTIES: ClassVar = ("speedup", "isa", "throttled", "noisy", "notes")
 
     model: ModelProfile
@@ -418,10 +419,6 @@ class ProfileReport(NotebookResult):
             if reasons:
                 text += f"; {word}: {'; '.join(reasons)}"
         return text
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for json.dumps."""
-        return document("profile", self)
 
 
 def _setting(item: ModelProfile, timing: Timing) -> str:

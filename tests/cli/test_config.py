@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from bnn_deploy.cli import main
 from support.golden_files import BEST
+from support.schemas import misfits
 from support.user_network import times_run, write_network
 
 CONFIG = """
@@ -106,7 +107,7 @@ def test_run_does_everything_and_can_be_repeated(folder: Path) -> None:
     content = Path("net.onnx").read_bytes()
     second = run("run", "--json")
     results = json.loads(second.stdout)
-    assert second.exit_code == 0 and results["format"] == "bnn-deploy record"
+    assert second.exit_code == 0 and results["format"] == "bnn-deploy record" and misfits(results) == []
     assert results["verification"]["passed"] is True and results["profile"]["runs"] == 2
     assert len(results["conversion"]["layers"]) == 2
     assert Path("net.onnx").read_bytes() == content

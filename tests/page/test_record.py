@@ -17,7 +17,8 @@ MODEL = {"format": "bnn-deploy inspection", "version": 1, "sha256": "a" * 64}
 PROOF = {"format": "bnn-deploy verification", "version": 1, "sha256": "a" * 64}
 PROFILE = {"format": "bnn-deploy profile", "version": 1, "model": {"sha256": "a" * 64}}
 BOARD = {
-    "format": 1,
+    "format": "bnn-deploy board report",
+    "version": 1,
     "manifest_sha256": "f" * 64,
     "golden": {"sha256": "a" * 64},
     "profile": PROFILE,

@@ -19,7 +19,8 @@ MACHINE = os.uname().machine
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[MACHINE]
 
 REPORT = {
-    "format": 1,
+    "format": "bnn-deploy board report",
+    "version": 1,
     "passed": True,
     "model": "small net.onnx",
     "target": MACHINE,

@@ -8,6 +8,7 @@ The published schemas allow further entries, since later versions may add some; 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -16,27 +17,30 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from jsonschema import Draft202012Validator
+
+import bnn_deploy
+from bnn_deploy.cli import COMMANDS
 from bnn_deploy.conversion import Conversion
 from bnn_deploy.inspection import ModelReport
-from bnn_deploy.json_form import JSON_VERSION, json_names
+from bnn_deploy.json_form import JSON_VERSION, JsonDocument, head, json_names
 from bnn_deploy.page.record import RECORD_PARTS, Run
-from bnn_deploy.proof.golden.check import GoldenVerification
-from bnn_deploy.proof.results import Verification
 from bnn_deploy.report.summary import Report
-from bnn_deploy.runtime.profile_results import ProfileReport
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 
 Json = dict[str, Any]
 
+for module, _ in COMMANDS.values():
+    importlib.import_module(module)
+
 RESULTS: dict[str, type] = {
-    "inspection": ModelReport,
-    "conversion": Report,
-    "verification": Verification,
-    "golden verification": GoldenVerification,
-    "profile": ProfileReport,
+    result.JSON_FORMAT: result
+    for result in JsonDocument.__subclasses__()
+    if result.__module__.startswith(bnn_deploy.__name__)  # and not of a test
 }
-"""The document's `format`, without "bnn-deploy " -> the class that it is the JSON form of."""
+"""The document's `format`, without "bnn-deploy " -> the class that it is the JSON form of: all of those that commands
+import."""
 
 SCALARS: dict[Any, Any] = {str: "string", int: "integer", bool: "boolean", NoneType: "null", Path: "string"}
 
@@ -81,7 +85,7 @@ class Schemas:
     def fields(self, result: type) -> Json:
         """The schema of a class's JSON form."""
         hints, told = get_type_hints(result), _attributes(result)
-        properties = {}
+        properties = _head(result.JSON_FORMAT) if issubclass(result, JsonDocument) else {}
         for name in json_names(result):
             attribute = getattr(result, name, None)
             if isinstance(attribute, property):
@@ -91,7 +95,17 @@ class Schemas:
                 properties[name] = self.of(hints[name])
             if told.get(name):
                 properties[name] = {**properties[name], "description": told[name]}
-        return _object(properties, list(properties), _first_paragraph(result))
+        required = list(properties)
+        if result is Report:
+            properties = self._of_convert() | properties
+        return _object(properties, required, _first_paragraph(result))
+
+    def _of_convert(self) -> Json:
+        """What `convert --json` has besides the content of --report."""
+        more: Json = self.fields(Conversion)["properties"]
+        sizes = self.of(ModelReport)
+        cost = {"description": "what 8-bit edges cost, measured on the calibration inputs", "type": ["object", "null"]}
+        return more | {"before": sizes, "after": sizes, "quantization": cost}
 
 
 def _object(properties: Json, required: list[str], description: str) -> Json:
@@ -116,45 +130,37 @@ def schemas() -> dict[str, Json]:
 
 def _document(name: str, result: type) -> Json:
     found = Schemas()
-    content = found.fields(result)
-    if result is Report:
-        # What `convert --json` has besides the content of --report.
-        more = found.fields(Conversion)["properties"]
-        sizes = _embedded(found, "inspection")
-        cost = {"description": "what 8-bit edges cost, measured on the calibration inputs", "type": ["object", "null"]}
-        more |= {"before": sizes, "after": sizes, "quantization": cost}
-        content["properties"] = more | content["properties"]
-    return _finished(name, content, found.defs)
-
-
-def _embedded(found: Schemas, name: str) -> Json:
-    """The schema of a document within another one."""
-    own = _document(name, RESULTS[name])
-    found.defs |= own.pop("$defs")
-    found.defs[own.pop("title")] = {key: value for key, value in own.items() if key != "$schema"}
-    return {"$ref": f"#/$defs/bnn-deploy {name}, version {JSON_VERSION}".replace(" ", "%20")}
+    return _finished(name, found.fields(result), found.defs)
 
 
 def _record() -> Json:
     found = Schemas()
     parts: Json = {}
     for part, form in RECORD_PARTS.items():
-        parts[part] = {"anyOf": [{"type": "null"}, _embedded(found, form.removeprefix("bnn-deploy "))]}
+        parts[part] = {"anyOf": [{"type": "null"}, found.of(RESULTS[form.removeprefix("bnn-deploy ")])]}
     digest = {"type": "string", "description": "SHA-256 of the model that all parts are about"}
-    properties = {"sha256": digest, **parts, "runs": {"type": "array", "items": found.of(Run)}}
+    runs = {"type": "array", "items": found.of(Run)}
+    properties = {**_head("record"), "sha256": digest, **parts, "runs": runs}
     return _finished("record", _object(properties, list(properties), "All that is known about a model."), found.defs)
 
 
+def _head(form: str) -> Json:
+    return {name: {"const": value} for name, value in head(form).items()}
+
+
 def _finished(name: str, content: Json, defs: Json) -> Json:
-    head = {"format": {"const": f"bnn-deploy {name}"}, "version": {"const": JSON_VERSION}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"bnn-deploy {name}, version {JSON_VERSION}",
         **content,
-        "properties": head | content["properties"],
-        "required": [*head, *content["required"]],
         "$defs": dict(sorted(defs.items())),
     }
+
+
+def misfits(document: Json) -> list[str]:
+    """What of a document does not fit the schema of its format, which must name all of its entries."""
+    schema = closed(schemas()[document["format"].removeprefix("bnn-deploy ")])
+    return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(document)]
 
 
 def closed(schema: Any) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line
 from bnn_deploy.files import require_file
-from bnn_deploy.json_form import document
+from bnn_deploy.json_form import JsonDocument
 from bnn_deploy.operators.bits import WORD, words
 from bnn_deploy.progress import Progress
 from bnn_deploy.proof.backends import RunError, run_session
@@ -127,7 +127,7 @@ class GoldenOutput:
 
 
 @dataclass
-class GoldenVerification:
+class GoldenVerification(JsonDocument):
     """The result of `check_golden`; true if it passed.
 
     Attributes:
@@ -145,6 +145,7 @@ class GoldenVerification:
         sha256: of the model's file.
     """
 
+    JSON_FORMAT = "golden verification"
     JSON_PROPERTIES: ClassVar = ("passed", "failures")
 
     model: str
@@ -187,10 +188,6 @@ class GoldenVerification:
     def passed(self) -> bool:
         """Whether both questions are answered with yes."""
         return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        """The whole result, for `--json`; infinity and NaN, which JSON lacks, become null."""
-        return document("golden verification", self)
 
 
 def check_golden(

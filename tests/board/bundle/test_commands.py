@@ -10,6 +10,7 @@ import pytest
 
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.manifest import FOLDER, GOLDEN, MODEL
+from bnn_deploy.json_form import json_form
 from bnn_deploy.proof.golden.check import GoldenVerification
 from bnn_deploy.proof.golden.record import read_golden
 from support.bundles import invoke, unpack
@@ -27,7 +28,8 @@ def test_the_command(lenet5: Converted, wheels: Path, tmp_path: Path) -> None:
     assert any(line.startswith(f"{MODEL} ") and manifest.files[MODEL].sha256[:16] in line for line in lines)
     assert lines[-1] == f"On the board: tar -xzf b.tar.gz && sh {FOLDER}/run.sh"
     report = json.loads(invoke(*arguments, "--json").stdout)
-    assert report == {"bundle": str(output), "bytes": output.stat().st_size, **manifest.to_json()}
+    assert (report["bundle"], report["bytes"]) == (str(output), output.stat().st_size)
+    assert report["manifest"] == json_form(manifest)
 
 
 def test_the_command_writes_nothing_when_it_fails(
@@ -83,7 +85,7 @@ def test_run_bundle(bundle: Path, tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines.index("PASSED") < next(i for i, line in enumerate(lines) if line.startswith("ISA that ran"))
     report = json.loads(report_file.read_text())
-    assert (report["format"], report["passed"], report["model"], report["target"]) == (1, True, "lenet5.onnx", "x86_64")
+    assert (report["passed"], report["model"], report["target"]) == (True, "lenet5.onnx", "x86_64")
     assert report["manifest_sha256"] == check_bundle(bundle).sha256
     assert (report["golden"]["passed"], report["golden"]["samples"]) == (True, 2)
     assert (report["profile"]["runs"], report["profile"]["threads"]) == (3, 1)

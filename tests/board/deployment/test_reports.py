@@ -35,7 +35,11 @@ def test_the_check_fails_on_the_board(board: SshServer, make: MakeBundle) -> Non
     [
         ([], "does not say whether the check passed"),
         ({**REPORT, "passed": 1}, "does not say whether the check passed"),
-        ({**REPORT, "format": 2}, "has format 2, this version reads 1"),
+        (
+            {**REPORT, "version": 2},
+            "has version 2, and this bnn-deploy reads 'bnn-deploy board report', version 1",
+        ),
+        ({**REPORT, "format": 1}, "has format 1, and this bnn-deploy reads 'bnn-deploy board report', version 1"),
         ({**REPORT, "manifest_sha256": "0" * 64}, "is not for this bundle, but for the model 'small net.onnx'"),
         ({**REPORT, "passed": False}, "its report and the status 0 of run.sh contradict each other"),
     ],
@@ -50,7 +54,7 @@ def test_a_report_that_is_not_json(board: SshServer, make: MakeBundle) -> None:
 
 def test_a_report_of_another_version(board: SshServer, make: MakeBundle) -> None:
     """What a report does not say is '-', whatever stands there instead."""
-    sparse = {key: REPORT[key] for key in ("format", "passed", "model", "target", "manifest_sha256")}
+    sparse = {key: REPORT[key] for key in ("format", "version", "passed", "model", "target", "manifest_sha256")}
     for measured in ({}, {"model": [], "threads": 3, "throttled": "x", "machine": None, "board": 5}):
         result = run(HOST, make(write_report({**sparse, "profile": measured})))
         assert result.exit_code == 0, result.output
