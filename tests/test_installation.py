@@ -117,3 +117,22 @@ def test_pip_takes_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     metadata_wheel(tmp_path / "onlyhere-1.0-py3-none-any.whl")
     done = subprocess.run(pip, capture_output=True, text=True, check=True)
     assert "Would install bnn-deploy-0.1.0 onlyhere-1.0" in done.stdout.replace("bnn_deploy", "bnn-deploy")
+
+
+def missing(source: Path, installed: Path) -> set[str]:
+    """The files of a source tree's package that an installed one lacks, but for what is compiled."""
+    files = (path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix in DATA)
+    return {file.as_posix() for file in files if not (installed / file).is_file()}
+
+
+DATA = {".py", ".typed", ".html", ".css", ".sh", ".onnx", ".npz", ".tar"}
+"""The ends of the names of the package's files: modules, and what they read."""
+
+
+def test_what_is_installed_has_all_files(tmp_path: Path) -> None:
+    """In CI, that is what the README's command installed from a wheel."""
+    source, package = Path(__file__).parents[1] / "bnn_deploy", Path(installation.__file__).parent
+    assert missing(source, package) == set()
+    lacking = missing(source, tmp_path)
+    assert lacking >= {"py.typed", "page/templates/page.html", "page/templates/page.css", "_lib/bound_binary.onnx"}
+    assert lacking >= {"board/scripts/deploy.sh", "demo_data/lenet5.pth.tar", "demo_data/mnist_1000.npz"}

@@ -129,7 +129,7 @@ class FilePictures:
         pillow = require_pillow()
         path = self._folder / self._files[index]
         with reading(path, "not an image that Pillow can read"), pillow.open(path) as image:
-            # By way of RGB, as ImageFolder and Grayscale: a palette's or a 16-bit image's own way may round otherwise.
+            # By way of RGB, as ImageFolder and Grayscale: the own way of others, such as YCbCr, rounds otherwise.
             coloured: Image.Image = image.convert("RGB")
             return coloured.convert("L") if channels == 1 else coloured
 

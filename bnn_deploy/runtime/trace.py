@@ -28,7 +28,7 @@ def trace_events(profiles: Sequence[tuple[str, Sequence[Event]]]) -> dict[str, A
         events.append({"ph": "M", "name": "process_name", "pid": process, "args": {"name": Path(path).name}})
         events.append({"ph": "M", "name": "process_sort_index", "pid": process, "args": {"sort_index": process}})
         threads = {thread: i for i, thread in enumerate(dict.fromkeys(event["tid"] for event in profile), 1)}
-        for event in profile:
+        for event in _nested(profile):
             if event.get("cat") == "Node" and not is_kernel(event):
                 continue  # the fences around a node, which older versions note
             node = is_kernel(event)
@@ -46,3 +46,20 @@ def trace_events(profiles: Sequence[tuple[str, Sequence[Event]]]) -> dict[str, A
                 }
             )
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _nested(profile: Sequence[Event]) -> list[Event]:
+    """The events in the order of their begin, each ending no later than the one of its thread that it is within.
+
+    Begins and durations are cut to whole microseconds each, so that an end may come out behind the end of what holds
+    it. Complete events may only be within or behind each other, and Perfetto drops those that overlap.
+    """
+    result = []
+    ends: dict[Any, list[int]] = {}  # of the events of a thread that hold what comes next, the innermost one last
+    for event in sorted(profile, key=lambda event: (event["ts"], -event["dur"])):
+        outer = ends.setdefault(event["tid"], [])
+        while outer and outer[-1] <= event["ts"]:
+            outer.pop()
+        outer.append(min([event["ts"] + event["dur"], *outer[-1:]]))
+        result.append({**event, "dur": outer[-1] - event["ts"]})
+    return result

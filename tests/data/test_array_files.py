@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bnn_deploy.data.array_files import open_arrays
+from bnn_deploy.data.dataset import open_data
 from bnn_deploy.data.rows import chosen
 from bnn_deploy.errors import InputError
 
@@ -78,3 +79,15 @@ def test_a_size_that_is_not_there(tmp_path: Path) -> None:
         archive.write(path, "x.npy")
     with pytest.raises(InputError, match="it has 164 bytes"):
         open_arrays(tmp_path / "x.npz")
+
+
+def test_an_input_may_be_called_labels(tmp_path: Path) -> None:
+    arrays = {"x": np.zeros((2, 3)), "y": np.ones((2, 4)), "labels": np.arange(2)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    found = open_data(tmp_path / "x.npz", frozenset({"x", "y"}))
+    assert found.labels is not None and found.labels.tolist() == [0, 1] and set(found.arrays) == {"x", "y"}
+    del arrays["labels"]
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert open_data(tmp_path / "x.npz", frozenset({"x", "y"})).labels is None
+    labels = open_data(tmp_path / "x.npz").labels
+    assert labels is not None and labels.tolist() == np.ones((2, 4)).tolist()

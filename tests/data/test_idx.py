@@ -42,11 +42,13 @@ def test_images_and_their_labels(names: tuple[str, str], compressed: bool, tmp_p
     assert open_data(paths[0]).labels is None
 
 
-def test_other_types(tmp_path: Path) -> None:
-    floats = np.linspace(-1, 1, 12).reshape(3, 4)
-    (tmp_path / "x").write_bytes(idx(floats.astype(">f4"), 0x0D))
+@pytest.mark.parametrize(("kind", "dtype"), [(9, "i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")])
+def test_other_types(kind: int, dtype: str, tmp_path: Path) -> None:
+    """Their codes, and the most significant byte first, as the description of MNIST's files says."""
+    numbers = np.linspace(-100, 100, 12).reshape(3, 4).astype(dtype)
+    (tmp_path / "x").write_bytes(idx(numbers, kind))
     (rows,) = open_data(tmp_path / "x").arrays.values()
-    np.testing.assert_array_equal(rows[:], floats.astype(np.float32))
+    np.testing.assert_array_equal(rows[:], numbers)
 
 
 def test_damage(tmp_path: Path) -> None:

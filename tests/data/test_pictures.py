@@ -98,6 +98,17 @@ def test_grey(folder: Path) -> None:
         np.testing.assert_array_equal(found.part(1, 2)["x"], wanted.reshape(1, *shape))
 
 
+def test_grey_of_other_colours(tmp_path: Path) -> None:
+    """Of YCbCr, Pillow's own way to grey rounds otherwise than that by RGB."""
+    coloured = Image.fromarray(picture(3)).convert("YCbCr")
+    coloured.save(tmp_path / "0.tif")
+    found = load_data(tmp_path, None, None, spec(1, 8, 8), preprocessing=Preprocessing(mean=(0,), std=(1,)))
+    ways = coloured.convert("RGB").convert("L"), coloured.convert("L")
+    wanted, other = (np.asarray(image, np.float32) / 255 for image in ways)
+    np.testing.assert_allclose(found.part(0, 1)["x"][0, 0], wanted, atol=1e-6)
+    assert not np.allclose(wanted, other, atol=1e-6)
+
+
 SIZES = {
     # size, crop, height and width: the size after Resize, and the first row and column of CenterCrop, as torchvision
     # documents them, by hand: functional.resize cuts the longer side off, functional.center_crop rounds to even.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.runtime.profiling import WARMUP_RUNS, profile
+from bnn_deploy.runtime.trace import trace_events
 from support.small_models import save_binary, save_float
 
 
@@ -53,6 +55,31 @@ def problems(trace: dict[str, Any]) -> list[str]:
         if inside != len(nodes):
             found.append(f"{len(nodes) - inside} nodes outside of all runs")
     return found
+
+
+def overlaps(events: list[dict[str, Any]]) -> list[str]:
+    """Complete events of a thread that are neither within nor behind another one, each pair against each."""
+    found = []
+    for event, other in combinations((event for event in events if event["ph"] == "X"), 2):
+        (low, high), (begin, end) = ((one["ts"], one["ts"] + one["dur"]) for one in (event, other))
+        place = [(one["pid"], one["tid"]) for one in (event, other)]
+        if place[0] == place[1] and (low < begin < high < end or begin < low < end < high):
+            found.append(f"{event['name']} and {other['name']} overlap")
+    return found
+
+
+def test_no_two_events_overlap(trace: dict[str, Any]) -> None:
+    """Perfetto drops what overlaps; a node may come out to end behind its run, as both are cut to microseconds."""
+    assert overlaps(trace["traceEvents"]) == []
+    run = {"cat": "Session", "name": "model_run", "ts": 10, "dur": 20, "tid": 7}
+    node = {"cat": "Node", "name": "conv_kernel_time", "ts": 12, "dur": 19, "tid": 7, "args": {"op_name": "Conv"}}
+    other = {**node, "tid": 8, "dur": 30}
+    behind = {**run, "name": "next", "ts": 30}
+    events = trace_events([("m.onnx", [node, behind, run, other])])["traceEvents"]
+    found = [(e["name"], e["ts"], e["dur"], e["tid"]) for e in events if e["ph"] == "X"]
+    assert found == [("model_run", 10, 20, 1), ("conv", 12, 30, 2), ("conv", 12, 18, 1), ("next", 30, 20, 1)]
+    longer = [{**event, "dur": event["dur"] + 1} if event.get("ts") == 12 else event for event in events]
+    assert overlaps(longer) == ["model_run and conv overlap", "conv and next overlap"]
 
 
 def test_the_trace_is_one(trace: dict[str, Any]) -> None:
