@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bnn_deploy.cli.inspect import print_report
 from bnn_deploy.conversion import convert
 from bnn_deploy.inspection import inspect_model
+from bnn_deploy.passes.recognise.few_levels import quantizer
 
 CHANNELS = 8
 
@@ -95,3 +97,14 @@ def test_work_is_linear_in_the_number_of_nodes(job: str, tmp_path: Path, capsys:
         counts.append(calls(inspect, output))
         assert "BinaryConv" in capsys.readouterr().out
     assert bend(counts[1:]) == pytest.approx(1, abs=0.05), counts
+
+
+def test_what_a_layer_quantises_is_found_near_it(tmp_path: Path) -> None:
+    """The search from one sign looks at its neighbours alone, whatever the length of the network."""
+    counts = []
+    for blocks in (5, 5, 50):  # the first time, caches are filled
+        save_chain(tmp_path / "chain.onnx", blocks)
+        model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "chain.onnx"))
+        signs = [node for node in onnx_ir.from_proto(model).graph if node.op_type == "Sign"]
+        counts.append(calls(quantizer, signs[-1].outputs[0], True))
+    assert counts[1] == counts[2]

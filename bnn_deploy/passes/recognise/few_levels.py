@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -306,11 +307,6 @@ class _Chain:
 
 def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_Chain]:
     """All tensors that `value` is an elementwise function of, the nearest first; its channels are axis `axis`."""
-    producer = value.producer()
-    graph = None if producer is None else producer.graph
-    if graph is None:
-        return []
-    position: dict[ir.Node, int] = {}  # of the graph's nodes; made where several are to be compared
     open_values = [value]
     perm = tuple(range(rank))  # as `axis`, in terms of the tensors reached so far
     steps: list[_Step] = []
@@ -322,9 +318,7 @@ def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_C
         producers = [p for v in open_values if (p := v.producer()) is not None]
         if not producers:
             return found
-        if len(producers) > 1 and not position:
-            position = {node: i for i, node in enumerate(graph)}
-        last = producers[0] if len(producers) == 1 else max(producers, key=lambda p: position[p])
+        last = _last(producers)
         if is_op(last, "Transpose"):
             order = last.attributes.get("perm")
             data = last.inputs[0]
@@ -344,6 +338,36 @@ def _chains(value: ir.Value, rank: int, channels: int, axis: int = 1) -> list[_C
                 open_values.append(item)
         if not open_values:
             return found  # a constant
+
+
+def _last(nodes: list[ir.Node]) -> ir.Node:
+    """One of these on which no other depends.
+
+    The search goes up from all of them in turns: those of one function are near to each other, so it takes the same
+    time in a network of any length.
+    """
+    left = dict.fromkeys(nodes)
+    searches = {node: _ancestors(node) for node in left}
+    while len(left) > 1 and searches:
+        for node, search in list(searches.items()):
+            above = next(search, None)
+            if above is None or node not in left:  # what that one depends on is found from here, too
+                del searches[node]
+            else:
+                left.pop(above, None)
+    return next(iter(left))
+
+
+def _ancestors(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes that a node depends on, the nearest first."""
+    seen, queue = {node}, deque([node])
+    while queue:
+        for operand in queue.popleft().inputs:
+            above = None if operand is None else operand.producer()
+            if above is not None and above not in seen:
+                seen.add(above)
+                queue.append(above)
+                yield above
 
 
 def _is_repeated(leaf: ir.Value, value: ir.Value, perm: Sequence[int]) -> bool:
