@@ -32,7 +32,7 @@ def table(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
 def where(record: dict[str, Any], isas: Sequence[str], threads: int = 1) -> str:
     """The CPU, bnn-deploy's instruction sets and the number of threads: what stands beside every table."""
     counted = "1 thread" if threads == 1 else f"{threads} threads"
-    return f"{record['machine']['cpu']}, {' and '.join(isas)} kernels, {counted}"
+    return f"{record['machine']['cpu']}, {', '.join(isas)} kernels, {counted}"
 
 
 def results_of(record: dict[str, Any], kind: str) -> list[Result]:
@@ -70,7 +70,7 @@ def _verdict(proofs: Sequence[Proof]) -> str:
     verdict = f"FAILED on {', '.join(failed)}" if failed else "PASSED on all of them"
     bits, differ = sum(proof.bits for proof in proofs), sum(proof.bits_differ for proof in proofs)
     isas = dict.fromkeys(isa for proof in proofs for isa in proof.isas)
-    return f"`verify` {verdict}: {differ} of {bits:,} bits differ ({' and '.join(isas)} kernels)."
+    return f"`verify` {verdict}: {differ} of {bits:,} bits differ ({', '.join(isas)} kernels)."
 
 
 def report(record: dict[str, Any]) -> str:
