@@ -10,7 +10,8 @@ from bnn_deploy.board.bundle import Bundle, write_bundle
 from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
 from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import facts, print_json, progress, show, table
-from bnn_deploy.cli.options import DATA_PATH, data_options, example, parse_preprocessing
+from bnn_deploy.cli.options import DATA_PATH, data_options, example
+from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.quantities import exact_bytes, human_bytes, plural
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -43,10 +44,7 @@ def command(
     output: Path,
     data: Path | None,
     samples: int,
-    size: str | None,
-    crop: str | None,
-    mean: str | None,
-    std: str | None,
+    preprocessing: Preprocessing | None,
     seed: int | None,
     float_model: Path | None,
     wheels: Path,
@@ -56,7 +54,6 @@ def command(
 
     On the board, unpack it and run `sh run.sh`; or let `bnn-deploy deploy` do it. The same inputs give the same bytes.
     """
-    preprocessing = parse_preprocessing(size, crop, mean, std)
     with progress() as step:
         manifest = write_bundle(
             model,

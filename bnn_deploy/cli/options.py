@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,19 @@ DATA_PATH = click.Path(path_type=Path)
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how images become a model's input, and which; see `parse_preprocessing`."""
-    options = (
+    """Add the options that say how images become a model's input, and which samples are drawn.
+
+    The command gets them as `preprocessing`, see `parse_preprocessing`, and `seed`.
+    """
+
+    @wraps(command)
+    def called(
+        *args: Any, size: str | None, crop: str | None, mean: str | None, std: str | None, **options: Any
+    ) -> Any:
+        return command(*args, preprocessing=parse_preprocessing(size, crop, mean, std), **options)
+
+    return _with(
+        called,
         click.option(
             "--size",
             metavar="N or HxW",
@@ -39,6 +52,55 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Draw the --samples at random. Left out: the first ones; of a folder with classes, drawn with seed 0.",
         ),
     )
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a model is held against, and on which samples: the keyword arguments of `verify` with these names."""
+
+    against: Path | None
+    arch: str | None
+    arch_args: dict[str, Any] | None
+    key: str | None
+    prefix: str | None
+    data: Path | None
+    samples: int | None
+    preprocessing: Preprocessing | None
+    seed: int | None
+
+
+def proof_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a model is held against, and on which samples; the command gets them as `proof`."""
+
+    @wraps(command)
+    def called(*args: Any, **options: Any) -> Any:
+        own = {item.name: options.pop(item.name) for item in fields(Proof)}
+        return command(*args, proof=Proof(**own | {"arch_args": parse_arch_args(own["arch_args"])}), **options)
+
+    return _with(
+        data_options(called),
+        click.option(
+            "--against",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="The checkpoint, or the float .onnx file; what the model was made of if left out.",
+        ),
+        click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:NAME."),
+        click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object."),
+        checkpoint_options,
+        click.option(
+            "--data",
+            type=DATA_PATH,
+            metavar="PATH",
+            help="Inputs, perhaps with labels: a folder of images with a sub-folder per class, an IDX file as MNIST's, "
+            ".npz or .npy; random if left out.",
+        ),
+        click.option("--samples", type=click.IntRange(1), help="Use only so many inputs."),
+    )
+
+
+def _with(command: Callable[..., Any], *options: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with further options, which its help shows in this order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -80,13 +142,17 @@ def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say where a network's weights are in a checkpoint."""
-    key = click.option(
-        "--key", metavar="KEY", help="Of a checkpoint with several state dicts: where the network's is, as ema.model."
+    return _with(
+        command,
+        click.option(
+            "--key",
+            metavar="KEY",
+            help="Of a checkpoint with several state dicts: where the network's is, as ema.model.",
+        ),
+        click.option(
+            "--prefix", metavar="PREFIX", help="Of a checkpoint: what the keys of the network's tensors begin with."
+        ),
     )
-    prefix = click.option(
-        "--prefix", metavar="PREFIX", help="Of a checkpoint: what the keys of the network's tensors begin with."
-    )
-    return key(prefix(command))
 
 
 def example(command: str, *, in_demo: bool = False) -> str:

@@ -11,14 +11,7 @@ import click
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import print_json, progress, show
-from bnn_deploy.cli.options import (
-    DATA_PATH,
-    checkpoint_options,
-    data_options,
-    example,
-    parse_arch_args,
-    parse_preprocessing,
-)
+from bnn_deploy.cli.options import Proof, example, proof_options
 from bnn_deploy.cli.page_file import PICTURES, make_record, require_page, write_page
 from bnn_deploy.errors import SetupError
 from bnn_deploy.installation import install_command
@@ -36,13 +29,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.html", help="The page to write."
 )
-@click.option("--against", type=_FILE, metavar="FILE", help="Verify it: the checkpoint, or float .onnx file.")
-@click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:NAME.")
-@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object.")
-@checkpoint_options
-@click.option("--data", type=DATA_PATH, metavar="PATH", help="Inputs, perhaps with labels, as for verify.")
-@click.option("--samples", type=click.IntRange(1), help="Use only so many inputs.")
-@data_options
+@proof_options
 @click.option("--compare", type=_FILE, metavar="FLOAT.onnx", help="Profile it: the model to measure beside it.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="Intra-op threads of the profile.")
 @click.option("--runs", type=click.IntRange(1), default=50, help="Timed runs of the profile.")
@@ -51,18 +38,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def command(
     sources: tuple[Path, ...],
     output: Path | None,
-    against: Path | None,
-    arch: str | None,
-    arch_args: str | None,
-    key: str | None,
-    prefix: str | None,
-    data: Path | None,
-    samples: int | None,
-    size: str | None,
-    crop: str | None,
-    mean: str | None,
-    std: str | None,
-    seed: int | None,
+    proof: Proof,
     compare: Path | None,
     threads: int,
     runs: int,
@@ -83,31 +59,19 @@ def command(
     models = [path for path in sources if path.suffix != ".json"]
     if len(models) > 1:
         raise click.UsageError("give one MODEL.onnx; every further file is a FILE.json about it")
-    if not models and (against or data or compare):
+    if not models and (proof.against or proof.data or compare):
         raise click.UsageError("--against, --data and --compare are about a model: give MODEL.onnx")
-    require_page(output, {"model": models[0] if models else None, **{f"file {path}": path for path in files}})
+    read = {"model": models[0] if models else None, "source": proof.against, "file of inputs": proof.data}
+    require_page(output, {**read, "compared model": compare, **{f"file {path}": path for path in files}})
     records = {str(path): read_record(path) for path in files}
     parts: dict[str, dict[str, Any]] = {}
     passed = True
-    if against is not None or data is not None:
+    if proof.against is not None or proof.data is not None:
         from bnn_deploy.proof.verification import verify
 
         with progress() as step:
-            proof = verify(
-                models[0],
-                against,
-                arch=arch,
-                arch_args=parse_arch_args(arch_args),
-                key=key,
-                prefix=prefix,
-                data=data,
-                samples=samples,
-                preprocessing=parse_preprocessing(size, crop, mean, std),
-                seed=seed,
-                pictures=PICTURES,
-                progress=step,
-            )
-        parts["verification"], passed = proof.to_json(), proof.passed
+            result = verify(models[0], **vars(proof), pictures=PICTURES, progress=step)
+        parts["verification"], passed = result.to_json(), result.passed
     if compare is not None:
         from bnn_deploy.runtime.profiling import profile
 

@@ -10,14 +10,7 @@ import click
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import explain, facts, print_json, printable, progress, remark, show, table
-from bnn_deploy.cli.options import (
-    DATA_PATH,
-    checkpoint_options,
-    data_options,
-    example,
-    parse_arch_args,
-    parse_preprocessing,
-)
+from bnn_deploy.cli.options import Proof, example, proof_options
 from bnn_deploy.cli.page_file import PICTURES, html_option, make_record, note_result, require_page, write_page
 from bnn_deploy.files import require_outputs, write_files
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
@@ -35,25 +28,8 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     epilog=example("bnn-deploy verify lenet5.onnx --against lenet5.pth.tar --data mnist_1000.npz", in_demo=True),
 )
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
-@click.option(
-    "--against",
-    type=_PATH,
-    metavar="FILE",
-    help="The checkpoint, or the float .onnx file; what the model was made of if left out.",
-)
 @click.option("--golden", type=_PATH, metavar="FILE", help="Instead: the golden.npz of a bundle; needs no torch.")
-@click.option("--arch", metavar="NAME", help="Of the checkpoint, if the model does not say: FILE.py:NAME.")
-@click.option("--arch-args", metavar="JSON", help="Keyword arguments of the class or function, a JSON object.")
-@checkpoint_options
-@click.option(
-    "--data",
-    type=DATA_PATH,
-    metavar="PATH",
-    help="Inputs, perhaps with labels: a folder of images with a sub-folder per class, an IDX file as MNIST's, .npz or "
-    ".npy; random if left out.",
-)
-@click.option("--samples", type=click.IntRange(1), help="Use only so many inputs.")
-@data_options
+@proof_options
 @click.option(
     "--pictures",
     type=click.IntRange(0),
@@ -80,19 +56,8 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 def command(
     ctx: click.Context,
     model: Path,
-    against: Path | None,
     golden: Path | None,
-    arch: str | None,
-    arch_args: str | None,
-    key: str | None,
-    prefix: str | None,
-    data: Path | None,
-    samples: int | None,
-    size: str | None,
-    crop: str | None,
-    mean: str | None,
-    std: str | None,
-    seed: int | None,
+    proof: Proof,
     pictures: int | None,
     reference_samples: int,
     isas: tuple[str, ...],
@@ -111,7 +76,7 @@ def command(
 
     With --golden: prove that this machine computes, bit by bit, what the machine that made the bundle computed.
     """
-    read = {"model": model, "source": against, "golden file": golden, "file of inputs": data}
+    read = {"model": model, "source": proof.against, "golden file": golden, "file of inputs": proof.data}
     require_outputs({"page": html, "JUnit XML": junit}, read)
     require_page(html, read)
     if golden is not None:
@@ -119,8 +84,6 @@ def command(
         checked = _verify_golden(model, golden, isas, threads, as_json)
         _write(model, checked, {"golden": checked.to_json()}, html, junit)
         return 0 if checked.passed else CHECK_FAILED
-    arguments = parse_arch_args(arch_args)
-    preprocessing = parse_preprocessing(size, crop, mean, std)
 
     def tell(result: Verification) -> None:
         (_print_json if as_json else print_verification)(result)
@@ -130,15 +93,7 @@ def command(
         with progress() as step:
             result = verify(
                 model,
-                against,
-                arch=arch,
-                arch_args=arguments,
-                key=key,
-                prefix=prefix,
-                data=data,
-                samples=samples,
-                preprocessing=preprocessing,
-                seed=seed,
+                **vars(proof),
                 pictures=pictures if pictures is not None else PICTURES if html is not None else 0,
                 reference_samples=reference_samples,
                 isas=isas or None,
@@ -176,27 +131,16 @@ def _write(
         remark(f"wrote {junit}")
 
 
+_WITH_GOLDEN = {"golden", "isas", "threads", "html", "junit", "as_json"}
+"""The options that go with --golden: the file has its own inputs, and needs no reference."""
+
+
 def _refuse_with_golden(ctx: click.Context) -> None:
-    """Refuse the options for inputs and reference: a golden file has its own inputs, and needs no reference."""
-    for name in (
-        "against",
-        "arch",
-        "arch_args",
-        "key",
-        "prefix",
-        "data",
-        "samples",
-        "size",
-        "crop",
-        "mean",
-        "std",
-        "seed",
-        "pictures",
-        "reference_samples",
-        "min_agreement",
-    ):
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} and --golden exclude each other")
+    """Refuse all other options."""
+    for option in ctx.command.params:
+        typed = ctx.get_parameter_source(option.name or "") is click.core.ParameterSource.COMMANDLINE
+        if typed and isinstance(option, click.Option) and option.expose_value and option.name not in _WITH_GOLDEN:
+            raise click.UsageError(f"{option.opts[0]} and --golden exclude each other")
 
 
 def _verify_golden(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from bnn_deploy.cli import main
 from bnn_deploy.cli.verify import _print_classes, _print_distances
+from bnn_deploy.data.pictures import FilePictures
 from bnn_deploy.data.rows import Lazy
 from bnn_deploy.proof import backends, verifier
 from bnn_deploy.proof.histogram import BINS, Histogram
@@ -79,13 +80,19 @@ def test_the_worst_samples_of_several_batches(rng: np.random.Generator) -> None:
     off = rng.permutation(40).astype(np.float32)
     got = expected.copy()
     got[:, 2] += off / 100
-    inputs = Inputs({"x": expected}, frozenset(), None, "", np.arange(0, 80, 2))
+    indices, names = np.arange(0, 80, 2), [f"{i}.png" for i in range(80)]
+    inputs = Inputs({"x": expected}, frozenset(), indices % 7, "", indices, FilePictures(Path(), names))
     worst: list[WorstSample] = []
     for start in range(0, 40, 15):
         part = slice(start, start + 15)
         add_worst(worst, ("b", ""), got[part], expected[part], magnitudes(expected), inputs, start)
     assert [sample.sample for sample in worst] == [2 * int(i) for i in np.argsort(-off)[:WORST]]
     assert worst[0].max_error == pytest.approx(0.39, rel=1e-3)
+    for sample in worst:
+        own = sample.sample // 2
+        assert (sample.file, sample.label) == (f"{sample.sample}.png", sample.sample % 7)
+        assert (sample.reference_class, sample.model_class) == (expected[own].argmax(), got[own].argmax())
+    assert any(sample.reference_class != sample.model_class for sample in worst)
 
 
 def test_histogram() -> None:
