@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bnn_deploy.board import deployment
 from bnn_deploy.board.deployment import deploy
 from bnn_deploy.quantities import TIMES
+from bnn_deploy.runtime.profile_results import ProfileReport
 from bnn_deploy.runtime.profiling import profile
 from support.deployment import (
     MACHINE,
@@ -63,14 +65,22 @@ def test_shows_the_speed_up_where_the_bundle_has_the_float_model(
 ) -> None:
     compared = {**REPORT["profile"], "compare": [{"timing": {"median_ms": 100.0}}], "speedup": {"median": 8.0}}
     bundle = make(run=write_report({**REPORT, "profile": compared}), float_model=small_model)
-    monkeypatch.setattr(deployment, "profile", profile)
+    measured = []
+
+    def measure(*given: Any, **named: Any) -> ProfileReport:
+        measured.append(profile(*given, **named))
+        return measured[-1]
+
+    monkeypatch.setattr(deployment, "profile", measure)
     result = run(HOST, bundle)
     assert result.exit_code == 0, result.output
     cells = {line.split("  ")[0].strip(): re.split(r"  +", line.strip())[1:] for line in result.stdout.splitlines()}
     assert cells["float model"][1] == "100.000 ms"
     assert cells["speed-up"][1] == f"8.00{TIMES}"
-    here = [float(cells[name][0].removesuffix(" ms")) for name in ("median", "float model")]
-    assert float(cells["speed-up"][0].removesuffix(TIMES)) == pytest.approx(here[1] / here[0], rel=0.2)
+    (here,) = measured
+    assert here.speedup is not None
+    assert cells["median"][0] == f"{here.model.timing.median_ms:.3f} ms"
+    assert cells["speed-up"][0] == f"{here.speedup.median:.2f}{TIMES}"
 
 
 def test_a_second_run_copies_nothing(board: SshServer, make: MakeBundle) -> None:
