@@ -78,6 +78,15 @@ def reset_peak_memory() -> None:
             Path("/proc/self/clear_refs").write_text("5")
 
 
+def let_waiting_threads_sleep() -> None:
+    """Let the threads of a library that uses OpenMP, such as PyTorch, sleep while they wait, unless the user says else.
+
+    By default they spin, which takes up to half of the CPU's time, all the more where other programs run. It must be
+    called before the library is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def release_memory() -> None:
     """Give freed memory back to the system, where the C library keeps it for later: glibc."""
     if sys.platform == "linux":

@@ -43,6 +43,15 @@ def test_without_affinities_all_cpus_count(monkeypatch: pytest.MonkeyPatch) -> N
     assert system.usable_cpus() == 12
 
 
+def test_threads_of_openmp_sleep_unless_the_user_says_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    for policy in ("PASSIVE", "ACTIVE"):
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+        if policy == "PASSIVE":
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        system.let_waiting_threads_sleep()
+        assert os.environ["OMP_WAIT_POLICY"] == policy
+
+
 def test_peak_memory_follows_what_is_used_on_linux() -> None:
     code = """if True:
         from bnn_deploy.system import peak_memory, reset_peak_memory

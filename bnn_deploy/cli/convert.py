@@ -29,6 +29,7 @@ from bnn_deploy.progress import ProgressStep
 from bnn_deploy.quantities import exact_bytes, human_bytes, human_count, plural
 from bnn_deploy.runtime.inputs import batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
+from bnn_deploy.system import let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion
@@ -222,6 +223,7 @@ def command(
     --darknet-weights. The checkpoint holds latent weights, as the XNOR-Net-PyTorch recipe saves them; no code in it is
     run. FILE.py, which --arch names, is run.
     """
+    let_waiting_threads_sleep()
     from bnn_deploy.conversion import convert
     from bnn_deploy.inspection import inspect_model
 

@@ -20,6 +20,7 @@ from bnn_deploy.cli.verify import print_verification
 from bnn_deploy.files import write_files
 from bnn_deploy.page.view import kernels_output
 from bnn_deploy.quantities import TIMES, exact_bytes, percent, plural
+from bnn_deploy.system import let_waiting_threads_sleep
 
 MEAN, STD = np.float32(0.1307), np.float32(0.3081)
 """The normalisation of images x in [0, 1] in the embedded network's training: (x - MEAN) / STD."""
@@ -80,6 +81,7 @@ def command(
     test images come with the package; nothing is downloaded. With SOURCE, a checkpoint or a float .onnx file, it is
     yours.
     """
+    let_waiting_threads_sleep()
     from bnn_deploy.conversion import convert
     from bnn_deploy.inspection import inspect_model
     from bnn_deploy.proof.verification import verify

@@ -16,6 +16,7 @@ from bnn_deploy.cli.page_file import PICTURES, make_record, require_page, write_
 from bnn_deploy.errors import SetupError
 from bnn_deploy.installation import install_command
 from bnn_deploy.page.record import merge, read_record
+from bnn_deploy.system import let_waiting_threads_sleep
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -69,6 +70,7 @@ def command(
     if proof.against is not None or proof.data is not None:
         from bnn_deploy.proof.verification import verify
 
+        let_waiting_threads_sleep()
         with progress() as step:
             result = verify(models[0], **vars(proof), pictures=PICTURES, progress=step)
         parts["verification"], passed = result.to_json(), result.passed

@@ -13,12 +13,14 @@ from bnn_deploy.cli.console import explain, facts, print_json, printable, progre
 from bnn_deploy.cli.options import Proof, example, proof_options
 from bnn_deploy.cli.page_file import PICTURES, html_option, make_record, note_result, require_page, write_page
 from bnn_deploy.files import require_outputs, write_files
+from bnn_deploy.proof.backends import EVALUATOR_SAMPLES, EVALUATOR_SECONDS, SLOW_SAMPLES
 from bnn_deploy.proof.golden.check import GoldenVerification, check_golden
 from bnn_deploy.proof.junit import junit_xml
 from bnn_deploy.proof.margins import AGREEING_ERROR
 from bnn_deploy.proof.results import Interrupted, OperatorResult, OutputResult, Tolerances, Verification
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.quantities import percent, plural
+from bnn_deploy.system import let_waiting_threads_sleep
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
@@ -37,7 +39,16 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     "--html if left out, else none.",
 )
 @click.option(
-    "--reference-samples", type=click.IntRange(1), default=8, help="Inputs for onnx's slow ReferenceEvaluator."
+    "--slow-samples",
+    type=click.IntRange(1),
+    default=SLOW_SAMPLES,
+    help="Inputs for what is slow: the function bodies in onnxruntime, the scalar kernels, the source itself.",
+)
+@click.option(
+    "--reference-samples",
+    type=click.IntRange(1),
+    help="Inputs for onnx's ReferenceEvaluator, which is slower still; if left out, up to "
+    f"{EVALUATOR_SAMPLES} in {EVALUATOR_SECONDS:g} seconds.",
 )
 @click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set to run; repeatable; default all.")
 @click.option("--threads", type=click.IntRange(1), help="Intra-op threads; one per core if left out.")
@@ -59,7 +70,8 @@ def command(
     golden: Path | None,
     proof: Proof,
     pictures: int | None,
-    reference_samples: int,
+    slow_samples: int,
+    reference_samples: int | None,
     isas: tuple[str, ...],
     threads: int | None,
     min_agreement: float,
@@ -84,6 +96,7 @@ def command(
         checked = _verify_golden(model, golden, isas, threads, as_json)
         _write(model, checked, {"golden": checked.to_json()}, html, junit)
         return 0 if checked.passed else CHECK_FAILED
+    let_waiting_threads_sleep()
 
     def tell(result: Verification) -> None:
         (_print_json if as_json else print_verification)(result)
@@ -95,6 +108,7 @@ def command(
                 model,
                 **vars(proof),
                 pictures=pictures if pictures is not None else PICTURES if html is not None else 0,
+                slow_samples=slow_samples,
                 reference_samples=reference_samples,
                 isas=isas or None,
                 threads=threads,

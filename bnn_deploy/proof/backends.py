@@ -29,6 +29,15 @@ class RunError(Exception):
 BATCH = 50
 """Samples that run at a time, at most."""
 
+SLOW_SAMPLES = 100
+"""Samples that the slow backends run, if nothing else is said."""
+
+EVALUATOR_SAMPLES = 8
+"""Samples that the ReferenceEvaluator runs, at most, if nothing else is said ..."""
+
+EVALUATOR_SECONDS = 20.0
+"""... and in this time."""
+
 BATCH_BYTES = 40_000_000
 """The size of the reference's values of the samples that run at a time: it bounds the memory, whatever the network."""
 
@@ -38,6 +47,7 @@ class Backends:
 
     BODIES = "bodies, onnxruntime"
     EVALUATOR = "bodies, ReferenceEvaluator"
+    SCALAR = "kernels, scalar"
 
     def __init__(self, isas: Sequence[str], threads: int | None) -> None:
         self.isas = isas
@@ -45,6 +55,8 @@ class Backends:
         self.onnxruntime = [self.BODIES, *(f"kernels, {isa}" for isa in isas)]
         self.own = self.onnxruntime[1 if isas else 0]
         """What runs a model with the library here: the kernels of the best instruction set, if it has kernels."""
+        self.slow = {self.BODIES, self.SCALAR} - {self.own}
+        """What takes many times as long as the other kernels: it computes with floats, or word by word."""
         self._parted: tuple[ModelProto, tuple[bytes | ModelProto, Arrays]] | None = None
 
     def make(self, model: ModelProto | str, backend: str) -> Runner:

@@ -26,7 +26,7 @@ from bnn_deploy.files import model_sha256, require_file
 from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import Progress
-from bnn_deploy.proof.backends import Backends
+from bnn_deploy.proof.backends import EVALUATOR_SAMPLES, SLOW_SAMPLES, Backends
 from bnn_deploy.proof.origin import Original, find_original
 from bnn_deploy.proof.outputs import verify_outputs
 from bnn_deploy.proof.results import Interrupted, Tolerances, Verification
@@ -50,7 +50,8 @@ def verify(
     preprocessing: Preprocessing | None = None,
     seed: int | None = None,
     pictures: int = 0,
-    reference_samples: int = 8,
+    slow_samples: int = SLOW_SAMPLES,
+    reference_samples: int | None = None,
     isas: Sequence[str] | None = None,
     threads: int | None = None,
     tolerances: Tolerances | None = None,
@@ -77,7 +78,11 @@ def verify(
         preprocessing: how images become the model's input; what it leaves out is as the model's metadata records.
         seed: draw the samples at random; None takes the first, and 0 of a folder with classes.
         pictures: the largest number of samples of which the result holds a picture, if the data is images.
-        reference_samples: number of inputs that the ReferenceEvaluator runs; 0 leaves it out.
+        slow_samples: number of inputs that what is slow runs, rounded up to whole batches: the function bodies in
+            onnxruntime, the scalar kernels (neither if nothing else runs the model) and the source itself, beside the
+            reference that was made of it.
+        reference_samples: number of inputs that the ReferenceEvaluator runs; 0 leaves it out; None for as many as it
+            can in EVALUATOR_SECONDS, at least one batch and at most EVALUATOR_SAMPLES.
         isas: instruction sets to run; None runs all of this machine's.
         threads: intra-op threads.
         tolerances: the largest differences that count as rounding; None for the defaults.
@@ -129,11 +134,11 @@ def verify(
         reference = make_reference(
             original.against, original.arch, original.arch_args, original.key, original.prefix, proto
         )
-        few = min(reference_samples, len(inputs))
+        few = min(EVALUATOR_SAMPLES if reference_samples is None else reference_samples, len(inputs))
         if batch is not None:
             few = -(-few // batch) * batch
-        verifier = Verifier(str(model), proto, reference, sessions, tolerances, inputs, few, batch)
-        result = verifier.run(progress)
+        verifier = Verifier(str(model), proto, reference, sessions, tolerances, inputs, few, slow_samples, batch)
+        result = verifier.run(progress, in_time=reference_samples is None)
         result.notes += original.notes
         del verifier, reference  # their sessions and weights
     result.sha256 = model_sha256(model)

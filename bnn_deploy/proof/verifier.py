@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, option
 from bnn_deploy.operators.contract import relative_tolerance
 from bnn_deploy.progress import Progress, ProgressStep
-from bnn_deploy.proof.backends import BATCH, BATCH_BYTES, Arrays, Backends, RunError, Runner, run_session
+from bnn_deploy.proof.backends import (
+    BATCH,
+    BATCH_BYTES,
+    EVALUATOR_SECONDS,
+    Arrays,
+    Backends,
+    RunError,
+    Runner,
+    run_session,
+)
 from bnn_deploy.proof.chain import Fed, run_chain
 from bnn_deploy.proof.constants import has_large_bits
 from bnn_deploy.proof.exact_zero import is_exact_sum
@@ -80,6 +91,7 @@ class Verifier:
         tolerances: Tolerances,
         inputs: Inputs,
         few: int,
+        some: int,
         batch: int | None,
     ) -> None:
         """For a model and its reference.
@@ -92,6 +104,7 @@ class Verifier:
             tolerances: the largest differences that count as rounding.
             inputs: the samples, in whole batches.
             few: how many of them the ReferenceEvaluator runs.
+            some: how many of them the slow backends and the source run, rounded up to whole batches.
             batch: the model's batch; None if it leaves that open.
 
         Raises:
@@ -103,6 +116,10 @@ class Verifier:
         self.tolerances = tolerances
         self.inputs = inputs
         self.few = few
+        self.some = some
+        self.seconds = math.inf
+        self.pace = 0.0
+        self.least = few
         self.fixed = batch
         self.pieces = split(proto, reference.names)
         self.cuts = {piece.output.tensor: piece.output for piece in self.pieces}
@@ -153,11 +170,16 @@ class Verifier:
             self.result.source = [OutputResult(own, output) for output in self.names]
             self.result.replaced, self.result.filled = reference.source.replaced, reference.source.filled
 
-    def run(self, progress: Progress) -> Verification:
-        """Answer the three questions; what Ctrl-C leaves open stays so, see `Verification.interrupted`."""
+    def run(self, progress: Progress, in_time: bool) -> Verification:
+        """Answer the three questions; what Ctrl-C leaves open stays so, see `Verification.interrupted`.
+
+        Args:
+            progress: called before each step.
+            in_time: whether the ReferenceEvaluator runs fewer samples if they would take it too long.
+        """
         result = self.result
         try:
-            self._check(progress)
+            self._check(progress, in_time)
         except KeyboardInterrupt:
             result.interrupted = True
         result.layers = [layer.result for layer in self.layers.values() if layer.result.values]
@@ -169,7 +191,7 @@ class Verifier:
         self._remark()
         return result
 
-    def _check(self, progress: Progress) -> None:
+    def _check(self, progress: Progress, in_time: bool) -> None:
         inputs, result = self.inputs, self.result
         nodes = operator_nodes(self.proto)
         try:
@@ -181,7 +203,8 @@ class Verifier:
         size = self.fixed or self._batch()
         release_memory()  # what reading the model and the reference took
         starts = range(0, len(inputs), size)
-        ahead = len(starts) if self.reference.source is not None and has_large_bits(self.proto) else 0
+        some = starts[: -(-self.some // size)]
+        ahead = len(some) if self.reference.source is not None and has_large_bits(self.proto) else 0
         total = ahead + len(nodes) + len(starts) * len(self.pieces)
         done = 0
 
@@ -190,11 +213,14 @@ class Verifier:
             done += 1
             progress(ProgressStep(f"verifying: {what} ({done} of {total})", (done - 1) / total))
 
-        self._run_source(starts, step)
+        self._run_source(some, step)
+        self.seconds = EVALUATOR_SECONDS / 2 if in_time else math.inf  # the other half is for question 2
         for node in nodes:
             step(f"operator {node.name}")
             result.operators += [self._check_operator(node, i, feeds) for i, tensor in enumerate(node.output) if tensor]
         feeds.clear()
+        if in_time and self.few:
+            self._limit_evaluator()
         release_memory()
 
         self._start_free(inputs.part(0, min(size, len(inputs))))
@@ -209,12 +235,14 @@ class Verifier:
         for start in starts:
             whole = self._batch_of(start, min(start + size, len(inputs)))
             self._measure(whole.values)
-            # The slow ReferenceEvaluator runs the first few samples only. The reference runs them apart: what has no
-            # sample for its first dimension, [N * T, C] say, cannot be cut out.
-            batches = dict.fromkeys(self.sessions.onnxruntime, whole)
+            slow = self.sessions.slow if start not in some else ()
+            batches = {backend: whole for backend in self.sessions.onnxruntime if backend not in slow}
+            # The ReferenceEvaluator runs the first few samples only. The reference runs them apart: what has no sample
+            # for its first dimension, [N * T, C] say, cannot be cut out.
             few = min(whole.size, self.few - start)
             if few > 0:
                 batches[self.sessions.EVALUATOR] = whole if few == whole.size else self._batch_of(start, start + few)
+            self.runners = {backend: self.runners[backend] for backend in batches}  # the other sessions go now
             fed: dict[str, dict[str, Fed]] = {backend: {} for backend in batches}
             for tensor, layer in self.layers.items():
                 step(f"layer {layer.piece.name}, samples {start} to {start + whole.size - 1}")
@@ -224,7 +252,8 @@ class Verifier:
             for backend, batch in batches.items():
                 if backend not in self.broken:
                     self._check_outputs(backend, batch, start, fed[backend])
-            self._check_source(whole, start)
+            if start in some:
+                self._check_source(whole, start)
             result.samples += whole.size
             release_memory()
 
@@ -253,6 +282,14 @@ class Verifier:
                     f"within {self.tolerances.float_relative:g} (needed: {CLOSE_SHARE:.0%}), the largest difference is "
                     f"{source.max_error:.3g}"
                 )
+        slow = [output.samples for output in result.outputs if output.backend in self.sessions.slow]
+        ran = min([*slow, *(source.samples for source in result.source)], default=result.samples)
+        if ran < result.samples:
+            which = [*sorted(self.sessions.slow), *(source.backend for source in result.source[:1])]
+            result.notes.append(
+                f"{'; '.join(which)}: these are slow, and ran the first {ran:,} of {result.samples:,} samples "
+                f"({option('slow_samples', example='N')})"
+            )
         zeros = sum(layer.zeros for layer in result.layers)
         if zeros:
             behind = sum(layer.behind_zeros for layer in result.layers)
@@ -334,6 +371,33 @@ class Verifier:
         session = self.sessions.make_whole_bodies(with_outputs(self.proto, names))
         return x | dict(zip(names, run_session(session, names, x), strict=True))
 
+    def _affordable(self, run: Runner, inputs: Arrays) -> int:
+        """How many samples of a node the ReferenceEvaluator runs: `few`, or what it can in half of its remaining time.
+
+        Raises:
+            RunError: it does not run one.
+        """
+        batch = self.fixed or 1
+        begin = time.process_time()
+        run({name: array[:batch] for name, array in inputs.items()})
+        seconds = max(time.process_time() - begin, 1e-9)
+        self.pace += seconds / batch
+        count = min(self.few, max(batch, int(min(self.seconds / 2 / seconds, self.few)) * batch))
+        self.seconds -= seconds * (1 + count / batch)
+        return count
+
+    def _limit_evaluator(self) -> None:
+        """Let the ReferenceEvaluator run fewer samples in question 2, if by its pace in question 1 it must."""
+        batch = self.fixed or 1
+        most = max(batch, int(min(EVALUATOR_SECONDS / 2 / max(self.pace * batch, 1e-9), self.few)) * batch)
+        if min(self.least, most) < self.few:
+            planned, self.few = self.few, min(self.few, most)
+            self.result.reference_samples = min(self.least, self.few)
+            self.result.notes.append(
+                f"the ReferenceEvaluator ran {self.result.reference_samples} samples and not {planned}, which would "
+                f"take it longer than {EVALUATOR_SECONDS:g} s ({option('reference_samples', example='N')})"
+            )
+
     def _check_operator(self, node: NodeProto, output: int, feeds: Arrays) -> OperatorResult:
         """Question 1 for one output of one node."""
         inputs = {name: feeds[name] for name in data_inputs(self.proto, node)}
@@ -344,11 +408,16 @@ class Verifier:
         rounding = sum_bound(self.proto, node, inputs, lambda alone: self.sessions.make(alone, self.sessions.BODIES))
         differing, rounded = dict[str, int](), dict[str, int]()
         for backend in self.backends[1:]:
-            count = self.few if backend == self.sessions.EVALUATOR else len(everything)
-            expected = everything[:count]
+            count = len(everything)
+            expected = everything
             try:
+                run = self.sessions.make(model, backend)
+                if backend == self.sessions.EVALUATOR:
+                    count = self._affordable(run, inputs)
+                    self.least = min(self.least, count)
+                    expected = everything[:count]
                 # Slice the output, too: UnpackWeights has no data input, so it returns all its weights.
-                (got,) = self.sessions.make(model, backend)({name: array[:count] for name, array in inputs.items()})
+                (got,) = run({name: array[:count] for name, array in inputs.items()})
                 got = got[:count]
             except RunError as error:
                 self.result.errors.append(f"{node.op_type} '{node.name}': {backend}: {error}")

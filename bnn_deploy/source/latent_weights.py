@@ -126,12 +126,13 @@ def float_module(
                 )
             binary = step.binary(layer, weight)
             binary = np.ascontiguousarray(binary if latent.shape == binary.shape else binary.T)
-            zeros.append(int((latent == 0).sum()))
+            zeros.append(latent.numel() - int(latent.count_nonzero()))
             state[parameter].data = torch.from_numpy(binary).to(latent.dtype)  # in the same memory as the model's
             export.model.graph.initializers[parameter].const_value = ir.tensor(binary, name=parameter)
             names.append(parameter)
             if (read := layer.inputs[1]) is not None:
-                read.const_value = None  # the latent weight has been used, and may be large
+                read.const_value = None
+            del latent, weight, binary, read  # all may be large; what replaces the latent weight is in `state`
     except InputError as error:
         raise InputError(f"{name or type(module).__name__}: {error}") from error
     return replace(export, binarized=tuple(names), zeros=tuple(zeros))

@@ -315,3 +315,62 @@ def test_large_weights_are_computed_once(
     onnx.save(model, tmp_path / "damaged.onnx")
     result = verify(tmp_path / "damaged.onnx", lenet5.float_model, data=lenet5.images[:8], isas=BEST)
     assert [layer.layer for layer in result.layers if not layer.passed] == ["bin_ip1.linear"]
+
+
+def test_what_is_slow_runs_some_samples(lenet5: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the others all of them: a fault that only the last samples show is found."""
+    monkeypatch.setattr(verifier, "BATCH", 4)
+    options: dict[str, Any] = {"isas": [BEST[0], "scalar"], "slow_samples": 6}
+    result = check(lenet5, lenet5.checkpoint, 14, **options)
+    assert result.passed, result.failures
+    few = {"bodies, onnxruntime": 8, "kernels, scalar": 8, "bodies, ReferenceEvaluator": 1}
+    assert {output.backend: output.samples for output in result.outputs} == {f"kernels, {BEST[0]}": 14} | few
+    assert [source.samples for source in result.source] == [8]
+    (note,) = (note for note in result.notes if "slow" in note)
+    assert note.endswith("these are slow, and ran the first 8 of 14 samples (slow_samples=N)")
+    assert not [n for n in check(lenet5, lenet5.checkpoint, 8, **options).notes if "slow" in n]
+
+    real = backends.run_session
+    runs = 0
+
+    def spoil(session: Any, names: list[str] | None, inputs: backends.Arrays) -> list[Any]:
+        nonlocal runs
+        outputs = real(session, names, inputs)
+        if inputs.keys() == {"input"} and names is None and outputs[0].shape == (2, 10):  # the last batch, running free
+            runs += 1
+            outputs[0] = -outputs[0]
+        return outputs
+
+    monkeypatch.setattr(backends, "run_session", spoil)
+    spoiled = check(lenet5, lenet5.checkpoint, 14, **options)
+    assert runs == 1 and not spoiled.passed
+    assert {d.sample for d in spoiled.disagreements if not d.explained} == {12, 13}
+
+
+def test_kernels_that_are_all_there_is_are_not_slow(lenet5: Converted) -> None:
+    result = check(lenet5, lenet5.float_model, 8, isas=["scalar"], slow_samples=1, reference_samples=0)
+    assert {output.backend: output.samples for output in result.outputs}["kernels, scalar"] == 8
+
+
+def test_the_evaluator_has_a_budget_of_time(lenet5: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user says how many samples it runs; and in those that it runs, damage is found."""
+
+    def samples_of_evaluator(**options: Any) -> tuple[int, int, int]:
+        result = check(lenet5, lenet5.float_model, 8, isas=BEST, **options)
+        (output,) = (output for output in result.outputs if output.backend == backends.Backends.EVALUATOR)
+        said = sum("ReferenceEvaluator" in note for note in result.notes)
+        return result.reference_samples, output.samples, said
+
+    assert samples_of_evaluator(reference_samples=None) == (8, 8, 0)
+    monkeypatch.setattr(verifier, "EVALUATOR_SECONDS", 1e-6)
+    assert samples_of_evaluator(reference_samples=None) == (1, 1, 1)
+    assert samples_of_evaluator(reference_samples=5) == (5, 5, 0)
+    real = backends.Backends.make
+
+    def make(self: Any, model: Any, backend: str) -> backends.Runner:
+        run = real(self, model, backend)
+        return (lambda x: [y + 1 for y in run(x)]) if backend == self.EVALUATOR else run
+
+    monkeypatch.setattr(backends.Backends, "make", make)
+    result = check(lenet5, lenet5.float_model, 8, isas=BEST, reference_samples=None)
+    assert all(op.differing[backends.Backends.EVALUATOR] for op in result.operators)
