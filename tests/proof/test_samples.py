@@ -152,26 +152,36 @@ def test_pictures_are_those_of_the_samples(labelled: Verification) -> None:
 
 
 def test_the_first_flipped_bit_of_a_sample_is_found(lenet5: Converted, tmp_path: Path) -> None:
-    """A threshold that moved flips the bits of one channel, and the sample that it takes along names one of them."""
+    """Thresholds that moved flip the bits of their channels, and a sample that they take along names one of them."""
     import onnx
+    import onnxruntime as ort
     from onnx import numpy_helper
+
+    from bnn_deploy.proof.pieces import with_outputs
 
     model = onnx.load(lenet5.model)
     node = next(node for node in model.graph.node if node.op_type == "BinaryConvThreshold")
     tensor = next(t for t in model.graph.initializer if t.name in node.input and t.dims == [50])
     levels = numpy_helper.to_array(tensor).copy()
-    channel = 7
-    levels[channel] = levels[channel] + 10_000
+    moved = range(0, 50, 3)
+    levels[moved] += 10_000
     tensor.CopyFrom(numpy_helper.from_array(levels, tensor.name))
     path = tmp_path / "moved.onnx"
     onnx.save(model, path)
-    result = verify(path, lenet5.float_model, data=lenet5.images[:8], isas=BEST, reference_samples=0)
+    result = verify(path, lenet5.float_model, data=lenet5.images, isas=BEST, reference_samples=0)
     found = [d for d in result.disagreements if d.backend == f"kernels, {BEST[0]}"]
-    for d in found:
-        assert (d.layer, d.channel, d.explained) == ("bin_conv2.conv", channel, False)
-        assert len(d.position) == 2 and d.pre_activation is not None
     layer = next(layer for layer in result.layers if layer.layer == "bin_conv2.conv")
-    assert not layer.passed and f"channel {channel}, position" in layer.worst
+    floats = onnx.load(lenet5.float_model)
+    before = next(node.input[0] for node in floats.graph.node if layer.source in node.output)
+    session = ort.InferenceSession(with_outputs(floats, [before]))
+    (expected,) = session.run([before], {session.get_inputs()[0].name: lenet5.images})
+    assert len(found) > 3
+    for d in found:
+        assert (d.layer, d.explained) == ("bin_conv2.conv", False) and d.channel in moved
+        here = expected[(slice(None), d.channel, *d.position)]
+        assert here[d.sample] == pytest.approx(d.pre_activation, rel=1e-4)
+        assert np.count_nonzero(np.isclose(here, d.pre_activation, rtol=1e-4)) == 1, "another sample has another value"
+    assert not layer.passed and ", position" in layer.worst
     assert sum(layer.histogram.counts[-BINS[0] + 1 :]) > 0
 
 
@@ -301,8 +311,9 @@ def test_large_weights_are_computed_once(
     monkeypatch.setattr(constants, "LARGE_BYTES", 1000)
     model = onnx.load(lenet5.model)
     assert constants.has_large_bits(model)
-    _, weights = without_constants(model)
+    content, weights = without_constants(model)
     assert {array.shape for array in weights.values()} >= {(500, 50, 4, 4)}
+    assert len(content) < max(array.nbytes for array in weights.values()), "they are not in the model again"
     whole, parted = (backends.Backends([], 1).make(m, "bodies, onnxruntime") for m in (lenet5.model.as_posix(), model))
     x = {"input": lenet5.images[:4]}
     np.testing.assert_allclose(parted(x)[0], whole(x)[0], rtol=1e-5, atol=1e-5)
