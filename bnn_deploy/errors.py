@@ -118,3 +118,10 @@ def reading(file: str | os.PathLike[str], otherwise: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(f"{os.fspath(file)}: {otherwise} ({type(error).__name__}: {one_line(error, 120)})") from error
+
+
+@contextmanager
+def reading_metadata(model: str | os.PathLike[str]) -> Iterator[None]:
+    """`reading` of what the metadata of a model says; an InputError of the block gets the model's name, too."""
+    with reading(model, "its metadata is damaged: convert it again"), about(model):
+        yield

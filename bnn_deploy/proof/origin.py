@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from bnn_deploy.errors import InputError, option, reading
+from bnn_deploy.errors import InputError, option, reading_metadata
 from bnn_deploy.files import is_file
 from bnn_deploy.kept import file_digest, find_conversion
 from bnn_deploy.provenance import FileStamp, Origin, Properties, read_origin
@@ -60,7 +60,7 @@ def find_original(model: str | os.PathLike[str], metadata: Properties, given: Or
     from bnn_deploy.source.darknet.network import is_cfg
     from bnn_deploy.source.onnx_file import is_onnx
 
-    with reading(model, "its metadata is damaged: convert it again"):
+    with reading_metadata(model):
         origin = read_origin(metadata)
     places = find_conversion(file_digest(model))
     against = _find_source(model, origin, places) if given.against is None else given.against

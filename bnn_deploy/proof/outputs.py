@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.errors import InputError, SetupError, reading_metadata
 from bnn_deploy.installation import install_command
 from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import Progress, ProgressStep
@@ -120,7 +120,8 @@ def verify_outputs(
             "without them, verify against a float .onnx file"
         )
     float_session = load_session(against, sessions.threads, kernels=False)
-    wanted = read_inputs(float_session)
+    with reading_metadata(against):
+        wanted = read_inputs(float_session)
     batch = batch_size(wanted)
     inputs = load_data(data, labels, samples, wanted, preprocessing=preprocessing, seed=seed)
     inputs = whole_batches(inputs, batch)
@@ -141,7 +142,7 @@ def verify_outputs(
         ],
     )
     runners = {backend: sessions.make(str(model), backend) for backend in sessions.onnxruntime}
-    own_names = [info.name for info in read_inputs(load_session(model, sessions.threads, kernels=False))]
+    own_names = [info.name for info in load_session(model, sessions.threads, kernels=False).get_inputs()]
     names = [info.name for info in float_session.get_outputs()]
     scales = [(Magnitudes(), Magnitudes()) for _ in names]  # of the float model, and of the bodies
 

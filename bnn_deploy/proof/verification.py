@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bnn_deploy.errors import InputError, option
+from bnn_deploy.errors import InputError, option, reading_metadata
 from bnn_deploy.files import model_sha256, require_file
 from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.preprocessing import Preprocessing
@@ -124,10 +124,11 @@ def verify(
         if not has_kernels(proto):
             isas = []  # binary weights only: the library has nothing to run
             sessions = Backends(isas, threads)
-        wanted = model_inputs(proto)
+        with reading_metadata(model):
+            wanted, classes = model_inputs(proto), read_classes(properties(proto))
         inputs = load_data(data, labels, samples, wanted, preprocessing=preprocessing, seed=seed)
         batch = batch_size(wanted)
-        inputs = whole_batches(inputs, batch).named(read_classes(properties(proto)))
+        inputs = whole_batches(inputs, batch).named(classes)
         given = Original(against, arch, arch_args, key, prefix)
         original = find_original(model, properties(proto), given)
         inputs = replace(inputs, class_names=inputs.class_names or original.classes)

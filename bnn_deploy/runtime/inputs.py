@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bnn_deploy.data.dataset import open_data
 from bnn_deploy.data.pictures import ArrayPictures, FilePictures, FloatPictures, Pictures, prepared
 from bnn_deploy.data.rows import Rows, chosen, mapped
-from bnn_deploy.errors import InputError, about, one_line, option
+from bnn_deploy.errors import InputError, about, one_line, option, reading_metadata
 from bnn_deploy.preprocessing import Preprocessing, read_preprocessing
 from bnn_deploy.provenance import read_shapes
 
@@ -25,12 +25,14 @@ def session_inputs(
 ) -> list[NDArray[Any]]:
     """One array per input of the model, in the order of its inputs."""
     infos = session.get_inputs()
+    with reading_metadata(path):
+        wanted = read_inputs(session)
     if data is not None:
-        arrays = _arrays(data, read_inputs(session))
+        arrays = _arrays(data, wanted)
         return [_sample(os.fspath(data), arrays, info, len(infos) == 1, batch, path) for info in infos]
     rng = np.random.default_rng(0)
     result = []
-    for info, item in zip(infos, read_inputs(session), strict=True):
+    for info, item in zip(infos, wanted, strict=True):
         shape = list(info.shape)
         if shape and not isinstance(shape[0], int):
             shape[0] = batch

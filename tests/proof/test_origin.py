@@ -19,16 +19,22 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.image_input import ImageInput
 from bnn_deploy.kept import CACHE_VARIABLE, file_digest
 from bnn_deploy.preprocessing import Preprocessing
+from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.provenance import (
     ARCH_FILE_KEY,
     ARCH_KEY,
+    CLASSES_KEY,
+    PREPROCESSING_KEY,
+    SHAPE_KEY,
     SOURCE_FILE_KEY,
     FileStamp,
     Origin,
     properties,
     read_origin,
 )
+from bnn_deploy.runtime.profiling import profile
+from support.converted import Converted
 from support.golden_files import BEST
 from support.networks import DEMO_DATA
 from support.user_network import times_run, write_network
@@ -173,6 +179,29 @@ def test_damaged_metadata_is_one_line(entry: str, tmp_path: Path) -> None:
     convert(DEMO_DATA / "lenet5.pth.tar", tmp_path / "m.onnx", arch="lenet5")
     with pytest.raises(InputError, match=r"m\.onnx: (its metadata is damaged: convert it again|it does not say which)"):
         proof(changed(tmp_path / "m.onnx", bnn_deploy__source_file=entry))
+
+
+DAMAGED = {
+    CLASSES_KEY: ["3", "{", "[" * 5000],
+    PREPROCESSING_KEY: ["3", "{", '{"size": "x"}', '{"mean": [0.5, "x"]}'],
+    SHAPE_KEY: ["{", "[" * 5000],
+}
+"""Key of a model's metadata -> what it cannot be."""
+
+
+@pytest.mark.parametrize(("key", "entry"), [(key, entry) for key, entries in DAMAGED.items() for entry in entries])
+def test_other_damaged_metadata_is_one_line(key: str, entry: str, lenet5: Converted, tmp_path: Path) -> None:
+    """In every command that reads it."""
+    shutil.copy(lenet5.model, tmp_path / "m.onnx")
+    model = changed(tmp_path / "m.onnx", **{key.replace(".", "__"): entry})
+    message = r"m\.onnx: its metadata .*: convert (it|the model) again"
+    with pytest.raises(InputError, match=message):
+        proof(model, lenet5.float_model)
+    if key != CLASSES_KEY:
+        with pytest.raises(InputError, match=message):
+            make_golden(model, samples=1)
+        with pytest.raises(InputError, match=message):
+            profile(model, runs=1)
 
 
 CLASSES = tuple(f"größer als {number}" for number in range(10))

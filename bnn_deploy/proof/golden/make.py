@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError
+from bnn_deploy.errors import InputError, reading_metadata
 from bnn_deploy.operators.bits import pack_bits
 from bnn_deploy.operators.contract import Operator, holds_bits, is_layer, operator_of
 from bnn_deploy.preprocessing import Preprocessing
@@ -92,7 +92,9 @@ def make_golden(
             "copy the file, and run it with onnxruntime alone"
         )
     content = Path(model).read_bytes()
-    found = load_data(data, None, samples, model_inputs(proto), preprocessing=preprocessing, seed=seed)
+    with reading_metadata(model):
+        wanted = model_inputs(proto)
+    found = load_data(data, None, samples, wanted, preprocessing=preprocessing, seed=seed)
     inputs = Inputs(found.part(0, None), found.whole, None, ORIGIN)
     plan = _Plan(proto)
     outputs = [info.name for info in proto.graph.output]
