@@ -130,6 +130,22 @@ def test_classification_of_a_network(labelled: Verification) -> None:
         assert sum(count for label, taken, count in one.confusion if label == taken) == one.correct
 
 
+def test_labels_are_those_of_the_samples_in_every_batch(lenet5: Converted, labelled: Verification) -> None:
+    """Against the float model in onnxruntime."""
+    import onnxruntime as ort
+
+    assert backends.BATCH < 200
+    images, labels = (t.numpy()[:200] for t in networks.mnist())
+    session = ort.InferenceSession(lenet5.float_model)
+    (scores,) = session.run(None, {session.get_inputs()[0].name: images})
+    predicted = scores.argmax(axis=1)
+    pairs, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)
+    expected = sorted((*map(int, pair), int(count)) for pair, count in zip(pairs.T, counts, strict=True))
+    assert labelled.classification[0].confusion == expected
+    assert labelled.outputs[1].reference_correct == int((predicted == labels).sum())
+    assert (predicted == np.roll(labels, backends.BATCH)).sum() < 100 < (predicted == labels).sum()
+
+
 def test_histograms_of_a_network(labelled: Verification) -> None:
     for layer in labelled.layers:
         total = sum(layer.histogram.counts) + layer.histogram.zeros
@@ -172,7 +188,8 @@ def test_the_first_flipped_bit_of_a_sample_is_found(name: str, lenet5: Converted
     tensor.CopyFrom(numpy_helper.from_array(levels, tensor.name))
     path = tmp_path / "moved.onnx"
     onnx.save(model, path)
-    result = verify(path, lenet5.float_model, data=lenet5.images, isas=BEST, reference_samples=0)
+    labels = np.arange(32) % 7
+    result = verify(path, lenet5.float_model, data=lenet5.images, labels=labels, isas=BEST, reference_samples=0)
     found = [d for d in result.disagreements if d.backend == f"kernels, {BEST[0]}"]
     layer = next(layer for layer in result.layers if layer.layer == name)
     floats = onnx.load(lenet5.float_model)
@@ -181,7 +198,7 @@ def test_the_first_flipped_bit_of_a_sample_is_found(name: str, lenet5: Converted
     (expected,) = session.run([before], {session.get_inputs()[0].name: lenet5.images})
     assert len(found) > 3
     for d in found:
-        assert (d.layer, d.explained) == (name, False) and d.channel in moved
+        assert (d.layer, d.explained, d.label) == (name, False, d.sample % 7) and d.channel in moved
         here = expected[(slice(None), d.channel, *d.position)]
         assert here[d.sample] == pytest.approx(d.pre_activation, rel=1e-4)
         if name != "conv1":  # behind which the margins of images are equal

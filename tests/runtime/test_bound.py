@@ -42,8 +42,19 @@ def test_the_binary_layer_runs_on_the_instruction_set() -> None:
         assert library_info().calls[isa] > before
 
 
+def test_rates_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If each of them took a quarter of a second."""
+    monkeypatch.setattr(bound, "_fastest", lambda call: 0.25)
+    found = bound.measure_bound("scalar", 1, 64 * 2**20)
+    assert found.binary_gmacs == pytest.approx(3 * 14 * 14 * 64 * 5 * 5 * 1024 / 0.25 / 1e9)
+    assert found.float_gmacs == pytest.approx(256 * 512 * 512 / 0.25 / 1e9)
+    assert found.memory_gbytes == pytest.approx(2 * 4 * 2**20 / 0.25 / 1e9)  # read and written
+
+
 def test_every_rate_is_measured() -> None:
+    before = library_info().calls
     found = bound.measure_bound("scalar", 2, 64 * 2**20)
+    assert {isa for isa, calls in library_info().calls.items() if calls > before[isa]} == {"scalar"}
     assert (found.isa, found.threads, found.copy_bytes) == ("scalar", 2, 4 * 2**20)
     assert min(found.binary_gmacs, found.float_gmacs, found.memory_gbytes) > 0
     assert bound.COPY_BYTES == 128 * 2**20
