@@ -74,6 +74,16 @@ def test_rates_by_hand(tmp_path: Path) -> None:
     assert node.gbytes_per_second == pytest.approx(7380 / 0.64e-3 / 1e9)
     assert (node.bytes, node.output_bits, node.output_dtypes) == (7380, (50,), ("uint32",))
     assert (node.channels, node.unused_bits) == (20, 1 - 20 / 32)
+    two = onnx.load(model)
+    grouped_conv = next(item for item in two.graph.node if item.name == "conv2")
+    next(item for item in grouped_conv.attribute if item.name == "channels").i = 40
+    grouped_conv.attribute.append(onnx.helper.make_attribute("group", 2))
+    onnx.save(two, tmp_path / "grouped.onnx")
+    shapes = [{"uint32": [2, 12, 12, 2]}, *args["input_type_shape"][1:]]
+    (other,) = node_times(
+        [{**conv, "args": {**args, "input_type_shape": shapes}}], 0, tmp_path / "grouped.onnx", 2, BOUND
+    )
+    assert (other.macs, other.channels, other.unused_bits) == (node.macs, 20, 1 - 20 / 32)
     (short,) = node_times([{**conv, "dur": 4}], 0, model, 2, BOUND)
     assert (short.macs, short.bytes) == (node.macs, node.bytes)
     assert (short.gmacs_per_second, short.gbytes_per_second, short.bound_share) == (None, None, None)
@@ -109,6 +119,9 @@ def test_onnxruntimes_own_layers(tmp_path: Path) -> None:
     gemm = {"cat": "Node", "name": "gemm_kernel_time", "dur": 100, "args": args}
     (packed,) = node_times([gemm], 0, model, 2, BOUND)
     assert (packed.kind, packed.macs, packed.bytes) == ("float layer", 2 * 800 * 500, 2000 + 4 * 800 * 500)
+    assert (packed.gmacs_per_second, packed.bound_share) == (pytest.approx(8.0), pytest.approx(8.0 / BOUND.float_gmacs))
+    (bytes_of_weights,) = node_times([{**gemm, "args": {**args, "op_name": "QGemm"}}], 0, model, 2, BOUND)
+    assert (bytes_of_weights.kind, bytes_of_weights.bytes) == ("int8 layer", 2000 + 800 * 500)
     shapes = [{"float": [2, 800]}, {"float": [800, 500]}, {"float": [500]}]
     (whole,) = node_times([{**gemm, "args": {**args, "input_type_shape": shapes}}], 0, model, 2, BOUND)
     assert (whole.macs, whole.bytes) == (packed.macs, 2000)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes
 from bnn_deploy.runtime import profiling
+from bnn_deploy.runtime.profile_results import Memory
 from bnn_deploy.runtime.profiling import profile
 from bnn_deploy.runtime.session import library_info
 from support.small_models import save_binary, save_float
@@ -178,6 +181,26 @@ def test_memory_is_that_of_the_one_model(tmp_path: Path) -> None:
     assert report.model.file_bytes > 11_500_000
     assert report.model.memory.model_bytes > 11_500_000 > compared.memory.model_bytes
     assert report.model.memory.peak_bytes < ballast.nbytes
+
+
+def test_cold_start_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loading took 1 s and the first run 0.25 s; the model added 30 bytes to a process of 100."""
+    moments, sizes = iter([5.0, 6.0, 6.25, 6.26, 6.27]), iter([100, 130])
+    setting = {"path": "m.onnx", "kernels": True, "threads": 1, "isa": None}
+    task = {"setting": setting, "names": ["x"], "inputs": str(tmp_path / "x.npz")}
+    np.savez(tmp_path / "x.npz", np.zeros(3))
+    monkeypatch.setattr(sys, "argv", ["-c", json.dumps(task)])
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(moments))
+    monkeypatch.setattr(profiling, "peak_memory", lambda: next(sizes))
+    monkeypatch.setattr(profiling, "reset_peak_memory", lambda: None)
+    monkeypatch.setattr(profiling._Setting, "session", lambda self: SimpleNamespace(run=lambda names, feed: None))
+    profiling._start_process()
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["start"] == {"load_ms": pytest.approx(1000), "first_run_ms": pytest.approx(250)}
+    assert measured["memory"] == {"baseline_bytes": 100, "peak_bytes": 130}
+    assert Memory(**measured["memory"]).model_bytes == 30
 
 
 def test_a_dead_memory_process_is_reported(binary: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,8 @@ def test_no_two_events_overlap(trace: dict[str, Any]) -> None:
     node = {"cat": "Node", "name": "conv_kernel_time", "ts": 12, "dur": 19, "tid": 7, "args": {"op_name": "Conv"}}
     other = {**node, "tid": 8, "dur": 30}
     behind = {**run, "name": "next", "ts": 30}
-    events = trace_events([("m.onnx", [node, behind, run, other])])["traceEvents"]
+    fence = {**node, "name": "conv_fence_before", "dur": 1}  # of older versions
+    events = trace_events([("m.onnx", [node, behind, fence, run, other])])["traceEvents"]
     found = [(e["name"], e["ts"], e["dur"], e["tid"]) for e in events if e["ph"] == "X"]
     assert found == [("model_run", 10, 20, 1), ("conv", 12, 30, 2), ("conv", 12, 18, 1), ("next", 30, 20, 1)]
     longer = [{**event, "dur": event["dur"] + 1} if event.get("ts") == 12 else event for event in events]
