@@ -159,16 +159,15 @@ def verify_outputs(
 
     result.outputs = [OutputResult(backend, name if len(names) > 1 else "") for backend in runners for name in names]
     worst: list[list[WorstSample]] = [[] for _ in names]
-    classifiers = [
-        Classifier(network, backend, result.outputs[0].output)
-        for network, backend in (("reference", result.reference), ("model", sessions.own))
-    ]
+    classifiers: list[Classifier] = []
 
     def check(start: int) -> None:
         size = min(step, len(inputs) - start)
         feed = inputs.part(start, start + size)
         floats, bodies = measure(feed)
         found = {backend: bodies if backend == sessions.BODIES else run(backend, feed) for backend in runners}
+        # The labels are those of the first output with classes.
+        labelled = next((i for i, expected in enumerate(floats) if has_classes(expected)), None)
         for i, output in enumerate(result.outputs):
             which = i % len(names)
             got, expected = found[output.backend][which], floats[which]
@@ -176,12 +175,17 @@ def verify_outputs(
                 require_form(got, expected)
             except RunError as error:
                 raise InputError(f"{model}: {error}: it is not what this model was converted from") from error
-            part_labels = None if inputs.labels is None or which else inputs.labels[start : start + size]
+            part_labels = (
+                inputs.labels[start : start + size] if inputs.labels is not None and which == labelled else None
+            )
             add_output(output, got, expected, part_labels, tolerances, scales[which][0], size)
             if output.backend == sessions.own:
                 what = (output.backend, output.output)
                 add_worst(worst[which], what, got, expected, scales[which][0], inputs, start)
-                if part_labels is not None and has_classes(expected):
+                if part_labels is not None:
+                    if not classifiers:
+                        named = (("reference", result.reference), ("model", output.backend))
+                        classifiers.extend(Classifier(network, backend, output.output) for network, backend in named)
                     for classifier, scores in zip(classifiers, (expected, got), strict=True):
                         classifier.add(scores, part_labels)
             spread = float(relative_error(got, bodies[which], scales[which][1]).max(initial=0))

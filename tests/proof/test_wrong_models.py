@@ -137,6 +137,40 @@ def test_outputs_alone_see_a_wrong_model(lenet5: Converted, tmp_path: Path, monk
     assert "samples have outputs within" in result.failures[0]
 
 
+def test_labels_are_those_of_the_first_output_with_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeded_torch: None
+) -> None:
+    """Also without onnx: a map in front of the scores has none."""
+
+    class MapAndScores(nn.Module):
+        input_shape = (4, 5, 5)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 6, 3, bias=False)
+            self.second.weight.data.sign_()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.first(x)
+            return features, self.second(torch.sign(features)).flatten(1)
+
+    net, path = MapAndScores().eval(), tmp_path / "model.onnx"
+    convert(net, path, weights="as-is", float_output=tmp_path / "float.onnx")
+    x = np.random.default_rng(0).standard_normal((40, 4, 5, 5)).astype(np.float32)
+    with torch.no_grad():
+        labels = net(torch.from_numpy(x))[1].argmax(dim=1).numpy()
+    labels[:10] += 1
+    found = [verify(path, tmp_path / "float.onnx", data=x, labels=labels, reference_samples=0)]
+    real = verification.importlib.util.find_spec
+    monkeypatch.setattr(verification.importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
+    found.append(verify(path, tmp_path / "float.onnx", data=x, labels=labels))
+    for result in found:
+        assert result.passed, result.failures
+        names = list(dict.fromkeys(output.output for output in result.outputs))
+        assert [(output.output, output.correct) for output in result.outputs[:2]] == [(names[0], None), (names[1], 30)]
+        assert [(one.output, one.correct) for one in result.classification] == [(names[1], 30)] * 2
+
+
 def test_inputs_that_are_not_numbers_are_refused(lenet5: Converted) -> None:
     images = lenet5.images[:2].copy()
     images[0, 0, 0, 0] = np.nan
