@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -82,9 +83,18 @@ def test_the_roofline() -> None:
     (svg,) = plots.pictures(record(profile=profile()), {"conv": 1}).values()
     told = re.findall(r"<title>(.*?)</title>", svg)
     assert told == ["conv: 800.0 GMAC/s, 300.0 MAC per byte", "fc: 30.0 GMAC/s, 2.0 MAC per byte"]
-    points = [tuple(map(float, found)) for found in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg)]
-    conv, fc = points[-2:] if len(points) == 2 else [point for point in points if points.count(point) == 1][-2:]
-    assert conv[0] > fc[0] and conv[1] < fc[1], "further to the right, and higher: y goes down"
+    number = r"([\d.]+)"
+    lines = re.findall(rf'd="M {number} {number}\s+L {number} {number}\s*"[^>]*stroke-width: 1\.4', svg)
+    binary, floats, memory = (tuple(map(float, found)) for found in lines)
+    (left, top), (_, low) = binary[:2], floats[:2]
+    across = (left - floats[0]) / math.log10((2000 / 10) / (100 / 10))  # of a decade, between where the roofs begin
+    down = (low - top) / math.log10(2000 / 100)
+    assert memory[2:] == binary[:2] and memory[0] < floats[0]
+    assert (memory[2] - memory[0]) / across == pytest.approx((memory[1] - memory[3]) / down, rel=1e-3)
+    dots = re.findall(rf'd="M {number} {number}\s*"[^>]*stroke-width: 1\.5', svg)
+    for (x, y), macs_per_byte, rate in zip(dots, (300, 2), (800, 30), strict=True):
+        assert float(x) == pytest.approx(left + across * math.log10(macs_per_byte / 200), abs=0.01)
+        assert float(y) == pytest.approx(top + down * math.log10(2000 / rate), abs=0.01)
     for said in ("binary layers 2,000 GMAC/s", "float layers 100 GMAC/s", "memory 10 GB/s"):
         assert said in svg
 
