@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,53 @@ def test_a_tolerance_of_0_has_no_histogram(record: Made) -> None:
     for layer in found["verification"]["layers"]:
         layer["histogram"] |= {"tolerance": 0.0, "edges": [0.0] * len(layer["histogram"]["edges"])}
     assert "right of the dashed line" not in page(found) and "right of the dashed line" in page(record[0])
+
+
+def rows(text: str, table: str) -> list[dict[str, str]]:
+    """The cells of a table of the page by their headers; of a bar its style."""
+    (found,) = re.findall(rf'<table [^>]*id="{table}".*?</table>', text, re.DOTALL)
+    cell, style = (
+        r'<td[^>]*data-header="([^"]*)">(.*?)</td>',
+        r'<div class="bar"><i class="\w*" style="(.*?)"></i></div>',
+    )
+    lines = re.findall(r"<tr>(.*?)</tr>", found.partition("<tbody>")[2], re.DOTALL)
+    return [{name: re.sub(style, r"\1", content) for name, content in re.findall(cell, line)} for line in lines]
+
+
+def test_every_number_stands_below_its_header(record: Made) -> None:
+    found = copy.deepcopy(record[0])
+    outputs = found["verification"]["outputs"]
+    outputs[0] |= {"samples": 40, "agreeing": 39, "same_class": 38, "max_error": 0.25, "correct": 10}
+    outputs[0] |= {"reference_correct": 20, "correct_top5": 30, "reference_correct_top5": 36}
+    first, second, *_ = found["profile"]["model"]["nodes"]
+    first |= {"share": 0.25, "median_ms": 1.5, "gmacs_per_second": 12.0, "bound_share": 0.5}
+    second |= {"share": 0.125}
+    text = page(found)
+    assert rows(text, "outputs")[0] == {
+        "samples": "40",
+        "agree": "39",
+        "same class": "38",
+        "largest error": "2.5e-01",
+        "accuracy": "25.00 %",
+        "the source&#39;s": "50.00 %",
+        "top 5": "75.00 %",
+        "the source&#39;s top 5": "90.00 %",
+    }
+    nodes = rows(text, "waterfall")
+    assert [nodes[0][name] for name in ("time", "share", "GMAC/s", "of the bound")] == [
+        "1.500 ms",
+        "25.0 %",
+        "12.0",
+        "50%",
+    ]
+    bars = [node["from the start of a run to its end"] for node in nodes[:2]]
+    assert bars == ["left: 0.000%; width: 25.000%", "left: 25.000%; width: 12.500%"]
+    layers = {layer["layer"]: layer for layer in found["verification"]["layers"]}
+    shown = rows(text, "layers")
+    assert [row["compared"] for row in shown] == [f"{layer['values']:,}" for layer in layers.values()]
+    assert [row["relative error"] for row in shown if row["relative error"]] == [
+        f"{layer['relative_error']:.1e}" for layer in layers.values() if layer["kind"] == "floats"
+    ]
 
 
 def test_a_damaged_record_is_refused_in_one_line(record: Made) -> None:

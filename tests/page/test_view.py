@@ -185,7 +185,7 @@ def test_values_and_nodes_of_the_first_question() -> None:
         {"values": 5, "differing": {"p": 0, "q": 0}, "rounded": {}},
     ]
     found = view.operators(record(verification={"operators": operators}))
-    assert found == {"differing": 1, "compared": 30, "rounded": 1}
+    assert found == {"differing": 1, "compared": 15, "rounded": 1}
 
 
 def test_bars_beyond_the_tolerance_are_bad() -> None:
