@@ -312,12 +312,18 @@ def test_distances_and_top_5_are_said_as_they_are(capsys: pytest.CaptureFixture[
     _print_distances(replace(empty, layers=[layer]))
     printed = "22 below 1/1024, 3 below 1/128, 7 below 1/8, 11 below 1, 13 beyond."
     assert " ".join(capsys.readouterr().out.split()) == f"Of all floats, in units of the tolerance: {printed}"
+    classes = [ClassAccuracy(0, "", 4, 1), ClassAccuracy(1, "", 5, 0)]
     fives = [
-        Classification(name, "", "", 4, 0, correct, [ClassAccuracy(0, "", 4, 0)], [(0, 1, 4)])
-        for name, correct in (("reference", 0), ("model", 1))
+        Classification(name, "", "", 9, 1, correct, classes, [(0, 0, 1), (0, 1, 1), (0, 2, 2), (1, 0, 5)])
+        for name, correct in (("reference", 0), ("model", 3))
     ]
     _print_classes(replace(empty, classification=fives))
-    assert "highest scores: 0.00 % of the reference, 25.00 % of the model." in capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "Among the five highest scores: 0.00 % of the reference, 33.33 % of the model." in lines
+    assert [line for line in lines if line[:2] in ("0 ", "1 ")] == [
+        "1 5 0.00 % 0.00 % 0 (5 of 5)",
+        "0 4 25.00 % 25.00 % 2 (2 of 4)",
+    ]
 
 
 def test_large_weights_are_computed_once(
