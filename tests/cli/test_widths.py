@@ -120,6 +120,14 @@ def test_columns_that_are_left_out_are_named_in_the_order_of_their_importance() 
     assert rendered([rows], 16)[:6] == record
 
 
+def test_numbers_end_below_each_other() -> None:
+    """And words begin so."""
+    rows = table(None, ["layer", "bytes", "kind"], ["bytes"])
+    rows.add_row("a", "1,000", "bits")
+    rows.add_row("second", "7", "floats")
+    assert rendered([rows], 80)[2:] == ["a       1,000  bits", "second      7  floats"]
+
+
 def test_text_is_wrapped_below_its_first_word() -> None:
     assert wrap("one two three", 8) == ["one two", "three"]
     assert wrap("  one two three", 9) == ["  one two", "  three"]
