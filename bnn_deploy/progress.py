@@ -22,13 +22,3 @@ class ProgressStep(str):
         step = super().__new__(cls, text)
         step.share = share
         return step
-
-
-def within(progress: Progress, start: float, stop: float) -> Progress:
-    """The callback of a part of a command that takes it from the share `start` to the share `stop`."""
-
-    def step(text: str) -> None:
-        share = text.share if isinstance(text, ProgressStep) else 0.0
-        progress(ProgressStep(text, start + (stop - start) * share))
-
-    return step

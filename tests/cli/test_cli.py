@@ -14,8 +14,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from bnn_deploy import cli, errors
-from bnn_deploy.cli import console
+from bnn_deploy import cli, errors, quantities
 from bnn_deploy.installation import install_command
 from support import python
 from support.small_models import save_binary, save_float
@@ -175,12 +174,12 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 def test_human_numbers() -> None:
     bytes_ = {0: "0 B", 999: "999 B", 1000: "1.00 kB", 9994: "9.99 kB", 9996: "10.0 kB", 99_960: "100 kB"}
     for count, text in (bytes_ | {999_499: "999 kB", 999_500: "1.00 MB", 1_648_123: "1.65 MB"}).items():
-        assert console.human_bytes(count) == text
-    assert console.human_count(222_500_000) == "222 M"
-    assert console.human_count(12) == "12"
-    assert console.exact_bytes(1_648_123) == "1.65 MB (1,648,123 bytes)"
-    assert (console.plural(1, "thread"), console.plural(2, "thread")) == ("1 thread", "2 threads")
-    assert [console.shape_text(shape) for shape in (("N", None, 3), (), None)] == ["N×?×3", "scalar", "?"]  # noqa: RUF001
+        assert quantities.human_bytes(count) == text
+    assert quantities.human_count(222_500_000) == "222 M"
+    assert quantities.human_count(12) == "12"
+    assert quantities.exact_bytes(1_648_123) == "1.65 MB (1,648,123 bytes)"
+    assert (quantities.plural(1, "thread"), quantities.plural(2, "thread")) == ("1 thread", "2 threads")
+    assert [quantities.shape_text(shape) for shape in (("N", None, 3), (), None)] == ["N×?×3", "scalar", "?"]  # noqa: RUF001
 
 
 # --- inspect --------------------------------------------------------------------------------------

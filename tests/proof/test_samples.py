@@ -219,8 +219,11 @@ def test_parts_of_any_size_give_the_same(lenet5: Converted, monkeypatch: pytest.
         return real(self, start, stop)
 
     monkeypatch.setattr(verifier.Verifier, "_batch_of", batch_of)
-    parts = check(lenet5, lenet5.float_model, 21, isas=BEST, reference_samples=5)
+    steps: list[Any] = []
+    parts = check(lenet5, lenet5.float_model, 21, isas=BEST, reference_samples=5, progress=steps.append)
     assert sizes == [1] * 21
+    shares = [step.share for step in steps]
+    assert shares == sorted(shares) and shares[0] == 0 and 0.9 < shares[-1] < 1, "how much is done before each step"
     assert parts.passed
     for one, other in zip(whole.layers, parts.layers, strict=True):
         assert (one.layer, one.values, one.differing, one.zeros) == (
