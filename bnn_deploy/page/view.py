@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -235,7 +236,7 @@ def _interval(speedup: Json) -> str:
 
 def missing(record: Json) -> list[Missing]:
     """What the record lacks, and the commands that add it."""
-    name, result = name_of(record), []
+    name, result = shlex.quote(name_of(record)), []
     proof = record["verification"]
     if record["model"] is None:
         result.append(

@@ -93,6 +93,10 @@ def test_without_a_part_the_page_says_how_to_add_it(record: Made) -> None:
     assert "bnn-deploy report lenet5.onnx --against SOURCE --data FILE -o FILE.html" in text
     assert "bnn-deploy report lenet5.onnx --compare FLOAT.onnx -o FILE.html" in text
     assert "Not in this report" not in page(record[0])
+    spaced = copy.deepcopy(record[0]) | {"profile": None}
+    spaced["model"]["path"] = "a folder/my net.onnx"
+    command = "bnn-deploy report 'my net.onnx' --compare FLOAT.onnx -o FILE.html"
+    assert command in Elements(page(spaced)).texts
 
 
 def test_a_failed_proof_is_said_first(record: Made) -> None:
