@@ -154,7 +154,7 @@ def test_progress_names_the_steps(tmp_path: Path) -> None:
     convert(LeNet5(), tmp_path / "m.onnx", progress=steps.append)
     reading = ["loading the network", "exporting to float ONNX"]
     # Its BatchNorms have learned no shift yet, so what a ReLU makes 0 reaches the signs as 0.
-    counting = "counting exact zeros on random inputs (give data for real ones)"
+    counting = "counting exact zeros on random inputs (give data for real ones): sample 0 of 8"
     assert steps == [*reading, "running the passes", counting, "running the converted model once", "writing"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import onnxruntime as ort
@@ -61,8 +62,8 @@ def count_zeros(
     session = load_session(model, kernels=False, options=options)
     tensors = [info.name for info in session.get_outputs()]
     result = TensorZeros(dict.fromkeys(tensors, 0), dict.fromkeys(tensors, 0), samples, origin)
-    for feed in feeds:
-        progress(f"counting exact zeros on {origin}")
+    for done, feed in zip(count(step=batch or _BATCH), feeds, strict=False):
+        progress(f"counting exact zeros on {origin}: sample {done:,} of {samples:,}")
         try:
             found = session.run(tensors, feed)
         except Exception as error:  # onnxruntime's exception types are not public
