@@ -194,12 +194,6 @@ class Verifier:
     def _check(self, progress: Progress, in_time: bool) -> None:
         inputs, result = self.inputs, self.result
         nodes = operator_nodes(self.proto)
-        try:
-            feeds = self._operator_inputs(nodes, inputs.part(0, self.fixed or BATCH))
-        except RunError as error:
-            # The comparison layer by layer shows which layer does not run.
-            result.errors.append(f"the function bodies do not run as a whole: {error}")
-            nodes, feeds = [], {}
         size = self.fixed or self._batch()
         release_memory()  # what reading the model and the reference took
         starts = range(0, len(inputs), size)
@@ -214,6 +208,12 @@ class Verifier:
             progress(ProgressStep(f"verifying: {what} ({done} of {total})", (done - 1) / total))
 
         self._run_source(some, step)
+        try:
+            feeds = self._operator_inputs(nodes, inputs.part(0, self.fixed or BATCH))
+        except RunError as error:
+            # The comparison layer by layer shows which layer does not run.
+            result.errors.append(f"the function bodies do not run as a whole: {error}")
+            nodes, feeds = [], {}
         self.seconds = EVALUATOR_SECONDS / 2 if in_time else math.inf  # the other half is for question 2
         for node in nodes:
             step(f"operator {node.name}")
