@@ -36,11 +36,12 @@ void RunTasks(const TaskRunner& runner, int64_t count, const Task& task) {
 template <typename Make>
 void RunNeighbors(const TaskRunner& runner, int64_t count, const Make& make) {
   std::vector<std::atomic<bool>> begun(static_cast<size_t>(count));
+  const auto begin = [&](int64_t task) { return !begun[static_cast<size_t>(task)].exchange(true); };
   RunTasks(runner, count, [&](int64_t task) {
-    if (begun[task].exchange(true)) return;
+    if (!begin(task)) return;
     auto run = make();
     do run(task);
-    while (++task < count && !begun[task].exchange(true));
+    while (++task < count && begin(task));
   });
 }
 
