@@ -42,7 +42,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     "--slow-samples",
     type=click.IntRange(1),
     default=SLOW_SAMPLES,
-    help="Inputs for what is slow: the function bodies in onnxruntime, the scalar kernels, the source itself.",
+    help="Inputs for what is slow: the function bodies in onnxruntime, the scalar kernels.",
 )
 @click.option(
     "--reference-samples",

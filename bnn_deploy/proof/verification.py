@@ -79,8 +79,7 @@ def verify(
         seed: draw the samples at random; None takes the first, and 0 of a folder with classes.
         pictures: the largest number of samples of which the result holds a picture, if the data is images.
         slow_samples: number of inputs that what is slow runs, rounded up to whole batches: the function bodies in
-            onnxruntime, the scalar kernels (neither if nothing else runs the model) and the source itself, beside the
-            reference that was made of it.
+            onnxruntime and the scalar kernels (neither if nothing else runs the model).
         reference_samples: number of inputs that the ReferenceEvaluator runs; 0 leaves it out; None for as many as it
             can in EVALUATOR_SECONDS, at least one batch and at most EVALUATOR_SAMPLES.
         isas: instruction sets to run; None runs all of this machine's.

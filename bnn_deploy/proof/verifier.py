@@ -104,7 +104,7 @@ class Verifier:
             tolerances: the largest differences that count as rounding.
             inputs: the samples, in whole batches.
             few: how many of them the ReferenceEvaluator runs.
-            some: how many of them the slow backends and the source run, rounded up to whole batches.
+            some: how many of them the slow backends run, rounded up to whole batches.
             batch: the model's batch; None if it leaves that open.
 
         Raises:
@@ -198,7 +198,7 @@ class Verifier:
         release_memory()  # what reading the model and the reference took
         starts = range(0, len(inputs), size)
         some = starts[: -(-self.some // size)]
-        ahead = len(some) if self.reference.source is not None and has_large_bits(self.proto) else 0
+        ahead = len(starts) if self.reference.source is not None and has_large_bits(self.proto) else 0
         total = ahead + len(nodes) + len(starts) * len(self.pieces)
         done = 0
 
@@ -207,7 +207,7 @@ class Verifier:
             done += 1
             progress(ProgressStep(f"verifying: {what} ({done} of {total})", (done - 1) / total))
 
-        self._run_source(some, step)
+        self._run_source(starts, step)
         try:
             feeds = self._operator_inputs(nodes, inputs.part(0, self.fixed or BATCH))
         except RunError as error:
@@ -252,8 +252,7 @@ class Verifier:
             for backend, batch in batches.items():
                 if backend not in self.broken:
                     self._check_outputs(backend, batch, start, fed[backend])
-            if start in some:
-                self._check_source(whole, start)
+            self._check_source(whole, start)
             result.samples += whole.size
             release_memory()
 
@@ -283,12 +282,11 @@ class Verifier:
                     f"{source.max_error:.3g}"
                 )
         slow = [output.samples for output in result.outputs if output.backend in self.sessions.slow]
-        ran = min([*slow, *(source.samples for source in result.source)], default=result.samples)
+        ran = min(slow, default=result.samples)
         if ran < result.samples:
-            which = [*sorted(self.sessions.slow), *(source.backend for source in result.source[:1])]
             result.notes.append(
-                f"{'; '.join(which)}: these are slow, and ran the first {ran:,} of {result.samples:,} samples "
-                f"({option('slow_samples', example='N')})"
+                f"{'; '.join(sorted(self.sessions.slow))}: these are slow, and ran the first {ran:,} of "
+                f"{result.samples:,} samples ({option('slow_samples', example='N')})"
             )
         zeros = sum(layer.zeros for layer in result.layers)
         if zeros:

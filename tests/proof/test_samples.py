@@ -367,7 +367,7 @@ def test_what_is_slow_runs_some_samples(lenet5: Converted, monkeypatch: pytest.M
     assert result.passed, result.failures
     few = {"bodies, onnxruntime": 8, "kernels, scalar": 8, "bodies, ReferenceEvaluator": 1}
     assert {output.backend: output.samples for output in result.outputs} == {f"kernels, {BEST[0]}": 14} | few
-    assert [source.samples for source in result.source] == [8]
+    assert [source.samples for source in result.source] == [14]
     (note,) = (note for note in result.notes if "slow" in note)
     assert note.endswith("these are slow, and ran the first 8 of 14 samples (slow_samples=N)")
     assert not [n for n in check(lenet5, lenet5.checkpoint, 8, **options).notes if "slow" in n]
