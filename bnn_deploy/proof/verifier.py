@@ -392,8 +392,9 @@ class Verifier:
             planned, self.few = self.few, min(self.few, most)
             self.result.reference_samples = min(self.least, self.few)
             self.result.notes.append(
-                f"the ReferenceEvaluator ran {self.result.reference_samples} samples of each node at least, and not {planned}, "
-                f"which would take it longer than {EVALUATOR_SECONDS:g} s ({option('reference_samples', example='N')})"
+                f"the ReferenceEvaluator ran {self.result.reference_samples} samples of each node at least, and not "
+                f"{planned}, which would take it longer than {EVALUATOR_SECONDS:g} s "
+                f"({option('reference_samples', example='N')})"
             )
 
     def _check_operator(self, node: NodeProto, output: int, feeds: Arrays) -> OperatorResult:
