@@ -160,7 +160,7 @@ void Band<Number>::Copy(const ImageBatch& input, int64_t image, int64_t top) {
   top_ = top;
   for (int64_t plane = 0; plane < planes_; ++plane) {
     Number* const rows = band_ + plane * all * row;
-    std::copy(rows + steps * row, rows + all * row, rows);
+    if (steps > 0) std::copy(rows + steps * row, rows + all * row, rows);
     for (int64_t y = all - steps; y < all; ++y) {
       CopyRow(input, image, plane, top + y, rows + y * row);
     }
