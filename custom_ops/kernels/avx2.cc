@@ -6,6 +6,10 @@
 // Pixels are taken in pairs: the two halves of a table's byte count the mismatches of one pixel
 // each. A step of 768 binary multiply-accumulates on 32 channels is then 3 vpshufb and 5 other
 // operations; a pixel alone would take 6 vpshufb and 6 others, as its halves have no work to share.
+//
+// For large images with float output the roles are swapped (ConvolvePlanes): a vector holds one
+// byte of 32 pixels, channels are taken in pairs, and sums become rows of the output planes without
+// a transpose.
 
 #include <immintrin.h>
 
@@ -156,6 +160,9 @@ void AccumulatePixel(const AccumulateArgs& args, int64_t pixel) {
   sums.AddTo(from, out);
 }
 
+// 16 bits, also as halves of words.
+typedef uint16_t __attribute__((may_alias)) RowOffset;
+
 // Pairs of pixels take a few words at a time, so that a pass's nibbles of weights and the pixels'
 // sums stay in the first-level cache: 6, whose 48 nibbles are 16 sums of 3, or 3 that remain.
 constexpr int64_t kPassWords = 6;
@@ -203,7 +210,7 @@ void SplitWeights(const uint8_t* weights, uint8_t* nibbles) {
 // four of them the second pixel's sum has lost its factor 16. What is left of the sum of the whole
 // bytes is the first pixel's.
 template <int kWords, int kVectors>
-INLINE void CountPair(const uint16_t* rows, const uint8_t* nibbles, __m256i (&first)[kVectors],
+INLINE void CountPair(const RowOffset* rows, const uint8_t* nibbles, __m256i (&first)[kVectors],
                       __m256i (&second)[kVectors]) {
   constexpr int kTriples = 8 * kWords / 3;
   static_assert(kTriples == 16 || kTriples == 8, "a full tree");
@@ -326,6 +333,190 @@ void AccumulatePairs(const AccumulateArgs& args, int64_t pairs) {
   flush();
 }
 
+// Planes of bytes. The nibbles of a tile's pixels are split once for all channels, and the rows of
+// the table that a pair of channels takes were found when its weights were packed.
+
+// A tile's nibbles, 18 KiB, stay in the first-level cache.
+constexpr int64_t kMostPlaneWords = 36;
+constexpr int64_t kPlaneStep = 12;  // bytes: the fewest that CountPair takes
+
+// The nibbles of `numbers` bytes of each pixel, and zeros up to whole steps.
+template <int kVectors>
+void SplitPixels(const uint8_t* input, const int64_t* offsets, int64_t numbers, uint8_t* nibbles) {
+  int64_t k = 0;
+  for (; k < numbers; ++k, nibbles += 2 * kVectors * kBlock) {
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const __m256i x = LoadWords(input + offsets[k] + v * kBlock);
+      StoreVector(nibbles + v * kBlock, LowNibbles(x));
+      StoreVector(nibbles + (kVectors + v) * kBlock, HighNibbles(x));
+    }
+  }
+  for (; k % kPlaneStep != 0; ++k) {
+    UNROLL for (int v = 0; v < 2 * kVectors; ++v, nibbles += kBlock) {
+      StoreVector(nibbles, _mm256_setzero_si256());
+    }
+  }
+}
+
+template <int kWords>
+struct WordCount {
+  static constexpr int kCount = kWords;
+};
+
+// The mismatches of two channels.
+template <int kVectors>
+__attribute__((noinline)) void CountChannels(const uint32_t* weights, int64_t numbers,
+                                             const uint8_t* nibbles, Sums<kVectors>* out) {
+  Sums<kVectors> sums[2];  // no store can change a local copy
+  sums[0].Clear();
+  sums[1].Clear();
+  const auto* rows = reinterpret_cast<const RowOffset*>(weights);
+  const auto add = [&](auto words) __attribute__((always_inline)) {
+    constexpr int kWords = decltype(words)::kCount;
+    __asm__("" : "+r"(nibbles));  // or GCC loads all of them once, and spills
+    __m256i first[kVectors], second[kVectors];
+    CountPair<kWords, kVectors>(rows, nibbles, first, second);
+    sums[0].Add(first);
+    sums[1].Add(second);
+    rows += 8 * kWords;
+    nibbles += 8 * kWords * kVectors * kBlock;
+  };
+  for (; numbers >= 24; numbers -= 24) add(WordCount<6>());
+  for (; numbers > 0; numbers -= 12) add(WordCount<3>());
+  out[0] = sums[0];
+  out[1] = sums[1];
+}
+
+// The patterns of the pixels of a tile, as words.
+struct TilePatterns {
+  alignas(32) uint32_t words[kTilePixels];
+  bool same[kTilePixels / kLanes];  // those of a vector
+
+  explicit TilePatterns(const uint8_t* patterns) {
+    for (int64_t i = 0; i < kTilePixels / kLanes; ++i) {
+      const __m256i eight = _mm256_cvtepu8_epi32(
+          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(patterns + i * kLanes)));
+      StoreVector(words + i * kLanes, eight);
+      const __m256i first = _mm256_set1_epi32(patterns[i * kLanes]);
+      same[i] = _mm256_movemask_epi8(_mm256_cmpeq_epi32(eight, first)) == -1;
+    }
+  }
+
+  // The constants of 8 pixels, from those of a channel.
+  INLINE __m256 Constants(const float* of_pattern, int64_t pixel) const {
+    if (same[pixel / kLanes]) return _mm256_broadcast_ss(of_pattern + words[pixel]);
+    const __m256i patterns = LoadVector(words + pixel);
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_load_ps(of_pattern), patterns),
+                            _mm256_permutevar8x32_ps(_mm256_load_ps(of_pattern + 8), patterns),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(patterns, 28)));
+  }
+};
+
+// The outputs of 8 pixels of a channel, of which `lanes` exist.
+template <Epilogue kEpilogue, bool kWhole>
+INLINE void FinishPixels(const FinishFloatArgs& finish, int64_t channel, int64_t pixel, Lanes lanes,
+                         __m256i mismatches, __m256 constant, uint32_t* words) {
+  const int64_t at = channel * finish.channel_stride + pixel;
+  const auto load = [&](const float* from) { return kWhole ? Load(from) : LoadLanes(from, lanes); };
+  const __m256 dot =  // exact
+      _mm256_fnmadd_ps(_mm256_set1_ps(2.0f), _mm256_cvtepi32_ps(mismatches), constant);
+  const __m256 scaled = _mm256_mul_ps(dot, _mm256_broadcast_ss(finish.scale + channel));
+  __m256 value = _mm256_add_ps(scaled, _mm256_broadcast_ss(finish.bias + channel));
+  if (kEpilogue == Epilogue::kResidual) value = _mm256_add_ps(value, load(finish.residual + at));
+  if (kEpilogue == Epilogue::kFactor) value = _mm256_mul_ps(value, load(finish.factor + pixel));
+  if (kEpilogue != Epilogue::kResidual || finish.out != nullptr) {
+    if (kWhole) {
+      Store(finish.out + at, value);
+    } else {
+      StoreLanes(finish.out + at, value, lanes);
+    }
+  }
+  if (kEpilogue == Epilogue::kResidual && finish.bits != nullptr) {
+    uint32_t* const word = words + channel / 32 * kTilePixels + pixel;
+    StoreVector(word, OrWhereAtLeast(LoadVector(word), value,
+                                     _mm256_broadcast_ss(finish.threshold + channel),
+                                     SplatWord(1u << (channel % 32))));
+  }
+}
+
+template <Epilogue kEpilogue, int kVectors, bool kWhole>
+INLINE void FinishChannel(const ConvolvePlanesArgs& args, const TilePatterns& patterns,
+                          int64_t channel, const Sums<kVectors>& sums, uint32_t* words) {
+  const FinishFloatArgs finish = args.finish;  // no store can change a local copy
+  const float* const constants = args.constant + channel * kMaxPatterns;
+  const auto finish_pixels = [&](int64_t pixel, __m128i mismatches) __attribute__((always_inline)) {
+    if (!kWhole && pixel >= finish.pixels) return;
+    FinishPixels<kEpilogue, kWhole>(finish, channel, pixel, FirstLanes(finish.pixels - pixel),
+                                    _mm256_cvtepu16_epi32(mismatches),
+                                    patterns.Constants(constants, pixel), words);
+  };
+  UNROLL for (int v = 0; v < kVectors; ++v) {
+    const __m256i low = _mm256_unpacklo_epi16(sums.even[v], sums.odd[v]);
+    const __m256i high = _mm256_unpackhi_epi16(sums.even[v], sums.odd[v]);
+    finish_pixels(v * kBlock, _mm256_castsi256_si128(low));
+    finish_pixels(v * kBlock + 8, _mm256_castsi256_si128(high));
+    finish_pixels(v * kBlock + 16, _mm256_extracti128_si256(low, 1));
+    finish_pixels(v * kBlock + 24, _mm256_extracti128_si256(high, 1));
+  }
+}
+
+template <Epilogue kEpilogue, int kVectors, bool kWhole>
+void ConvolveTile(const ConvolvePlanesArgs& args, uint32_t* words) {
+  static_assert(kMostPlaneWords * 4 % kPlaneStep == 0, "zeros have room");
+  alignas(32) uint8_t nibbles[kMostPlaneWords * 8 * kVectors * kBlock];
+  const auto* const input = static_cast<const uint8_t*>(args.input);
+  SplitPixels<kVectors>(input, args.offsets, args.numbers, nibbles);
+  const TilePatterns patterns(args.patterns);
+  const int64_t channels = args.finish.channels;
+  const int64_t row = (args.numbers + kPlaneStep - 1) / kPlaneStep * kPlaneStep;
+  for (int64_t c = 0; c < channels; c += 2) {
+    Sums<kVectors> sums[2];
+    CountChannels<kVectors>(args.weights + c / 2 * row, args.numbers, nibbles, sums);
+    for (int64_t i = 0; i < 2 && c + i < channels; ++i) {
+      FinishChannel<kEpilogue, kVectors, kWhole>(args, patterns, c + i, sums[i], words);
+    }
+  }
+}
+
+template <Epilogue kEpilogue>
+void ConvolveEpilogue(const ConvolvePlanesArgs& args, uint32_t* words) {
+  if (args.finish.pixels == kTilePixels) return ConvolveTile<kEpilogue, 2, true>(args, words);
+  if (args.finish.pixels > kBlock) return ConvolveTile<kEpilogue, 2, false>(args, words);
+  return ConvolveTile<kEpilogue, 1, false>(args, words);
+}
+
+void SplitRow(const SplitRowArgs& args) {
+  const int64_t step = args.stride * args.words;
+  const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4,
+                                         8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m256i quarters = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int64_t plane = 0; plane < args.words * args.kernel; ++plane) {
+    const uint32_t* from =
+        args.row + plane % args.kernel * args.dilation * args.words + plane / args.kernel;
+    uint8_t* to = static_cast<uint8_t*>(args.planes) + plane * 4 * args.plane_size;
+    int64_t left = args.out_width;
+    for (; left >= kLanes; left -= kLanes, from += kLanes * step, to += kLanes) {
+      const auto word = [&](int64_t i) { return static_cast<int>(from[i * step]); };
+      const __m256i words =
+          _mm256_setr_epi32(word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7));
+      const __m256i split =
+          _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(words, bytes), quarters);
+      const auto store = [&](int64_t i, __m128i halves) {
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(to + i * args.plane_size), halves);
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(to + (i + 1) * args.plane_size),
+                         _mm_unpackhi_epi64(halves, halves));
+      };
+      store(0, _mm256_castsi256_si128(split));
+      store(2, _mm256_extracti128_si256(split, 1));
+    }
+    for (; left > 0; --left, from += step, ++to) {
+      for (int64_t b = 0; b < 4; ++b) {
+        to[b * args.plane_size] = static_cast<uint8_t>(*from >> (8 * b));
+      }
+    }
+  }
+}
+
 constexpr int kShortPixels = 4;
 
 // Windows that are too short for pairs, whose weights and sums are prepared once per pass of 3 or 6
@@ -440,6 +631,7 @@ Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
 }
 
 #include "kernels/generic/binarize.inl"
+#include "kernels/generic/convolve_planes.inl"
 #include "kernels/generic/direct_conv.inl"
 #include "kernels/generic/direct_pairs.inl"
 #include "kernels/generic/finish.inl"
@@ -463,6 +655,12 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kDirect;
   kernels.linear = &kLinear;
+  kernels.split_row = SplitRow;
+  kernels.convolve_planes = ConvolvePlanes;
+  kernels.plane_bytes = 1;
+  kernels.plane_channels = 2;
+  kernels.plane_pair_step = kPlaneStep;
+  kernels.most_plane_words = kMostPlaneWords;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");

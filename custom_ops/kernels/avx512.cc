@@ -413,7 +413,6 @@ constexpr bool kMeansRows = true;
 
 constexpr int kPairSums = 24;
 constexpr int kPairVectors = 3;
-Words LoadWords(const void* from) { return _mm512_loadu_si512(from); }
 void StoreWords(void* to, Words words) { _mm512_storeu_si512(to, words); }
 uint32_t ReachedLanes(Words sums, Words least) { return _mm512_cmpge_epi32_mask(sums, least); }
 // GCC 12 would copy the sums to other registers and back.
@@ -423,6 +422,7 @@ Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
 }
 
 #include "kernels/generic/binarize.inl"
+#include "kernels/generic/convolve_planes.inl"
 #include "kernels/generic/direct_conv.inl"
 #include "kernels/generic/direct_pairs.inl"
 #include "kernels/generic/finish.inl"
@@ -449,6 +449,7 @@ constexpr Kernels MakeKernels() {
   kernels.split_row = SplitRow;
   kernels.convolve_planes = ConvolvePlanes;
   kernels.plane_channels = kPlaneChannels;
+  kernels.most_plane_words = kMostPlaneWords;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");

@@ -532,7 +532,7 @@ void ConvolveTiles(const ConvolvePlanesArgs& args, uint32_t* words) {
 template <Epilogue kEpilogue>
 void ConvolveEpilogue(const ConvolvePlanesArgs& args, uint32_t* words) {
   static_assert(kTilePixels == 64, "a vector of bytes");
-  static_assert(kMaxPlaneWords < 256, "each word has at most one carry to 32");
+  static_assert(kMostPlaneWords < 256, "each word has at most one carry to 32");
   if (args.numbers < 4 * 8) {
     ConvolveTiles<kEpilogue, true>(args, words);
   } else {
@@ -547,6 +547,7 @@ constexpr int kFewVectors = 4;
 constexpr bool kMeansRows = true;
 
 #include "kernels/generic/binarize.inl"
+#include "kernels/generic/convolve_planes.inl"
 #include "kernels/generic/direct_conv.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
@@ -574,6 +575,7 @@ constexpr Kernels MakeKernels() {
   kernels.convolve_planes = ConvolvePlanes;
   kernels.plane_bytes = 1;
   kernels.plane_channels = kPlaneChannels;
+  kernels.most_plane_words = kMostPlaneWords;
   return kernels;
 }
 static_assert(IsComplete(MakeKernels()), "a kernel is missing");

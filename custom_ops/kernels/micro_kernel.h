@@ -121,14 +121,16 @@ enum class Epilogue { kBias, kResidual, kFactor };
 // products[p] - 2 * sums[p][o] = constant[o * kMaxPatterns + patterns[p]] - 2 * mismatches[p][o],
 // mismatches[p][o] = sum over k < numbers of popcount(input[offsets[k] + p] ^ W[o][k]).
 //
-// Numbers are of the unit's plane_bytes: words, or the four bytes of each word. In weights, a byte
-// is a word of four of it. The constant, the mismatches and the result are integers up to 2^24 in
-// magnitude. numbers: of 1 to kMaxPlaneWords words. weights: [numbers][plane_channels] for every
-// plane_channels channels, and [numbers][channels] for the remaining channels. patterns: below
-// kMaxPatterns. input: readable up to the next multiple of kPlaneSlack bytes of pixels; patterns:
-// for kTilePixels pixels. constant: 64-byte aligned. finish.sums and finish.products are not used.
+// Numbers are of the unit's plane_bytes: words, or the four bytes of each word. The constant, the
+// mismatches and the result are integers up to 2^24 in magnitude. numbers: of 1 to most_plane_words
+// words. weights: [numbers][plane_channels] for every plane_channels channels, and
+// [numbers][channels] for the remaining channels, where a byte is a word of four of it. Where
+// plane_pair_step is not 0: [ceil(channels / 2)][numbers, rounded up to plane_pair_step] words of
+// the nibbles of the bytes of two channels, a.low << 4 | b.low << 8 | a.high << 20 | b.high << 24;
+// what does not exist is 0. patterns: below kMaxPatterns. input: readable up to the next multiple
+// of kPlaneSlack bytes of pixels; patterns: for kTilePixels pixels. constant: 64-byte aligned.
+// finish.sums and finish.products are not used.
 constexpr int64_t kMaxPatterns = 16;
-constexpr int64_t kMaxPlaneWords = 128;  // for longer windows pixels as lanes do not pay
 constexpr int64_t kPlaneSlack = 64;
 struct ConvolvePlanesArgs {
   const void* input;
@@ -418,6 +420,8 @@ struct Kernels {
   ConvolvePlanesFn convolve_planes = nullptr;  // unit does not take pixels as lanes
   int64_t plane_bytes = 4;                     // of a number of the planes: 4 or 1
   int64_t plane_channels = 0;                  // of a register tile
+  int64_t plane_pair_step = 0;                 // numbers, where channels are paired
+  int64_t most_plane_words = 0;                // of the windows for which pixels as lanes pay
   EncodeFn encode = nullptr;  // optional; windows of encoded_words or more words are
   int64_t encoded_words = 0;  // encoded, and gathered even where `gathers` is false
 };
@@ -435,6 +439,7 @@ namespace {
          kernels.linear != nullptr &&
          (kernels.split_row == nullptr) == (kernels.convolve_planes == nullptr) &&
          (kernels.split_row == nullptr) == (kernels.plane_channels == 0) &&
+         (kernels.split_row == nullptr) == (kernels.most_plane_words == 0) &&
          (kernels.encode == nullptr) == (kernels.encoded_words == 0);
 }
 

@@ -152,12 +152,21 @@ TEST(EveryTailOfPixels) {
 
 // Images that are large enough for units which take pixels as lanes.
 TEST(EveryTailOfPixelsInPlanes) {
-  for (int64_t tail = 0; tail <= 2 * kVectorFloats + 1; ++tail) {
+  for (int64_t tail = 0; tail < kTilePixels; ++tail) {
     const ConvCase one({40, 1, 2 + tail % 6, kPoint, kPadded3, {}}, 1, 1, 4 * kTilePixels + tail);
     for (const Epilogue epilogue : kEpilogues) CompareWithScalar(one, epilogue);
     const ConvCase wide({kWide + 32 * (tail % 2), 1, 2 + tail % 6, kPoint, kPadded3, {}}, 1, 1,
                         4 * kTilePixels + tail);
     for (const Epilogue epilogue : kEpilogues) CompareWithScalar(wide, epilogue);
+  }
+}
+
+TEST(EveryLengthOfWindowsInPlanes) {
+  int64_t most = 0;
+  for (const Isa* isa : AvailableIsas()) most = std::max(most, isa->most_plane_words);
+  for (int64_t words = 1; words <= most + 1; ++words) {
+    const ConvCase one({32 * words - 5, 1, 3, kPoint, kPoint, {}}, 1, 3, 2 * kTilePixels);
+    for (const Epilogue epilogue : kEpilogues) CompareWithScalar(one, epilogue);
   }
 }
 

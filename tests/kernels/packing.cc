@@ -98,6 +98,19 @@ TEST(PlaneWeightsOfBytesAreFourOfEach) {
                                0x23232323, 0x24242424}));
 }
 
+TEST(PlaneWeightsOfPairsAreTheNibblesOfBoth) {
+  Isa isa = WithLayout(2, 4, false, false);
+  isa.plane_channels = 2;
+  isa.plane_bytes = 1;
+  isa.plane_pair_step = 6;
+  const ConvLayer layer(isa, {32, 1, 3, kPoint, kPoint, {}});
+  const uint32_t weights[] = {0x04030251, 0x141312a9, 0x24232221};
+  CHECK(
+      PackPlaneWeights(layer, weights) ==
+      std::vector<uint32_t>({0x0a500910, 0x01000220, 0x01000330, 0x01000440, 0, 0,  // two channels
+                             0x00200010, 0x00200020, 0x00200030, 0x00200040, 0, 0}));
+}
+
 TEST(TilesOfGroupsBeginAtWords) {
   const ConvLayer layer(*AvailableIsas().back(), {4, 2, 6, kPoint, kPoint, {}});
   CHECK(layer.tiles.size() == 2);

@@ -37,6 +37,7 @@ Isa PlanesUnit(int64_t plane_bytes) {
   isa.convolve_planes = [](const ConvolvePlanesArgs&) {};
   isa.plane_bytes = plane_bytes;
   isa.plane_channels = 1;
+  isa.most_plane_words = 128;
   return isa;
 }
 

@@ -401,7 +401,7 @@ void ConvDriver::RunWithPlanes(const BitBatch& input, const ConvPlan& plan,
         const uint32_t* const group =
             planes + (image * layer_.spec.group + tile.group) * group_words;
         args.input = reinterpret_cast<const uint8_t*>(group) + first * layer_.isa.plane_bytes;
-        args.weights = plane_weights_.data() + tile.channel * args.numbers;
+        args.weights = plane_weights_.data() + tile.plane_offset;
         args.constant = plan.constant.data() + tile.table_offset * kMaxPatterns;
         const int64_t plane =
             (image * layer_.spec.out_channels + tile.channel) * image_pixels + first;

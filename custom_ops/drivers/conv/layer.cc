@@ -44,17 +44,21 @@ ConvLayer::ConvLayer(const Isa& unit, ConvSpec convolution)
                            !depthwise && (isa.gathers || encodes) ? isa.granule / 4 : 1)),
       takes_planes(!depthwise && isa.convolve_planes != nullptr && spec.level_bits == 0 &&
                    spec.bases == 0 && spec.depth.kernel == 1 && !HasPadding(spec.depth) &&
-                   window_words <= kMaxPlaneWords &&
+                   window_words <= isa.most_plane_words &&
                    spec.width.kernel <= kMaxPlaneCopies * spec.width.stride) {
   const int64_t group_outputs = spec.out_channels / input_groups;
+  const int64_t numbers = window_words * 4 / isa.plane_bytes;
   for (int64_t group = 0; group < input_groups; ++group) {
     for (int64_t o = 0; o < group_outputs; o += kTileChannels) {
       const int64_t channels = std::min(group_outputs - o, kTileChannels);
       const int64_t blocks = CeilDiv(channels, isa.channel_block);
       for (int64_t base = 0; base < bases; ++base) {
-        tiles.push_back(
-            {group, group * group_outputs + o, channels, table_width, weights_size, blocks, base});
+        tiles.push_back({group, group * group_outputs + o, channels, table_width, weights_size,
+                         plane_weights_size, blocks, base});
         table_width += RoundUp(channels, 32);
+        plane_weights_size += isa.plane_pair_step > 0
+                                  ? CeilDiv(channels, 2) * RoundUp(numbers, isa.plane_pair_step)
+                                  : channels * numbers;
         weights_size +=
             depthwise ? kTileWords * window_words : blocks * isa.channel_block * window_words;
       }

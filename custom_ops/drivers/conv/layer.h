@@ -43,6 +43,7 @@ struct ChannelTile {
   int64_t channels;
   int64_t table_offset;    // index of `channel` in a row of ConvLayer::table_width values
   int64_t weights_offset;  // of the tile in the packed weights, in words
+  int64_t plane_offset;    // the same in those for ConvolvePlanesFn
   int64_t blocks;
   int64_t base;
 };
@@ -71,6 +72,7 @@ struct ConvLayer {
   std::vector<ChannelTile> tiles;  // those with the same channels follow each other
   int64_t table_width = 0;         // sum over the tiles of their channels, rounded up to 32
   int64_t weights_size = 0;        // words of the packed weights
+  int64_t plane_weights_size = 0;  // the same of those for ConvolvePlanesFn
 
   // The row of a tile's channel in the weights, [out_channels][bases].
   int64_t Row(const ChannelTile& tile, int64_t channel) const {

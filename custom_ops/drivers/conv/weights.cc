@@ -25,6 +25,11 @@ void Transpose(uint64_t* rows) {
   }
 }
 
+// The nibbles of two bytes in the order of ConvolvePlanesArgs.
+uint32_t PairOfBytes(uint32_t a, uint32_t b) {
+  return (a & 15) << 4 | (b & 15) << 8 | a >> 4 << 20 | b >> 4 << 24;
+}
+
 // PackWeights of a tile for a unit with a granule of one byte, of which those of `width` channels
 // alternate: eight bytes of eight channels at a time.
 void PackBytes(const ConvLayer& layer, const ChannelTile& tile, const uint32_t* weights,
@@ -99,21 +104,26 @@ void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out)
 }
 
 std::vector<uint32_t> PackPlaneWeights(const ConvLayer& layer, const uint32_t* weights) {
+  const Isa& isa = layer.isa;
   const int64_t words = layer.window_words;
-  const int64_t numbers = 4 / layer.isa.plane_bytes;  // of a word
-  // A byte as a word of four of it.
-  const auto number = [numbers](uint32_t word, int64_t i) {
-    return numbers == 1 ? word : (word >> (8 * i) & 0xff) * 0x01010101u;
-  };
-  std::vector<uint32_t> packed;
-  packed.reserve(static_cast<size_t>(layer.spec.out_channels * words * numbers));
+  std::vector<uint32_t> packed(static_cast<size_t>(layer.plane_weights_size));
   for (const ChannelTile& tile : layer.tiles) {
-    for (int64_t o = 0; o < tile.channels; o += layer.isa.plane_channels) {
-      const int64_t channels = std::min(layer.isa.plane_channels, tile.channels - o);
-      const uint32_t* const from = weights + (tile.channel + o) * words;
+    uint32_t* to = packed.data() + tile.plane_offset;
+    const uint32_t* from = weights + tile.channel * words;
+    const auto byte = [&](int64_t channel, int64_t i) {
+      return channel < tile.channels ? from[channel * words + i / 4] >> (8 * (i % 4)) & 0xff : 0;
+    };
+    for (int64_t o = 0; isa.plane_pair_step > 0 && o < tile.channels; o += 2) {
+      for (int64_t i = 0; i < words * 4; ++i) to[i] = PairOfBytes(byte(o, i), byte(o + 1, i));
+      to += RoundUp(words * 4, isa.plane_pair_step);
+    }
+    if (isa.plane_pair_step > 0) continue;
+    const int64_t numbers = 4 / isa.plane_bytes;  // of a word
+    for (int64_t o = 0; o < tile.channels; o += isa.plane_channels) {
+      const int64_t end = std::min(o + isa.plane_channels, tile.channels);
       for (int64_t i = 0; i < words * numbers; ++i) {
-        for (int64_t c = 0; c < channels; ++c) {
-          packed.push_back(number(from[c * words + i / numbers], i % numbers));
+        for (int64_t c = o; c < end; ++c) {
+          *to++ = numbers == 1 ? from[c * words + i] : 0x01010101 * byte(c, i);
         }
       }
     }

@@ -20,8 +20,7 @@ Buffer<uint32_t> PackWeights(const ConvLayer& layer, const uint32_t* weights);
 // The same into `out`, [weights_size], 64-byte aligned.
 void PackWeights(const ConvLayer& layer, const uint32_t* weights, uint32_t* out);
 
-// Packs weights in the layout of ConvolvePlanesArgs::weights, each tile from channel * window_words
-// on.
+// Packs weights in the layout of ConvolvePlanesArgs::weights, each tile from its plane_offset on.
 std::vector<uint32_t> PackPlaneWeights(const ConvLayer& layer, const uint32_t* weights);
 
 // Spreads values [out_channels] to [table_width], with `unused` where there is no channel.

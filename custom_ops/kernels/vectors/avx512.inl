@@ -35,6 +35,7 @@ Floats Absolute(Floats a) { return _mm512_abs_ps(a); }
 Floats SubtractTwice(Floats a, Floats b) { return _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), b, a); }
 float Total(Floats a) { return _mm512_reduce_add_ps(a); }
 
+Words LoadWords(const void* from) { return _mm512_loadu_si512(from); }
 Words SplatWord(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
 Words NextBit(Words bit) { return _mm512_slli_epi32(bit, 1); }
 

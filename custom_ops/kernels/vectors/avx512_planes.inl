@@ -1,9 +1,10 @@
 // What the units of AVX-512 that take pixels as lanes share: rows of words are split, and sums
 // become rows of the output planes. A unit includes this into its anonymous namespace, after
-// avx512.inl, and defines
-//
-//     ConvolveEpilogue<kEpilogue>(args, words)  ConvolvePlanesFn, where words holds the bits of 32
-//                           channels per pixel, [kTileChannels / 32][kTilePixels], which begin as 0
+// avx512.inl.
+
+static_assert(kMaxPatterns == 16, "the lanes of a permutation");
+
+constexpr int64_t kMostPlaneWords = 128;  // for longer windows pixels as lanes do not pay
 
 constexpr __mmask16 kAllLanes = 0xffff;
 
@@ -84,26 +85,5 @@ __attribute__((always_inline)) inline void FinishPixels(const FinishFloatArgs& f
     const __m512i bits = _mm512_load_si512(word);
     const __m512i bit = _mm512_set1_epi32(static_cast<int>(1u << (channel % 32)));
     _mm512_store_si512(word, _mm512_mask_or_epi32(bits, above, bits, bit));
-  }
-}
-
-template <Epilogue kEpilogue>
-void ConvolveEpilogue(const ConvolvePlanesArgs& args, uint32_t* words);
-
-void ConvolvePlanes(const ConvolvePlanesArgs& args) {
-  static_assert(kMaxPatterns == 16, "the lanes of a permutation");
-  const FinishFloatArgs& finish = args.finish;
-  if (finish.residual == nullptr && finish.factor == nullptr) {
-    return ConvolveEpilogue<Epilogue::kBias>(args, nullptr);
-  }
-  if (finish.residual == nullptr) return ConvolveEpilogue<Epilogue::kFactor>(args, nullptr);
-  alignas(64) uint32_t words[kTileChannels / 32 * kTilePixels] = {};
-  ConvolveEpilogue<Epilogue::kResidual>(args, words);
-  if (finish.bits == nullptr) return;
-  for (int64_t word = 0; word * 32 < finish.channels; ++word) {
-    for (int64_t p = 0; p < finish.pixels; p += 16) {
-      StoreColumn(_mm512_load_si512(words + word * kTilePixels + p), finish.pixels - p,
-                  finish.bits + p * finish.bits_stride + word, finish.bits_stride);
-    }
   }
 }

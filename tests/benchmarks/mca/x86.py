@@ -38,7 +38,7 @@ class UnitLoop:
 
 
 def find_loop(code: Sequence[Instruction], unit: str) -> UnitLoop:
-    """The largest innermost loop of a unit. A loop may branch forwards, around work for the next iteration."""
+    """The largest innermost loop of a unit, of two with as many marks the longer one. A loop may branch forwards, around work for the next iteration."""
     shape = SHAPES[unit]
     index = {instruction.address: i for i, instruction in enumerate(code)}
     found: list[list[Instruction]] = []
@@ -53,5 +53,5 @@ def find_loop(code: Sequence[Instruction], unit: str) -> UnitLoop:
             found.append(loop)
     if not found:
         raise InputError(f"no loop of the unit {unit}, with {shape.marks} and registers {shape.of}")
-    loop = max(found, key=lambda each: count(each, shape.marks))
+    loop = max(found, key=lambda each: (count(each, shape.marks), len(each)))
     return UnitLoop(loop, shape.macs * count(loop, shape.counted))
