@@ -38,7 +38,10 @@ class UnitLoop:
 
 
 def find_loop(code: Sequence[Instruction], unit: str) -> UnitLoop:
-    """The largest innermost loop of a unit, of two with as many marks the longer one. A loop may branch forwards, around work for the next iteration."""
+    """The innermost loop of a unit with the most marks, and of such the longest.
+
+    A loop may branch forwards, around work for the next iteration.
+    """
     shape = SHAPES[unit]
     index = {instruction.address: i for i, instruction in enumerate(code)}
     found: list[list[Instruction]] = []
