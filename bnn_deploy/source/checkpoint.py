@@ -76,6 +76,10 @@ _OPTIONS = re.compile(
 weights, and the script's own classes. Whatever their names are, nothing of them runs."""
 
 
+_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
+"""What the first pickle of a file holds that torch.save wrote in its old form, which is no zip archive."""
+
+
 class LoadedNetwork(NamedTuple):
     """A network with the weights of a checkpoint.
 
@@ -170,7 +174,7 @@ def _load(path: Path) -> Any:
             if _OPTIONS.fullmatch(name) and (_Option, name) not in allowed:
                 allowed.append((_Option, name))
                 continue
-            if "Unsupported operand" in str(error) and zipfile.is_zipfile(path):
+            if "Unsupported operand" in str(error) and (zipfile.is_zipfile(path) or _MAGIC in _starts(path, 64)):
                 raise InputError(
                     f"{path}: its pickle protocol is not the one that torch.save writes by default and that can be "
                     "read without running code (2): save it again without pickle_protocol"

@@ -167,8 +167,18 @@ def test_a_whole_module_is_refused(tmp_path: Path, zip_format: bool) -> None:
         load_state_dict(path)
 
 
-def test_another_pickle_protocol_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    path = write(tmp_path / "c", {"state_dict": state()}, pickle_protocol=4)
+@pytest.mark.parametrize("zip_format", [True, False])
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_another_pickle_protocol_is_refused_with_the_way_out(protocol: int, zip_format: bool, tmp_path: Path) -> None:
+    """PyTorch's own reader of weights refuses them, too."""
+    path = write(
+        tmp_path / "c",
+        {"state_dict": state()},
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zip_format,
+    )
+    with pytest.raises(pickle.UnpicklingError, match="Unsupported operand"):
+        torch.load(path, weights_only=True)
     with pytest.raises(
         InputError, match=r"its pickle protocol is not the one .* save it again without pickle_protocol"
     ):
