@@ -19,6 +19,7 @@ from bnn_deploy.image_input import ImageInput
 from bnn_deploy.json_form import json_form
 from bnn_deploy.kept import file_digest, keep_conversion
 from bnn_deploy.notebook import NotebookResult
+from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
 from bnn_deploy.passes.layout.quantize_edges import quantize_edges
 from bnn_deploy.passes.layout.unfold_stride import UnfoldStride
@@ -277,8 +278,9 @@ def convert(
     _name_outputs(binary, original, output_names)
     progress(ProgressStep("running the converted model once", 0.75))
     contents = [ir.to_proto(model).SerializeToString() for model in (binary, original.model)]
+    bodies = sum(node.domain == DOMAIN for node in binary.graph)
     for shapes in filter(None, (original.examples.shapes, original.examples.others)):
-        require_runs(contents[0], contents[1], float_inputs(original.model, shapes), original.name)
+        require_runs(contents[0], bodies, contents[1], float_inputs(original.model, shapes), original.name)
     examine(*contents)
     progress(ProgressStep("writing", 0.95))
     digest = hashlib.sha256(contents[0]).hexdigest()
