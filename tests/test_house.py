@@ -170,3 +170,32 @@ def test_a_command_handles_ctrl_c_before_it_imports_what_takes_long() -> None:
     code = "import sys, bnn_deploy.__main__; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "onnxruntime", "click"}.intersection(run.stdout.split())
+
+
+OWN_FILES = {
+    "board/deployment.py": 1,  # in a temporary folder
+    "kept.py": 1,  # in the cache, in a folder that gets its name last
+    "passes/layout/quantize_edges.py": 1,  # in a temporary folder
+    "runtime/profiling.py": 1,  # in a temporary folder
+    "source/kept_exports.py": 3,  # as kept.py
+    "system.py": 1,  # into /proc
+}
+"""Module -> its calls that write a file past `files.write_files`, whose names no user gives."""
+
+
+def test_what_users_name_is_written_by_one_function() -> None:
+    """So a device, a FIFO, a link or a full disk is treated alike everywhere."""
+    found: dict[str, int] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name, given = node.func.attr, ast.unparse(node)
+            # np.savez_compressed, which is slow, is for files that users get, and so writes into memory.
+            saves = name.startswith("save") and given.startswith(("np.", "onnx.", "torch.", "ir."))
+            opens = name == "open" and any(f"'{mode}" in given for mode in "wax")
+            if (name in ("write_text", "write_bytes") or opens or saves) and "np.savez_compressed(" not in given:
+                module = path.relative_to(PACKAGE).as_posix()
+                found[module] = found.get(module, 0) + 1
+    assert found.pop("files.py") == 2
+    assert found == OWN_FILES

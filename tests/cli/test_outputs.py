@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
+import click
 import onnx
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
 from onnx_ir.passes.common import ShapeInferencePass
 
-from bnn_deploy.cli import main
+from bnn_deploy.cli import COMMANDS, main
 from bnn_deploy.errors import InputError
 from bnn_deploy.passes.pipeline import infer_shapes
 from refusals import network
+from support.command_lines import Files
 from support.graphs import parse
 
 
@@ -103,3 +107,70 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     result = convert(tmp_path, "-o", "/dev/full", "--float", tmp_path / "f.onnx")
     assert (result.exit_code, result.stderr) == (3, "error: /dev/full: No space left on device\n")
     assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
+OUTPUTS: dict[str, dict[str, str]] = {
+    "convert": {"-o": "m.onnx", "--float": "f.onnx", "--report": "r.json"},
+    "verify": {"--junit": "v.xml", "--html": "v.html"},
+    "verify --golden": {"--junit": "v.xml", "--html": "v.html"},
+    "profile": {"--trace": "t.json", "--html": "p.html"},
+    "report": {"-o": "r.html"},
+    "bundle": {"-o": "b.tar.gz"},
+    "run-bundle": {"--report": "r.json"},
+}
+"""Command -> its options that name a file to write -> a name. The files of the demo are read by it again."""
+
+
+def with_outputs(files: Files, case: str) -> list[str]:
+    """The command with all its outputs, in the folder for them."""
+    words = [str(word) for word in files.commands[case]]
+    for option, name in OUTPUTS[case].items():
+        if option not in words:
+            words += [option, str(files.out / name)]
+    return words
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_every_output_may_be_a_link_or_a_fifo(case: str, given: Path, tmp_path: Path) -> None:
+    """The first is a FIFO, and the others are links to files that are not there."""
+    fifo, *links = [tmp_path / name for name in OUTPUTS[case].values()]
+    os.mkfifo(fifo)
+    for link in links:
+        link.symlink_to(f"real.{link.name}")
+    read = list[bytes]()
+    reader = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
+    reader.start()
+    result = CliRunner().invoke(main, with_outputs(Files(given, tmp_path), case))
+    assert result.exit_code == 0, result.output
+    reader.join(10)
+    assert read and read[0] and stat.S_ISFIFO(fifo.lstat().st_mode)
+    for link in links:
+        assert link.is_symlink() and (tmp_path / f"real.{link.name}").stat().st_size > 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *OUTPUTS[case].values(),
+        *(f"real.{link.name}" for link in links),
+    }
+
+
+def test_every_option_that_names_an_output_is_here() -> None:
+    """By what the help says; the page of the demo is that of the others."""
+    said = set()
+    for name in COMMANDS.keys() - {"demo"}:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        said |= {
+            (name, option.opts[0])
+            for option in command.params
+            if isinstance(option, click.Option) and option.metavar and "write" in (option.help or "").lower()
+        }
+    assert said == {(case.split()[0], option) for case, options in OUTPUTS.items() for option in options}
+
+
+def test_the_demo_follows_links(given: Path, tmp_path: Path) -> None:
+    names = ("larq_alpha.onnx", "larq_alpha_float.onnx")
+    for name in names:
+        (tmp_path / name).symlink_to(f"real.{name}")
+    result = CliRunner().invoke(main, [str(word) for word in Files(given, tmp_path).commands["demo"]])
+    assert result.exit_code == 0, result.output
+    for name in names:
+        assert (tmp_path / name).is_symlink() and (tmp_path / f"real.{name}").stat().st_size > 0

@@ -102,12 +102,13 @@ def test_options_of_the_run_arrive_there(board: SshServer, make: MakeBundle) -> 
 
 def test_json_is_all_that_is_on_stdout(board: SshServer, make: MakeBundle, tmp_path: Path) -> None:
     bundle = make()
+    (tmp_path / "r.json").symlink_to("real.json")  # is followed
     result = run(HOST, bundle, "--json", "--report", tmp_path / "r.json")
     values = json.loads(result.stdout)
     assert misfits(values) == []
     assert values["passed"] is values["copied"] is True
     assert values["report"] == reported(bundle) == json.loads((tmp_path / "r.json").read_text())
-    assert values["report_file"] == str(tmp_path / "r.json")
+    assert values["report_file"] == str(tmp_path / "r.json") and (tmp_path / "r.json").is_symlink()
     assert values["look"]["board"]["machine"] == MACHINE
     assert values["laptop"]["model"]["timing"]["median_ms"] > 0
     assert not report_of(bundle).exists()
