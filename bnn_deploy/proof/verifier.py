@@ -39,7 +39,15 @@ from bnn_deploy.proof.margins import (
     zero_flips,
 )
 from bnn_deploy.proof.outputs import CLOSE_SHARE, add_output, require_form
-from bnn_deploy.proof.pieces import data_inputs, operator_nodes, single_node, split, tensors_of_samples, with_outputs
+from bnn_deploy.proof.pieces import (
+    data_inputs,
+    has_kernels,
+    operator_nodes,
+    single_node,
+    split,
+    tensors_of_samples,
+    with_outputs,
+)
 from bnn_deploy.proof.results import (
     Disagreement,
     OperatorResult,
@@ -57,6 +65,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
     from bnn_deploy.proof.cuts import Cut
+    from bnn_deploy.proof.pieces import Segment
     from bnn_deploy.proof.reference import Reference
 
 
@@ -227,7 +236,7 @@ class Verifier:
         self.runners = {backend: {} for backend in self.backends}
         for piece in self.pieces:
             for backend in sorted(self.backends, key=lambda backend: backend != self.sessions.EVALUATOR):
-                self.runners[backend][piece.output.tensor] = self.sessions.make(piece.model, backend)
+                self.runners[backend][piece.output.tensor] = self._runner(piece, backend)
         # The units of the tolerances are those of some samples, also where a batch is smaller.
         units = inputs.more() if len(inputs) < MORE_SAMPLES or size >= MORE_SAMPLES else inputs.first(MORE_SAMPLES)
         for feed in units.batches(size):
@@ -255,6 +264,13 @@ class Verifier:
             self._check_source(whole, start)
             result.samples += whole.size
             release_memory()
+
+    def _runner(self, piece: Segment, backend: str) -> Runner:
+        """What runs a segment; without an operator that has kernels, the backends of onnxruntime share a session."""
+        made = self.runners[self.sessions.BODIES].get(piece.output.tensor)
+        if made is None or backend == self.sessions.EVALUATOR or has_kernels(piece.model):
+            return self.sessions.make(piece.model, backend)
+        return made
 
     def _batch(self) -> int:
         """How many samples to run at a time: as many as have values of the reference of about BATCH_BYTES."""

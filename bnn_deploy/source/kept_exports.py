@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -69,11 +70,10 @@ def _write(folder: Path, export: FloatExport) -> None:
     Raises:
         OSError: the disk is full; or the program has no form in a file.
     """
-    proto = ir.to_proto(export.model)
-    state = export.program.state_dict
-    for tensor in proto.graph.initializer:
-        if tensor.name in state and tensor.raw_data == _raw(state[tensor.name]):
-            tensor.ClearField("raw_data")
+    model, state = export.model.clone(), export.program.state_dict
+    for name, value in model.graph.initializers.items():
+        if name in state and _is_same_memory(value.const_value, state[name]):
+            value.const_value = ir.tensor(np.zeros(0, np.float32), name=name)
     try:
         with without_output():
             torch.export.save(export.program, folder / _PROGRAM)
@@ -81,7 +81,7 @@ def _write(folder: Path, export: FloatExport) -> None:
         raise
     except Exception as error:  # torch has no type for what it cannot write
         raise OSError(str(error)) from error
-    (folder / _MODEL).write_bytes(proto.SerializeToString())
+    (folder / _MODEL).write_bytes(ir.to_proto(model).SerializeToString())
     notes = {"notes": export.notes, "others": export.others}
     (folder / _NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
@@ -112,6 +112,14 @@ def _read(folder: Path, module: nn.Module, inputs: ModuleInputs) -> FloatExport 
         return None
     others = {name: tuple(shape) for name, shape in notes["others"].items()}
     return FloatExport(program, model, notes=tuple(notes["notes"]), others=others)
+
+
+def _is_same_memory(value: ir.TensorProtocol | None, tensor: Tensor) -> bool:
+    """Whether the values of a float model and of its program are the very same."""
+    if value is None:
+        return False
+    array = value.numpy()
+    return (array.ctypes.data, array.nbytes) == (tensor.data_ptr(), tensor.nbytes)
 
 
 def _raw(tensor: Tensor) -> bytes:

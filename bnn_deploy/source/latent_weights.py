@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from dataclasses import replace
@@ -107,6 +108,7 @@ def float_module(
     try:
         step.find(Outcome(canonical))
         del canonical
+        gc.collect()  # its nodes and values refer to each other, and to the latent weights
         for layer in map(layers.__getitem__, step.binarized):
             weight = constant(layer.inputs[1])
             parameter = _parameter(exported.get(layer.outputs[0].name))
