@@ -3,47 +3,29 @@
 #ifndef BNN_DEPLOY_BASE_TASKS_H_
 #define BNN_DEPLOY_BASE_TASKS_H_
 
-#include <atomic>
-#include <cstddef>
 #include <cstdint>
-#include <vector>
 
 namespace bnn_deploy {
 
+// What one thread takes of the tasks of a run.
+class Tasks {
+ public:
+  // A task that no thread has taken, or -1 where there is none.
+  virtual int64_t Next() = 0;
+
+ protected:
+  ~Tasks() = default;
+};
+
 class TaskRunner {
  public:
-  // Runs task(data, i) for i < count, possibly in parallel, and returns when all are done. Rethrows
-  // an exception of a task.
-  virtual void Run(size_t count, void (*task)(void*, size_t), void* data) const = 0;
+  // Calls work(data, tasks) on one thread or several, so that each task of [0, count) is taken
+  // once, and returns when all calls have. Rethrows an exception of one.
+  virtual void Run(int64_t count, void (*work)(void*, Tasks*), void* data) const = 0;
 
  protected:
   ~TaskRunner() = default;
 };
-
-// Runs task(i) for i < count; a single task runs on the calling thread.
-template <typename Task>
-void RunTasks(const TaskRunner& runner, int64_t count, const Task& task) {
-  if (count == 1) return task(0);
-  const auto call = [](void* data, size_t i) {
-    (*static_cast<const Task*>(data))(static_cast<int64_t>(i));
-  };
-  runner.Run(static_cast<size_t>(count), call, const_cast<Task*>(&task));
-}
-
-// Runs every task of [0, count) once, each by a call of what make() gives. A thread goes on from a
-// task to the next one, with the same, unless another thread has begun that: so what two neighbours
-// need is made once, on one thread for all of them.
-template <typename Make>
-void RunNeighbors(const TaskRunner& runner, int64_t count, const Make& make) {
-  std::vector<std::atomic<bool>> begun(static_cast<size_t>(count));
-  const auto begin = [&](int64_t task) { return !begun[static_cast<size_t>(task)].exchange(true); };
-  RunTasks(runner, count, [&](int64_t task) {
-    if (!begin(task)) return;
-    auto run = make();
-    do run(task);
-    while (++task < count && begin(task));
-  });
-}
 
 struct Range {
   int64_t begin;
@@ -56,6 +38,32 @@ inline Range Part(int64_t count, int64_t parts, int64_t index) {
   const int64_t larger = count % parts;
   const int64_t begin = index * size + (index < larger ? index : larger);
   return {begin, begin + size + (index < larger ? 1 : 0)};
+}
+
+// Runs every task of [0, count) once, each by a call of what make() gives. A thread goes on with
+// the same where its next task is the neighbour of the one before, so that what both need is made
+// once.
+template <typename Make>
+void RunNeighbors(const TaskRunner& runner, int64_t count, const Make& make) {
+  if (count == 1) return make()(0);
+  const auto work = [](void* data, Tasks* tasks) {
+    for (int64_t task = tasks->Next(); task >= 0;) {
+      auto run = (*static_cast<const Make*>(data))();
+      int64_t before = 0;
+      do {
+        run(task);
+        before = task;
+        task = tasks->Next();
+      } while (task == before + 1);
+    }
+  };
+  runner.Run(count, work, const_cast<Make*>(&make));
+}
+
+// Runs task(i) for i < count; a single task runs on the calling thread.
+template <typename Task>
+void RunTasks(const TaskRunner& runner, int64_t count, const Task& task) {
+  RunNeighbors(runner, count, [&task] { return [&task](int64_t i) { task(i); }; });
 }
 
 }  // namespace bnn_deploy

@@ -1,13 +1,16 @@
 #include "ort/api.h"
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
+#include <thread>
 
 #include "base/geometry.h"
+#include "base/task_ranges.h"
 
 namespace bnn_deploy {
 namespace {
@@ -190,23 +193,28 @@ void* Context::Output(size_t index, const Shape& shape) const {
   return data;
 }
 
-void Context::Run(size_t count, void (*task)(void*, size_t), void* data) const {
+void Context::Run(int64_t count, void (*work)(void*, Tasks*), void* data) const {
+  // onnxruntime does not tell the number of its threads, and deals tasks in another order each
+  // time.
+  static const auto threads = std::max<int64_t>(std::thread::hardware_concurrency(), 1);
   struct Job {
-    void (*task)(void*, size_t);
+    void (*work)(void*, Tasks*);
     void* data;
+    TaskRanges ranges;
     std::once_flag failed;
     std::exception_ptr error;
-  } job{task, data, {}, {}};
-  const auto run = [](void* user, size_t i) {
+  } job{work, data, TaskRanges(count, threads), {}, {}};
+  const auto run = [](void* user, size_t) {
     auto* const j = static_cast<Job*>(user);
     try {
-      j->task(j->data, i);
+      TaskRanges::Mine tasks(&j->ranges);
+      j->work(j->data, &tasks);
     } catch (...) {
       std::call_once(j->failed, [j] { j->error = std::current_exception(); });
     }
   };
-  // As many batches as tasks, so that a thread that finishes one takes the next.
-  Check(Ort().KernelContext_ParallelFor(context_, run, count, count, &job));
+  const size_t calls = job.ranges.size();
+  Check(Ort().KernelContext_ParallelFor(context_, run, calls, calls, &job));
   if (job.error) std::rethrow_exception(job.error);
 }
 

@@ -82,7 +82,7 @@ class Context : public TaskRunner {
   Tensor Input(size_t index) const;
   // Null for an optional output that is absent from the node.
   void* Output(size_t index, const Shape& shape) const;
-  void Run(size_t count, void (*task)(void*, size_t), void* data) const override;
+  void Run(int64_t count, void (*work)(void*, Tasks*), void* data) const override;
 
  private:
   OrtKernelContext* context_;

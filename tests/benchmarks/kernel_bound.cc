@@ -203,9 +203,17 @@ const Bound* BoundOf(const Isa& isa) {
 
 class OneThread : public TaskRunner {
  public:
-  void Run(size_t count, void (*task)(void*, size_t), void* data) const override {
-    for (size_t i = 0; i < count; ++i) task(data, i);
+  void Run(int64_t count, void (*work)(void*, Tasks*), void* data) const override {
+    InOrder tasks;
+    tasks.count = count;
+    work(data, &tasks);
   }
+
+ private:
+  struct InOrder : Tasks {
+    int64_t count = 0, next = 0;
+    int64_t Next() override { return next < count ? next++ : -1; }
+  };
 };
 
 struct Layer {

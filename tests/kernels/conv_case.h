@@ -12,10 +12,28 @@
 
 namespace bnn_deploy::tests {
 
+// The tasks first, first + step and so on of [0, count).
+class EveryTask : public Tasks {
+ public:
+  EveryTask(int64_t count, int64_t first, int64_t step)
+      : count_(count), next_(first), step_(step) {}
+  int64_t Next() override {
+    const int64_t task = next_;
+    next_ += step_;
+    return task >= 0 && task < count_ ? task : -1;
+  }
+
+ private:
+  const int64_t count_;
+  int64_t next_;
+  const int64_t step_;
+};
+
 class OneThread : public TaskRunner {
  public:
-  void Run(size_t count, void (*task)(void*, size_t), void* data) const override {
-    for (size_t i = 0; i < count; ++i) task(data, i);
+  void Run(int64_t count, void (*work)(void*, Tasks*), void* data) const override {
+    EveryTask tasks(count, 0, 1);
+    work(data, &tasks);
   }
 };
 

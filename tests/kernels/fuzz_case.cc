@@ -72,8 +72,9 @@ class Bytes {
 // Its tasks run from the last to the first: no task may need another one's result.
 class Backwards : public TaskRunner {
  public:
-  void Run(size_t count, void (*task)(void*, size_t), void* data) const override {
-    while (count > 0) task(data, --count);
+  void Run(int64_t count, void (*work)(void*, Tasks*), void* data) const override {
+    EveryTask tasks(count, count - 1, -1);
+    work(data, &tasks);
   }
 };
 

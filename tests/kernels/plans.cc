@@ -21,11 +21,12 @@ ConvCase OfSize(const ConvCase& one, int64_t height, int64_t width) {
 // Runs the last task first.
 class Backwards : public TaskRunner {
  public:
-  void Run(size_t count, void (*task)(void*, size_t), void* data) const override {
+  void Run(int64_t count, void (*work)(void*, Tasks*), void* data) const override {
     tasks += count;
-    for (size_t i = count; i > 0; --i) task(data, i - 1);
+    EveryTask backwards(count, count - 1, -1);
+    work(data, &backwards);
   }
-  mutable size_t tasks = 0;
+  mutable int64_t tasks = 0;
 };
 
 // Layers that take some 15 microseconds and more are split, by pixels and by channels, and no task

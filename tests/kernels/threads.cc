@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/task_ranges.h"
 #include "base/tasks.h"
 #include "check.h"
 #include "conv_case.h"
@@ -22,9 +23,10 @@ constexpr int kRuns = 3;
 // Takes every second task on another thread.
 class TwoThreads : public TaskRunner {
  public:
-  void Run(size_t count, void (*task)(void*, size_t), void* data) const override {
-    const auto take = [&](size_t first) {
-      for (size_t i = first; i < count; i += 2) task(data, i);
+  void Run(int64_t count, void (*work)(void*, Tasks*), void* data) const override {
+    const auto take = [&](int64_t first) {
+      EveryTask tasks(count, first, 2);
+      work(data, &tasks);
     };
     std::thread other(take, 1);
     take(0);
@@ -71,10 +73,9 @@ TEST(ConvolutionsOfSeveralSizes) {
   }
 }
 
-TEST(NeighborsRunOnce) {
-  constexpr int64_t kTasks = 200;
+TEST(NeighborsShareOneRun) {
   for (const bool alone : {true, false}) {
-    std::atomic<int> runs[kTasks] = {}, made{0}, jumps{0};
+    std::atomic<int> runs[50] = {}, made{0}, jumps{0};
     const auto make = [&] {
       ++made;
       return [&, before = int64_t{-1}](int64_t task) mutable {
@@ -84,14 +85,54 @@ TEST(NeighborsRunOnce) {
       };
     };
     if (alone) {
-      RunNeighbors(OneThread(), kTasks, make);
-      CHECK(made == 1);
+      RunNeighbors(OneThread(), 50, make);
     } else {
-      RunNeighbors(TwoThreads(), kTasks, make);
+      RunNeighbors(TwoThreads(), 50, make);  // has no neighbours
     }
+    CHECK(made == (alone ? 1 : 50));
     CHECK(jumps == 0);
     for (const std::atomic<int>& run : runs) CHECK(run == 1);
   }
+}
+
+TEST(AThreadKeepsToItsRange) {
+  for (int run = 0; run < 2; ++run) {
+    TaskRanges ranges(11, 2);
+    TaskRanges::Mine mine(&ranges);
+    CHECK(mine.Next() == 0);
+    std::vector<int64_t> theirs;
+    // The other one begins in the middle, and takes what this one leaves from its end.
+    std::thread other([&] {
+      TaskRanges::Mine tasks(&ranges);
+      for (int i = 0; i < 7; ++i) theirs.push_back(tasks.Next());
+    });
+    other.join();
+    CHECK(theirs[0] == 6);
+    for (int64_t task = 1; task < 4; ++task) CHECK(mine.Next() == task);
+    CHECK(mine.Next() == -1);
+    CHECK(theirs == std::vector<int64_t>({6, 7, 8, 9, 10, 5, 4}));
+  }
+}
+
+TEST(OneThreadTakesAllRangesInOrder) {
+  TaskRanges ranges(11, 4);
+  TaskRanges::Mine mine(&ranges);
+  for (int64_t task = 0; task < 11; ++task) CHECK(mine.Next() == task);
+  CHECK(mine.Next() == -1);
+}
+
+TEST(NoTaskIsTakenTwice) {
+  constexpr int64_t kTasks = 20000;
+  std::vector<std::atomic<int>> taken(kTasks);
+  TaskRanges ranges(kTasks, 3);
+  const auto take = [&] {
+    TaskRanges::Mine tasks(&ranges);
+    for (int64_t task; (task = tasks.Next()) >= 0;) ++taken[static_cast<size_t>(task)];
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 5; ++i) threads.emplace_back(take);
+  for (std::thread& thread : threads) thread.join();
+  for (const std::atomic<int>& times : taken) CHECK(times == 1);
 }
 
 TEST(FirstLayers) {

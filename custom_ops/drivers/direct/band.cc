@@ -89,11 +89,6 @@ DirectSizes SizesOf(const DirectSpec& spec, const DirectKernels& kernels, const 
   return sizes;
 }
 
-void LimitBand(const DirectSpec& spec, int64_t rows, DirectSizes* sizes) {
-  sizes->band_rows = std::min(sizes->band_rows, rows);
-  sizes->copied_rows = (sizes->band_rows - 1) * spec.height.stride + WindowRows(spec);
-}
-
 namespace {
 
 // The offset of a tap in a plane of the band.

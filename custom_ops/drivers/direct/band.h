@@ -33,9 +33,6 @@ struct DirectSizes {
 // needs.
 DirectSizes SizesOf(const DirectSpec& spec, const DirectKernels& kernels, const ImageBatch& input);
 
-// Makes the band no larger than for `rows` rows of the convolution.
-void LimitBand(const DirectSpec& spec, int64_t rows, DirectSizes* sizes);
-
 // One tap of the kernel, and where in a band it is. `other`: of pairs, the tap in the high halves,
 // or -1 where their weight is 0.
 struct Tap {

@@ -11,8 +11,6 @@ namespace {
 // Multiply-adds of a task, some 40 us of one core; a run with fewer than two tasks stays on its
 // thread.
 constexpr double kTaskProducts = 1 << 21;
-// Rows of the convolution in a task for each that its neighbour makes, too, for its pool windows.
-constexpr int64_t kRowsPerOverlap = 16;
 constexpr double kMaxTasks = 256;
 
 Buffer<float> CopyOf(const float* from, int64_t count, int64_t size, float rest) {
@@ -55,19 +53,13 @@ void DirectConvDriver::RunRows(const ImageBatch& input, Element* out,
   const DirectSpec& spec = layer_.spec;
   DirectRun run{input, SizesOf(spec, *layer_.isa.direct, input), {}, {}};
   const DirectSizes& sizes = run.sizes;
-  const Axis& height = spec.height;
   const Axis& pool = spec.pool_height;
   const int64_t all_rows = input.batch * sizes.out_rows;
   const double products = static_cast<double>(input.batch) * static_cast<double>(sizes.rows) *
                           static_cast<double>(sizes.columns) *
                           static_cast<double>(layer_.row_channels * spec.taps());
-  const int64_t overlap = std::max(pool.kernel - pool.stride, int64_t{0});
-  // At least the input of a window is copied for a task.
-  const int64_t window_rows = CeilDiv((height.kernel - 1) * height.dilation + 1, height.stride);
-  const int64_t least_rows = CeilDiv(std::max(overlap * kRowsPerOverlap, window_rows), pool.stride);
-  const double most = std::clamp(static_cast<double>(all_rows / least_rows), 1.0, kMaxTasks);
+  const double most = std::clamp(static_cast<double>(all_rows), 1.0, kMaxTasks);
   const auto tasks = static_cast<int64_t>(std::clamp(products / kTaskProducts, 1.0, most));
-  LimitBand(spec, (CeilDiv(all_rows, tasks) - 1) * pool.stride + pool.kernel, &run.sizes);
   for (const Tap& tap : TapsOf(spec, run.sizes)) run.offsets.push_back(tap.offset);
   if (layer_.integers) {
     for (const Tap& pair : PairsOf(spec, run.sizes)) run.pair_offsets.push_back(pair.offset);
