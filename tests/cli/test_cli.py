@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,20 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     closed_pipe = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1)"
     done = process("inspect", model, before=closed_pipe)
     assert (done.returncode, done.stderr) == (cli.BROKEN_PIPE, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_standard_streams_that_are_closed(closed: str, tmp_path: Path) -> None:
+    """As daemons and some services start a process; in the locale C, too."""
+    (tmp_path / "text.onnx").write_text("not a model")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for model, code in ((save_binary(tmp_path / "binary.onnx"), 0), (tmp_path / "text.onnx", 2)):
+        command = [sys.executable, "-m", "bnn_deploy", "inspect", str(model)]
+        line = f"{shlex.join(command)} {closed}"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, env=environment, check=False)
+        assert (done.returncode, b"Traceback" in done.stderr) == (code, False), done.stderr
+        assert bool(done.stdout) is (code == 0 and ">&-" not in closed.split())
+        assert bool(done.stderr) is (code == 2 and "2>&-" not in closed)
 
 
 # --- printing -------------------------------------------------------------------------------------
