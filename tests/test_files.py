@@ -14,6 +14,7 @@ import pytest
 
 from bnn_deploy.errors import InputError
 from bnn_deploy.files import require_outputs, temporary_folder, write_files
+from support.devices import device
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -36,10 +37,11 @@ def test_what_is_no_regular_file_is_written_through(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()))
     reader.start()
-    write_files({fifo: b"model" * 30_000, os.devnull: b"x"})
+    null = device(tmp_path, "null")
+    write_files({fifo: b"model" * 30_000, null: b"x"})
     reader.join(10)
     assert got == [b"model" * 30_000]
-    assert stat.S_ISFIFO(fifo.stat().st_mode) and stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+    assert stat.S_ISFIFO(fifo.stat().st_mode) and stat.S_ISCHR(null.stat().st_mode)
 
 
 def test_a_name_of_any_length_that_the_file_system_takes(tmp_path: Path) -> None:
@@ -60,9 +62,11 @@ def test_an_error_names_the_file_of_the_user(code: int, tmp_path: Path, monkeypa
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """/dev/full has no room, and its error names no file; nothing else is written."""
+    full = device(tmp_path, "full")
     with pytest.raises(OSError) as caught:
-        write_files({tmp_path / "a": b"1", "/dev/full": b"x" * 100_000})
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
+        write_files({tmp_path / "a": b"1", full: b"x" * 100_000})
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(full))
+    assert stat.S_ISCHR(full.stat().st_mode)
     assert content(tmp_path) == {}
 
 

@@ -21,6 +21,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.passes.pipeline import infer_shapes
 from refusals import network
 from support.command_lines import Files
+from support.devices import device
 from support.graphs import parse
 
 
@@ -31,11 +32,13 @@ def convert(folder: Path, *more: Any) -> Result:
 
 def test_convert_keeps_devices_and_links(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to("report.json")
-    result = convert(tmp_path, "-o", "/dev/null", "--float", tmp_path / "f.onnx", "--report", tmp_path / "link.json")
+    (tmp_path / "dev").mkdir()
+    null = device(tmp_path / "dev", "null")
+    result = convert(tmp_path, "-o", null, "--float", tmp_path / "f.onnx", "--report", tmp_path / "link.json")
     assert result.exit_code == 0, result.output
-    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert stat.S_ISCHR(null.stat().st_mode)
     assert (tmp_path / "link.json").is_symlink()
-    assert {path.name for path in tmp_path.iterdir()} == {"source.onnx", "f.onnx", "link.json", "report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"source.onnx", "f.onnx", "link.json", "report.json", "dev"}
 
 
 def test_what_fails_after_the_conversion_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +107,12 @@ def test_what_libraries_log_stays_off_the_terminal(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    result = convert(tmp_path, "-o", "/dev/full", "--float", tmp_path / "f.onnx")
-    assert (result.exit_code, result.stderr) == (3, "error: /dev/full: No space left on device\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+    (tmp_path / "dev").mkdir()
+    full = device(tmp_path / "dev", "full")
+    result = convert(tmp_path, "-o", full, "--float", tmp_path / "f.onnx")
+    assert (result.exit_code, result.stderr) == (3, f"error: {full}: No space left on device\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"source.onnx", "dev"}
+    assert stat.S_ISCHR(full.stat().st_mode)
 
 
 OUTPUTS: dict[str, dict[str, str]] = {

@@ -81,7 +81,7 @@ def change_json(rng: Generator, value: Any) -> Any:
         while isinstance(holder[key], dict | list) and holder[key] and rng.random() < 0.8:
             holder = holder[key]
             key = pick(rng, list(holder) if isinstance(holder, dict) else range(len(holder)))
-        odd = pick(rng, ODD_JSON)
+        odd = copy.deepcopy(pick(rng, ODD_JSON))  # it may be changed, too
         match int(rng.integers(0, 4)):
             case 0 if isinstance(holder, dict):
                 del holder[key]
