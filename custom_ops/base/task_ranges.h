@@ -59,6 +59,7 @@ class TaskRanges {
   struct OneRange {
     std::atomic<bool> taken{false};
     std::atomic<uint64_t> left{0};  // the first task and the end
+    char apart[48];                 // so that threads do not write to one cache line
   };
 
   static uint64_t Pack(int64_t begin, int64_t end) {
