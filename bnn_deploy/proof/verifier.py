@@ -22,6 +22,7 @@ from bnn_deploy.proof.backends import (
     Backends,
     RunError,
     Runner,
+    one_by_one,
     run_session,
 )
 from bnn_deploy.proof.chain import Fed, run_chain
@@ -267,10 +268,13 @@ class Verifier:
 
     def _runner(self, piece: Segment, backend: str) -> Runner:
         """What runs a segment; without an operator that has kernels, the backends of onnxruntime share a session."""
-        made = self.runners[self.sessions.BODIES].get(piece.output.tensor)
-        if made is None or backend == self.sessions.EVALUATOR or has_kernels(piece.model):
-            return self.sessions.make(piece.model, backend)
-        return made
+        tensor = piece.output.tensor
+        if backend == self.sessions.EVALUATOR:
+            run = self.sessions.make(piece.model, backend)
+            # It copies each value of an image once for every filter tap that reads it.
+            return one_by_one(run) if {tensor, *piece.inputs} <= self.of_samples else run
+        made = self.runners[self.sessions.BODIES].get(tensor)
+        return self.sessions.make(piece.model, backend) if made is None or has_kernels(piece.model) else made
 
     def _batch(self) -> int:
         """How many samples to run at a time: as many as have values of the reference of about BATCH_BYTES."""
