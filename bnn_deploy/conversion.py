@@ -133,6 +133,7 @@ def convert(
     decode: bool = False,
     data: Data | None = None,
     calibration: Data | None = None,
+    samples: int | None = None,
     sign_zero: Literal["plus", "exact"] = "plus",
     zero_weights: ZeroWeights | None = None,
     strict: bool = False,
@@ -173,6 +174,7 @@ def convert(
         data: real inputs, as `load_data` takes them, on which exact zeros are counted, see `LayerReport.exact_zeros`;
             None takes `calibration`, else a few random ones where the graph says that there may be zeros.
         calibration: real inputs, as `load_data` takes them, to quantise the layers that stay float to 8 bits.
+        samples: number of inputs of `data` and `calibration` to use, see `load_data`; None for all.
         sign_zero: what becomes of signs that are 0 at 0, as torch.sign: "plus" makes them +1 there, "exact" keeps the 0
             in front of binary layers, by a second plane of bits, at twice the layer's cost.
         zero_weights: what becomes of weights that are exactly 0 among ±alpha, as torch.sign(0): "plus" makes them
@@ -233,7 +235,8 @@ def convert(
     scheme = "xnor-centred" if weights == "auto" else weights
     reports = layer_reports(original.model, seen, binary, left_float, scheme, original.binarized, kept)
     reports = tuple(replace(layer, filled_zeros=filled.get(layer.name, 0)) for layer in reports)
-    reports = _with_zeros(original, seen, reports, calibration if data is None else data, preprocessing, progress)
+    counted = calibration if data is None else data
+    reports = _with_zeros(original, seen, reports, counted, samples, preprocessing, progress)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else original.name
     result = Report(name, reports, tuple(not_fused), tuple(constant_channels(binary)), notes)
     layers, packed = binary_layers(binary), packed_layers(binary)
@@ -255,7 +258,7 @@ def convert(
         raise failed
     if calibration is not None:
         wanted = float_inputs(original.model, original.examples.shapes, preprocessing)
-        inputs = whole_batches(load_data(calibration, None, None, wanted), batch_size(wanted))
+        inputs = whole_batches(load_data(calibration, None, samples, wanted), batch_size(wanted))
         progress(f"quantising the float layers with {len(inputs)} inputs")
         UnfoldStride()(binary)
         binary = quantize_edges(binary, inputs.batches(batch_size(wanted) or 1))
@@ -380,12 +383,13 @@ def _with_zeros(
     canonical: Canonical,
     layers: tuple[LayerReport, ...],
     data: Data | None,
+    samples: int | None,
     preprocessing: Preprocessing | None,
     progress: Callable[[str], None],
 ) -> tuple[LayerReport, ...]:
     """The same reports with the number of exact zeros of each sign that is 0 there and +1 in the converted model."""
     wanted = float_inputs(source.model, source.examples.shapes, preprocessing)
-    inputs = None if data is None else whole_batches(load_data(data, None, None, wanted), batch_size(wanted))
+    inputs = None if data is None else whole_batches(load_data(data, None, samples, wanted), batch_size(wanted))
     signs = {}
     for layer in layers:
         seen = canonical.layers.get(layer.same_as or layer.name)

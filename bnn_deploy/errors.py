@@ -12,7 +12,7 @@ from typing import Any
 _on_command_line = False
 
 _IRREGULAR: dict[str, tuple[str, str]] = {
-    "calibration": ("--edges int8 --calibration FILE", "calibration"),
+    "calibration": ("--edges int8 --calibration PATH", "calibration"),
     "float_output": ("--float FLOAT.onnx", "float_output"),
     "image_input": ("--input uint8", "image_input"),
     "min_agreement": ("--min-agreement", "min_agreement of tolerances"),

@@ -32,6 +32,9 @@ from bnn_deploy.runtime.profiling import most_threads, profile
 
 MAX_REPORT_BYTES = 16 << 20
 
+MAX_REPORTED = 1_000_000
+"""The largest number of threads or runs that a report may name: this machine measures as often."""
+
 COPY_NOTE_SECONDS = 10
 """Time between two progress lines of a slow copy."""
 
@@ -169,12 +172,12 @@ def deploy(
         output(f"running {found.folder}/run.sh on {host}")
         content, status = _run(task, connection, output)
     result = _read_report(content, status, task)
+    measured = _reported(result, "threads", 1, host), _reported(result, "runs", 50, host)
     write_files({report_file: content})
     laptop = None
     if result["passed"]:
-        measured = result.get("profile") or {}
         output("measuring the same model on this machine")
-        laptop = _profile_here(bundle, found.manifest, int(measured.get("threads", 1)), int(measured.get("runs", 50)))
+        laptop = _profile_here(bundle, found.manifest, *measured)
     return Deployment(found, copied, result, str(report_file), laptop)
 
 
@@ -283,6 +286,22 @@ def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
     if result.get("manifest_sha256") != task.manifest.sha256:
         raise SetupError(f"{host}: its report is not for this bundle, but for the model {result.get('model')!r}")
     return result
+
+
+def _reported(report: dict[str, Any], name: str, default: int, host: str) -> int:
+    """A number by which the board measured; what it does not say is the default of run.sh.
+
+    Raises:
+        SetupError: it is no such number.
+    """
+    profile = report.get("profile")
+    value = profile.get(name, default) if isinstance(profile, dict) else default
+    if type(value) is not int or not 1 <= value <= MAX_REPORTED:
+        raise SetupError(
+            f"{host}: its report has the {name} {value!r}, which must be a whole number from 1 to {MAX_REPORTED:,}: "
+            "make the bundle anew with this bnn-deploy"
+        )
+    return value
 
 
 def _profile_here(bundle: Path, manifest: Manifest, threads: int, runs: int) -> ProfileReport:

@@ -178,6 +178,7 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
     help="What to do with the layers that are not binary; int8 needs --calibration.",
 )
 @click.option("--calibration", type=DATA_PATH, metavar="PATH", help="Real inputs for int8, as for verify.")
+@click.option("--samples", type=click.IntRange(1), help="Use only so many inputs of --data and --calibration.")
 @click.option("--strict", is_flag=True, help="Fail if a layer whose input is a sign stays float.")
 @click.option(
     "--report",
@@ -213,6 +214,7 @@ def command(
     data: Path | None,
     edges: str,
     calibration: Path | None,
+    samples: int | None,
     strict: bool,
     report: Path | None,
     as_json: bool,
@@ -228,7 +230,7 @@ def command(
     from bnn_deploy.inspection import inspect_model
 
     if (edges == "int8") != (calibration is not None):
-        raise click.UsageError("--edges int8 and --calibration FILE go together")
+        raise click.UsageError("--edges int8 and --calibration PATH go together")
     if input_type != "uint8" and layout is not None:
         raise click.UsageError("--layout says how images of bytes are read: give --input uint8, too")
     images = input_type == "uint8"  # which the model normalises itself
@@ -243,7 +245,7 @@ def command(
             nonlocal cost
             step(ProgressStep("counting", 0.85))
             reports.extend((inspect_model(float_output or source, original), inspect_model(output, binary)))
-            cost = None if calibration is None else quantization_cost(original, binary, calibration, step)
+            cost = None if calibration is None else quantization_cost(original, binary, calibration, samples, step)
 
         result = convert(
             source,
@@ -264,6 +266,7 @@ def command(
             decode=decode,
             data=data,
             calibration=calibration,
+            samples=samples,
             sign_zero=sign_zero,
             zero_weights=zero_weights,
             strict=strict,
@@ -293,12 +296,12 @@ def command(
 
 
 def quantization_cost(
-    float_model: bytes, model: bytes, calibration: Path, step: Callable[[str], None]
+    float_model: bytes, model: bytes, calibration: Path, samples: int | None, step: Callable[[str], None]
 ) -> dict[str, float | int | None]:
     """The cost of 8-bit edges: predictions of the float and the converted model on the calibration inputs."""
     sessions = [load_session(float_model, kernels=False), load_session(model)]
     wanted = read_inputs(sessions[0])
-    inputs = whole_batches(load_data(calibration, None, None, wanted), batch_size(wanted))
+    inputs = whole_batches(load_data(calibration, None, samples, wanted), batch_size(wanted))
     classes = []
     for session in sessions:
         step("measuring what 8-bit edges cost")

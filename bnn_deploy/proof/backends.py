@@ -42,17 +42,25 @@ BATCH_BYTES = 32_000_000
 """The size of the reference's values of the samples that run at a time: it bounds the memory, whatever the network."""
 
 
+_KERNELS = "kernels, "
+
+
+def kernels_of(isa: str) -> str:
+    """The name of the backend that runs the kernels of an instruction set."""
+    return _KERNELS + isa
+
+
 class Backends:
     """The backends by name; `make` gives the function that runs a model on one of them."""
 
     BODIES = "bodies, onnxruntime"
     EVALUATOR = "bodies, ReferenceEvaluator"
-    SCALAR = "kernels, scalar"
+    SCALAR = kernels_of("scalar")
 
     def __init__(self, isas: Sequence[str], threads: int | None) -> None:
         self.isas = isas
         self.threads = threads
-        self.onnxruntime = [self.BODIES, *(f"kernels, {isa}" for isa in isas)]
+        self.onnxruntime = [self.BODIES, *map(kernels_of, isas)]
         self.own = self.onnxruntime[1 if isas else 0]
         """What runs a model with the library here: the kernels of the best instruction set, if it has kernels."""
         self.slow = {self.BODIES, self.SCALAR} - {self.own}
@@ -79,7 +87,7 @@ class Backends:
                 return [np.asarray(output) for output in outputs]
 
             return evaluate
-        isa = None if backend == self.BODIES else backend.removeprefix("kernels, ")
+        isa = None if backend == self.BODIES else backend.removeprefix(_KERNELS)
         data = data if isinstance(data, str | bytes) else data.SerializeToString()
         session = load_session(data, self.threads, isa=isa, kernels=isa is not None, options=lean_options())
         return lambda inputs: [np.asarray(output) for output in run_session(session, None, inputs | constants)]

@@ -24,7 +24,7 @@ from bnn_deploy.provenance import (
     read_shapes,
     shape_metadata,
 )
-from bnn_deploy.runtime.session import PROVIDERS, SPINNING, release_bytes
+from bnn_deploy.runtime.session import FATAL, PROVIDERS, SPINNING, release_bytes
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -74,7 +74,11 @@ class Reference(Protocol):
         ...
 
     def run(self, x: Values, wanted: Collection[str]) -> Values:
-        """The wanted tensors, inputs too, for the inputs, which are named like the model's, and in its order."""
+        """The wanted tensors, inputs too, for the inputs, which are named like the model's, and in its order.
+
+        Raises:
+            InputError: it does not run on them: they have a size that it does not take.
+        """
         ...
 
     def sum_exactly(self, x: Values, values: Values, wanted: Collection[str], fed: Collection[str]) -> Values | None:
@@ -148,8 +152,11 @@ class TorchReference:
                     values[n.name] = np.array(result.numpy() if isinstance(result, torch.Tensor) else result)
                 return result
 
-        with torch.no_grad():
-            Recorder(self._module).run(*map(torch.from_numpy, x.values()))
+        try:
+            with torch.no_grad():
+                Recorder(self._module).run(*map(torch.from_numpy, x.values()))
+        except Exception as error:  # torch has no type for it
+            raise _does_not_run(self.description, x, str(error).partition("While executing")[0]) from error
         values |= self._between[between].run(x, values) if between else {}
         result = {name: values[name] if name in values else given[name] for name in wanted}
         values.clear()  # a class is part of a cycle: what this one refers to stays until Python looks for cycles
@@ -261,7 +268,9 @@ class OnnxReference:
         try:
             results = self._sessions[tensors].run(list(tensors), feed)
         except Exception as error:  # onnxruntime's exception types are not public
-            raise InputError(f"{self.description}: it does not run on the model's inputs: {one_line(error)}") from error
+            # Behind the name of the node, and behind the place and condition in onnxruntime's own code.
+            reason = str(error).rpartition("Status Message: ")[2].rpartition(" was false. ")[2]
+            raise _does_not_run(self.description, x, reason) from error
         return given | dict(zip(tensors, map(np.asarray, results), strict=True))
 
     def sum_exactly(self, x: Values, values: Values, wanted: Collection[str], fed: Collection[str]) -> Values | None:
@@ -341,13 +350,19 @@ def _of_floats(proto: ModelProto, image: ImageInput) -> ModelProto:
     return plain
 
 
+def _does_not_run(description: str, x: Values, reason: str) -> InputError:
+    """What to say of a reference that fails on some inputs; the caller knows where they are from."""
+    shapes = " and ".join(str([*array.shape]) for array in x.values())
+    return InputError(f"{description} does not run on inputs {shapes}: {one_line(reason)}: give them in another size")
+
+
 def _plain_session(model: bytes) -> ort.InferenceSession:
     """A session without graph optimisation, of a serialised model."""
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # it would keep what the largest batch needed
     options.add_session_config_entry(SPINNING, "0")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = FATAL  # errors arrive as exceptions
     try:
         session = ort.InferenceSession(model, options, providers=PROVIDERS)
     except Exception as error:  # onnxruntime's exception types are not public

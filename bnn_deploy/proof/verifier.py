@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, option
+from bnn_deploy.errors import InputError, about, option
 from bnn_deploy.operators.contract import relative_tolerance
 from bnn_deploy.progress import Progress, ProgressStep
 from bnn_deploy.proof.backends import (
@@ -241,7 +241,7 @@ class Verifier:
         # The units of the tolerances are those of some samples, also where a batch is smaller.
         units = inputs.more() if len(inputs) < MORE_SAMPLES or size >= MORE_SAMPLES else inputs.first(MORE_SAMPLES)
         for feed in units.batches(size):
-            self._measure(self.reference.run(feed, self.wanted))
+            self._measure(self._values(feed))
         for start in starts:
             whole = self._batch_of(start, min(start + size, len(inputs)))
             self._measure(whole.values)
@@ -278,14 +278,19 @@ class Verifier:
 
     def _batch(self) -> int:
         """How many samples to run at a time: as many as have values of the reference of about BATCH_BYTES."""
-        values = self.reference.run(self.inputs.part(0, 1), self.wanted)
+        values = self._values(self.inputs.part(0, 1))
         return max(1, min(BATCH, BATCH_BYTES // max(1, sum(value.nbytes for value in values.values()))))
 
     def _batch_of(self, start: int, stop: int) -> Batch:
         """Some of the samples, with the reference's values."""
         x = self.inputs.part(start, stop)
         indices = [self.inputs.index(sample) for sample in range(start, stop)]
-        return Batch(indices, x, self.reference.run(x, self.wanted))
+        return Batch(indices, x, self._values(x))
+
+    def _values(self, x: Arrays) -> Arrays:
+        """The reference's values of the wanted tensors for some inputs."""
+        with about(self.inputs.origin):
+            return self.reference.run(x, self.wanted)
 
     def _labels(self, start: int, count: int) -> NDArray[Any] | None:
         return None if self.inputs.labels is None else self.inputs.labels[start : start + count]

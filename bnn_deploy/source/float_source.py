@@ -21,7 +21,7 @@ from bnn_deploy.source.latent_weights import float_model, float_module
 from bnn_deploy.source.module_inputs import ExampleInputs, module_inputs, program_inputs
 from bnn_deploy.source.onnx_file import OnnxSource, is_onnx
 from bnn_deploy.source.open_sizes import with_example_sizes
-from bnn_deploy.source.torch_source import TorchInput, torch_source
+from bnn_deploy.source.torch_source import TorchInput, TorchSource, torch_source
 from bnn_deploy.source.user_code import users_network
 from bnn_deploy.source.weight_form import note_weights
 
@@ -93,23 +93,19 @@ def read_source(
         return FloatSource(model, name, examples, dict.fromkeys(binarized), tuple(notes))
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     with users_network(name):
-        return _read_torch(source, arch, arch_args, key, prefix, input_shape, example_inputs, weights, progress)
+        progress("loading the network")
+        network = torch_source(source, arch, arch_args, key, prefix)
+        return _export(network, input_shape, example_inputs, weights, progress)
 
 
-def _read_torch(
-    source: object,
-    arch: str | None,
-    arch_args: Mapping[str, Any] | None,
-    key: str | None,
-    prefix: str | None,
+def _export(
+    network: TorchSource,
     input_shape: SampleShape | None,
     example_inputs: ExampleInputs | None,
     weights: Weights,
     progress: Callable[[str], None],
 ) -> FloatSource:
-    """Read a source in PyTorch as float ONNX."""
-    progress("loading the network")
-    network = torch_source(source, arch, arch_args, key, prefix)
+    """A network in PyTorch as float ONNX."""
     module, name = network.module, network.name
     notes = list(network.notes)
     if isinstance(module, ExportedProgram):

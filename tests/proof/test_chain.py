@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnn_deploy.proof.backends import RunError
+from bnn_deploy.proof.backends import RunError, one_by_one
 from bnn_deploy.proof.chain import Fed, run_chain
 
 Arrays = dict[str, np.ndarray]
@@ -92,3 +92,12 @@ def test_nan_is_never_the_same() -> None:
 def test_a_tensor_that_no_segment_makes() -> None:
     with pytest.raises(RunError, match="segment 'b' reads 'a', which no segment makes"):
         run_chain([segment("a x", "b")], {"b": Runner(lambda a, x: a)}, {"x": X}, {}, {"x"})
+
+
+def test_a_sample_at_a_time_gives_the_same() -> None:
+    runner = Runner(lambda a, x: a + x)
+    (found,) = one_by_one(runner)({"a": 2 * X, "x": X})
+    assert runner.rows == [1, 1, 1, 1]
+    np.testing.assert_array_equal(found, 3 * X)
+    (mixed,) = one_by_one(lambda feed: [feed["x"] - feed["x"].mean(0)])({"x": X})
+    assert not mixed.any(), "a function that mixes samples is seen: it gives something else"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,32 @@ def test_an_output_does_not_overwrite_the_checkpoint(lenet5: Converted, tmp_path
     checkpoint.write_bytes(lenet5.checkpoint.read_bytes())
     with pytest.raises(InputError, match="is the checkpoint itself"):
         convert(checkpoint, checkpoint, arch="lenet5")
+
+
+class Cropping(nn.Module):
+    """A network that needs images of at least 7x7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bn = nn.BatchNorm2d(4)
+        self.register_buffer("weight", torch.randn(8, 4, 3, 3).sign())
+        self.linear = nn.Linear(8 * 5 * 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.conv2d(sign_ste(self.bn(x)), self.weight)
+        return self.linear(x[..., :5, :5].flatten(1))
+
+
+def test_a_size_that_the_network_does_not_take_is_named_with_its_file(tmp_path: Path, capfd: Any) -> None:
+    module = Cropping().eval()
+    model, original, data = (tmp_path / name for name in ("m.onnx", "f.onnx", "small.npy"))
+    convert(module, model, input_shape=(4, None, None), float_output=original)
+    np.save(data, np.zeros((3, 4, 6, 6), np.float32))
+    for against, runs in ((module, "PyTorch"), (original, "onnxruntime")):
+        message = rf"^{re.escape(str(data))}: {runs} .*does not run on inputs \[1, 4, 6, 6\]: .*another size$"
+        with pytest.raises(InputError, match=message) as error:
+            verify(model, against, data=data)
+        assert "200" in str(error.value), "the number of features"
+    assert capfd.readouterr().err == "", "onnxruntime logs nothing"
+    assert verify(model, module, data=inputs(), isas=BEST).passed, "8x8"

@@ -43,6 +43,8 @@ def test_zeros_are_counted_on_the_data(tmp_path: Path) -> None:
     assert (signs == 0).sum() > 50
     others = convert(model, tmp_path / "m.onnx", data=np.where(x == 0, np.float32(1), x)).layers
     assert counts(others)[0] == (0, x.size, 12), "of other data"
+    few = convert(model, tmp_path / "m.onnx", data=x, samples=5).layers
+    assert counts(few)[0] == (int((x[:5] == 0).sum()), x[:5].size, 5)
 
 
 def test_without_data_what_may_be_0_is_counted_on_random_inputs(tmp_path: Path) -> None:
@@ -102,6 +104,8 @@ def test_the_command_offers_to_keep_them(tmp_path: Path) -> None:
     layers = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)["layers"]
     expected = {"zeros": zeros, "values": 1728, "samples": 12, "inputs": f"{tmp_path}/x.npy"}
     assert layers[0]["exact_zeros"] == expected
+    few = json.loads(CliRunner().invoke(main, [*arguments, "--samples", "5", "--json"]).stdout)["layers"]
+    assert few[0]["exact_zeros"]["samples"] == 5
     np.save(tmp_path / "x.npy", np.abs(half_zero()) + 1)
     text = CliRunner().invoke(main, arguments).stdout
     assert "c      0 of 1,728 values on 12 samples" in text

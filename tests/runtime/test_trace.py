@@ -57,6 +57,77 @@ def problems(trace: dict[str, Any]) -> list[str]:
     return found
 
 
+METADATA = {"process_name": ("name", str), "process_sort_index": ("sort_index", int)}
+"""The metadata events that the format knows and the trace has: the argument that each must have, and its type."""
+
+
+def breaches(trace: dict[str, Any]) -> list[str]:
+    """Breaches of the Trace Event Format, and of what Perfetto wants besides: it drops such events or shows no name.
+
+    Times are in µs, and may be fractions. Process and thread 0 are Perfetto's idle ones. Of two events of a thread that
+    begin together, the one that holds the other comes first: Perfetto keeps the order of the file then.
+    """
+    found = []
+    if trace.keys() != {"traceEvents", "displayTimeUnit"} or trace["displayTimeUnit"] not in ("ms", "ns"):
+        found.append("not the format's JSON object")
+    seen: list[dict[str, Any]] = []
+    for event in trace["traceEvents"]:
+        kind, name, args = (event.get(key) for key in ("ph", "name", "args"))
+        if not (isinstance(name, str) and name and isinstance(args, dict)):
+            found.append(f"{event} has no name or no arguments")
+        elif kind == "M":
+            key, type_ = METADATA.get(name, ("", object))
+            if event.keys() != {"ph", "name", "pid", "args"} or set(args) != {key} or type(args[key]) is not type_:
+                found.append(f"{event} is no metadata of a process")
+        elif kind != "X" or event.keys() != {"ph", "name", "cat", "ts", "dur", "pid", "tid", "args"}:
+            found.append(f"{event} is no complete event")
+        elif not all(type(event[key]) in (int, float) and event[key] >= 0 for key in ("ts", "dur")):
+            found.append(f"{event} has no times")
+        else:
+            before = [e for e in seen if (e["pid"], e["tid"], e["ts"]) == (event["pid"], event["tid"], event["ts"])]
+            if any(e["dur"] < event["dur"] for e in before):
+                found.append(f"{event} comes behind what it holds")
+            seen.append(event)
+        if not all(type(event[key]) is int and event[key] > 0 for key in ("pid", "tid") if key != "tid" or kind != "M"):
+            found.append(f"{event} belongs to no process or thread")
+    return found
+
+
+def test_the_format_is_perfettos(trace: dict[str, Any]) -> None:
+    assert breaches(trace) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("X", "ph", "B"),
+        ("X", "name", ""),
+        ("X", "ts", "12"),
+        ("X", "dur", None),
+        ("X", "dur", -1),
+        ("X", "pid", 0),
+        ("X", "tid", "main"),
+        ("X", "args", []),
+        ("X", "stack", []),
+        ("M", "name", "process"),
+        ("M", "args", {"name": 5}),
+        ("M", "ts", 0),
+        ("M", "pid", 0),
+    ],
+)
+def test_a_breach_of_the_format_is_seen(trace: dict[str, Any], kind: str, key: str, value: object) -> None:
+    damaged = copy.deepcopy(trace)
+    next(event for event in damaged["traceEvents"] if event["ph"] == kind)[key] = value
+    assert len(breaches(damaged)) == 1
+
+
+def test_what_comes_behind_what_it_holds_is_seen(trace: dict[str, Any]) -> None:
+    outer = next(event for event in trace["traceEvents"] if event["ph"] == "X")
+    inner = {**outer, "name": "inner", "dur": 0}
+    assert breaches({**trace, "traceEvents": [outer, inner]}) == []
+    assert len(breaches({**trace, "traceEvents": [inner, {**outer, "dur": 1}]})) == 1
+
+
 def overlaps(events: list[dict[str, Any]]) -> list[str]:
     """Complete events of a thread that are neither within nor behind another one, each pair against each."""
     found = []

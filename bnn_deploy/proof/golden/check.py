@@ -18,7 +18,7 @@ from bnn_deploy.files import require_file
 from bnn_deploy.json_form import JsonDocument
 from bnn_deploy.operators.bits import WORD, words
 from bnn_deploy.progress import Progress
-from bnn_deploy.proof.backends import RunError, run_session
+from bnn_deploy.proof.backends import Backends, RunError, kernels_of, run_session
 from bnn_deploy.proof.golden.record import (
     GOLDEN_BATCH,
     Golden,
@@ -40,9 +40,6 @@ QUANTIZED_FLIPPED_SHARE = 0.001
 
 FLIPPED_LEAST = 8
 """Near bits that may flip in any case."""
-
-BODIES = "bodies, onnxruntime"
-"""Plain onnxruntime, which runs the function bodies in the file."""
 
 
 @dataclass
@@ -270,7 +267,7 @@ def _check_backend(
     progress: Progress,
 ) -> None:
     """Answer both questions for the kernels of one instruction set, or (isa None) for the function bodies."""
-    backend = BODIES if isa is None else f"kernels, {isa}"
+    backend = Backends.BODIES if isa is None else kernels_of(isa)
     plain = load_session(model, threads, isa=isa, kernels=isa is not None)
     probed = load_session(model + golden.probe, threads, isa=isa, kernels=isa is not None)
     names = [name for tensor in golden.tensors for name in (tensor.tensor, tensor.fed)]

@@ -41,6 +41,14 @@ def test_the_check_fails_on_the_board(board: SshServer, make: MakeBundle) -> Non
         ),
         ({**REPORT, "format": 1}, "has format 1, and this bnn-deploy reads 'bnn-deploy board report', version 1"),
         ({**REPORT, "manifest_sha256": "0" * 64}, "is not for this bundle, but for the model 'small net.onnx'"),
+        *(
+            (
+                {**REPORT, "profile": {**REPORT["profile"], name: value}},
+                f"its report has the {name} {value!r}, which must",
+            )
+            for name in ("threads", "runs")
+            for value in (0, -1, 10**9, "3", 2.5, None, True, [1])
+        ),
         ({**REPORT, "passed": False}, "its report and the status 0 of run.sh contradict each other"),
     ],
 )
