@@ -35,7 +35,7 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_written_through(tmp_path: Path) -> None:
     fifo, got = tmp_path / "fifo", list[bytes]()
     os.mkfifo(fifo)
-    reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()))
+    reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()), daemon=True)
     reader.start()
     null = device(tmp_path, "null")
     write_files({fifo: b"model" * 30_000, null: b"x"})

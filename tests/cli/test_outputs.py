@@ -144,7 +144,7 @@ def test_every_output_may_be_a_link_or_a_fifo(case: str, given: Path, tmp_path: 
     for link in links:
         link.symlink_to(f"real.{link.name}")
     read = list[bytes]()
-    reader = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
+    reader = threading.Thread(target=lambda: read.append(fifo.read_bytes()), daemon=True)
     reader.start()
     result = CliRunner().invoke(main, with_outputs(Files(given, tmp_path), case))
     assert result.exit_code == 0, result.output
