@@ -107,7 +107,7 @@ def signals_held() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
-                if handler not in (None, signal.SIG_IGN):  # None: set by C code, which could not be restored
+                if handler is not None:  # None: it was set by C code, and could not be restored
                     before[number] = handler
                     signal.signal(number, lambda number, frame: received.append(number))
         yield

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bnn_deploy.errors import InputError
-from bnn_deploy.files import require_outputs, temporary_folder, write_files
+from bnn_deploy.files import require_outputs, signals_held, temporary_folder, write_files
 from support.devices import device
 
 
@@ -139,3 +139,32 @@ def test_no_output_is_written_over_an_input(tmp_path: Path) -> None:
         require_outputs({"report": tmp_path}, {})
     with pytest.raises(InputError, match=r"r: the folder .*no does not exist"):
         require_outputs({"report": tmp_path / "no" / "r"}, {})
+    link.unlink()
+    link.symlink_to(tmp_path / "no" / "r")
+    with pytest.raises(InputError, match=r"link: the folder .*no does not exist"):
+        require_outputs({"report": link}, {})
+
+
+def test_a_folder_without_the_right_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As anybody but root finds it."""
+    asked = list[tuple[Path, int]]()
+
+    def access(path: Path, mode: int) -> bool:
+        asked.append((path, mode))
+        return False
+
+    monkeypatch.setattr(os, "access", access)
+    with pytest.raises(InputError, match=rf"r: the folder {tmp_path} cannot be written$"):
+        require_outputs({"report": tmp_path / "r"}, {})
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    """As of a process that a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_held():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

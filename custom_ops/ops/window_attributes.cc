@@ -110,7 +110,7 @@ std::optional<Shape> InferOutputPixels(const ShapeContext& context, Rounding rou
   for (size_t i = 0; i < attributes->rank(); ++i) {
     const int64_t extent = (*x)[1 + i];
     const Axis& axis = axes[WindowAttributes::kMaxRank - attributes->rank() + i];
-    shape.Append(extent < 0 || extent > kMaxExtent ? -1 : OutputExtent(axis, extent, rounding));
+    shape.Append(extent < 0 ? -1 : OutputExtent(axis, extent, rounding));
   }
   return shape;
 }

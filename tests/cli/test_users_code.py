@@ -17,6 +17,7 @@ import bnn_deploy
 from bnn_deploy.__main__ import program
 from bnn_deploy.cli import COMMANDS, main
 from bnn_deploy.errors import InputError
+from bnn_deploy.source.user_code import users_network
 from support.graphs import weights
 
 NET = """import sys, torch
@@ -61,6 +62,14 @@ def test_code_that_ends_the_program_is_the_users_error(where: str, tmp_path: Pat
     assert line.startswith(f"error: {tmp_path}/c.pt: its code fails: net.py, line ")
     assert "ended the program (SystemExit: " in line
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_the_end_of_the_program_is_the_users_error_wherever_it_was_called() -> None:
+    """As by a callback that is sys.exit itself: no line of theirs is in the traceback."""
+    network = users_network("Net")
+    network.__enter__()
+    with pytest.raises(InputError, match=r"^Net: its code fails: ended the program \(SystemExit: 1\)"):
+        network.__exit__(SystemExit, SystemExit(1), None)
 
 
 def test_an_exception_of_the_users_code_is_the_users_error(tmp_path: Path) -> None:

@@ -342,6 +342,7 @@ def test_residual_with_both_outputs_absent() -> None:
         ((1, 5, 5, 0), "input X has shape [1, 5, 5, 0], but it must be [N, H, W, 1]"),
         ((1, 5, 1), "input X has shape [1, 5, 1], but it must be [N, H, W, 1]"),
         ((), "input X has shape [], but it must be [N, H, W, 1]"),
+        ((0, 2**31, 5, 1), "input X has shape [0, 2147483648, 5, 1], but it must be [N, H, W, 1], each at most 2147"),
         ((1,) * 9, "a tensor has 9 dimensions, at most 8 are supported"),
         (
             (1, 0, 5, 1),

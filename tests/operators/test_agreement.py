@@ -235,3 +235,16 @@ def test_sizes_that_overflow_are_not_inferred(op: str, size: int) -> None:
         dim.dim_value = size
     with pytest.raises(Exception, match=r"attribute bits|invalid dimensions|Got: "):
         make_session(model, None).run(None, {"X": x})
+
+
+@pytest.mark.parametrize(("size", "known"), [(2**31 - 1, True), (2**31, False), (2**62, False)])
+@pytest.mark.parametrize("op", CASES)
+def test_shapes_are_inferred_up_to_the_largest_size(op: str, size: int, known: bool) -> None:
+    x, attributes, constants = CASES[op]
+    model = model_of(op, [x], attributes, constants)
+    sizes = [*x.shape[:1], size, *x.shape[2:]] if op == "BinaryLinear" else [*x.shape[:2], size, *x.shape[3:]]
+    if op == "ReluLinear":
+        sizes = [size, 8]
+    for dim, extent in zip(model.graph.input[0].type.tensor_type.shape.dim, sizes, strict=True):
+        dim.dim_value = extent
+    assert bool(make_session(model, None).get_outputs()[0].shape) is known
