@@ -148,6 +148,25 @@ def test_unused_bits_of_a_and_b_are_ignored() -> None:
         assert not np.array_equal(session.run(None, {"A": a ^ np.uint32(1), "B": b})[0], wanted)
 
 
+@pytest.mark.parametrize("absent", [0, 1])
+def test_an_absent_output_changes_nothing_of_the_other(absent: int) -> None:
+    """A body needs the name "" for it; the kernel does without, too, if it is the last."""
+    x, attributes, constants = CASES["BinaryConv"]
+    residual = per_channel(7 * 4 * 2).reshape(1, 7, 4, 2)
+    model = model_of("BinaryConvResidual", [x, residual], attributes, constants | THRESHOLD)
+    wanted = outcome(make_session(model, None), [x, residual])
+    assert wanted is not None
+    model.graph.node[0].output[absent] = ""
+    del model.graph.output[absent]
+    for session in (make_session(model, None), stock_session(model.SerializeToString(), optimised=True)):
+        assert_same(outcome(session, [x, residual]), [wanted[1 - absent]], exact=True)
+    if absent == 1:
+        del model.graph.node[0].output[1:]
+        assert_same(outcome(make_session(model, None), [x, residual]), wanted[:1], exact=True)
+        with pytest.raises(Exception, match="output index 1 is out of range"):
+            stock_session(model.SerializeToString(), optimised=True)
+
+
 def test_a_sum_of_nothing_is_positive_zero() -> None:
     """Products 0 * -1 of a window that lies in the padding are -0; scale and bias keep the sign of a 0."""
     window = {"kernel_shape": [1], "strides": [1], "pads": [2, 2], "dilations": [1]}
