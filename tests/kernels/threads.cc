@@ -114,6 +114,13 @@ TEST(AThreadKeepsToItsRange) {
   }
 }
 
+TEST(TheFirstRangeWaitsForTheThreadThatMadeIt) {
+  TaskRanges ranges(11, 2);
+  std::thread other([&] { CHECK(TaskRanges::Mine(&ranges).Next() == 6); });
+  other.join();
+  CHECK(TaskRanges::Mine(&ranges).Next() == 0);
+}
+
 TEST(OneThreadTakesAllRangesInOrder) {
   TaskRanges ranges(11, 4);
   TaskRanges::Mine mine(&ranges);
