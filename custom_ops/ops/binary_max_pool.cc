@@ -64,7 +64,7 @@ void BinaryMaxPool::Compute(const Context& context) const {
   const int64_t out_rows = window_.Depth(shape) * out_height;
   const int64_t out_width = window_.Width(shape);
   const int64_t rows = x.shape[0] * out_rows;
-  if (rows == 0) return;
+  if (rows == 0 || out_width == 0) return;
   const int64_t tasks =
       std::clamp(rows * out_width * words / kMinTaskWords, int64_t{1}, std::min(rows, kMaxTasks));
   RunTasks(context, tasks, [&](int64_t task) {

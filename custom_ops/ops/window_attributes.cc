@@ -87,14 +87,14 @@ Shape WindowAttributes::OutputPixels(const Shape& x, Rounding rounding) const {
   shape.Append(x[0]);
   for (size_t i = 0; i < rank_; ++i) {
     const Axis& axis = axes_[i];
-    const int64_t extent = OutputExtent(axis, x[1 + i], rounding);
-    if (extent == 0) {
+    const int64_t window = (axis.kernel - 1) * axis.dilation + 1;
+    if (window > x[1 + i] + axis.pad_begin + axis.pad_end) {
       Fail("spatial dimension " + std::to_string(i) + " of input X is " + std::to_string(x[1 + i]) +
            ", and with pads " + std::to_string(axis.pad_begin) + " and " +
-           std::to_string(axis.pad_end) + " less than one window of " +
-           std::to_string((axis.kernel - 1) * axis.dilation + 1));
+           std::to_string(axis.pad_end) + " less than one window of " + std::to_string(window));
     }
-    shape.Append(extent);
+    // 0 if an empty image is padded at its end alone: with kCeil its only window does not count.
+    shape.Append(OutputExtent(axis, x[1 + i], rounding));
   }
   return shape;
 }

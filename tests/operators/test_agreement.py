@@ -217,6 +217,20 @@ def test_a_pool_larger_than_its_input_is_refused(op: str, ceil_mode: int) -> Non
         stock_session(model.SerializeToString(), optimised=True).run(None, {"X": x})
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_window_in_the_end_padding_of_an_empty_image_does_not_count(axis: int) -> None:
+    """The kernel refused it, and the body did not."""
+    shape = [2, 3, 3, 1]
+    shape[axis] = 0
+    pads = [0, 0, int(axis == 1), int(axis == 2)]
+    window = {"kernel_shape": [1, 1], "strides": [2, 2], "pads": pads, "dilations": [1, 1], "ceil_mode": 1}
+    x = np.zeros(shape, np.uint32)
+    model = model_of("BinaryMaxPool", [x], window, {})
+    got = outcome(make_session(model, None), [x])
+    assert got is not None and got[0].shape == tuple(np.minimum(shape, 2))
+    assert_same(outcome(stock_session(model.SerializeToString(), optimised=False), [x]), got, exact=True)
+
+
 def test_a_pool_of_no_channels_is_refused() -> None:
     """onnxruntime's MaxPool, which is the body, takes none either."""
     x, attributes, _ = CASES["BinaryMaxPool"]
