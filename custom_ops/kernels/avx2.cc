@@ -632,13 +632,15 @@ Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
 
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/convolve_planes.inl"
+#include "kernels/generic/convolve_tiles.inl"
 #include "kernels/generic/direct_conv.inl"
-#include "kernels/generic/direct_pairs.inl"
+#include "kernels/generic/direct_integers.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
 #include "kernels/generic/linear.inl"
+#include "kernels/generic/pair_sums.inl"
 
-constexpr DirectKernels kDirect = MakeDirect(&kPairs);
+constexpr IntegerKernels kIntegers = MakeIntegers<PairSums>(2);
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;
@@ -655,6 +657,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kDirect;
   kernels.linear = &kLinear;
+  kernels.direct_integers = &kIntegers;
   kernels.split_row = SplitRow;
   kernels.convolve_planes = ConvolvePlanes;
   kernels.plane_bytes = 1;

@@ -414,7 +414,14 @@ constexpr bool kMeansRows = true;
 constexpr int kPairSums = 24;
 constexpr int kPairVectors = 3;
 void StoreWords(void* to, Words words) { _mm512_storeu_si512(to, words); }
-uint32_t ReachedLanes(Words sums, Words least) { return _mm512_cmpge_epi32_mask(sums, least); }
+uint32_t ReachedLanes(const int32_t* sums, const int32_t* least) {
+  return _mm512_cmpge_epi32_mask(LoadWords(sums), LoadWords(least));
+}
+uint32_t ReachedWord(const int32_t* sums, const int32_t* least) {
+  uint32_t reached = 0;
+  UNROLL for (int i = 0; i < 32; i += kLanes) reached |= ReachedLanes(sums + i, least + i) << i;
+  return reached;
+}
 // GCC 12 would copy the sums to other registers and back.
 Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
   __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(w), "v"(SplatWord(x[p])));
@@ -423,13 +430,15 @@ Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
 
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/convolve_planes.inl"
+#include "kernels/generic/convolve_tiles.inl"
 #include "kernels/generic/direct_conv.inl"
-#include "kernels/generic/direct_pairs.inl"
+#include "kernels/generic/direct_integers.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
 #include "kernels/generic/linear.inl"
+#include "kernels/generic/pair_sums.inl"
 
-constexpr DirectKernels kDirect = MakeDirect(&kPairs);
+constexpr IntegerKernels kIntegers = MakeIntegers<PairSums>(2);
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;
@@ -446,6 +455,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kDirect;
   kernels.linear = &kLinear;
+  kernels.direct_integers = &kIntegers;
   kernels.split_row = SplitRow;
   kernels.convolve_planes = ConvolvePlanes;
   kernels.plane_channels = kPlaneChannels;

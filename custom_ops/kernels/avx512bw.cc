@@ -548,13 +548,11 @@ constexpr bool kMeansRows = true;
 
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/convolve_planes.inl"
+#include "kernels/generic/convolve_tiles.inl"
 #include "kernels/generic/direct_conv.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/finish_transposed.inl"
 #include "kernels/generic/linear.inl"
-
-// Without VNNI a product of pairs takes two operations for 32 multiply-accumulates, as floats do.
-constexpr DirectKernels kDirect = MakeDirect(nullptr);
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;
@@ -571,6 +569,8 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kDirect;
   kernels.linear = &kLinear;
+  // No direct_integers: without VNNI a product of pairs takes two operations for 32
+  // multiply-accumulates, as floats do.
   kernels.split_row = SplitRow;
   kernels.convolve_planes = ConvolvePlanes;
   kernels.plane_bytes = 1;

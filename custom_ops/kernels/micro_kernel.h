@@ -277,11 +277,15 @@ namespace {
 using DirectConvArgs = DirectArgs<float, float>;
 using DirectConvFn = void (*)(const DirectConvArgs& args);
 
-// The same, but for `channels`, which is that of PairKernels, where a number of input or weights
-// are two integers of 16 bits, the first in the low half, and their product is the sum of both
-// products. No sum overflows, in any order.
-using DirectPairsArgs = DirectArgs<uint32_t, int32_t>;
-using DirectPairsFn = void (*)(const DirectPairsArgs& args);
+// The same, but for `channels`, which is that of IntegerKernels, where a number of the input is a
+// group of integers, the first in the low bits: 2 of 16 bits or 4 of 8. Its product is the sum of
+// the products with the integers of a weight, each of 16 bits. Where `limbs` is 1, a weight is one
+// number, made as the input's. Where it is 2, a weight is two numbers of integers of 8 bits, first
+// those of `high`, then those of `low`, of the weights 256 * high + low; and weights are
+// [tiles][taps][tile channels / lanes][limbs][lanes]. Sums are taken modulo 2^32.
+using DirectIntegersArgs = DirectArgs<uint32_t, int32_t>;
+using DirectIntegersFn = void (*)(const DirectIntegersArgs& args);
+constexpr int64_t kMaxGroup = 4;
 
 // Bit o % 32 of out[p * words + o / 32] = (sums[p * channels + o] >= reaches[o]), and likewise of
 // undecided (may[o] <= sums[p * channels + o] < reaches[o]), for p < pixels and o < channels, words
@@ -339,10 +343,12 @@ struct PoolRowsArgs {
 };
 using PoolRowsFn = void (*)(const PoolRowsArgs& args);
 
-// The kernels of a direct convolution in integers.
-struct PairKernels {
+// The kernels of a direct convolution in integers, with the `lanes` of DirectKernels.
+struct IntegerKernels {
+  int64_t group;     // integers in a number of the input, 2 or 4
+  int64_t limbs;     // numbers in a weight: 1 for groups of 2, 2 for groups of 4
   int64_t channels;  // of a register tile, a multiple of `lanes`
-  DirectPairsFn convolve;
+  DirectIntegersFn convolve;
   DecideFn decide;
   SumsAtFn sums_at;
 };
@@ -354,7 +360,6 @@ struct DirectKernels {
   int64_t slack;     // pixels
   DirectConvFn convolve;
   PoolRowsFn pool_rows;
-  const PairKernels* pairs;  // null where 16-bit products are no faster than floats
 };
 
 // The next two functions sum rows of floats to `sums`, in this order: what is in sums first, then
@@ -416,6 +421,7 @@ struct Kernels {
   BinarizeBytesFn binarize_bytes = nullptr;
   const DirectKernels* direct = nullptr;
   const LinearKernels* linear = nullptr;
+  const IntegerKernels* direct_integers = nullptr;  // optional: where they are faster than floats
   SplitRowFn split_row = nullptr;              // optional, with convolve_planes: null where the
   ConvolvePlanesFn convolve_planes = nullptr;  // unit does not take pixels as lanes
   int64_t plane_bytes = 4;                     // of a number of the planes: 4 or 1

@@ -396,6 +396,7 @@ constexpr int kFewVectors = 1;
 constexpr bool kMeansRows = true;
 
 #include "kernels/generic/binarize.inl"
+#include "kernels/generic/convolve_tiles.inl"
 #include "kernels/generic/direct_conv.inl"
 #include "kernels/generic/finish.inl"
 #include "kernels/generic/linear.inl"
@@ -420,7 +421,7 @@ static_assert(IsComplete(MakeKernels()), "a kernel is missing");
 
 }  // namespace
 
-constexpr DirectKernels kNeonDirect = MakeDirect(nullptr);
+constexpr DirectKernels kNeonDirect = kDirect;
 constexpr LinearKernels kNeonLinear = kLinear;
 constexpr Kernels kNeonKernels = MakeKernels();
 

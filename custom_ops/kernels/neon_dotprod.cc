@@ -29,6 +29,8 @@
 namespace bnn_deploy {
 namespace {
 
+#include "kernels/vectors/neon_bits.inl"
+
 constexpr int64_t kBlock = 8;      // output channels in a block of weights
 constexpr int kChannels = 4;       // output channels per register tile
 constexpr int kMaxPixels = 2;      // pixels per register tile
@@ -166,25 +168,84 @@ uint8x16_t BelowZero(const int32_t* values) {
 void AccumulateBits(const AccumulateBitsArgs& args) {
   if (!IsEncoded(args.accumulate)) return kNeonKernels.accumulate_bits(args);
   Accumulate(args.accumulate);
-  static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint8x16_t places = vld1q_u8(kPlaces);
   const int64_t channels = args.accumulate.blocks * kBlock;
   for (int64_t begin = 0; begin < channels; begin += 32) {
     const uint32_t used = channels - begin < 32 ? (1u << (channels - begin)) - 1 : ~0u;
     const int32_t* sums = args.accumulate.sums + begin;
     uint32_t* out = args.out + begin / 32;
     for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
-      // Byte i of a group of eight keeps bit i; three pairwise additions collect the groups.
-      uint8x16_t bits =
-          vpaddq_u8(vandq_u8(BelowZero(sums), places), vandq_u8(BelowZero(sums + 16), places));
-      bits = vpaddq_u8(bits, bits);
-      bits = vpaddq_u8(bits, bits);
-      *out = vgetq_lane_u32(vreinterpretq_u32_u8(bits), 0) & used;
+      *out = CollectBits(BelowZero(sums), BelowZero(sums + 16)) & used;
       sums += kTileChannels;
       out += args.pixel_stride;
     }
   }
 }
+
+constexpr int kLanes = 4;
+uint32_t ReachedLanes(const int32_t* sums, const int32_t* least) {
+  static const uint32_t kPlaces[kLanes] = {1, 2, 4, 8};
+  const uint32x4_t reached = vcgeq_s32(vld1q_s32(sums), vld1q_s32(least));
+  return vaddvq_u32(vandq_u32(reached, vld1q_u32(kPlaces)));
+}
+
+// Byte i is 0xff where sum i of 16 is at least `least`, else 0.
+uint8x16_t Reached16(const int32_t* sums, const int32_t* least) {
+  uint16x8_t halves[2];
+  UNROLL for (int i = 0; i < 2; ++i, sums += 8, least += 8) {
+    const uint32x4_t low = vcgeq_s32(vld1q_s32(sums), vld1q_s32(least));
+    const uint32x4_t high = vcgeq_s32(vld1q_s32(sums + 4), vld1q_s32(least + 4));
+    halves[i] = vuzp1q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high));
+  }
+  return vuzp1q_u8(vreinterpretq_u8_u16(halves[0]), vreinterpretq_u8_u16(halves[1]));
+}
+
+uint32_t ReachedWord(const int32_t* sums, const int32_t* least) {
+  return CollectBits(Reached16(sums, least), Reached16(sums + 16, least + 16));
+}
+
+#include "kernels/generic/convolve_tiles.inl"
+#include "kernels/generic/direct_integers.inl"
+
+// The sums of a direct convolution in groups of four 8-bit integers, with weights of 16 bits in two
+// limbs: two operations for 16 multiply-accumulates, where floats take four.
+struct QuadSums {
+  struct Vector {
+    int32x4_t high, low;
+  };
+  using Number = uint32_t;
+  using Sum = int32_t;
+  static constexpr int kNumbers = 2;
+  static constexpr int kSums = 8;
+  static constexpr int kVectors = 2;
+
+  static Vector LoadSums(const int32_t* from) { return {vdupq_n_s32(0), vld1q_s32(from)}; }
+  static Vector LoadWeights(const uint32_t* from) {
+    return {vreinterpretq_s32_u32(vld1q_u32(from)),
+            vreinterpretq_s32_u32(vld1q_u32(from + kLanes))};
+  }
+  static void StoreSums(int32_t* to, Vector sums) {
+    vst1q_s32(to, vaddq_s32(vshlq_n_s32(sums.high, 8), sums.low));
+  }
+  template <int kPixel>
+  static Vector AddPixel(Vector sums, Vector w, int8x16_t pixels) {
+    return {vdotq_laneq_s32(sums.high, vreinterpretq_s8_s32(w.high), pixels, kPixel),
+            vdotq_laneq_s32(sums.low, vreinterpretq_s8_s32(w.low), pixels, kPixel)};
+  }
+  static Vector Add(Vector sums, Vector w, const uint32_t* x, int p) {
+    const int8x16_t pixels = vreinterpretq_s8_u32(vld1q_u32(x + p / 4 * 4));
+    switch (p % 4) {
+      case 0:
+        return AddPixel<0>(sums, w, pixels);
+      case 1:
+        return AddPixel<1>(sums, w, pixels);
+      case 2:
+        return AddPixel<2>(sums, w, pixels);
+      default:
+        return AddPixel<3>(sums, w, pixels);
+    }
+  }
+};
+constexpr IntegerKernels kIntegers = MakeIntegers<QuadSums>(4);
 
 void FinishFloat(const FinishFloatArgs& args) { kNeonKernels.finish_float(args); }
 void FinishRows(const FinishRowsArgs& args) { kNeonKernels.finish_rows(args); }
@@ -207,6 +268,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_bytes = BinarizeBytes;
   kernels.direct = &kNeonDirect;
   kernels.linear = &kNeonLinear;
+  kernels.direct_integers = &kIntegers;
   kernels.encode = Encode;
   kernels.encoded_words = kMinWords;
   return kernels;

@@ -228,8 +228,7 @@ void MultiplyRows(const MultiplyRowsArgs& args) {
   }
 }
 
-constexpr DirectKernels kDirect = {kDirectChannels, kDirectChannels, 0,
-                                   DirectConv,      PoolRows,        nullptr};
+constexpr DirectKernels kDirect = {kDirectChannels, kDirectChannels, 0, DirectConv, PoolRows};
 constexpr LinearKernels kLinear = {1, AddRows, MultiplyRows};
 
 constexpr Kernels MakeKernels() {

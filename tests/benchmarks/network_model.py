@@ -3,7 +3,8 @@
     python tests/benchmarks/network_model.py --library build-arm64/libbnn_deploy_ops.so --onnxruntime ORT.whl
     python tests/benchmarks/network_model.py --library ... --onnxruntime ... nin model.onnx
 
-Layers and shapes are read from converted models, by default LeNet-5, NIN, Bi-Real-18 and AlexNet with random weights.
+Layers and shapes are read from converted models, by default LeNet-5, NIN, Bi-Real-18 and AlexNet with random weights,
+and some of them with --input uint8.
 The kernels are those of the library for aarch64, found in its machine code as neon_model.py does; onnxruntime's matrix
 multiplication is found in its wheel for aarch64. MODEL figures, not measurements on a board, and favourable to
 onnxruntime: see HEADER.
@@ -31,11 +32,14 @@ from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.system import library_name
 
 PARTS = FIRST, BINARY, FLOAT = "first layer", "binary", "other float"
-NETWORKS = ("lenet5", "nin", "birealnet18", "alexnet")
+OF_BYTES = "-uint8"
+NETWORKS = ("lenet5", "nin", "birealnet18", "alexnet", *(name + OF_BYTES for name in ("lenet5", "nin", "alexnet")))
+"""Of those whose first layer makes bits, also converted with --input uint8."""
 
 HEADER = """\
 Modelled cycles of one image on one core: MODEL figures of llvm-mca, NOT measured on a board. "ort": the first layer
-(convolution, pool, signs) by onnxruntime; "ours": by the direct convolution. All else is the same in both columns.
+(convolution, pool, signs) by onnxruntime, of floats; "ours": by the direct convolution, of bytes where the model takes
+bytes. All else is the same in both columns.
 
 * Loops are of the built libraries; caches never miss and branches are always predicted. On Cortex-A53 that is the most
   optimistic: it works in order, and waits for every load that misses. There llvm-mca also lets no instruction finish
@@ -91,6 +95,7 @@ class Code:
 
     library: Library
     direct: DirectKernel
+    bytes: DirectKernel
     sgemm: Sgemm
 
     def node(self, network: Network, node: Node, model: str) -> float:
@@ -135,11 +140,17 @@ class Code:
         return self.sgemm.conv(first.window, model) + rest + self._pool(first, model)
 
     def first_ours(self, first: First, model: str) -> float:
-        """Cycles of DirectConvThreshold or DirectConv."""
+        """Cycles of DirectConvThreshold or DirectConv, or of ImageConvThreshold or ImageConv.
+
+        An image's bits are those of integers where the CPU has dot products. What they leave undecided is not in it.
+        """
         floats = first.window.outputs * first.window.made
-        total = direct_conv(self.direct, first.window, model) + self._pool(first, model)
+        integers = first.nodes[0].op == "ImageConvThreshold" and model == "cortex-a76"
+        kernel = self.bytes if integers else self.direct
+        total = direct_conv(kernel, first.window, model) + self._pool(first, model)
         if first.made.bits:
-            return total + binarized(self.library, floats, True, model)
+            comparisons = 2 if integers else 1  # whether a sum reaches its threshold, and whether it may
+            return total + comparisons * binarized(self.library, floats, True, model)
         return total + mlas.transposed(first.made.number, model)
 
     def _pool(self, first: First, model: str) -> float:
@@ -253,12 +264,15 @@ def converted(given: str, folder: Path) -> Path:
     """A file as it is; an architecture converted into a folder: trained where it is, else with random weights."""
     from bnn_deploy.architectures import ARCHITECTURES
     from bnn_deploy.conversion import convert
+    from bnn_deploy.image_input import ImageInput
     from support.networks import network
 
-    if given not in ARCHITECTURES:
+    architecture = given.removesuffix(OF_BYTES)
+    if architecture not in ARCHITECTURES:
         return Path(given)
     path = folder / f"{given}.onnx"
-    convert(network(given, samples=2), path)
+    image = ImageInput((0.5,), (0.25,), "nchw") if architecture != given else None
+    convert(network(architecture, samples=2), path, image_input=image)
     return path
 
 
@@ -273,7 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         listing = disassemble(options.library)
-        code = Code(find_kernels(listing), find_direct(listing), mlas.find_sgemm(options.onnxruntime))
+        code = Code(
+            find_kernels(listing),
+            find_direct(listing),
+            find_direct(listing, "sdot"),
+            mlas.find_sgemm(options.onnxruntime),
+        )
         with TemporaryDirectory() as folder:
             networks = [read_network(converted(model, Path(folder))) for model in options.models]
         found = {network.name: rows(network, code) for network in networks}

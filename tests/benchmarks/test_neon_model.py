@@ -177,6 +177,8 @@ DIRECT = """
  240: b.lt 200
  244: ret
 """
+# The same of bytes: each weight has two limbs.
+DIRECT_BYTES = DIRECT.replace("fmla", "sdot").replace(".4s, v0.s[", ".16b, v0.4b[")
 ELF = b"\x7fELF" + bytes(14)  # up to the architecture
 STEP, HALF, QUARTER = 8, 4, 2  # population counts of a step for one pixel
 
@@ -224,8 +226,15 @@ def test_carry_save_trace_has_every_vector(vectors: int) -> None:
 
 def test_finds_the_tile_of_the_direct_convolution() -> None:
     found = neon.find_direct(listing.parse_listing(DIRECT))
-    assert (found.macs, found.loop[0].address) == (32, 0x208)
+    assert (found.group, found.sums, found.loop[0].address) == (1, 32, 0x208)
     assert [found.trace()[i].address for i in (0, -1)] == [0x200, 0x240]
+
+
+def test_finds_the_tile_of_bytes_beside_that_of_floats() -> None:
+    both = listing.parse_listing(DIRECT + DIRECT_BYTES.replace("\n ", "\n 1").replace("b.lt ", "b.lt 1"))
+    found = neon.find_direct(both, "sdot")
+    assert (found.group, found.sums, found.loop[0].address) == (4, 16, 0x1208)
+    assert neon.find_direct(both).loop[0].address == 0x208
 
 
 @pytest.mark.parametrize(("old", "new"), [("fmla v12", "fmul v12"), ("fmla v12", "fmla v11"), ("v0.s[3]", "v0.4s")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from mca.layers import COPY, COPY_BYTES, Window
 from mca.network import First, Network, Node, Tensor, first_layer, read_network, window
 from network_model import Board, Code, Cost, Row
 from onnx import TensorProto, helper
-from test_neon_model import DIRECT, carry_save_kernel, kernel
+from test_neon_model import DIRECT, DIRECT_BYTES, carry_save_kernel, kernel
 
 from bnn_deploy.errors import InputError
 
@@ -167,7 +168,11 @@ def code() -> Code:
     adder = {1: carry_save_kernel()}
     signs, rows = loop("ldr", "fcmge", "str"), loop("ldr", "ldr", "fcmge", "addp", "str")
     library = neon.Library(tile, tile, loop("scvtf", "str"), adder, loop("cmlt"), loop("eor"), signs, rows)
-    return Code(library, neon.find_direct(listing.parse_listing(DIRECT)), sgemm(SGEMM))
+    tiles = (
+        neon.find_direct(listing.parse_listing(DIRECT)),
+        neon.find_direct(listing.parse_listing(DIRECT_BYTES), "sdot"),
+    )
+    return Code(library, *tiles, sgemm(SGEMM))
 
 
 @pytest.mark.usefixtures("cycle_per_instruction")
@@ -182,6 +187,24 @@ def test_prices_of_the_first_layer(tmp_path: Path) -> None:
     assert code().first_ort(first, CPU) == pytest.approx(product + packed + epilogue + outputs * 3 / 4 + pool)
     tiles = outputs / 8 / 4 * (17 + (depth - 1) * 12)  # of 2 vectors x 4 pixels
     assert code().first_ours(first, CPU) == pytest.approx(tiles + 4 * 3 * 64 * copy + outputs * 5 / 4 + pool)
+    of_bytes = dataclasses.replace(first, nodes=[Node("ImageConvThreshold", (), (), {})])
+    assert code().first_ours(of_bytes, "cortex-a72") == code().first_ours(first, "cortex-a72")
+    groups = 3 * 3  # columns, and fours of 9 rows of channels
+    tiles = outputs / 4 / 4 * (17 + (groups - 1) * 12)  # of 1 vector, for its weights are two, x 4 pixels
+    found = code().first_ours(of_bytes, "cortex-a76")
+    assert found == pytest.approx(tiles + 4 * 3 * 64 * copy + 2 * outputs * 5 / 4 + pool)
+
+
+def test_an_image_has_its_channels_last(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.onnx", direct=True)
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "ImageConvThreshold"
+    model.graph.node[0].attribute.append(helper.make_attribute("channels_last", 1))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.UINT8, ["batch", 8, 8, 3]))
+    onnx.save(model, path)
+    network = read_network(path)
+    assert network.tensors["x"].size == 8 * 8 * 3
+    assert first_layer(network).window == Window(3, 40, (3, 3), read=64, made=64)
 
 
 @pytest.mark.usefixtures("cycle_per_instruction")

@@ -83,7 +83,9 @@ def test_few_bits_are_undecided(isa):
     made = after["integer_bits"] - before["integer_bits"]
     undecided = after["undecided_bits"] - before["undecided_bits"]
     if isa in BY_INTEGERS:
-        assert made == case.batch * 64 * 40 * 40 and 0 < undecided < made / 500
+        # 8-bit levels meet the padding, 0, less closely.
+        most = made / (200 if isa == "neon_dotprod" else 500)
+        assert made == case.batch * 64 * 40 * 40 and 0 < undecided < most
     else:
         assert made == undecided == 0
 
@@ -147,8 +149,9 @@ def test_the_rounding_of_the_floats_is_bounded_too(isa):
     """Levels and weights are integers, so the integer sums are exact, and the float sums are not."""
     case = image(64, kernel=5, size=(24, 24), channels=3)
     x, levels = bytes_of(case), np.tile(np.arange(256, dtype=np.float32), (3, 1))
-    weights = np.random.default_rng(9).integers(-(2**15) + 1, 2**15, (64, 3, 5, 5)).astype(np.float32)
-    weights[:, 0, 0, 0] = 2**15 - 1  # so the weights' step is 1
+    largest = 257 * 127  # of the weights' integers, so their step is 1
+    weights = np.random.default_rng(9).integers(-largest, largest + 1, (64, 3, 5, 5)).astype(np.float32)
+    weights[:, 0, 0, 0] = largest
     (floats,) = case.session("DirectConv", isa, W=weights).run(None, {"X": look_up(levels, x)})
     exact = sum(
         np.einsum(

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from support.kernels import DOMAIN, make_model, make_session
 
-BY_INTEGERS = ("avx512", "avx2")
+BY_INTEGERS = ("avx512", "avx2", "neon_dotprod")
 """The units that convolve images of bytes in 16-bit integers, which are faster there than floats."""
 
 

@@ -1,6 +1,7 @@
 #include "drivers/direct/band.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -55,8 +56,19 @@ int64_t WindowRows(const DirectSpec& spec) {
   return (spec.height.kernel - 1) * spec.height.dilation + 1;
 }
 
-uint32_t Pair(int16_t low, int16_t high) {
-  return static_cast<uint16_t>(low) | static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
+// to[i] = the integers rows[k * row + i * stride], k < group.
+template <int kGroup>
+void Pack(const int16_t* rows, int64_t row, int64_t stride, int64_t count,
+          uint32_t* __restrict to) {
+  constexpr int kBits = 32 / kGroup;
+  constexpr uint32_t kMask = (uint32_t{1} << kBits) - 1;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t number = 0;
+    for (int k = 0; k < kGroup; ++k) {
+      number |= (static_cast<uint32_t>(rows[k * row + i * stride]) & kMask) << k * kBits;
+    }
+    to[i] = number;
+  }
 }
 
 }  // namespace
@@ -91,6 +103,9 @@ DirectSizes SizesOf(const DirectSpec& spec, const DirectKernels& kernels, const 
 
 namespace {
 
+// Of a band of groups of integers.
+int64_t PlanesOf(int64_t channels, int64_t group) { return channels / std::gcd(channels, group); }
+
 // The offset of a tap in a plane of the band.
 int64_t OffsetOf(const DirectSpec& spec, const DirectSizes& sizes, int64_t plane, int64_t row,
                  int64_t column) {
@@ -102,48 +117,54 @@ int64_t OffsetOf(const DirectSpec& spec, const DirectSizes& sizes, int64_t plane
 
 }  // namespace
 
-std::vector<Tap> TapsOf(const DirectSpec& spec, const DirectSizes& sizes) {
-  std::vector<Tap> taps;
+std::vector<int64_t> OffsetsOf(const DirectSpec& spec, const DirectSizes& sizes) {
+  std::vector<int64_t> offsets;
   for (int64_t c = 0; c < spec.channels; ++c) {
     for (int64_t i = 0; i < spec.height.kernel; ++i) {
       for (int64_t j = 0; j < spec.width.kernel; ++j) {
-        taps.push_back({OffsetOf(spec, sizes, c, i, j), static_cast<int64_t>(taps.size()), -1});
+        offsets.push_back(OffsetOf(spec, sizes, c, i, j));
       }
     }
   }
-  return taps;
+  return offsets;
 }
 
-std::vector<Tap> PairsOf(const DirectSpec& spec, const DirectSizes& sizes) {
-  std::vector<Tap> taps;
-  const int64_t row = spec.width.kernel, plane = spec.height.kernel * row;
-  for (int64_t c = 0; c < spec.channels; c += 2) {
-    const bool odd = c + 1 == spec.channels;
-    for (int64_t i = 0; i < spec.height.kernel; i += odd ? 2 : 1) {
-      const bool last = odd && i + 1 == spec.height.kernel;
-      for (int64_t j = 0; j < row; ++j) {
-        const int64_t index = c * plane + i * row + j;
-        taps.push_back(
-            {OffsetOf(spec, sizes, c / 2, i, j), index, last ? -1 : index + (odd ? row : plane)});
+std::vector<TapGroup> GroupsOf(const DirectSpec& spec, const DirectSizes& sizes, int64_t group) {
+  std::vector<TapGroup> groups;
+  const int64_t planes = PlanesOf(spec.channels, group);
+  const int64_t rows = planes * group / spec.channels;  // from a plane's numbers to its next
+  const int64_t width = spec.width.kernel, lines = spec.height.kernel * spec.channels;
+  for (int64_t first = 0; first < lines; first += group) {
+    const int64_t number = first / group;
+    for (int64_t j = 0; j < width; ++j) {
+      TapGroup taps{OffsetOf(spec, sizes, number % planes, number / planes * rows, j), {}};
+      for (int64_t k = 0; k < kMaxGroup; ++k) {
+        const int64_t line = first + k;
+        const int64_t channel = line % spec.channels, row = line / spec.channels;
+        const bool exists = k < group && line < lines;
+        taps.taps[k] = exists ? (channel * spec.height.kernel + row) * width + j : -1;
       }
+      groups.push_back(taps);
     }
   }
-  return taps;
+  return groups;
 }
 
 template <typename Number>
-Band<Number>::Band(const DirectSpec& spec, const DirectSizes& sizes, const Level* levels)
+Band<Number>::Band(const DirectSpec& spec, const DirectSizes& sizes, const Level* levels,
+                   const Level* padding, int64_t group)
     : spec_(spec),
       sizes_(sizes),
       levels_(levels),
-      planes_(std::is_same_v<Number, float> ? spec.channels : CeilDiv(spec.channels, 2)),
+      padding_(padding),
+      group_(group),
+      planes_(PlanesOf(spec.channels, group)),
       scratch_(&Kept()),
       row_scratch_(&KeptRow()),
       band_(scratch_.Reserve(planes_ * sizes.copied_rows * sizes.copied_row)),
-      rows_(row_scratch_.Reserve(levels == nullptr ? 0 : 2 * sizes.copied_row)) {
-  // The padding, which no copy changes.
+      rows_(row_scratch_.Reserve(levels == nullptr ? 0 : group * sizes.copied_row)) {
+  // The padding, which no copy of floats changes.
   std::fill_n(band_, planes_ * sizes.copied_rows * sizes.copied_row, Number{0});
-  if (levels != nullptr) std::fill_n(rows_, 2 * sizes.copied_row, Level{0});
 }
 
 template <typename Number>
@@ -165,11 +186,9 @@ void Band<Number>::Copy(const ImageBatch& input, int64_t image, int64_t top) {
 template <typename Number>
 void Band<Number>::Expand(const ImageBatch& input, int64_t image, int64_t channel, int64_t y,
                           Level* to) const {
+  std::fill_n(to, sizes_.copied_row, padding_ == nullptr ? Level{0} : padding_[channel]);
+  if (y < 0 || y >= input.height) return;
   to += spec_.width.pad_begin;
-  if (y < 0 || y >= input.height) {
-    std::fill_n(to, input.width, Level{0});
-    return;
-  }
   const int64_t channels = spec_.channels;
   const int64_t step = input.channels_last ? channels : 1;
   const uint8_t* from =
@@ -201,21 +220,15 @@ void Band<float>::CopyRow(const ImageBatch& input, int64_t image, int64_t plane,
 template <>
 void Band<uint32_t>::CopyRow(const ImageBatch& input, int64_t image, int64_t plane, int64_t y,
                              uint32_t* to) {
-  const bool odd = 2 * plane + 1 == spec_.channels;
-  const int16_t* low = rows_;
-  const int16_t* high = rows_ + sizes_.copied_row;
-  Expand(input, image, 2 * plane, y, rows_);
-  Expand(input, image, 2 * plane + (odd ? 0 : 1), odd ? y + spec_.height.dilation : y,
-         rows_ + sizes_.copied_row);
-  const int64_t stride = spec_.width.stride;
-  if (stride == 1) {
-    for (int64_t i = 0; i < sizes_.copied_row; ++i) to[i] = Pair(low[i], high[i]);
-    return;
+  for (int64_t k = 0; k < group_; ++k) {
+    const int64_t line = plane * group_ + k;
+    Expand(input, image, line % spec_.channels, y + line / spec_.channels * spec_.height.dilation,
+           rows_ + k * sizes_.copied_row);
   }
-  for (int64_t phase = 0; phase < stride; ++phase, to += sizes_.phase_width) {
-    for (int64_t i = 0, x = phase; i < sizes_.phase_width; ++i, x += stride) {
-      to[i] = Pair(low[x], high[x]);
-    }
+  const auto pack = group_ == 2 ? Pack<2> : Pack<4>;
+  const int64_t stride = spec_.width.stride, width = sizes_.phase_width;
+  for (int64_t phase = 0; phase < stride; ++phase) {
+    pack(rows_ + phase, sizes_.copied_row, stride, width, to + phase * width);
   }
 }
 

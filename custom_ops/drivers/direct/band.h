@@ -33,37 +33,38 @@ struct DirectSizes {
 // needs.
 DirectSizes SizesOf(const DirectSpec& spec, const DirectKernels& kernels, const ImageBatch& input);
 
-// One tap of the kernel, and where in a band it is. `other`: of pairs, the tap in the high halves,
-// or -1 where their weight is 0.
-struct Tap {
-  int64_t offset;
-  int64_t index;  // into [channels][kernel height][kernel width]
-  int64_t other;
-};
-// In the order in which they are summed. Of pairs: two channels, and of the last odd channel two
-// rows of the kernel.
-std::vector<Tap> TapsOf(const DirectSpec& spec, const DirectSizes& sizes);
-std::vector<Tap> PairsOf(const DirectSpec& spec, const DirectSizes& sizes);
+// Where in a band of floats the taps are, in the order [channels][kernel height][kernel width].
+std::vector<int64_t> OffsetsOf(const DirectSpec& spec, const DirectSizes& sizes);
 
-// Of floats, or of pairs of 16-bit integers, those of two channels, or of a row of the last odd
-// channel and the row that is the kernel's next.
+// Taps that one number of a band of integers holds, `group` neighbours of one column in the order
+// [kernel height][channels]. In that order the channels repeat after a few numbers, the planes of
+// the band, and so some rows further down the same planes hold the next taps.
+struct TapGroup {
+  int64_t offset;           // in the band
+  int64_t taps[kMaxGroup];  // into [channels][kernel height][kernel width]; -1 behind the last
+};
+std::vector<TapGroup> GroupsOf(const DirectSpec& spec, const DirectSizes& sizes, int64_t group);
+
+// Of floats, or of groups of integers, see DirectIntegersArgs.
 template <typename Number>
 class Band {
  public:
   using Level = std::conditional_t<std::is_same_v<Number, float>, float, int16_t>;
 
-  // levels: [channels][kByteValues], what bytes stand for; null where images are floats. spec,
-  // sizes and levels must outlive the band.
-  Band(const DirectSpec& spec, const DirectSizes& sizes, const Level* levels);
+  // levels: [channels][kByteValues], what bytes stand for; null where images are floats. padding:
+  // [channels], what stands for 0; null for 0. group: integers in a number, 1 for floats. spec,
+  // sizes, levels and padding must outlive the band.
+  Band(const DirectSpec& spec, const DirectSizes& sizes, const Level* levels, const Level* padding,
+       int64_t group);
 
-  // Copies the input rows from `top` on; rows above and below the image are 0. Those that the last
-  // copy has, too, are moved.
+  // Copies the input rows from `top` on; rows above and below the image are padding. Those that the
+  // last copy has, too, are moved.
   void Copy(const ImageBatch& input, int64_t image, int64_t top);
   // The input of row `y` of the convolution, counted from the band's first.
   const Number* Row(int64_t y) const { return band_ + y * spec_.height.stride * sizes_.copied_row; }
 
  private:
-  // The levels of a row, padded, in order; 0 above and below the image.
+  // The levels of a row, padded, in order; padding above and below the image.
   void Expand(const ImageBatch& input, int64_t image, int64_t channel, int64_t y, Level* to) const;
   void CopyRow(const ImageBatch& input, int64_t image, int64_t plane, int64_t y, Number* to);
 
@@ -79,11 +80,13 @@ class Band {
   const DirectSpec& spec_;
   const DirectSizes& sizes_;
   const Level* const levels_;
+  const Level* const padding_;
+  const int64_t group_;
   const int64_t planes_;
   Scratch<Number> scratch_;
   Scratch<Level> row_scratch_;
   Number* const band_;  // [planes][copied_rows][stride][phase_width]
-  Level* const rows_;   // two rows of levels, each of copied_row
+  Level* const rows_;   // of levels, one for each integer of a number, each of copied_row
   int64_t image_ = -1;  // of the last copy
   int64_t top_ = 0;     // likewise
 };

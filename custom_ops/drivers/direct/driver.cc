@@ -42,8 +42,8 @@ DirectConvDriver::DirectConvDriver(const Isa& isa, const DirectSpec& spec, const
     const int64_t values = spec.channels * kByteValues;
     layer_.levels = CopyOf(levels, values, values, 0.0f);
   }
-  if (levels != nullptr && threshold != nullptr && isa.direct->pairs != nullptr) {
-    layer_.integers = MakeIntegerForm(spec, *isa.direct, weights, bias, threshold, levels);
+  if (levels != nullptr && threshold != nullptr && isa.direct_integers != nullptr) {
+    layer_.integers = MakeIntegerForm(spec, isa, weights, bias, threshold, levels);
   }
 }
 
@@ -53,6 +53,7 @@ void DirectConvDriver::RunRows(const ImageBatch& input, Element* out,
   const DirectSpec& spec = layer_.spec;
   DirectRun run{input, SizesOf(spec, *layer_.isa.direct, input), {}, {}};
   const DirectSizes& sizes = run.sizes;
+  run.offsets = OffsetsOf(spec, sizes);
   const Axis& pool = spec.pool_height;
   const int64_t all_rows = input.batch * sizes.out_rows;
   const double products = static_cast<double>(input.batch) * static_cast<double>(sizes.rows) *
@@ -60,9 +61,10 @@ void DirectConvDriver::RunRows(const ImageBatch& input, Element* out,
                           static_cast<double>(layer_.row_channels * spec.taps());
   const double most = std::clamp(static_cast<double>(all_rows), 1.0, kMaxTasks);
   const auto tasks = static_cast<int64_t>(std::clamp(products / kTaskProducts, 1.0, most));
-  for (const Tap& tap : TapsOf(spec, run.sizes)) run.offsets.push_back(tap.offset);
   if (layer_.integers) {
-    for (const Tap& pair : PairsOf(spec, run.sizes)) run.pair_offsets.push_back(pair.offset);
+    for (const TapGroup& group : GroupsOf(spec, sizes, layer_.isa.direct_integers->group)) {
+      run.group_offsets.push_back(group.offset);
+    }
   }
   RunNeighbors(runner, tasks, [&] {
     // next: the first row that is not made yet; the rows before band_end have their input copied.

@@ -10,7 +10,9 @@
 namespace bnn_deploy {
 namespace {
 
-constexpr double kMaxInt16 = std::numeric_limits<int16_t>::max();
+constexpr double kMaxLevel = std::numeric_limits<int16_t>::max();
+// The largest that two limbs of 8 bits hold, 256 * high + low; both are signed.
+constexpr double kMaxWeight = 257 * std::numeric_limits<int8_t>::max();
 constexpr int32_t kAlways = std::numeric_limits<int32_t>::min();
 constexpr int32_t kNever = std::numeric_limits<int32_t>::max();
 // Every sum is below kNever, and none is as low as kAlways.
@@ -33,6 +35,8 @@ struct Line {
   double offset;
   double rest_bound;
   double largest;  // |X|
+  double lowest;   // X; at most 0, which stands for the padding
+  double highest;  // likewise, at least 0
   double largest_level;
 };
 
@@ -48,6 +52,8 @@ Line LineOf(const float* levels, int fineness) {
     least = std::min(least, level - line.step * integer);
     most = std::max(most, level - line.step * integer);
     line.largest = std::max(line.largest, std::fabs(integer));
+    line.lowest = std::min(line.lowest, integer);
+    line.highest = std::max(line.highest, integer);
     line.largest_level = std::max(line.largest_level, std::fabs(level));
   }
   line.offset = (least + most) / 2;
@@ -57,11 +63,12 @@ Line LineOf(const float* levels, int fineness) {
 
 // One output channel.
 struct Filter {
-  double step;       // of the weights, each for a level's integer
-  double constant;   // what the integers leave out, if no tap lies in the padding
-  double magnitude;  // of the float sum
-  double bound, bound_at_padding;
-  double deviation;  // of the sum, roughly
+  double step;         // of the weights, each for a level's integer
+  double constant;     // what the integers leave out, if no tap lies in the padding
+  double magnitude;    // of the float sum
+  double bound;        // of the error where no tap lies in the padding
+  double over, under;  // by which taps in the padding make the sum too large or too small at most
+  double deviation;    // of the sum, roughly
 };
 
 Filter FilterOf(const DirectSpec& spec, const std::vector<Line>& lines, const float* weights,
@@ -77,7 +84,7 @@ Filter FilterOf(const DirectSpec& spec, const std::vector<Line>& lines, const fl
     largest_level = std::max(largest_level, line.largest);
   }
   Filter filter{};
-  filter.step = std::max(largest_weight / kMaxInt16,
+  filter.step = std::max(largest_weight / kMaxWeight,
                          largest_sum / std::max(kMaxSum - slack * largest_level, 1.0));
   if (filter.step == 0) filter.step = 1;
   filter.magnitude = std::fabs(bias);
@@ -92,8 +99,8 @@ Filter FilterOf(const DirectSpec& spec, const std::vector<Line>& lines, const fl
     filter.constant += weight * line.offset;
     filter.magnitude += std::fabs(weight) * line.largest_level;
     filter.bound += lost + std::fabs(weight) * line.rest_bound;
-    filter.bound_at_padding +=
-        lost + std::fabs(weight) * std::max(line.rest_bound, std::fabs(line.offset));
+    filter.over += std::max(weight * line.offset, 0.0);
+    filter.under += std::max(-weight * line.offset, 0.0);
     flushed += (std::fabs(weight) + line.largest_level + 1) * kLeastFloat;
     const double deviation = weight * line.step * line.largest / 3;
     variance += deviation * deviation;
@@ -101,10 +108,17 @@ Filter FilterOf(const DirectSpec& spec, const std::vector<Line>& lines, const fl
   filter.deviation = std::sqrt(variance);
   const double roundings = static_cast<double>(spec.taps() + 1);
   const double rounding = roundings * kFloatRounding / (1 - roundings * kFloatRounding);
-  const double always = (rounding + kDoubleRounding) * filter.magnitude + flushed;
-  filter.bound += always;
-  filter.bound_at_padding += always;
+  filter.bound += (rounding + kDoubleRounding) * filter.magnitude + flushed;
   return filter;
+}
+
+// What is subtracted from a channel's X, so that they fit into 8 bits.
+double ShiftOf(const Line& line, const IntegerKernels& kernels) {
+  return kernels.limbs == 1 ? 0 : line.lowest - std::numeric_limits<int8_t>::min();
+}
+
+bool Fits(const Line& line, const IntegerKernels& kernels) {
+  return kernels.limbs == 1 ? line.largest <= kMaxLevel : line.highest - line.lowest < kByteValues;
 }
 
 // The half width of the undecided sums, of both kinds of windows, as a fraction of their deviation.
@@ -115,7 +129,7 @@ double Width(const std::vector<Filter>& filters) {
       return std::numeric_limits<double>::infinity();  // NaN, too
     }
     if (filter.deviation > 0) {
-      total += (filter.bound + filter.bound_at_padding) / filter.deviation;
+      total += (2 * filter.bound + (filter.over + filter.under) / 2) / filter.deviation;
     }
   }
   return total / static_cast<double>(filters.size());
@@ -125,19 +139,22 @@ int32_t ToInteger(double sum) {
   return sum >= kNever ? kNever : sum <= kAlways ? kAlways : static_cast<int32_t>(sum);
 }
 
-// A channel's decisions: a NaN threshold is never reached.
-void Decide(const Filter& filter, double bound, float threshold, int64_t o, Decisions* to) {
+// A channel's decisions, of sums that are too large by `over` or too small by `under` at most: a
+// NaN threshold is never reached.
+void Decide(const Filter& filter, double over, double under, float threshold, int64_t o,
+            Decisions* to) {
   if (std::isnan(threshold)) return;
   const double middle = threshold - filter.constant;
-  to->reaches.data()[o] = ToInteger(std::ceil((middle + bound) / filter.step) + 1);
-  to->may.data()[o] = ToInteger(std::floor((middle - bound) / filter.step) - 1);
+  to->reaches.data()[o] = ToInteger(std::ceil((middle + over) / filter.step) + 1);
+  to->may.data()[o] = ToInteger(std::floor((middle - under) / filter.step) - 1);
 }
 
 }  // namespace
 
-std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const DirectKernels& kernels,
+std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const Kernels& kernels,
                                            const float* weights, const float* bias,
                                            const float* threshold, const float* levels) {
+  const IntegerKernels& integers = *kernels.direct_integers;
   const int64_t taps = spec.taps();
   const auto is_finite = [](float level) { return std::isfinite(level); };
   if (!std::all_of(levels, levels + spec.channels * kByteValues, is_finite)) return std::nullopt;
@@ -147,12 +164,12 @@ std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const DirectK
   for (int fineness = 1; fineness <= kFinestStep; fineness *= 2) {
     some_lines.clear();
     some_filters.clear();
-    double largest = 0;
+    bool fit = true;
     for (int64_t c = 0; c < spec.channels; ++c) {
       some_lines.push_back(LineOf(levels + c * kByteValues, fineness));
-      largest = std::max(largest, some_lines.back().largest);
+      fit = fit && Fits(some_lines.back(), integers);
     }
-    if (!(largest <= kMaxInt16)) break;
+    if (!fit) break;
     for (int64_t o = 0; o < spec.out_channels; ++o) {
       some_filters.push_back(FilterOf(spec, some_lines, weights + o * taps, bias[o]));
     }
@@ -167,35 +184,52 @@ std::optional<IntegerForm> MakeIntegerForm(const DirectSpec& spec, const DirectK
 
   IntegerForm form;
   form.levels = Buffer<int16_t>(spec.channels * kByteValues, 0);
-  for (int64_t i = 0; i < spec.channels * kByteValues; ++i) {
-    form.levels.data()[i] =
-        static_cast<int16_t>(std::nearbyint(levels[i] / lines.data()[i / kByteValues].step));
+  form.padding = Buffer<int16_t>(spec.channels, 0);
+  for (int64_t c = 0; c < spec.channels; ++c) {
+    const Line& line = lines.data()[c];
+    const double shift = ShiftOf(line, integers);
+    form.padding.data()[c] = static_cast<int16_t>(-shift);
+    for (int64_t i = c * kByteValues; i < (c + 1) * kByteValues; ++i) {
+      form.levels.data()[i] = static_cast<int16_t>(std::nearbyint(levels[i] / line.step) - shift);
+    }
   }
-  const std::vector<Tap> pairs = PairsOf(spec, DirectSizes{});  // their offsets are not used
-  const int64_t row_channels = RoundUp(spec.out_channels, kernels.lanes);
-  form.taps = static_cast<int64_t>(pairs.size());
-  form.weights = Buffer<uint32_t>(row_channels * form.taps, 0);
-  form.zeros = Buffer<int32_t>(row_channels, 0);
+  const std::vector<TapGroup> groups = GroupsOf(spec, DirectSizes{}, integers.group);
+  const int64_t lanes = kernels.direct->lanes, row_channels = RoundUp(spec.out_channels, lanes);
+  form.groups = static_cast<int64_t>(groups.size());
+  form.weights = Buffer<uint32_t>(row_channels * form.groups * integers.limbs, 0);
+  form.starts = Buffer<int32_t>(row_channels, 0);
   for (Decisions* decisions : {&form.inside, &form.at_padding}) {
     decisions->reaches = Buffer<int32_t>(row_channels, kNever);
     decisions->may = Buffer<int32_t>(row_channels, kNever);
   }
   for (int64_t o = 0; o < spec.out_channels; ++o) {
-    const auto integer = [&](int64_t k) -> uint32_t {
-      if (k < 0) return 0;
-      const Line& line = lines.data()[k / (spec.height.kernel * spec.width.kernel)];
-      const double nearest =
-          std::nearbyint(weights[o * taps + k] * line.step / filters.data()[o].step);
-      return static_cast<uint16_t>(static_cast<int16_t>(nearest));
-    };
-    const DirectWidth tile = TileOf(o, row_channels, kernels.pairs->channels, kernels.lanes);
-    uint32_t* to = form.weights.data() + tile.first * form.taps + o - tile.first;
-    for (const Tap& pair : pairs) {
-      *to = integer(pair.index) | integer(pair.other) << 16;
-      to += tile.channels;
+    const DirectWidth tile = TileOf(o, row_channels, integers.channels, lanes);
+    const int64_t vector = (o - tile.first) / lanes, lane = (o - tile.first) % lanes;
+    uint32_t* to =
+        form.weights.data() + integers.limbs * (tile.first * form.groups + vector * lanes) + lane;
+    const Filter& filter = filters.data()[o];
+    double start = 0;
+    for (const TapGroup& group : groups) {
+      for (int64_t k = 0; k < integers.group && group.taps[k] >= 0; ++k) {
+        const int64_t tap = group.taps[k];
+        const Line& line = lines.data()[tap / (spec.height.kernel * spec.width.kernel)];
+        const auto weight =
+            static_cast<int32_t>(std::nearbyint(weights[o * taps + tap] * line.step / filter.step));
+        start += weight * ShiftOf(line, integers);
+        if (integers.limbs == 1) {
+          to[0] |= static_cast<uint32_t>(static_cast<uint16_t>(weight)) << 16 * k;
+        } else {
+          const auto low = static_cast<int8_t>(weight);
+          to[0] |= static_cast<uint32_t>(static_cast<uint8_t>((weight - low) / 256)) << 8 * k;
+          to[lanes] |= static_cast<uint32_t>(static_cast<uint8_t>(low)) << 8 * k;
+        }
+      }
+      to += integers.limbs * tile.channels;
     }
-    Decide(filters.data()[o], filters.data()[o].bound, threshold[o], o, &form.inside);
-    Decide(filters.data()[o], filters.data()[o].bound_at_padding, threshold[o], o,
+    form.starts.data()[o] =
+        static_cast<int32_t>(static_cast<uint32_t>(static_cast<int64_t>(start)));
+    Decide(filter, filter.bound, filter.bound, threshold[o], o, &form.inside);
+    Decide(filter, filter.bound + filter.over, filter.bound + filter.under, threshold[o], o,
            &form.at_padding);
   }
   return form;

@@ -65,7 +65,7 @@ FloatRows::FloatRows(const DirectLayer& layer, const DirectRun& run, float* out)
     : layer_(layer),
       run_(run),
       out_(out),
-      band_(layer.spec, run.sizes, layer.levels.data()),
+      band_(layer.spec, run.sizes, layer.levels.data(), nullptr, 1),
       scratch_(Kept<FloatRows, float>()),
       rows_(scratch_.Reserve(layer.spec.pool_height.kernel * run.sizes.line * layer.row_channels)) {
 }
@@ -102,7 +102,7 @@ BitRows::BitRows(const DirectLayer& layer, const DirectRun& run, uint32_t* out)
       run_(run),
       words_(WordsForBits(layer.spec.out_channels)),
       out_(out),
-      band_(layer.spec, run.sizes, layer.levels.data()),
+      band_(layer.spec, run.sizes, layer.levels.data(), nullptr, 1),
       float_scratch_(Kept<BitRows, float>()),
       sum_scratch_(Kept<BitRows, int32_t>()),
       bit_scratch_(Kept<BitRows, uint32_t>()),
@@ -110,7 +110,10 @@ BitRows::BitRows(const DirectLayer& layer, const DirectRun& run, uint32_t* out)
       sums_(sum_scratch_.Reserve(layer.integers ? run.sizes.line * layer.row_channels : 0)),
       rows_(bit_scratch_.Reserve((layer.spec.pool_height.kernel + 1) * run.sizes.columns * words_)),
       undecided_(rows_ + layer.spec.pool_height.kernel * run.sizes.columns * words_) {
-  if (layer.integers) pairs_.emplace(layer.spec, run.sizes, layer.integers->levels.data());
+  if (layer.integers) {
+    integers_.emplace(layer.spec, run.sizes, layer.integers->levels.data(),
+                      layer.integers->padding.data(), layer.isa.direct_integers->group);
+  }
 }
 
 BitRows::~BitRows() {
@@ -125,11 +128,11 @@ uint32_t* BitRows::Row(int64_t y) const {
 void BitRows::Copy(int64_t image, int64_t y) {
   band_begin_ = y;
   band_.Copy(run_.input, image, Top(layer_, y));
-  if (pairs_) pairs_->Copy(run_.input, image, Top(layer_, y));
+  if (integers_) integers_->Copy(run_.input, image, Top(layer_, y));
 }
 
 void BitRows::Make(int64_t y) {
-  if (pairs_) return MakeByIntegers(y);
+  if (integers_) return MakeByIntegers(y);
   Convolve(layer_, run_, band_.Row(y - band_begin_), floats_);
   layer_.isa.binarize_rows(
       {floats_, layer_.threshold.data(), layer_.row_channels, run_.sizes.columns, Row(y)});
@@ -137,12 +140,12 @@ void BitRows::Make(int64_t y) {
 
 void BitRows::MakeByIntegers(int64_t y) {
   const IntegerForm& form = *layer_.integers;
-  DirectPairsArgs args = ArgsOf(layer_, run_, pairs_->Row(y - band_begin_), sums_);
-  args.offsets = run_.pair_offsets.data();
-  args.taps = form.taps;
+  DirectIntegersArgs args = ArgsOf(layer_, run_, integers_->Row(y - band_begin_), sums_);
+  args.offsets = run_.group_offsets.data();
+  args.taps = form.groups;
   args.weights = form.weights.data();
-  args.bias = form.zeros.data();
-  layer_.isa.direct->pairs->convolve(args);
+  args.bias = form.starts.data();
+  layer_.isa.direct_integers->convolve(args);
 
   const int64_t columns = run_.sizes.columns;
   const Range rows = Inside(layer_.spec.height, run_.input.height, run_.sizes.rows);
@@ -158,9 +161,9 @@ void BitRows::MakeByIntegers(int64_t y) {
 
 void BitRows::Decide(const Decisions& decisions, int64_t begin, int64_t end, uint32_t* row) {
   if (begin == end) return;
-  layer_.isa.direct->pairs->decide({sums_ + begin * layer_.row_channels, decisions.reaches.data(),
-                                    decisions.may.data(), layer_.row_channels, end - begin,
-                                    row + begin * words_, undecided_ + begin * words_});
+  layer_.isa.direct_integers->decide({sums_ + begin * layer_.row_channels, decisions.reaches.data(),
+                                      decisions.may.data(), layer_.row_channels, end - begin,
+                                      row + begin * words_, undecided_ + begin * words_});
 }
 
 void BitRows::SumAgain(int64_t y, uint32_t* row) {
@@ -172,7 +175,7 @@ void BitRows::SumAgain(int64_t y, uint32_t* row) {
   int64_t count = 0;
   const auto sum = [&] {
     float sums[kPoints];
-    layer_.isa.direct->pairs->sums_at({points, count, run_.offsets.data(), taps, sums});
+    layer_.isa.direct_integers->sums_at({points, count, run_.offsets.data(), taps, sums});
     for (int64_t i = 0; i < count; ++i) {
       const bool bit = sums[i] >= layer_.threshold.data()[channels[i]];
       row[words[i]] |= static_cast<uint32_t>(bit) << channels[i] % 32;

@@ -32,8 +32,8 @@ struct DirectLayer {
 struct DirectRun {
   const ImageBatch& input;
   DirectSizes sizes;
-  std::vector<int64_t> offsets;       // of the taps
-  std::vector<int64_t> pair_offsets;  // empty without an integer form
+  std::vector<int64_t> offsets;        // of the taps
+  std::vector<int64_t> group_offsets;  // of groups of taps; empty without an integer form
 };
 
 // Process-wide numbers of bits that integer sums decided or left undecided, and of the latter.
@@ -91,7 +91,7 @@ class BitRows {
   const int64_t words_;
   uint32_t* const out_;
   Band<float> band_;
-  std::optional<Band<uint32_t>> pairs_;
+  std::optional<Band<uint32_t>> integers_;
   int64_t band_begin_ = 0;
   Scratch<float> float_scratch_;
   Scratch<int32_t> sum_scratch_;

@@ -34,9 +34,14 @@ constexpr int kPairSums = 8;
 constexpr int kPairVectors = 2;
 Words LoadWords(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 void StoreWords(void* to, Words words) { _mm256_storeu_si256(static_cast<__m256i*>(to), words); }
-uint32_t ReachedLanes(Words sums, Words least) {
-  const __m256i below = _mm256_cmpgt_epi32(least, sums);
+uint32_t ReachedLanes(const int32_t* sums, const int32_t* least) {
+  const __m256i below = _mm256_cmpgt_epi32(LoadWords(least), LoadWords(sums));
   return static_cast<uint8_t>(~_mm256_movemask_ps(_mm256_castsi256_ps(below)));
+}
+uint32_t ReachedWord(const int32_t* sums, const int32_t* least) {
+  uint32_t reached = 0;
+  UNROLL for (int i = 0; i < 32; i += kLanes) reached |= ReachedLanes(sums + i, least + i) << i;
+  return reached;
 }
 
 Floats Larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }

@@ -77,16 +77,7 @@ void StoreColumn(Words words, int64_t count, uint32_t* out, int64_t stride) {
   for (int64_t i = 0; i < kLanes && i < count; ++i) out[i * stride] = column[i];
 }
 
-// One bit for each of 32 bytes that are 0x00 or 0xff: byte i of a group of eight keeps bit i, and
-// three pairwise additions collect the groups.
-uint32_t CollectBits(uint8x16_t low, uint8x16_t high) {
-  static const uint8_t kPlaces[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint8x16_t places = vld1q_u8(kPlaces);
-  uint8x16_t sums = vpaddq_u8(vandq_u8(low, places), vandq_u8(high, places));
-  sums = vpaddq_u8(sums, sums);
-  sums = vpaddq_u8(sums, sums);
-  return vgetq_lane_u32(vreinterpretq_u32_u8(sums), 0);
-}
+#include "kernels/vectors/neon_bits.inl"
 
 // Byte i is 0xff where value i of 16 is at least its threshold, else 0.
 uint8x16_t AtLeast16(const float* x, const float* threshold) {

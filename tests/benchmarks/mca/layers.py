@@ -79,11 +79,16 @@ def binary_conv(library: Library, window: Window, floats: bool, model: str) -> d
 
 
 def direct_conv(kernel: DirectKernel, window: Window, model: str) -> float:
-    """Cycles of the direct convolution of floats to floats [pixels, outputs], and of its copy of the input."""
-    tap = cycles_of(kernel.loop, model)
-    taps = window.channels * math.prod(window.kernel)
-    tile = cycles_of(kernel.trace(), model, TRACES) + (taps - 1) * tap
-    return tile * -(-window.outputs * window.made // kernel.macs) + copied(4 * window.channels * window.read, model)
+    """Cycles of the direct convolution to sums [pixels, outputs], and of its copy of the input.
+
+    A group of taps is from one column of the kernel; its copy is a number of 4 bytes for each tap that begins one.
+    """
+    each = cycles_of(kernel.loop, model)
+    rows, columns = window.kernel
+    groups = -(-window.channels * rows // kernel.group) * columns
+    tile = cycles_of(kernel.trace(), model, TRACES) + (groups - 1) * each
+    copies = window.channels // math.gcd(window.channels, kernel.group)
+    return tile * -(-window.outputs * window.made // kernel.sums) + copied(4 * copies * window.read, model)
 
 
 def binarized(library: Library, floats: int, rows: bool, model: str) -> float:

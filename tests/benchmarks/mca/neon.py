@@ -72,15 +72,17 @@ class CarrySaveKernel(Graph):
 
 
 class DirectKernel(Graph):
-    """The tile of the direct convolution of floats. Its loop is one tap of ``macs`` products."""
+    """The tile of the direct convolution. Its loop is ``group`` taps of ``sums`` sums: one of floats, four of bytes."""
 
     def __init__(self, code: Sequence[Instruction], first: int, last: int) -> None:
         super().__init__(code, first, last, loops_around=1)
         self.labels = {self.loop[0].address: "V"}
-        self.macs = LANES * count(self.loop, "fmla")
+        limbs = 2  # of a weight that bytes are multiplied by
+        self.group = 4 if count(self.loop, "sdot") else 1
+        self.sums = LANES * (count(self.loop, "fmla") + count(self.loop, "sdot") // limbs)
 
     def trace(self) -> list[Instruction]:
-        """The instructions from the start of a tile of one tap to the start of the next tile."""
+        """The instructions from the start of a tile of one group of taps to the start of the next tile."""
         return self.cycle(self.headers[0], "V", 0)
 
 
@@ -111,7 +113,11 @@ def find_kernels(code: Sequence[Instruction]) -> Library:
     if set(kernels) != {"bits", "floats"}:
         raise InputError(f"found the tiles {sorted(kernels)}: expected some for bits and some for floats")
 
-    adders = [CarrySaveKernel(code, *at) for at, loop in zip(where, loops, strict=True) if count(loop, "sdot")]
+    adders = [
+        CarrySaveKernel(code, *at)
+        for at, loop in zip(where, loops, strict=True)
+        if SELECTS & {i.name for i in loop} and count(loop, "sdot")
+    ]
     if not adders:
         raise InputError("no loop with cnt and sdot: the dotprod unit is missing")
 
@@ -135,16 +141,17 @@ def find_kernels(code: Sequence[Instruction]) -> Library:
     )
 
 
-def find_direct(code: Sequence[Instruction]) -> DirectKernel:
-    """Locates the largest register tile of the direct convolution of floats.
+def find_direct(code: Sequence[Instruction], name: str = "fmla") -> DirectKernel:
+    """Locates the register tile of most channels of the direct convolution of floats, or of bytes (name: sdot).
 
     Its loop has as many sums as multiply-adds, each of a vector of weights by one number of a vector of pixels.
     """
     found = {}
     for first, last in single_block_loops(code):
-        adds = [i.operands for i in code[first:last] if i.name == "fmla" and ".s[" in i.operands]
-        if len(adds) >= 8 and len({operands.split(",")[0] for operands in adds}) == len(adds):
-            found[first, last] = len(adds)
+        adds = [i.operands.split(", ") for i in code[first:last] if i.name == name and i.operands.endswith("]")]
+        sums, weights = ({operands[k] for operands in adds} for k in (0, 1))
+        if len(adds) >= 8 and len(sums) == len(adds):
+            found[first, last] = (len(sums), len(weights))
     if not found:
-        raise InputError("no loop of the direct convolution, with fmla by element: the library has none")
+        raise InputError(f"no loop of the direct convolution, with {name} by element: the library has none")
     return DirectKernel(code, *max(found, key=lambda at: found[at]))

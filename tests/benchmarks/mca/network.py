@@ -21,11 +21,12 @@ FUSED = ("Transpose", "Binarize", "BinarizeChannelsLast", "BinaryMaxPool", "MaxP
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Its shape has batch 1; `bits` holds for packed signs, uint32 words with the channels last."""
+    """Its shape has batch 1; `bits` holds for packed signs, uint32 words with the channels last; `item`: in bytes."""
 
     shape: tuple[int, ...]
     bits: bool
     constant: bool
+    item: int = 4
 
     @property
     def number(self) -> int:
@@ -34,7 +35,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """In bytes."""
-        return 4 * self.number
+        return self.item * self.number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Network:
 class First:
     """A first layer: a convolution of few channels, max pool, bits. `nodes` do that in the file; `taps`: of the pool.
 
-    One DirectConv or DirectConvThreshold, or a Conv and the nodes that these operators would take in.
+    One DirectConv or DirectConvThreshold, one ImageConv or ImageConvThreshold of bytes, or a Conv and the nodes that
+    these operators would take in.
     """
 
     nodes: list[Node]
@@ -84,7 +86,8 @@ def read_network(path: Path) -> Network:
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         sizes = tuple(d.dim_value if d.HasField("dim_value") else 1 for d in kind.shape.dim)
-        tensors.setdefault(value.name, Tensor(sizes, kind.elem_type == onnx.TensorProto.UINT32, False))
+        item = 1 if kind.elem_type == onnx.TensorProto.UINT8 else 4
+        tensors.setdefault(value.name, Tensor(sizes, kind.elem_type == onnx.TensorProto.UINT32, False, item))
     nodes = []
     for node in graph.node:
         missing = [name for name in (*node.input, *node.output) if name and name not in tensors]
@@ -115,15 +118,16 @@ def two(sizes: tuple[int, ...]) -> tuple[int, int]:
 
 def first_layer(network: Network) -> First:
     """The first convolution, with all that one direct convolution does."""
-    direct = next((node for node in network.nodes if node.op.startswith("DirectConv")), None)
+    direct = next((node for node in network.nodes if node.op.startswith(("DirectConv", "ImageConv"))), None)
     if direct is not None:
         x, weight, y = (network.tensors[name] for name in (*direct.inputs[:2], direct.outputs[0]))
         kernel, strides, pads = (direct.ints(name) for name in ("kernel_shape", "strides", "pads"))
         rank = len(kernel)
+        image = x.shape[1:-1] if direct.attributes.get("channels_last") else x.shape[2:]
         made = math.prod(
-            (size + pads[i] + pads[i + rank] - kernel[i]) // strides[i] + 1 for i, size in enumerate(x.shape[2:])
+            (size + pads[i] + pads[i + rank] - kernel[i]) // strides[i] + 1 for i, size in enumerate(image)
         )
-        sizes = Window(weight.shape[1], weight.shape[0], two(kernel), x.number // x.shape[1], made)
+        sizes = Window(weight.shape[1], weight.shape[0], two(kernel), math.prod(image), made)
         return First([direct], sizes, math.prod(direct.ints("pool_shape")), y)
     taken = [next(node for node in network.nodes if node.op == "Conv")]
     taps = 1
