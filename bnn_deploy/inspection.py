@@ -27,6 +27,9 @@ try:
 except ImportError as missing:
     raise SetupError(f"inspecting a model needs the onnx package: run {install_command('convert')}") from missing
 
+MOST_SHAPE_BYTES = 1 << 16
+"""Bytes of a constant from which shapes are computed, at most."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -175,6 +178,9 @@ def inspect_model(path: str | os.PathLike[str], content: bytes | None = None) ->
 def _report(path: Path, model: onnx.ModelProto, content: bytes | None) -> ModelReport:
     graph = model.graph
     constants = _constant_bytes(graph)
+    for weight in graph.initializer:  # the inference of shapes, which copies all several times, reads small ones alone
+        if constants[weight.name] > MOST_SHAPE_BYTES:
+            weight.ClearField("raw_data")
     shapes, dtypes, bit_channels = _infer(path, model)
 
     def tensor(name: str) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from bnn_deploy import inspection
 from bnn_deploy.cli import main
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.inspection import Layer, ModelReport, inspect_model
@@ -198,6 +199,32 @@ def test_external_data_is_part_of_the_size(tmp_path: Path) -> None:
     assert outside.file_bytes == sum(sizes)
     assert sizes[0] < 10_000 < sizes[1]
     assert outside.layers == inside.layers
+
+
+def test_shapes_are_inferred_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But with the small constants that they are computed from."""
+    weights = np.zeros((256, 512), np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Reshape", ["product", "shape"], ["y"]),
+    ]
+    constants = {"w": weights, "shape": np.array([-1, 16, 16])}
+    path = save(tmp_path / "m.onnx", nodes, constants, [4, 256], ("y", TensorProto.FLOAT, [None] * 3), functions=False)
+    infer, read = inspection.shape_inference.infer_shapes, []
+
+    def recording(model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+        read.append(model.ByteSize())
+        return infer(model, **options)
+
+    monkeypatch.setattr(inspection.shape_inference, "infer_shapes", recording)
+    report = inspect_model(path)
+    assert max(read) < weights.nbytes
+    assert [layer.output.shape for layer in report.layers] == [(4, 512), (8, 16, 16)]
+    monkeypatch.setattr(inspection, "MOST_SHAPE_BYTES", 1)
+    assert inspect_model(path).layers[1].output.shape != (8, 16, 16)
+    monkeypatch.setattr(inspection, "MOST_SHAPE_BYTES", weights.nbytes)
+    assert inspect_model(path) == report
+    assert max(read) > weights.nbytes
 
 
 def test_bad_files_are_one_line_that_names_the_file(binary: Path, tmp_path: Path) -> None:
