@@ -17,13 +17,16 @@ from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 from bnn_deploy.cli import QUIET
 from bnn_deploy.cli.tables import Facts, Paragraph, Table
@@ -34,6 +37,10 @@ _UNLIMITED = 10_000
 
 _PROSE = 110
 """Characters in a line of `explain`."""
+
+
+_BAR, _BAR_FROM = 20, 72
+"""Columns of the bar of `progress`, and those of a terminal from which it leaves room for the text."""
 
 
 class _PlainConsole(Console):
@@ -136,12 +143,21 @@ def table(
     return Table(None if title is None else printable(title), columns, numbers, fixed, optional)
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time that is left, which says so; empty where there is no estimate."""
+
+    def render(self, task: Task) -> Text:
+        time = super().render(task)
+        return time.append(" left") if time.plain else time
+
+
 @contextmanager
 def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
     """Show the current step of a long command, in a line on stderr that goes away at the end.
 
-    Of steps that say how much is done (`progress.ProgressStep`), it has a bar, and estimates the time that is left.
-    Nothing is shown where stderr is not a terminal, nor with --quiet.
+    Of steps that say how much is done (`progress.ProgressStep`), it has a bar, and estimates the time that is left;
+    in a narrow terminal, the bar and the time so far make room for the text. Nothing is shown where stderr is not a
+    terminal, nor with --quiet.
 
     Args:
         measuring: show a line without animation, because an animating thread would disturb the timed runs.
@@ -149,12 +165,17 @@ def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
     Yields:
         A function to call with the name of each step as it begins.
     """
+    columns: list[ProgressColumn] = []
+    if not measuring:
+        wide = err.width >= _BAR_FROM
+        columns = [SpinnerColumn(), *([BarColumn(_BAR)] if wide else []), TaskProgressColumn()]
+        columns += [*([TimeElapsedColumn()] if wide else []), _TimeLeft()]
     with Progress(
-        *([] if measuring else [SpinnerColumn()]),
-        *([] if measuring else [BarColumn(20), TaskProgressColumn(), TimeElapsedColumn()]),
-        *([] if measuring else [TextColumn("left"), TimeRemainingColumn()]),
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        *columns,
+        # What the others leave is its width; without a ratio, the others would be cut.
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         console=err,
+        expand=True,
         transient=True,
         auto_refresh=not measuring,
         disable=quiet() or not err.is_terminal,

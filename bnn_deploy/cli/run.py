@@ -45,22 +45,23 @@ def command(ctx: click.Context, path: Path, as_json: bool) -> int:
     page = None if output is None else path.parent / output
     require_page(page, {key: path.parent / config.get(key) for key in ("source", "model")})
     code = 0
-    for name in _STEPS:
+    for number, name in enumerate(_STEPS):
         arguments = ["--config", str(path)]
         if name == "verify" and page is not None and config.get("pictures", name) is None:
             arguments += ["--pictures", str(PICTURES)]
         if not as_json:
+            if number:
+                show("")
             show_command(f"$ bnn-deploy {name} {' '.join(arguments)}")
         with redirect_stdout(io.StringIO()) if as_json else nullcontext():
             code = _step(ctx, name, arguments)
-        if not as_json:
-            show("")
         if code:
             break
     record = make_record(path.parent / config.get("model"), noted_results())
     if page is not None:
         write_page(page, record)
         if not as_json:
+            show("")
             show(f"wrote {page}", result=True)
     if as_json:
         print_json(record)

@@ -246,6 +246,7 @@ def print_verification(result: Verification) -> None:
     if result.classification:
         _print_classes(result)
     notes = [*_source_notes(result), *result.notes]
+    show("")
     for note in notes:
         show(f"note: {printable(note)}")
     if notes:
@@ -419,7 +420,6 @@ def _print_outputs(result: Verification) -> None:
         show(flips)
         if len(result.disagreements) > 20:
             show(f"   and {len(result.disagreements) - 20} more")
-    show("")
 
 
 def _print_classes(result: Verification) -> None:
@@ -427,6 +427,7 @@ def _print_classes(result: Verification) -> None:
     reference, model = result.classification
     if reference.correct_top5 is not None and model.correct_top5 is not None:
         fives = [percent(one.correct_top5 or 0, one.samples) for one in (reference, model)]
+        show("")
         explain(f"   Among the five highest scores: {' of the reference, '.join(fives)} of the model.")
     hardest = sorted(model.classes, key=lambda one: (one.correct / one.samples, one.label))[:_HARDEST]
     before = {one.label: one.correct for one in reference.classes}
@@ -439,11 +440,11 @@ def _print_classes(result: Verification) -> None:
         mistaken = f"{_class_name(result, -taken)} ({count:,} of {one.samples:,})" if wrong else ""
         shares = (percent(correct, one.samples) for correct in (before[one.label], one.correct))
         rows.add_row(_class_name(result, one.label), f"{one.samples:,}", *shares, mistaken)
-    which = f"The {len(hardest)} least accurate of {len(model.classes)} classes" if hardest else ""
+    some = f"The {len(hardest)} least accurate of {len(model.classes)} classes"
+    which = some if len(model.classes) > len(hardest) else "Classes, the least accurate first"
     show("")
-    explain(f"   {which if len(model.classes) > len(hardest) else 'Classes'}; the confusion matrices are in the JSON:")
+    explain(f"   {which}; the confusion matrices are in the JSON:")
     show(rows)
-    show("")
 
 
 _HARDEST = 5

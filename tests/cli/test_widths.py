@@ -14,7 +14,7 @@ from bnn_deploy.cli.console import facts, show, table
 from bnn_deploy.cli.tables import wrap
 from bnn_deploy.cli.verify import print_golden, print_verification
 from bnn_deploy.proof.golden.check import GoldenLayer, check_golden
-from bnn_deploy.proof.results import Disagreement, LayerResult, OperatorResult
+from bnn_deploy.proof.results import ClassAccuracy, Classification, Disagreement, LayerResult, OperatorResult
 from bnn_deploy.proof.verification import verify
 from support import python
 from support.bundles import invoke
@@ -52,7 +52,10 @@ def test_every_command(case: str, given: Path, tmp_path: Path, monkeypatch: pyte
         assert case.startswith("verify") <= (rendered(parts, width)[-1] == "PASSED")
 
 
-def test_a_failed_verification_of_a_deep_network(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("top5", [8, None])
+def test_a_failed_verification_of_a_deep_network(
+    top5: int | None, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Long names, every kind of row, and verdicts that a user must not miss."""
     result = verify(given / "m.onnx", EXPORT, samples=2)
     backends = [output.backend for output in result.outputs]
@@ -65,6 +68,10 @@ def test_a_failed_verification_of_a_deep_network(given: Path, monkeypatch: pytes
         operators=[OperatorResult(DEEP, "BinaryConvThreshold", 10**9, dict.fromkeys(backends, 10**9))],
         layers=[*layers, LayerResult("ip2", "t", "floats", values=10_000, max_error=1e-5, relative_error=2e-7)],
         disagreements=[Disagreement(name, "", 12_345, 7, 3, DEEP, 0.5, False, False) for name in backends],
+        classification=[
+            Classification(network, backends[0], "", 9, 7, top5, [ClassAccuracy(0, "", 9, 7)], [(0, 0, 7), (0, 3, 2)])
+            for network in ("reference", "model")
+        ],
     )
     parts = record(monkeypatch)
     print_verification(result)
@@ -107,6 +114,12 @@ def test_a_table_that_breaks_words_is_found() -> None:
     kept.rows[0][-1] = "ok"
     assert faults([kept], 80) == []
     assert [line for line in rendered([kept], 80) if line.endswith("FAILED")] == []
+
+
+def test_a_double_gap_is_found() -> None:
+    assert faults(["one", "", "two"], 80) == []
+    assert faults(["one", "", "", "two"], 80) == ["two blank lines above: two"]
+    assert faults(["one", ""], 80) == ["a blank line at the end"]
 
 
 def test_columns_that_are_left_out_are_named_in_the_order_of_their_importance() -> None:
@@ -160,6 +173,30 @@ def test_a_real_terminal_of_40_columns(given: Path) -> None:
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in printed.splitlines()]
     assert any(line.endswith("BinaryConvThreshold") for line in lines)
     assert all(len(line) <= 40 or len(line.split()) == 1 for line in lines), lines
+
+
+PROGRESS = """
+import time
+from bnn_deploy.cli.console import progress
+from bnn_deploy.progress import ProgressStep
+with progress() as step:
+    step("loading")
+    for i in range(4):
+        step(ProgressStep(f"verifying: layer {'features.conv' * 9}", i / 4))
+        time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_progress_keeps_share_estimate_and_text(columns: int) -> None:
+    """The text takes what the others leave, and only the bar goes in a narrow terminal."""
+    lines = re.split(r"\r|\n", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal(columns, PROGRESS)))
+    assert any("loading" in line for line in lines) and not any("left" in line for line in lines if "loading" in line)
+    shown = [line.rstrip() for line in lines if "verifying" in line]
+    assert all(len(line) <= columns for line in shown)
+    estimates = [line for line in shown if re.search(r" 75% .*\d:\d\d:\d\d left verifying: layer fe", line)]
+    assert estimates and all(line.endswith("\N{HORIZONTAL ELLIPSIS}") for line in estimates)
+    assert all(("\N{BOX DRAWINGS HEAVY HORIZONTAL}" in line) == (columns >= 80) for line in shown)
 
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38)[;m]")

@@ -36,7 +36,7 @@ def rendered(parts: Sequence[RenderableType], width: int) -> list[str]:
 
 
 def faults(parts: Sequence[RenderableType], width: int) -> list[str]:
-    """What is wrong with the output at this width: long lines, broken words, rows without name or verdict."""
+    """What is wrong with the output at this width: long lines, broken words, rows without name or verdict, two gaps."""
     lines = rendered(parts, width)
     whole = {word for part in parts for word in _words(rendered([part], PIPE))}
     for part in parts:
@@ -47,6 +47,12 @@ def faults(parts: Sequence[RenderableType], width: int) -> list[str]:
         for line in lines
         if len(line) > width and len(line.split()) > 1 and not line.startswith("$ ")
     ]
+    found += [
+        f"two blank lines above: {line}"
+        for *gap, line in zip(lines, lines[1:], lines[2:], strict=False)
+        if not any(gap)
+    ]
+    found += ["a blank line at the end"] if not "".join(lines[-1:]) else []
     said = re.compile(rf"Left out at {width} columns:")
     broken = {word for line in lines for word in said.sub("", line).split() if word.strip(RULE)} - whole
     found += [f"a part of a word: {word}" for word in sorted(broken) if not any(_is_shortened(word, w) for w in whole)]
