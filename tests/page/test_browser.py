@@ -98,6 +98,28 @@ def test_nothing_is_wider_than_the_screen(record: Made, window: Browser, width: 
     assert window.ask("return document.documentElement.scrollWidth") <= width
 
 
+_BROKEN = """
+const lines = cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return new Set(Array.from(range.getClientRects(), r => Math.round(r.top))).size;
+};
+const cells = [...document.querySelectorAll('.stack td.n')];
+return cells.filter(cell => lines(cell) > 1).map(cell => cell.textContent.trim());
+"""
+"""The numbers of stacked tables that take more than one line."""
+
+
+@pytest.mark.parametrize("width", [320, PHONE])
+def test_no_number_is_broken_on_a_phone(record: Made, window: Browser, width: int) -> None:
+    window.open(record[1], width)
+    assert window.count(".stack td.n") > 20
+    assert window.ask(_BROKEN) == []
+    narrow = "display: block; width: 0.5rem; overflow-wrap: anywhere; white-space: normal"
+    window.ask(f"document.querySelectorAll('.stack td.n').forEach(e => e.style = '{narrow}')")
+    assert window.ask(_BROKEN) != []
+
+
 def test_a_layer_opens_by_keyboard(record: Made, window: Browser) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
