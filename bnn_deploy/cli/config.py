@@ -22,7 +22,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,16 @@ class Config:
         for entry in self.entries:
             self._require_known(entry)
 
-    def defaults(self, name: str, command: click.Command, ctx: click.Context) -> dict[str, Any]:
+    def defaults(
+        self, name: str, command: click.Command, ctx: click.Context, typed: Collection[str] = ()
+    ) -> dict[str, Any]:
         """The values of a command's parameters, by their names, as click takes them for defaults.
+
+        Args:
+            name: the command's name.
+            command: it.
+            ctx: its context.
+            typed: the names of the parameters that are typed, and so not read from the file.
 
         Raises:
             InputError: a value is none that the parameter takes.
@@ -111,6 +119,8 @@ class Config:
         tables = ("", name)  # that of the command comes last, and so overrides the top
         for entry in sorted((e for e in self.entries if e.table in tables), key=lambda entry: entry.table):
             for parameter in command.params:
+                if parameter.name in typed:
+                    continue
                 if entry.key in _keys(name, parameter) and parameter.name is not None:
                     result[parameter.name] = self._value(entry, parameter, ctx)
                     self.used.add(entry.name)
@@ -234,6 +244,7 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--config`, and let a bnn-deploy.toml give the values of the options that are not typed."""
     return click.option(
         "--config",
+        cls=_ConfigOption,
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE.toml",
         is_eager=True,  # before the options whose values it gives
@@ -243,12 +254,28 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+class _ConfigOption(click.Option):
+    """`--config`, which is told what else is typed: it comes first, and the others' values are not known yet."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """Note the names of what is typed; an argument that is not has some other value here, by click's version."""
+        ctx.meta[_TYPED] = {
+            name for name, value in opts.items() if value and isinstance(value, str | bool | list | tuple)
+        }
+        return super().handle_parse_result(ctx, opts, args)
+
+
+_TYPED = "bnn_deploy.typed"
+
+
 def _use(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> None:
     if value is None and not is_file(CONFIG_FILE):
         return
     config = Config(CONFIG_FILE if value is None else value)
     name = ctx.info_name or ""
-    found = config.defaults(name, ctx.command, ctx)
+    found = config.defaults(name, ctx.command, ctx, ctx.meta[_TYPED])
     if found:
         remark(f"options from {config.path}: {', '.join(sorted(config.used))}")
     ctx.default_map = found

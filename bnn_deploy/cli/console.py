@@ -180,7 +180,7 @@ def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
         auto_refresh=not measuring,
         disable=quiet() or not err.is_terminal,
     ) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("starting", total=None)
 
         def step(text: str) -> None:
             share = text.share if isinstance(text, ProgressStep) else None

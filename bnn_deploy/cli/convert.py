@@ -226,9 +226,6 @@ def command(
     run. FILE.py, which --arch names, is run.
     """
     let_waiting_threads_sleep()
-    from bnn_deploy.conversion import convert
-    from bnn_deploy.inspection import inspect_model
-
     if (edges == "int8") != (calibration is not None):
         raise click.UsageError("--edges int8 and --calibration PATH go together")
     if input_type != "uint8" and layout is not None:
@@ -240,6 +237,8 @@ def command(
     cost = None
 
     with progress() as step:
+        from bnn_deploy.conversion import convert
+        from bnn_deploy.inspection import inspect_model
 
         def examine(binary: bytes, original: bytes) -> None:
             nonlocal cost
@@ -328,7 +327,7 @@ def print_conversion(
     for note in result.report.notes:
         show(f"note: {printable(note)}")
     show("")
-    totals = table(None, ["", "float", "binary", "smaller"], {"float", "binary", "smaller"})
+    totals = table(None, ["", "float", "binary", "smaller"], {"float", "binary", "smaller"}, optional=["smaller"])
     totals.add_row(
         "file",
         human_bytes(before.file_bytes),

@@ -210,7 +210,7 @@ def print_environment(found: Environment) -> None:
     ]
     show(facts(rows), result=True)
     show("")
-    packages = table(None, ["package", "version", "needed", "brought by", ""])
+    packages = table(None, ["package", "version", "needed", "brought by", ""], optional=["brought by", "needed"])
     for package in found.packages:
         extra = f"[{package.extra}]" if package.extra else "bnn-deploy"
         packages.add_row(package.name, package.version or "-", package.needs, extra, package.state)

@@ -295,7 +295,7 @@ def _print_operators(result: Verification) -> None:
         explain("   Only a mean of magnitudes may differ, as stated: its terms may be added in any order.")
     if any(op.rounded for op in result.operators):
         explain(
-            "   Only sums of n float products may differ, by what another order rounds: 2 (n + 2) 2^-24 of the sum of "
+            "   Only sums of n float products may differ, by what another order rounds: 2(n+2)/2^24 of the sum of "
             "their magnitudes; and bits of them, where the sum is so near to its threshold."
         )
     numbers = ["values", *backends]

@@ -118,6 +118,7 @@ def verify(
         from bnn_deploy.proof.reference import make_reference
         from bnn_deploy.proof.verifier import Verifier
 
+        progress("reading the model and the inputs")
         proto = load_model(model)
         require_converted(proto, model)
         if not has_kernels(proto):
@@ -128,6 +129,7 @@ def verify(
         inputs = load_data(data, labels, samples, wanted, preprocessing=preprocessing, seed=seed)
         batch = batch_size(wanted)
         inputs = whole_batches(inputs, batch).named(classes)
+        progress("loading the reference")
         given = Original(against, arch, arch_args, key, prefix)
         original = find_original(model, properties(proto), given)
         inputs = replace(inputs, class_names=inputs.class_names or original.classes)

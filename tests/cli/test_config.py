@@ -69,6 +69,11 @@ def test_one_file_for_all_commands(folder: Path) -> None:
     assert report["runs"] == 2 and report["compare"][0]["path"] == "net_float.onnx" and report["data"] == "x.npy"
     # What is typed comes first.
     assert json.loads(run("profile", "--json", "--runs", "3").stdout)["runs"] == 3
+    # And then the file is not asked for it.
+    Path("bnn-deploy.toml").write_text('model = "none.onnx"\n[profile]\nruns = 0\n')
+    typed = run("profile", "net.onnx", "--runs", "2", "--json")
+    assert (typed.exit_code, typed.stderr) == (0, ""), typed.output
+    assert run("profile", "net.onnx").stderr.startswith("error: bnn-deploy.toml, line 3: profile.runs = 0:")
 
 
 def test_data_in_a_folder_is_for_all_commands(folder: Path) -> None:
