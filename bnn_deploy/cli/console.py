@@ -160,16 +160,15 @@ def progress(measuring: bool = False) -> Iterator[Callable[[str], None]]:
     terminal, nor with --quiet.
 
     Args:
-        measuring: show a line without animation, because an animating thread would disturb the timed runs.
+        measuring: show a line that only a step changes, because an animating thread would disturb the timed runs.
 
     Yields:
         A function to call with the name of each step as it begins.
     """
-    columns: list[ProgressColumn] = []
-    if not measuring:
-        wide = err.width >= _BAR_FROM
-        columns = [SpinnerColumn(), *([BarColumn(_BAR)] if wide else []), TaskProgressColumn()]
-        columns += [*([TimeElapsedColumn()] if wide else []), _TimeLeft()]
+    wide = err.width >= _BAR_FROM
+    columns: list[ProgressColumn] = [] if measuring else [SpinnerColumn()]
+    columns += [*([BarColumn(_BAR)] if wide else []), TaskProgressColumn()]
+    columns += [*([TimeElapsedColumn()] if wide and not measuring else []), _TimeLeft()]
     with Progress(
         *columns,
         # What the others leave is its width; without a ratio, the others would be cut.

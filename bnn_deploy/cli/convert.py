@@ -281,8 +281,8 @@ def command(
     else:
         print_conversion(source, weights, result, before, after)
         if cost is not None:
-            show(f"8-bit edges, measured on the {cost['samples']} calibration inputs against the float model:")
-            show(f"  same class    {cost['same_class']} of {cost['samples']}")
+            show(f"8-bit edges, measured on the {cost['samples']:,} calibration inputs against the float model:")
+            show(f"  same class    {cost['same_class']:,} of {cost['samples']:,}")
             if cost["accuracy"] is not None:
                 show(f"  accuracy      {cost['float_accuracy']:.2f} % float, {cost['accuracy']:.2f} % with 8-bit edges")
             show("")

@@ -143,7 +143,7 @@ def command(
     show(f"  equivalent    {'yes: verify PASSED' if verification.passed else 'NO: verify FAILED'}", result=True)
     samples = kernels["samples"]
     if kernels["same_class"] is not None:
-        images = f"{kernels['same_class']} of {samples} {'images' if network.data else 'random inputs'}"
+        images = f"{kernels['same_class']:,} of {samples:,} {'images' if network.data else 'random inputs'}"
         show(f"  same class    {images}, the source against the binary model", result=True)
     if kernels["correct"] is not None:
         accuracies = [percent(kernels[count], samples) for count in ("reference_correct", "correct")]

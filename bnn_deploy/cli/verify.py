@@ -232,7 +232,7 @@ def print_verification(result: Verification) -> None:
             [
                 ("model", result.model),
                 ("reference", result.reference),
-                ("inputs", f"{result.samples} samples: {result.data}"),
+                ("inputs", f"{plural(result.samples, 'sample')}: {result.data}"),
                 ("kernels", kernels if result.isas else "none: the model has binary weights only"),
             ]
         )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes, model_sha256, require_outputs, temporary_folder, write_files
+from bnn_deploy.progress import Progress, ProgressStep
 from bnn_deploy.runtime.bound import measure_bound
 from bnn_deploy.runtime.inputs import feed_of, session_inputs
 from bnn_deploy.runtime.machine import cpu_name, read_board, read_state
@@ -108,7 +109,7 @@ def profile(
     data: ModelPath | None = None,
     isa: str | None = None,
     trace: ModelPath | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ProfileReport:
     """Measure a model with the C++ kernels and, to compare, other models in onnxruntime alone.
 
@@ -128,7 +129,8 @@ def profile(
         isa: force an instruction set, as `load_session`.
         trace: file to write the runs of the nodes to, in the Trace Event Format that Perfetto and Chrome's
             chrome://tracing show; one process per model.
-        progress: called with the name of each step as it begins.
+        progress: called with the name of each step as it begins, a `ProgressStep`; during the timed runs, too, between
+            two of them.
 
     Raises:
         InputError: a file cannot be used, the data or the models' inputs do not fit, a number is out of range.
@@ -143,15 +145,21 @@ def profile(
         )
     paths = [os.fspath(path) for path in (model, *_several(compare))]
     require_outputs({"trace": trace}, {"data": data, **{f"model {path}": path for path in paths}})
-    step = progress or (lambda _: None)
 
-    step("loading")
+    def step(what: str, share: float) -> None:
+        if progress is not None:
+            progress(ProgressStep(what, share))
+
+    step("loading", 0.0)
     entrants = _entrants(paths, counts, batches, data, isa)
 
-    step(f"timing {runs} runs")
+    step(f"timing {runs} runs", _TIMED[0])
     calls_before = library_info().calls
     state_before = read_state()
-    times_ms, cpu_share = _time_in_turns(entrants, runs)
+    begin, end = _TIMED
+    times_ms, cpu_share = _time_in_turns(
+        entrants, runs, lambda done: step(f"timing {runs} runs, {done} done", begin + (end - begin) * done / runs)
+    )
     state_after = read_state()  # at once: an idle CPU soon clocks down
     calls_after = library_info().calls
     isa_calls = {name: n - calls_before.get(name, 0) for name, n in calls_after.items()}
@@ -161,13 +169,14 @@ def profile(
     timings = _timings([(entrant.samples, entrant.setting.threads) for entrant in entrants], times_ms, len(paths))
     samples = entrants[0].samples
     del entrants  # a session's threads would take CPUs from what follows
-    step("measuring what the machine reaches")
+    step("measuring what the machine reaches", end)
     bound = measure_bound(isa or library_info().selected, counts[0], board.memory_bytes)
     profiles, traced = [], []
-    for (setting, feed), found in zip(first, timings, strict=True):
-        step(f"measuring the start and the memory of {setting.path}")
+    for i, ((setting, feed), found) in enumerate(zip(first, timings, strict=True)):
+        share = _MODELS_FROM + (1 - _MODELS_FROM) * i / len(first)
+        step(f"measuring the start and the memory of {setting.path}", share)
         start, memory = _measure_start(setting, feed)
-        step(f"timing the nodes of {setting.path}")
+        step(f"timing the nodes of {setting.path}", share + (1 - _MODELS_FROM) / 2 / len(first))
         events = _run_nodes(setting, feed, min(runs, MAX_NODE_RUNS))
         nodes = node_times(events, WARMUP_RUNS, setting.path, samples, bound)
         traced.append((setting.path, events))
@@ -245,12 +254,22 @@ def _running(setting: _Setting) -> Iterator[None]:
         raise InputError(f"{setting.path}: onnxruntime cannot run it: {message}") from error
 
 
-def _time_in_turns(entrants: Sequence[_Entrant], runs: int) -> tuple[NDArray[np.float64], float | None]:
+_TIMED, _MODELS_FROM = (0.05, 0.6), 0.7
+"""The shares of a profile at which the timed runs begin and end, and at which the models' start and nodes begin."""
+
+TELL_S = 1.0
+"""Seconds after which the timed runs tell how many are done: too seldom to count."""
+
+
+def _time_in_turns(
+    entrants: Sequence[_Entrant], runs: int, tell: Callable[[int], None] | None = None
+) -> tuple[NDArray[np.float64], float | None]:
     """Time of each run in ms, [entrants, runs], and the CPU's share of it, see `ProfileReport.cpu_share`.
 
     Where several take turns, every timed run has an untimed one of the same entrant before it: it brings back into the
     caches what the others have displaced, so that a model's time is that of running it again and again, as it is when
-    it is measured alone. After a session with several threads there is a pause, in which these go to sleep.
+    it is measured alone. After a session with several threads there is a pause, in which these go to sleep. `tell` is
+    called with the number of rounds that are done, each TELL_S; untimed runs follow on it, too.
     """
     times = np.empty((len(entrants), runs))
     for entrant in entrants:
@@ -258,15 +277,19 @@ def _time_in_turns(entrants: Sequence[_Entrant], runs: int) -> tuple[NDArray[np.
             for _ in range(WARMUP_RUNS):
                 entrant.run()
     alone = wall = 0.0
-    before = entrants[-1]
+    before, told = entrants[-1], time.monotonic()
     for run in range(runs):
+        late = tell is not None and time.monotonic() - told > TELL_S
+        if tell is not None and late:
+            tell(run)
+            told = time.monotonic()
         for i, entrant in enumerate(entrants):
             if before.setting.threads > 1 and before.session is not entrant.session:
                 _wait_for_idle_threads()
                 awake = time.perf_counter() + WARM_S
                 while time.perf_counter() < awake:
                     entrant.run()
-            if len(entrants) > 1:
+            if late or len(entrants) > 1:
                 entrant.run()
             cpu = time.thread_time()
             start = time.perf_counter_ns()

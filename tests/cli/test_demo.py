@@ -27,7 +27,7 @@ def test_the_demo_does_the_whole_job(tmp_path: Path, lenet5: Converted) -> None:
     assert lines.count("PASSED") == 1
     short = {line.split("  ")[0]: line for line in lines[lines.index("In short") :]}
     assert short["equivalent"].endswith("yes: verify PASSED")
-    assert "1000 of 1000 images" in short["same class"]
+    assert "1,000 of 1,000 images" in short["same class"]
     assert short["accuracy"].split()[1] == short["accuracy"].split()[4]  # PyTorch's and the binary model's
     assert float(short["accuracy"].split()[1]) > 99
     for command in ("convert", "verify", "profile"):

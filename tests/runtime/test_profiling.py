@@ -16,6 +16,7 @@ import pytest
 
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import model_bytes
+from bnn_deploy.progress import ProgressStep
 from bnn_deploy.runtime import profiling
 from bnn_deploy.runtime.profile_results import Memory
 from bnn_deploy.runtime.profiling import profile
@@ -59,6 +60,8 @@ def test_report_of_two_models(binary: Path, flat: Path) -> None:
     assert shapes["BinaryConvThreshold"] == ((3, 8, 8, 2),)
     assert "MatMul" in {op.name for op in compared.ops}
     assert steps[:2] == ["loading", "timing 7 runs"]
+    shares = [step.share for step in steps if isinstance(step, ProgressStep)]
+    assert shares == sorted(shares) and len(shares) == len(steps) and 0 <= shares[0] < shares[-1] < 1
     assert str(report).startswith(f"{binary}: ")
     again = json.loads(json.dumps(report.to_json()))
     assert again["model"]["memory"]["model_bytes"] == report.model.memory.model_bytes
@@ -112,6 +115,18 @@ def test_models_run_in_turns() -> None:
     profiling._time_in_turns([entrant("a", log)], 4)
     assert log == ["a"] * (profiling.WARMUP_RUNS + 4)
     assert cpu_share is not None and 0 <= cpu_share <= 1
+
+
+def test_timed_runs_tell_how_many_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two rounds; the timed run that follows has an untimed one before it."""
+    log: list[str] = []
+    monkeypatch.setattr(profiling, "TELL_S", -1.0)
+    profiling._time_in_turns([entrant("a", log)], 3, lambda done: log.append(str(done)))
+    assert "".join(log[profiling.WARMUP_RUNS :]) == "0aa1aa2aa"
+    log.clear()
+    monkeypatch.setattr(profiling, "TELL_S", 1e9)
+    profiling._time_in_turns([entrant("a", log)], 3, lambda done: log.append(str(done)))
+    assert "".join(log[profiling.WARMUP_RUNS :]) == "aaa"
 
 
 def test_threads_of_another_session_go_to_sleep_before_a_timed_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +242,7 @@ def feed_of(path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> np.n
     """The input that `profile` runs the model on."""
     seen: list[np.ndarray] = []
 
-    def no_timing(entrants: Any, runs: int) -> np.ndarray:
+    def no_timing(entrants: Any, *_: Any) -> np.ndarray:
         seen.extend(entrants[0].feed.values())
         raise KeyboardInterrupt
 
