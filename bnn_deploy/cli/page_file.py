@@ -17,6 +17,7 @@ from bnn_deploy.cli import ARGUMENTS
 from bnn_deploy.files import FilePath, require_outputs, write_files
 from bnn_deploy.page.record import Run, new_record
 from bnn_deploy.page.render import render, require_renderer
+from bnn_deploy.quantities import plural
 from bnn_deploy.runtime.machine import cpu_name
 from bnn_deploy.system import usable_cpus
 
@@ -79,6 +80,6 @@ def this_run(parts: tuple[str, ...]) -> Run:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    machine = f"{cpu_name()}, {usable_cpus()} CPUs usable, {platform.platform()}"
+    machine = f"{cpu_name()}, {plural(usable_cpus(), 'CPU')} usable, {platform.platform()}"
     arguments = click.get_current_context().meta.get(ARGUMENTS, [])
     return Run(parts, shlex.join(["bnn-deploy", *arguments]), machine, versions)
