@@ -82,8 +82,12 @@ def read_needs(elf: bytes) -> Needs:
 
 WINDOWS_LIBRARIES = r"KERNEL32\.dll|api-ms-win-crt-[a-z]+-l1-1-0\.dll"
 MACOS_LIBRARIES = r"/usr/lib/(libSystem\.B|libc\+\+\.1)\.dylib"
-MACOS_EXPORTS = r"_RegisterCustomOps|__mh_dylib_header|___dso_handle|__Z(na|nw|da|dl)\w+"
+MACOS_EXPORTS = r"__mh_dylib_header|___dso_handle|__Z(na|nw|da|dl)\w+"
 """zig's linker exports the allocation operators of its C++ library, and two symbols of its own."""
+
+HEADER = Path(__file__).parents[1] / "custom_ops" / "include" / "bnn_deploy.h"
+FUNCTIONS = tuple(re.findall(r"^BNN_DEPLOY_API .*?(\w+)\(", HEADER.read_text(), re.MULTILINE))
+"""What the library exports: the functions of its C header."""
 
 
 def problems(wheel: Path) -> list[str]:
@@ -109,7 +113,7 @@ def problems(wheel: Path) -> list[str]:
 def _windows_problems(content: bytes, _: tuple[int, int], architecture: str) -> list[str]:
     library = binaries.read_pe(content)
     found = _common_problems(library, architecture, library_name("win32"), WINDOWS_LIBRARIES)
-    if library.exports != {"RegisterCustomOps"}:
+    if library.exports != set(FUNCTIONS):
         found.append(f"it exports {', '.join(sorted(library.exports))}")
     return found
 
@@ -117,10 +121,11 @@ def _windows_problems(content: bytes, _: tuple[int, int], architecture: str) -> 
 def _macos_problems(content: bytes, promised: tuple[int, int], architecture: str) -> list[str]:
     library = binaries.read_macho(content)
     found = _common_problems(library, architecture, f"@rpath/{library_name('darwin')}", MACOS_LIBRARIES)
-    if others := [name for name in library.exports if not re.fullmatch(MACOS_EXPORTS, name)]:
+    functions = {f"_{name}" for name in FUNCTIONS}
+    if others := [name for name in library.exports - functions if not re.fullmatch(MACOS_EXPORTS, name)]:
         found.append(f"it exports {', '.join(sorted(others))}")
-    if "_RegisterCustomOps" not in library.exports:
-        found.append("it does not export RegisterCustomOps")
+    if missing := functions - library.exports:
+        found.append(f"it does not export {', '.join(sorted(missing))}")
     if library.oldest > promised:
         found.append(f"it is for macOS {library.oldest[0]}.{library.oldest[1]} and newer")
     return found

@@ -47,6 +47,8 @@ COMMANDS = {
     "run-bundle": ("bnn_deploy.cli.run_bundle", "Verify and profile an unpacked bundle; its run.sh calls this."),
     "demo": ("bnn_deploy.cli.demo", "Do the whole job on a trained LeNet-5 that comes with the package."),
     "info": ("bnn_deploy.cli.info", "Print the environment for a bug report."),
+    "library-path": ("bnn_deploy.cli.library_path", "Print where the operator library is, for other languages."),
+    "cmake-dir": ("bnn_deploy.cli.cmake_dir", "Print where CMake finds the library and its C header."),
     "completion": ("bnn_deploy.cli.completion", "Print the script by which a shell completes commands and options."),
 }
 """Name -> (module, the line that `bnn-deploy --help` shows)."""

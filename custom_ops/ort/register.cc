@@ -1,4 +1,4 @@
-// The library's only export: hands the operators to onnxruntime.
+// The library's entry: hands the operators to onnxruntime.
 
 #include <string>
 
@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #endif
 
+#include "include/bnn_deploy.h"
 #include "ops/binarize.h"
 #include "ops/binary_conv.h"
 #include "ops/binary_conv_bases.h"
@@ -74,13 +75,7 @@ OrtStatus* RuntimeTooOld(const OrtApiBase& base) {
 }  // namespace
 }  // namespace bnn_deploy
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-extern "C" EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace bnn_deploy;
   const OrtApi* const api = base->GetApi(kOrtApiVersion);
   if (api == nullptr) return RuntimeTooOld(*base);

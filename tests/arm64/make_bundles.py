@@ -1,7 +1,7 @@
 """Bundles for ARM64 with golden results of this machine: python tests/arm64/make_bundles.py WHEELS FOLDER.
 
 WHEELS has bnn-deploy's aarch64 wheel and all that it needs; NIN's bundle takes all of it and needs no network. FOLDER
-gets lenet5.tar.gz, nin.tar.gz and alexnet.tar.gz.
+gets lenet5.tar.gz, nin.tar.gz and alexnet.tar.gz, and nin_bytes.onnx, which takes images of bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.conversion import convert
+from bnn_deploy.image_input import ImageInput
 from support import networks
 
 SAMPLES = {"lenet5": 32, "nin": 2, "alexnet": 2}
@@ -44,6 +45,8 @@ def main() -> None:
             shutil.copy(wheel, own)
         for arch in SAMPLES:
             make(arch, wheels if arch == "nin" else own, output / f"{arch}.tar.gz", folder)
+        image = ImageInput((0.5,), (0.5,), "nhwc")
+        convert(networks.checkpoint("nin", folder), output / "nin_bytes.onnx", arch="nin", image_input=image)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What must hold on ARM64, in the tree that .ci/arm64 makes: LeNet-5, NIN and AlexNet against what x86-64 computed.
 
-The bundles are in the home folder, made by make_bundles.py. QEMU_CPU is the CPU that is emulated.
+The bundles are in the home folder, made by make_bundles.py, and so is classify, built from examples/cpp. QEMU_CPU is
+the CPU that is emulated.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from bnn_deploy.board.manifest import FOLDER, GOLDEN, MODEL, REPORT, RUN
-from bnn_deploy.runtime.session import library_info, load_session
+from bnn_deploy.runtime.session import library_info, library_path, load_session
 
 ARCHITECTURES = ("lenet5", "nin", "alexnet")
 HWCAP, DOTPROD = 16, 1 << 20
@@ -127,3 +129,24 @@ def test_bundle(unpacked: Callable[[str], Path]) -> None:
     run("sh", RUN, "--runs", "2", cwd=folder)
     assert json.loads((folder / REPORT).read_text())["passed"]
     assert (folder / "venv/complete").stat().st_mtime_ns == made
+
+
+def test_the_program_without_python_gives_its_bits(tmp_path: Path) -> None:
+    """examples/cpp, built on another machine, with onnxruntime's library from the wheel."""
+    (runtime,) = (Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    (tmp_path / "libonnxruntime.so.1").symlink_to(runtime)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    picture, model = tmp_path / "p.ppm", Path.home() / "nin_bytes.onnx"
+    picture.write_bytes(b"P6 32 32 255\n" + pixels.tobytes())
+    for isa in ISAS:
+        session = load_session(model, isa=isa, threads=1)
+        (expected,) = session.run(None, {session.get_inputs()[0].name: pixels[None]})
+        environment = os.environ | {
+            "BNN_DEPLOY_ISA": isa,
+            "LD_LIBRARY_PATH": f"{tmp_path}:{library_path().parent}",
+        }
+        done = subprocess.run(
+            [Path.home() / "classify", model, picture, "--bits"], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr  # where onnxruntime says that it does not know the CPU
+        assert done.stdout.split() == [f"{bits:08x}" for bits in expected.ravel().view(np.uint32)]

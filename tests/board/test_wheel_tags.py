@@ -16,6 +16,7 @@ import wheels
 from bnn_deploy.board.wheels import LIBRARY as NAME
 from bnn_deploy.runtime.session import library_path
 from bnn_deploy.system import library_name
+from wheels import FUNCTIONS
 
 MACHINE = platform.machine()
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[MACHINE]
@@ -94,7 +95,7 @@ def test_the_exit_code_says_so(tmp_path: Path) -> None:
     assert f"{bad.name}: it needs glibc's" in done.stdout
 
 
-def dll(exports: tuple[str, ...] = ("RegisterCustomOps",), needs: str = "KERNEL32.dll", machine: int = 0x8664) -> bytes:
+def dll(exports: tuple[str, ...] = FUNCTIONS, needs: str = "KERNEL32.dll", machine: int = 0x8664) -> bytes:
     """As little of a DLL as says what it is, one section whose addresses are its offsets in the file."""
     strings, names = b"", []
     for string in ("libbnn_deploy_ops.dll", needs, *exports):
@@ -112,7 +113,7 @@ def dll(exports: tuple[str, ...] = ("RegisterCustomOps",), needs: str = "KERNEL3
 
 def dylib(
     name: str = "@rpath/libbnn_deploy_ops.dylib",
-    exports: tuple[str, ...] = ("_RegisterCustomOps", "__Znwm"),
+    exports: tuple[str, ...] = (*(f"_{name}" for name in FUNCTIONS), "__Znwm"),
     needs: str = "/usr/lib/libSystem.B.dylib",
     machine: int = 0x0100000C,
     oldest: tuple[int, int] = (13, 0),
@@ -139,7 +140,7 @@ def dylib(
     [
         ("win_amd64", dll(), None),
         ("win_arm64", dll(), "its library is for amd64, not arm64"),
-        ("win_amd64", dll(exports=("RegisterCustomOps", "malloc")), "it exports RegisterCustomOps, malloc"),
+        ("win_amd64", dll(exports=(*FUNCTIONS[:1], "malloc")), f"it exports {FUNCTIONS[0]}, malloc"),
         ("win_amd64", dll(needs="libstdc++-6.dll"), "it needs libstdc++-6.dll"),
         ("win_amd64", dll() + b"/home/me/custom_ops/ops/binarize.cc", "it names the files that it was built from"),
         ("macosx_13_0_arm64", dylib(), None),
@@ -151,8 +152,12 @@ def dylib(
             dylib(name="/tmp/l.dylib"),
             "it calls itself /tmp/l.dylib, not @rpath/libbnn_deploy_ops.dylib",
         ),
-        ("macosx_13_0_arm64", dylib(exports=("_RegisterCustomOps", "_malloc")), "it exports _malloc"),
-        ("macosx_13_0_arm64", dylib(exports=()), "it does not export RegisterCustomOps"),
+        ("macosx_13_0_arm64", dylib(exports=(*(f"_{name}" for name in FUNCTIONS), "_malloc")), "it exports _malloc"),
+        (
+            "macosx_13_0_arm64",
+            dylib(exports=tuple(f"_{name}" for name in FUNCTIONS[1:])),
+            f"it does not export _{FUNCTIONS[0]}",
+        ),
         ("macosx_13_0_arm64", dylib(needs="/opt/local/lib/libc++.dylib"), "it needs /opt/local/lib/libc++.dylib"),
     ],
 )
