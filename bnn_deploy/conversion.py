@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,6 +29,7 @@ from bnn_deploy.passes.pipeline import finish, to_binary
 from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import ProgressStep
+from bnn_deploy.proof.values import require_values
 from bnn_deploy.provenance import ZERO_WEIGHTS_KEY, FileStamp, Origin, in_utf8, name_outputs, shape_metadata
 from bnn_deploy.report.canonical import Canonical
 from bnn_deploy.report.layers import layer_reports
@@ -43,7 +44,16 @@ from bnn_deploy.report.summary import (
     quantized_layers,
     report_bytes,
 )
-from bnn_deploy.runtime.inputs import Data, InputSpec, batch_size, load_data, whole_batches
+from bnn_deploy.runtime.inputs import (
+    Data,
+    Inputs,
+    InputSpec,
+    batch_size,
+    has_batch,
+    load_data,
+    random_feed,
+    whole_batches,
+)
 from bnn_deploy.runtime.trial import require_runs
 from bnn_deploy.runtime.zero_counts import count_zeros
 from bnn_deploy.source.accept_images import accept_images
@@ -284,6 +294,14 @@ def convert(
     bodies = sum(node.domain == DOMAIN for node in binary.graph)
     for shapes in filter(None, (original.examples.shapes, original.examples.others)):
         require_runs(contents[0], bodies, contents[1], float_inputs(original.model, shapes), original.name)
+    progress(ProgressStep("comparing the converted model's layers with the float model's", 0.8))
+    compared = contents[1]
+    if zero_weights is not None:
+        compared = ir.to_proto(fill_zero_weights(original.model, zero_weights)[0]).SerializeToString()
+    left_open = require_values(
+        contents[0], compared, list(_few_inputs(original, counted, samples, preprocessing)), original.name
+    )
+    result = replace(result, notes=(*result.notes, *left_open))
     examine(*contents)
     progress(ProgressStep("writing", 0.95))
     digest = hashlib.sha256(contents[0]).hexdigest()
@@ -308,6 +326,21 @@ def convert(
         result.constant_channels,
         result,
     )
+
+
+def _few_inputs(
+    source: FloatSource, data: Data | None, samples: int | None, preprocessing: Preprocessing | None
+) -> Iterator[Inputs]:
+    """Two samples of each kind, or one batch, if that is fixed: random ones of each example's sizes, and real ones."""
+    for shapes in filter(None, (source.examples.shapes, source.examples.others)):
+        wanted = float_inputs(source.model, shapes)
+        batch = batch_size(wanted)
+        whole = frozenset(item.name for item in wanted if not has_batch(item, batch))
+        yield Inputs(random_feed(wanted, batch or 2), whole, None, "random inputs")
+    if data is not None:
+        wanted = float_inputs(source.model, source.examples.shapes, preprocessing)
+        batch = batch_size(wanted)
+        yield whole_batches(load_data(data, None, samples, wanted), batch).first(batch or 2)
 
 
 def _name_outputs(binary: ir.Model, original: FloatSource, wanted: Sequence[str]) -> None:

@@ -155,7 +155,8 @@ def test_progress_names_the_steps(tmp_path: Path) -> None:
     reading = ["loading the network", "exporting to float ONNX"]
     # Its BatchNorms have learned no shift yet, so what a ReLU makes 0 reaches the signs as 0.
     counting = "counting exact zeros on random inputs (give data for real ones): sample 0 of 8"
-    assert steps == [*reading, "running the passes", counting, "running the converted model once", "writing"]
+    comparing = "comparing the converted model's layers with the float model's"
+    assert steps == [*reading, "running the passes", counting, "running the converted model once", comparing, "writing"]
 
 
 # What stays float, and --strict.

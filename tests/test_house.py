@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "passes": BASE | {"operators"},
     "source": BASE | {"operators", "passes", "architectures", "training"},
     "report": BASE | {"operators", "passes", "source"},
-    "conversion": BASE | {"operators", "passes", "source", "report", "architectures", "runtime"},
+    "conversion": BASE | {"operators", "passes", "source", "report", "architectures", "runtime", "proof"},
     "inspection": BASE | {"operators"},
     "data": BASE,
     "runtime": BASE | {"operators", "data"},

@@ -60,6 +60,11 @@ class Cut:
         return self.dtype == _FLOAT
 
     @property
+    def has_signs(self) -> bool:
+        """Whether it holds signs: bits, but no levels."""
+        return self.is_bits and self.levels is None
+
+    @property
     def source(self) -> str:
         """The name of the tensor of the float graph."""
         return self.place.tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,7 @@ class Expectations:
     def __init__(self, reference: Reference, cuts: Sequence[Cut], outputs: Mapping[str, str]) -> None:
         """For cuts of a model with these outputs: its tensor -> the reference's."""
         self._reference = reference
+        self._cuts = {cut.tensor: cut for cut in cuts}
         self._outputs = outputs
         self.wanted = {name for cut in cuts for name in self._sources(cut)}
         self.wanted |= {name for cut in cuts if cut.is_bits for name in self._before_names(cut)}
@@ -98,7 +99,27 @@ class Expectations:
     def value(self, cut: Cut, values: Arrays) -> NDArray[Any]:
         """The reference's value of a cut."""
         first, *_ = self._sources(cut)
-        return cut.place.read(values | {cut.source: values[first]})
+        return cut.place.read(values if first == cut.source else values | {cut.source: values[first]})
+
+    def stored(self, names: Iterable[str], batch: Batch) -> Arrays:
+        """The reference's values of cuts, as the model stores them, and of the model's inputs, by name."""
+        cut = self._cuts
+        return {
+            name: cut[name].encode(self.value(cut[name], batch.values)) if name in cut else batch.x[name]
+            for name in names
+        }
+
+    def zeros_negative(self, names: Iterable[str], values: Arrays) -> Arrays:
+        """Of some tensors those that are cuts with signs of exactly 0, stored with -1 instead of +1 there."""
+        changed: Arrays = {}
+        for name in names:
+            cut = self._cuts.get(name)
+            if cut is None or not cut.has_signs:
+                continue
+            value = self.value(cut, values)
+            if (value == 0).any():
+                changed[name] = cut.encode(np.where(value == 0, np.float32(-1), value))
+        return changed
 
     def _before_names(self, cut: Cut) -> tuple[str, ...]:
         """The reference's tensors whose sign a bit cut holds; none behind a pool of signs."""
@@ -168,7 +189,7 @@ class LayerCheck:
         self._tolerance = tolerances.margin(wide) if self.cut.is_bits else tolerances.relative(wide)
         self._shown = shown
         self.result = replace(self._new_result(), layer=piece.name, quantized=wide)
-        self._signed = signed_tensor(piece.model, self.cut.tensor) if self._has_signs(self.cut) else None
+        self._signed = signed_tensor(piece.model, self.cut.tensor) if self.cut.has_signs else None
 
     def signs_of(self, batch: Batch) -> str | None:
         """The tensor of the model that its bits are the signs of, if it stands for the reference's pre-activation."""
@@ -178,6 +199,14 @@ class LayerCheck:
         ):
             return None
         return name
+
+    def values_of(self, batch: Batch) -> list[NDArray[Any]]:
+        """The reference's values that it is fed with and held against."""
+        value = self._expectations.value
+        fed = [
+            value(self._cuts[name], batch.values) if name in self._cuts else batch.x[name] for name in self.piece.inputs
+        ]
+        return [*fed, value(self.cut, batch.values), self._expectations.measured(self.cut, batch.values)]
 
     def measure(self, values: Arrays) -> None:
         """Add a batch to `scale`; of shapes that do not fit, `check` will complain."""
@@ -228,7 +257,7 @@ class LayerCheck:
                 worst.histogram = before.histogram.plus(now.histogram)
         expected = self._expectations.value(self.cut, next(iter(batches.values())).values)
         worst.values += expected.size
-        worst.zeros += int((expected == 0).sum()) if self._has_signs(self.cut) else 0
+        worst.zeros += int((expected == 0).sum()) if self.cut.has_signs else 0
         worst.differing += before.differing
         worst.behind_zeros += before.behind_zeros
         self.result = worst
@@ -272,32 +301,17 @@ class LayerCheck:
         compare = self._compare_bits if self.cut.is_bits else self._compare_floats
         return compare(settled, expected, batch)
 
-    @staticmethod
-    def _has_signs(cut: Cut) -> bool:
-        return cut.is_bits and cut.levels is None
-
     def _fed(self, batch: Batch) -> _Fed:
         """What the segment is fed with: the reference's values of its inputs, as the model stores them."""
-        feed = {name: self._stored(name, batch) for name in self.piece.inputs}
+        feed = self._expectations.stored(self.piece.inputs, batch)
         return _Fed(feed, self._with_zeros_negative(feed, batch.values))
-
-    def _stored(self, name: str, batch: Batch) -> NDArray[Any]:
-        cut = self._cuts.get(name)
-        return batch.x[name] if cut is None else cut.encode(self._expectations.value(cut, batch.values))
 
     def _with_zeros_negative(self, feed: Arrays, values: Arrays) -> list[Arrays]:
         """The inputs of the segment with -1 instead of +1 where the reference's sign is 0; empty if no sign is 0.
 
         Where two inputs have such zeros, also with -1 in one of them alone: -1 times -1 is +1 times +1.
         """
-        changed: Arrays = {}
-        for name in self.piece.inputs:
-            cut = self._cuts.get(name)
-            if cut is None or not self._has_signs(cut):
-                continue
-            value = self._expectations.value(cut, values)
-            if (value == 0).any():
-                changed[name] = cut.encode(np.where(value == 0, np.float32(-1), value))
+        changed = self._expectations.zeros_negative(self.piece.inputs, values)
         alone = [{name: array} for name, array in changed.items()] if len(changed) > 1 else []
         return [{**feed, **some} for some in (changed, *alone) if some]
 

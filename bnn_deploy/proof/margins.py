@@ -251,7 +251,7 @@ def in_units(error: NDArray[np.float64], expected: NDArray[Any], scale: Magnitud
     if expected.dtype.kind != "f":
         return np.where(error == 0, 0.0, np.inf)
     relative: NDArray[np.float64] = error / np.maximum(scale.unit(), np.finfo(np.float64).tiny)
-    return relative
+    return relative.reshape(error.shape)  # a single number has none of the unit's dimensions
 
 
 def classes(output: NDArray[Any]) -> NDArray[np.intp]:

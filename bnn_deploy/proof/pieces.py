@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError, reading
 from bnn_deploy.files import require_file, require_texts
@@ -19,6 +19,7 @@ from bnn_deploy.preprocessing import read_preprocessing
 from bnn_deploy.proof.cuts import Cut, cuts
 from bnn_deploy.provenance import PART_OF, SOURCE, properties, read_shapes
 from bnn_deploy.runtime.inputs import InputSpec
+from bnn_deploy.source.opset import inner_nodes
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
     producers = {output: node for node in model.graph.node for output in node.output}
     position = {id(node): i for i, node in enumerate(model.graph.node)}
     graph_inputs = {info.name: info for info in model.graph.input}
-    initializers = {tensor.name for tensor in model.graph.initializer}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     segments = []
     for cut in by_tensor.values():
         nodes: dict[int, NodeProto] = {}
@@ -110,11 +111,11 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
             tensor = pending.pop()
             if tensor != cut.tensor and (tensor in by_tensor or tensor in graph_inputs):
                 inputs[tensor] = None
-            elif tensor and tensor not in initializers:
+            elif tensor and tensor in producers:
                 node = producers[tensor]
                 if position[id(node)] not in nodes:
                     nodes[position[id(node)]] = node
-                    pending += node.input
+                    pending += reads(node)
         ordered = [nodes[i] for i in sorted(nodes)]
         layers = [n.name for n in ordered if is_layer(n) and PART_OF not in properties(n)]
         infos = [graph_inputs[name] if name in graph_inputs else _declaration(by_tensor[name]) for name in inputs]
@@ -125,10 +126,45 @@ def split(model: ModelProto, names: Collection[str] = ()) -> list[Segment]:
                 tuple(inputs),
                 cut,
                 any(n.op_type == "QuantizeLinear" for n in ordered),
-                piece(model, ordered, infos, [cut.tensor]),
+                piece(model, ordered, infos, [cut.tensor], initializers),
             )
         )
     return segments
+
+
+def side_by_side(model: ModelProto, segments: Sequence[Segment], cuts: Mapping[str, Cut]) -> ModelProto:
+    """Some segments of a model, of which these are all cuts, as one model.
+
+    It reads what they read, cuts too, and its outputs are theirs, in their order, by other names.
+    """
+    graph_inputs = {info.name: info for info in model.graph.input}
+    read = dict.fromkeys(name for segment in segments for name in segment.inputs)
+    infos = [graph_inputs[name] if name in graph_inputs else _declaration(cuts[name]) for name in read]
+    taken = {name for node in model.graph.node for name in node.output}
+    suffix = "_made"
+    while not taken.isdisjoint(name + suffix for name in cuts):
+        suffix += "_"
+    used = {name for segment in segments for node in segment.model.graph.node for name in node.output if name}
+    nodes = []
+    for node in model.graph.node:
+        if not used.isdisjoint(node.output):
+            nodes.append(NodeProto())
+            nodes[-1].CopyFrom(node)
+            nodes[-1].output[:] = [name + suffix if name in cuts else name for name in node.output]
+    return piece(model, nodes, infos, [segment.output.tensor + suffix for segment in segments])
+
+
+def unknown_source(segments: Sequence[Segment], outputs: Collection[str], names: Collection[str]) -> Segment | None:
+    """The first segment whose output stands for a tensor that a reference with these names of tensors does not have.
+
+    Of the model's `outputs` those with floats or integers are found by their order: the reference may name them
+    otherwise.
+    """
+    for segment in segments:
+        cut = segment.output
+        if cut.source not in names and (cut.is_bits or cut.source not in outputs):
+            return segment
+    return None
 
 
 def tensors_of_samples(model: ModelProto) -> set[str]:
@@ -170,6 +206,11 @@ def add_body(model: ModelProto, operator: str) -> None:
     model.functions.extend(onnx_ir.to_proto(function) for function in functions([operator]))
 
 
+def reads(node: NodeProto) -> list[str]:
+    """The tensors that a node reads, and all that the nodes in its branches or its loop read, their own too."""
+    return [*node.input, *(name for inner in inner_nodes(node) for name in inner.input)]
+
+
 def data_inputs(model: ModelProto, node: NodeProto) -> list[str]:
     """The inputs of `node` that are not constants."""
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -184,19 +225,31 @@ def _declaration(cut: Cut) -> ValueInfoProto:
 
 
 def piece(
-    model: ModelProto, nodes: Sequence[NodeProto], inputs: Sequence[ValueInfoProto], outputs: Sequence[str]
+    model: ModelProto,
+    nodes: Sequence[NodeProto],
+    inputs: Sequence[ValueInfoProto],
+    outputs: Sequence[str],
+    constants: Mapping[str, TensorProto] | None = None,
 ) -> ModelProto:
     """A model of some nodes of `model`, with the constants that they use and all of its functions.
 
     Its outputs have no type: onnxruntime infers it.
+
+    Args:
+        model: the whole.
+        nodes: those.
+        inputs: what they read and do not make.
+        outputs: the names of what is wanted of what they make.
+        constants: the constants of `model` by name, for who makes many pieces of it; None to look for them.
     """
-    used = {name for node in nodes for name in node.input}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer} if constants is None else constants
+    used = dict.fromkeys(name for node in nodes for name in reads(node))
     graph = helper.make_graph(
         list(nodes),
         "piece",
         list(inputs),
         [ValueInfoProto(name=name) for name in outputs],
-        [tensor for tensor in model.graph.initializer if tensor.name in used],
+        [constants[name] for name in used if name in constants],
     )
     return helper.make_model(
         graph, opset_imports=list(model.opset_import), functions=list(model.functions), ir_version=model.ir_version

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.errors import InputError, one_line, option
-from bnn_deploy.proof.pieces import piece, with_outputs
+from bnn_deploy.proof.pieces import piece, reads, with_outputs
 from bnn_deploy.provenance import (
     IMAGE_KEY,
     WEIGHTS_KEY,
@@ -206,7 +206,7 @@ class _Between:
         for node in reversed(model.graph.node):
             if not wanted.isdisjoint(node.output):
                 nodes.insert(0, node)
-                read = {name for name in node.input if name} - constants
+                read = {name for name in reads(node) if name} - constants
                 self.needed |= {name for name in read if name in known or name in self._inputs}
                 wanted |= read - self.needed
         # A copy of what belongs to them: a part of the model itself would keep all of its weights in memory.

@@ -47,6 +47,7 @@ from bnn_deploy.proof.pieces import (
     single_node,
     split,
     tensors_of_samples,
+    unknown_source,
     with_outputs,
 )
 from bnn_deploy.proof.results import (
@@ -135,15 +136,12 @@ class Verifier:
         self.cuts = {piece.output.tensor: piece.output for piece in self.pieces}
         self.of_samples = tensors_of_samples(proto)
         self.bit_cuts = [cut for cut in self.cuts.values() if cut.is_bits]
-        for piece in self.pieces:
-            cut = piece.output
-            if not cut.is_bits and cut.source in {info.name for info in proto.graph.output}:
-                continue  # the reference's output may have another name
-            if cut.source not in reference.names:
-                raise InputError(
-                    f"{name}: layer '{piece.name}' stands for the tensor '{cut.source}', which the reference "
-                    "does not have: it is not what this model was converted from"
-                )
+        unknown = unknown_source(self.pieces, [info.name for info in proto.graph.output], reference.names)
+        if unknown is not None:
+            raise InputError(
+                f"{name}: layer '{unknown.name}' stands for the tensor '{unknown.output.source}', which the reference "
+                "does not have: it is not what this model was converted from"
+            )
         self.backends = [*sessions.onnxruntime, *([sessions.EVALUATOR] if few else [])]
         self.result = Verification(
             name,

@@ -18,8 +18,8 @@ def require_runs(converted: bytes, bodies: int, source: bytes, wanted: Sequence[
     """Run a converted model on one random sample, or one batch, if that is fixed, beside its source.
 
     It runs with the library and, unless it has more than MOST_BODIES nodes with function bodies, in stock onnxruntime.
-    The outputs must have the types and sizes of the source's. Their values are for `verify` to judge: a sign of about
-    0 may be either, and what comes of that is right.
+    The outputs must have the types and sizes of the source's. Their values may differ where a sign of about 0 may be
+    either: `proof.values` compares those, layer by layer.
 
     Args:
         converted: the model.

@@ -38,3 +38,10 @@ def test_a_masked_class_is_no_tie() -> None:
     assert not agreeing(np.float32([[2, 1, 3]]), expected, magnitudes(expected), 1).any()
     assert tie_margin(np.float32([2, 1, 3]), expected[0]) == INF
     assert tie_margin(np.float32([2, 2.5, -INF]), expected[0]) == pytest.approx(0.75)
+
+
+def test_a_single_number_has_one_error() -> None:
+    """The output of a ReduceMax to [], say."""
+    wanted = np.float32(4)
+    error = relative_error(np.float32(3), np.asarray(wanted), magnitudes(np.asarray(wanted)))
+    assert error.shape == () and error == 0.25

@@ -22,6 +22,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.inspection import inspect_model
 from bnn_deploy.operators.contract import OPSET
+from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.session import load_session
 from support.graphs import parse, weights
 
@@ -208,6 +209,7 @@ def test_branches_without_layers(condition: str, tmp_path: Path) -> None:
     computes(model, stock(named), tmp_path)
     kept = any(layer.op_type == "If" for layer in inspect_model(tmp_path / "m.onnx").layers)
     assert kept == (condition == "data")
+    assert not kept or verify(tmp_path / "m.onnx", model, samples=4).passed, "branches read what is outside of them"
 
 
 def training_norm(opset: int) -> ModelProto:
