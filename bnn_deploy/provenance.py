@@ -349,6 +349,8 @@ def read_before(metadata: Properties, output: int = 0) -> Place | None:
     if not text:
         return None
     tensor, *moves = json.loads(text)
+    if not isinstance(tensor, str):
+        raise ValueError(f"{text}: no name of a tensor")
     return Place(tensor, _from_json(moves))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnn_deploy.errors import InputError, about, option
+from bnn_deploy.errors import InputError, about, option, reading_metadata
 from bnn_deploy.operators.contract import relative_tolerance
 from bnn_deploy.progress import Progress, ProgressStep
 from bnn_deploy.proof.backends import (
@@ -132,7 +132,8 @@ class Verifier:
         self.pace = 0.0
         self.least = few
         self.fixed = batch
-        self.pieces = split(proto, reference.names)
+        with reading_metadata(name):
+            self.pieces = split(proto, reference.names)
         self.cuts = {piece.output.tensor: piece.output for piece in self.pieces}
         self.of_samples = tensors_of_samples(proto)
         self.bit_cuts = [cut for cut in self.cuts.values() if cut.is_bits]

@@ -37,6 +37,8 @@ POOLS: dict[str, tuple[Window, tuple[int, ...]]] = {
     "3/2 pad 1": (Window.of(3, 3, strides=(2, 2), pads=(1, 1, 1, 1)), (6, 7)),
     "3/2": (Window.of(3, 3, strides=(2, 2)), (6, 8)),
     "asymmetric pads": (Window.of(3, 3, strides=(2, 1), pads=(0, 2, 1, 0)), (5, 4)),
+    "large strides": (Window.of(2, 2, strides=(1_000_000, 2**31 - 1), pads=(0, 1, 1, 0)), (3, 6)),
+    "large strides, ceil hangs over": (Window.of(3, 3, strides=(4, 2**31 - 1), pads=(0, 0, 2, 0)), (5, 7)),
     "ceil would start in the end padding": (Window.of(2, 2, strides=(3, 3), pads=(0, 0, 1, 1)), (3, 6)),
     "dilations": (Window.of(2, 3, strides=(1, 2), dilations=(3, 2)), (6, 7)),
     "windows that see padding only": (Window.of(2, 2, pads=(1, 1, 1, 1), dilations=(3, 3)), (2, 2)),

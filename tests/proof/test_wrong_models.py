@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.proof import verification
+from bnn_deploy.proof.golden.make import make_golden
 from bnn_deploy.proof.results import Verification
 from bnn_deploy.proof.verification import verify
+from bnn_deploy.provenance import BEFORE, SOURCE
 from bnn_deploy.runtime.session import library_info
 from bnn_deploy.training import sign_ste
 from support.converted import Converted
@@ -213,3 +215,18 @@ def test_a_size_that_the_network_does_not_take_is_named_with_its_file(tmp_path: 
         assert "200" in str(error.value), "the number of features"
     assert capfd.readouterr().err == "", "onnxruntime logs nothing"
     assert verify(model, module, data=inputs(), isas=BEST).passed, "8x8"
+
+
+@pytest.mark.parametrize("text", ["5", "[]", "[[1]]"])
+def test_metadata_of_another_form_is_an_error(text: str, lenet5: Converted, tmp_path: Path) -> None:
+    """JSON, but no place in the float graph."""
+    proto = onnx.load(lenet5.model)
+    places = [node for node in proto.graph.node if any(entry.key == SOURCE for entry in node.metadata_props)]
+    assert places
+    for node in places:
+        node.metadata_props.add(key=BEFORE, value=text)
+    onnx.save(proto, tmp_path / "wrong.onnx")
+    with pytest.raises(InputError, match=r"wrong.onnx: its metadata is damaged"):
+        verify(tmp_path / "wrong.onnx", lenet5.float_model, samples=1)
+    with pytest.raises(InputError, match=r"wrong.onnx: its metadata is damaged"):
+        make_golden(tmp_path / "wrong.onnx", lenet5.images[:1])

@@ -94,9 +94,9 @@ def make_golden(
     content = Path(model).read_bytes()
     with reading_metadata(model):
         wanted = model_inputs(proto)
+        plan = _Plan(proto)
     found = load_data(data, None, samples, wanted, preprocessing=preprocessing, seed=seed)
     inputs = Inputs(found.part(0, None), found.whole, None, ORIGIN)
-    plan = _Plan(proto)
     outputs = [info.name for info in proto.graph.output]
     progress(f"computing golden results of {len(inputs)} samples")
     try:
