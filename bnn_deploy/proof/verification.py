@@ -25,7 +25,7 @@ from bnn_deploy.errors import InputError, option, reading_metadata
 from bnn_deploy.files import model_sha256, require_file
 from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.preprocessing import Preprocessing
-from bnn_deploy.progress import Progress
+from bnn_deploy.progress import Progress, ProgressStep
 from bnn_deploy.proof.backends import EVALUATOR_SAMPLES, SLOW_SAMPLES, Backends
 from bnn_deploy.proof.origin import Original, find_original
 from bnn_deploy.proof.outputs import verify_outputs
@@ -118,7 +118,7 @@ def verify(
         from bnn_deploy.proof.reference import make_reference
         from bnn_deploy.proof.verifier import Verifier
 
-        progress("reading the model and the inputs")
+        progress(ProgressStep("reading the model and the inputs", 0.0))
         proto = load_model(model)
         require_converted(proto, model)
         if not has_kernels(proto):
@@ -129,7 +129,7 @@ def verify(
         inputs = load_data(data, labels, samples, wanted, preprocessing=preprocessing, seed=seed)
         batch = batch_size(wanted)
         inputs = whole_batches(inputs, batch).named(classes)
-        progress("loading the reference")
+        progress(ProgressStep("loading the reference", 0.0))
         given = Original(against, arch, arch_args, key, prefix)
         original = find_original(model, properties(proto), given)
         inputs = replace(inputs, class_names=inputs.class_names or original.classes)

@@ -258,7 +258,7 @@ def interrupted(converted: Converted, at: int) -> Interrupted:
 
     def progress(step: str) -> None:
         nonlocal steps
-        steps += 1
+        steps += step.startswith("verifying")
         if steps == at:
             raise KeyboardInterrupt
 

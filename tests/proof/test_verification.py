@@ -222,7 +222,7 @@ def test_outputs_that_are_not_numbers_fail(lenet5: Converted, tmp_path: Path) ->
 def test_progress_is_told(lenet5: Converted) -> None:
     steps: list[str] = []
     check(lenet5, lenet5.float_model, 2, isas=BEST, progress=steps.append)
-    assert len(steps) == 5 + 4
+    assert len(steps) == 2 + 5 + 4, "reading, then operators and layers"
     assert steps[-1] == "verifying: layer ip2, samples 0 to 1 (9 of 9)"
 
 
