@@ -15,6 +15,7 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.image_input import ImageInput
 from bnn_deploy.runtime.session import library_info, library_path, load_session
 from support.networks import checkpoint
+from wheels import FUNCTIONS
 
 SOURCE = Path(__file__).parents[1] / "examples" / "cpp"
 PACKAGE = library_path().parent / "cmake" / "bnn_deploy"
@@ -110,3 +111,10 @@ def test_what_it_refuses(program: Path, models: dict[str, Path], tmp_path: Path)
         assert message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert run(program, good).returncode == 2
     assert "BNN_DEPLOY_ISA = 'mmx'" in run(program, models["nin"], good, isa="mmx").stderr
+
+
+def test_the_library_exports_the_functions_of_the_header_alone() -> None:
+    table = subprocess.run(["readelf", "--dyn-syms", "-W", library_path()], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in table.stdout.splitlines()]
+    exported = {row[7] for row in rows if len(row) > 7 and row[4] in ("GLOBAL", "WEAK") and row[6] != "UND"}
+    assert exported == set(FUNCTIONS)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import subprocess
-import sys
 
 import pytest
 
@@ -40,14 +38,6 @@ def test_the_functions_are_those_of_the_header() -> None:
     assert HEADER.read_text().count("BNN_DEPLOY_API ") == len(FUNCTIONS) + 3  # the macro's three definitions
     for name in FUNCTIONS:
         assert getattr(library(), name)
-
-
-@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="readelf reads this machine's")
-def test_nothing_else_is_exported() -> None:
-    table = subprocess.run(["readelf", "--dyn-syms", "-W", library_path()], capture_output=True, text=True, check=True)
-    rows = [line.split() for line in table.stdout.splitlines()]
-    exported = {row[7] for row in rows if len(row) > 7 and row[4] in ("GLOBAL", "WEAK") and row[6] != "UND"}
-    assert exported == set(FUNCTIONS)
 
 
 def test_what_it_says() -> None:
