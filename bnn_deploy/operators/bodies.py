@@ -108,6 +108,18 @@ def _binary_max_pool(body: Body) -> tuple[ir.Value, ...]:
     return (bits,)
 
 
+@_defines("AveragePoolThreshold")
+def _average_pool_threshold(body: Body) -> tuple[ir.Value, ...]:
+    x, zero, zeros = body.inputs["X"], body.const(0, np.float32), body.const([0, 0])
+    # Not Relu: what it makes of NaN, runtimes do not agree on.
+    relu = body.op("Cast", body.attribute("relu"), to=ir.DataType.BOOL.value)
+    raised = body.op("Where", body.op("And", relu, body.op("LessOrEqual", x, zero)), zero, x)
+    begins, ends = body.split_pads()
+    padded = body.op("Pad", raised, body.concat(zeros, begins, zeros, ends))
+    sums = body.add_in_turn(body.add_in_turn(padded, 0), 1)
+    return (body.binarize(sums),)
+
+
 @_defines("UnpackWeights")
 def _unpack_weights(body: Body) -> tuple[ir.Value, ...]:
     # Where, on booleans: needs fewer and smaller tensors than 2 * bit - 1 while the session is created.

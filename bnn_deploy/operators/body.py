@@ -264,6 +264,24 @@ class Body:
         padded = self.op("Pad", x, self.concat(zeros, begins, zeros, ends), self.const(least, np.float32))
         return self.op("MaxPool", padded, refs={"kernel_shape": "pool_shape", "strides": "pool_strides"})
 
+    def add_in_turn(self, x: ir.Value, dimension: int) -> ir.Value:
+        """Sum each window of x [N, C, H, W] along a spatial dimension, 0 or 1, in the order of its taps."""
+        axis, one = 2 + dimension, self.const([1])
+
+        def of(name: str) -> ir.Value:
+            return self.op("Gather", self.attribute(name), self.const(dimension), axis=0)
+
+        taps = self.op("Mul", self.op("Range", self.const(0), of("kernel_shape"), self.const(1)), of("dilations"))
+        last = self.op("Mul", self.op("Sub", of("kernel_shape"), self.const(1)), of("dilations"))
+        end = self.op("Sub", self.op("Squeeze", self.shape(x, axis, axis + 1), self.const([0])), last)
+        starts = self.op("Range", self.const(0), end, of("strides"))
+        # The first start is 0. Where there is none, the window is larger than x, and this Gather refuses it.
+        starts = self.op("Sub", starts, self.op("Gather", starts, self.const(0)))
+        places = self.op("Add", self.op("Unsqueeze", starts, one), taps)
+        windows = self.op("Gather", x, places, axis=axis)  # [.., starts, taps, ..]
+        sums = self.op("CumSum", windows, self.const(axis + 1))  # adds one after the other
+        return self.op("Gather", sums, self.const(-1), axis=axis + 1)
+
     def binarize_last(self, x: ir.Value) -> ir.Value:
         """Compare x [N, spatial..., C] with threshold [C] -> bits."""
         reached = self.op("GreaterOrEqual", x, self.inputs["threshold"])

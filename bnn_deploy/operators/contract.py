@@ -30,6 +30,7 @@ from bnn_deploy.operators.shapes import (
     Shape,
     ShapeRule,
     StandardMacRule,
+    averaged,
     binarized,
     binarized_last,
     conv_macs,
@@ -368,6 +369,18 @@ _ROWS = (
         contract="",
         shapes=pooled,
         attributes=_POOL,
+    ),
+    Operator(
+        name="AveragePoolThreshold",
+        inputs=(Input("X", "float32", "[N, C, H, W]"), Input("threshold", "float32", "[C]")),
+        outputs=(Output("Y", "bits", "[N, H', W', ceil(C/32)]"),),
+        formula="bit = the sum of X in the window >= threshold[c], of max(X, 0) if relu is 1; NaN gives 0",
+        note="the division of an average is in the threshold",
+        contract="A padded tap is 0. In float32 the rows of a window are added from top to bottom, and then these sums "
+        "from left to right.",
+        shapes=averaged,
+        attributes=_WINDOW | {"relu": "INT"},
+        threshold=Threshold(1),
     ),
     Operator(
         name="UnpackWeights",

@@ -73,6 +73,13 @@ def pooled(call: Call) -> tuple[Made, ...] | None:
     return (Made((batch, *_window_output(call, spatial), last), call.channels),)
 
 
+def averaged(call: Call) -> tuple[Made, ...] | None:
+    """Floats [N, C, H, W] -> bits [N, H', W', ceil(C/32)]."""
+    batch, channels, *spatial = call.inputs[0] or ()
+    count = next((size for size in (channels, (call.inputs[1] or (None,))[0]) if isinstance(size, int)), None)
+    return None if count is None else (Made((batch, *_window_output(call, spatial), words(count)), count),)
+
+
 def convolved(call: Call) -> tuple[Made, ...] | None:
     """Bits [N, spatial..., words], W [O, ...] -> floats [N, O, spatial'...] and bits [N, spatial'..., ceil(O/32)]."""
     batch, *spatial, _ = call.inputs[0] or ()

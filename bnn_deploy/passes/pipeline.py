@@ -16,6 +16,7 @@ from bnn_deploy.passes.fuse.commute_move import CommuteMove
 from bnn_deploy.passes.fuse.fold_batch_norm import FoldBatchNorm
 from bnn_deploy.passes.fuse.fold_threshold import FoldThreshold
 from bnn_deploy.passes.fuse.fuse_abs_mean import FuseAbsMean
+from bnn_deploy.passes.fuse.fuse_average_pool import FuseAveragePool
 from bnn_deploy.passes.fuse.fuse_conv_threshold import FuseConvThreshold
 from bnn_deploy.passes.fuse.fuse_factor import FuseFactor
 from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
@@ -125,6 +126,7 @@ def to_binary(
         kept_zeros.update(rewrite.node for rewrite in SplitZeros(zeros)(model).rewrites)
     common.RemoveUnusedNodesPass()(model)
     not_fused = until_stable(model, BITS) + until_stable(model, FLOATS) + FuseResidual()(model).declined
+    FuseAveragePool()(model)
     leftovers = name_few_values(original, AuditLeftovers(declined)(model).declined)
     RestoreQuantized()(model)
     unpacked = {decline.node: decline.why for decline in PackWeights(names)(model).declined}

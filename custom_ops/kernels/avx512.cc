@@ -428,6 +428,7 @@ Words AddPairs(Words sums, Words w, const uint32_t* x, int p) {
   return sums;
 }
 
+#include "kernels/generic/average_pool.inl"
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/convolve_planes.inl"
 #include "kernels/generic/convolve_tiles.inl"
@@ -453,6 +454,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.average_pool = AveragePool;
   kernels.direct = &kDirect;
   kernels.linear = &kLinear;
   kernels.direct_integers = &kIntegers;

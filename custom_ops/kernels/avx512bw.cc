@@ -546,6 +546,7 @@ constexpr int kAbsMeanVectors = 8;
 constexpr int kFewVectors = 4;
 constexpr bool kMeansRows = true;
 
+#include "kernels/generic/average_pool.inl"
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/convolve_planes.inl"
 #include "kernels/generic/convolve_tiles.inl"
@@ -567,6 +568,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.average_pool = AveragePool;
   kernels.direct = &kDirect;
   kernels.linear = &kLinear;
   // No direct_integers: without VNNI a product of pairs takes two operations for 32

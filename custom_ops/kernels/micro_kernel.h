@@ -225,6 +225,45 @@ struct BinarizeBytesArgs {
 };
 using BinarizeBytesFn = void (*)(const BinarizeBytesArgs& args);
 
+// Bit c % 32 of out[(r * out_width + x) * ceil(channels / 32) + c / 32] = (sum >= threshold[c]) for
+// r < out_rows, x < out_width and c < channels, where sum is
+//     row(0) + row(1) + ... of the taps of row r, 0 where it has none;
+//     row(i) is the plane's row at rows[r].first + i * row_step, of width floats, or what is larger
+//     in each place, it or 0, if relu, between zeros: left before it, and as many as are read
+//     behind it;
+// and then column(0) + column(1) + ... + column(kernel - 1) of this row of sums, where column(j) is
+// its element at x * stride + j * dilation. All sums are in float32, in this order; the unused bits
+// of the last word are 0, and so is the bit of a NaN.
+//
+// span: a multiple of stride, at least out_width * stride, left + width, and the number of columns
+// that a row's windows reach over. sums: scratch space of out_rows * span + kernel * dilation
+// floats; reached: of out_rows * span / stride words. planes: no over-read.
+struct PoolTaps {
+  int64_t first;
+  int64_t count;
+};
+struct AveragePoolArgs {
+  const float* planes;
+  int64_t channel_stride;
+  int64_t channels;
+  int64_t width;
+  bool relu;
+  const PoolTaps* rows;
+  int64_t row_step;
+  int64_t out_rows;
+  int64_t left;
+  int64_t kernel;
+  int64_t stride;
+  int64_t dilation;
+  int64_t out_width;
+  int64_t span;
+  const float* threshold;
+  float* sums;
+  uint32_t* reached;
+  uint32_t* out;
+};
+using AveragePoolFn = void (*)(const AveragePoolArgs& args);
+
 // Rewrites `row`, a gathered window or a channel's weights in the same order of words, in place to
 // the form that the unit's accumulate functions expect for rows of this length. row: word aligned.
 using EncodeFn = void (*)(uint32_t* row, int64_t words, bool weights);
@@ -419,6 +458,7 @@ struct Kernels {
   BinarizeAbsMeanFn binarize_abs_mean = nullptr;
   BinarizeRowsFn binarize_rows = nullptr;
   BinarizeBytesFn binarize_bytes = nullptr;
+  AveragePoolFn average_pool = nullptr;
   const DirectKernels* direct = nullptr;
   const LinearKernels* linear = nullptr;
   const IntegerKernels* direct_integers = nullptr;  // optional: where they are faster than floats
@@ -441,8 +481,8 @@ namespace {
          kernels.accumulate_bits != nullptr && kernels.finish_float != nullptr &&
          kernels.finish_rows != nullptr && kernels.binarize != nullptr &&
          kernels.binarize_abs_mean != nullptr && kernels.binarize_rows != nullptr &&
-         kernels.binarize_bytes != nullptr && kernels.direct != nullptr &&
-         kernels.linear != nullptr &&
+         kernels.binarize_bytes != nullptr && kernels.average_pool != nullptr &&
+         kernels.direct != nullptr && kernels.linear != nullptr &&
          (kernels.split_row == nullptr) == (kernels.convolve_planes == nullptr) &&
          (kernels.split_row == nullptr) == (kernels.plane_channels == 0) &&
          (kernels.split_row == nullptr) == (kernels.most_plane_words == 0) &&

@@ -395,6 +395,7 @@ constexpr int kAbsMeanVectors = 4;
 constexpr int kFewVectors = 1;
 constexpr bool kMeansRows = true;
 
+#include "kernels/generic/average_pool.inl"
 #include "kernels/generic/binarize.inl"
 #include "kernels/generic/convolve_tiles.inl"
 #include "kernels/generic/direct_conv.inl"
@@ -413,6 +414,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.average_pool = AveragePool;
   kernels.direct = &kNeonDirect;
   kernels.linear = &kNeonLinear;
   return kernels;

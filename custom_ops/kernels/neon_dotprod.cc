@@ -253,6 +253,7 @@ void Binarize(const BinarizeArgs& args) { kNeonKernels.binarize(args); }
 void BinarizeAbsMean(const BinarizeAbsMeanArgs& args) { kNeonKernels.binarize_abs_mean(args); }
 void BinarizeRows(const BinarizeRowsArgs& args) { kNeonKernels.binarize_rows(args); }
 void BinarizeBytes(const BinarizeBytesArgs& args) { kNeonKernels.binarize_bytes(args); }
+void AveragePool(const AveragePoolArgs& args) { kNeonKernels.average_pool(args); }
 
 constexpr Kernels MakeKernels() {
   Kernels kernels;
@@ -266,6 +267,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.average_pool = AveragePool;
   kernels.direct = &kNeonDirect;
   kernels.linear = &kNeonLinear;
   kernels.direct_integers = &kIntegers;

@@ -171,6 +171,36 @@ void BinarizeBytes(const BinarizeBytesArgs& args) {
   }
 }
 
+// The sum of a window's column, of the input's column x, in one channel.
+float SumOfRows(const AveragePoolArgs& args, const float* plane, PoolTaps rows, int64_t x) {
+  if (x < 0 || x >= args.width) return 0.0f;
+  float sum = 0.0f;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const float value = plane[rows.first + i * args.row_step + x];
+    sum += args.relu && value < 0.0f ? 0.0f : value;
+  }
+  return sum;
+}
+
+void AveragePool(const AveragePoolArgs& args) {
+  const int64_t words = (args.channels + 31) / 32;
+  for (int64_t r = 0; r < args.out_rows; ++r) {
+    for (int64_t x = 0; x < args.out_width; ++x) {
+      uint32_t* const out = args.out + (r * args.out_width + x) * words;
+      for (int64_t w = 0; w < words; ++w) out[w] = 0;
+      for (int64_t c = 0; c < args.channels; ++c) {
+        const float* const plane = args.planes + c * args.channel_stride;
+        float sum = 0.0f;
+        for (int64_t j = 0; j < args.kernel; ++j) {
+          const int64_t column = x * args.stride - args.left + j * args.dilation;
+          sum += SumOfRows(args, plane, args.rows[r], column);
+        }
+        out[c / 32] |= static_cast<uint32_t>(sum >= args.threshold[c]) << (c % 32);
+      }
+    }
+  }
+}
+
 // The order of DirectConvArgs with a rounded product: without FMA, rounding once takes ten times as
 // long.
 void DirectConv(const DirectConvArgs& args) {
@@ -244,6 +274,7 @@ constexpr Kernels MakeKernels() {
   kernels.binarize_abs_mean = BinarizeAbsMean;
   kernels.binarize_rows = BinarizeRows;
   kernels.binarize_bytes = BinarizeBytes;
+  kernels.average_pool = AveragePool;
   kernels.direct = &kDirect;
   kernels.linear = &kLinear;
   return kernels;

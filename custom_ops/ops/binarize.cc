@@ -113,10 +113,11 @@ Shape BitsOfRows(const Shape& x) {
 
 }  // namespace
 
+std::vector<float> ReadThresholds(const NodeInfo& node) { return Floats(ReadThreshold(node)); }
+
 const OpSchema Binarize::kSchema = {"Binarize", {kOrtFloat, kOrtFloat}, {kOrtUint32}};
 
-Binarize::Binarize(const NodeInfo& node)
-    : isa_(SelectIsa()), threshold_(Floats(ReadThreshold(node))) {}
+Binarize::Binarize(const NodeInfo& node) : isa_(SelectIsa()), threshold_(ReadThresholds(node)) {}
 
 void Binarize::Compute(const Context& context) const {
   const auto [x, pixels] = ReadPlanes(context, threshold_);
@@ -134,7 +135,7 @@ const OpSchema BinarizeChannelsLast::kSchema = {
     "BinarizeChannelsLast", {kOrtFloat, kOrtFloat}, {kOrtUint32}};
 
 BinarizeChannelsLast::BinarizeChannelsLast(const NodeInfo& node)
-    : isa_(SelectIsa()), threshold_(Floats(ReadThreshold(node))) {}
+    : isa_(SelectIsa()), threshold_(ReadThresholds(node)) {}
 
 void BinarizeChannelsLast::Compute(const Context& context) const {
   const auto [x, pixels] = ReadRows(context, Size(threshold_));
@@ -178,7 +179,7 @@ const OpSchema BinarizeAbsMean::kSchema = {
 
 BinarizeAbsMean::BinarizeAbsMean(const NodeInfo& node)
     : isa_(SelectIsa()),
-      threshold_(Floats(ReadThreshold(node))),
+      threshold_(ReadThresholds(node)),
       scale_(ReadPerChannel(node, 2, "scale", threshold_)),
       shift_(ReadPerChannel(node, 3, "shift", threshold_)) {}
 

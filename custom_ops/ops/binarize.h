@@ -29,6 +29,9 @@
 
 namespace bnn_deploy {
 
+// Input 1, threshold float [C], C at least 1; also of other operators that make bits of floats.
+std::vector<float> ReadThresholds(const NodeInfo& node);
+
 class Binarize {
  public:
   static const OpSchema kSchema;

@@ -9,6 +9,7 @@
 #endif
 
 #include "include/bnn_deploy.h"
+#include "ops/average_pool.h"
 #include "ops/binarize.h"
 #include "ops/binary_conv.h"
 #include "ops/binary_conv_bases.h"
@@ -53,7 +54,8 @@ OrtCustomOpDomain* CreateDomain() {
       DefineOp<BinaryMatMul>(),       DefineOp<BinaryMaxPool>(),
       DefineOp<DirectConv>(),         DefineOp<DirectConvThreshold>(),
       DefineOp<ImageConv>(),          DefineOp<ImageConvThreshold>(),
-      DefineOp<ReluLinear>(),         DefineOp<LibraryInfo>(),
+      DefineOp<ReluLinear>(),         DefineOp<AveragePoolThreshold>(),
+      DefineOp<LibraryInfo>(),
   };
   for (const OrtCustomOp* op : ops) Check(Ort().CustomOpDomain_Add(domain, op));
   return domain;

@@ -106,6 +106,7 @@ class Code:
             "BinaryConvThreshold": lambda: self._binary(network, node, model),
             "BinaryConvResidual": lambda: self._binary(network, node, model) + self._residual(network, node, model),
             "BinaryMaxPool": lambda: copied(y.size * taps(node, x), model),
+            "AveragePoolThreshold": lambda: self._averaged(node, x, y, model),
             "Binarize": lambda: binarized(self.library, x.number, len(x.shape) == 2, model),
             "BinarizeChannelsLast": lambda: binarized(self.library, x.number, True, model),
             "Conv": lambda: self.sgemm.conv(window(network, node), model),
@@ -126,6 +127,14 @@ class Code:
     def _binary(self, network: Network, node: Node, model: str) -> float:
         floats = not network.tensors[node.outputs[0]].bits
         return sum(binary_conv(self.library, window(network, node), floats, model).values())
+
+    def _averaged(self, node: Node, x: Tensor, y: Tensor, model: str) -> float:
+        """The sums of the rows of each window, then of these, then the bits."""
+        height, width = node.ints("kernel_shape")
+        _, channels, _, columns = x.shape
+        rows, windows = y.shape[1] * columns * channels, y.shape[1] * y.shape[2] * channels
+        sums = mlas.floats("add", height * rows, model) + mlas.floats("add", width * windows, model)
+        return sums + binarized(self.library, windows, False, model)
 
     def _residual(self, network: Network, node: Node, model: str) -> float:
         """The sum with the shortcut, and its signs where they are an output."""

@@ -213,6 +213,7 @@ def test_prices_of_nodes(tmp_path: Path) -> None:
         "x": Tensor((1, 8, 4, 4), False, False),
         "m": Tensor((1, 8, 1, 1), False, False),
         "f": Tensor((1, 32), False, False),
+        "b": Tensor((1, 2, 2, 1), True, False),
     }
     network = Network("net", [], tensors)
 
@@ -224,6 +225,8 @@ def test_prices_of_nodes(tmp_path: Path) -> None:
     assert price("Transpose", ("x",), "x") == 8 * 18
     assert price("ReduceMean", ("x",), "m") == 16 * 5 + 2
     assert price("AveragePool", ("x",), "m", kernel_shape=[2, 2]) == 4 * 5 + 2
+    rows, windows = 3 * 2 * 4 * 8, 2 * 2 * 2 * 8
+    assert price("AveragePoolThreshold", ("x",), "b", kernel_shape=[3, 2]) == (rows + windows) / 8 * 7 + 32 * 3 / 4
     assert price("Gemm", ("x",), "f") == 2 * 128 / 4 * 18
     assert price("Binarize", ("x",), "m") == 128 * 3 / 4
     assert price("Binarize", ("f",), "m") == 32 * 5 / 4  # rows

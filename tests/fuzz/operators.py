@@ -103,6 +103,10 @@ def make(rng: Generator, op: str) -> Parts:
     if op == "ReluLinear":
         constants = {"W": small_integers(rng, channels, outputs), "bias": small_integers(rng, outputs)}
         return [small_integers(rng, n, channels)], {}, constants
+    if op == "AveragePoolThreshold":
+        plane = [size[0], size[-1]]
+        attributes = window(rng, 2, plane) | {"relu": int(rng.integers(0, 2))}
+        return [numbers(rng, n, channels, *plane, odd=0.02)], attributes, {"threshold": numbers(rng, channels)}
     attributes = window(rng, rank, size)
     if op == "BinaryMaxPool":
         return [words(rng, n, *size, channels=channels)], attributes | {"ceil_mode": int(rng.integers(0, 2))}, {}

@@ -49,6 +49,7 @@ INPUTS = {
     "BinaryConvScaled": ["X", "W", "scale", "bias", "pad_value", "factor"],
     "BinarizeAbsMean": ["X", "threshold", "scale", "shift"],
     "BinaryMaxPool": ["X"],
+    "AveragePoolThreshold": ["X", "threshold"],
 }
 CONV_OPS = ["BinaryConv", "BinaryConvThreshold", "BinaryConvResidual", "BinaryConvScaled"]
 
@@ -183,6 +184,33 @@ def test_conv_attributes(op: str, attributes: dict, text: str) -> None:
 def test_pool_attributes(attributes: dict, text: str) -> None:
     error = message("BinaryMaxPool", X, POOL | attributes, {})
     assert "BinaryMaxPool 'layer7': " in error
+    assert text in error
+
+
+AVERAGE = {name: value for name, value in POOL.items() if name != "ceil_mode"} | {"relu": 0}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shape", "text"),
+    [
+        ({"relu": 2}, (1, 8, 5, 5), "attribute relu = 2: it must be in 0 to 1"),
+        ({"relu": None}, (1, 8, 5, 5), "attribute relu is missing: it is a required int"),
+        (
+            {"kernel_shape": [2], "strides": [2], "pads": [0, 0], "dilations": [1]},
+            (1, 8, 5),
+            "attribute kernel_shape has 1 values: it must have 2, one per spatial dimension",
+        ),
+        ({"kernel_shape": [6, 2]}, (1, 8, 5, 5), "spatial dimension 0 of input X is 5, and with pads 0 and 0 less"),
+        ({"pads": [0, 2**26, 0, 0]}, (1, 8, 5, 5), "attribute pads makes"),
+        ({}, (1, 7, 5, 5), "input X has shape [1, 7, 5, 5], but it must be [N, 8, H, W], as threshold has shape [8]"),
+        ({}, (1, 8, 25), "input X has shape [1, 8, 25], but it must be [N, 8, H, W]"),
+    ],
+)
+def test_average_pool(attributes: dict, shape: tuple[int, ...], text: str) -> None:
+    constants = {"threshold": np.zeros(8, np.float32)}
+    assert run("AveragePoolThreshold", np.zeros((1, 8, 5, 5), np.float32), AVERAGE, constants).shape == (1, 2, 2, 1)
+    error = message("AveragePoolThreshold", np.zeros(shape, np.float32), AVERAGE | attributes, constants)
+    assert "AveragePoolThreshold 'layer7': " in error
     assert text in error
 
 

@@ -60,6 +60,11 @@ CASES: dict[str, tuple[Array, dict[str, Any], dict[str, Array]]] = {
         {"W": W, "scale": per_channel(42).reshape(3, 2, 7), "bias": per_channel(7)},
     ),
     "BinaryMaxPool": (words(1, 4, 3, 1), {**WINDOW, "ceil_mode": 0}, {}),
+    "AveragePoolThreshold": (
+        per_channel(40 * 12).reshape(1, 40, 4, 3),
+        {**WINDOW, "relu": 1},
+        {"threshold": per_channel(40)},
+    ),
     "QuantizeLevels": (
         per_channel(40 * 9).reshape(1, 40, 3, 3),
         {"bits": 2},

@@ -1,4 +1,4 @@
-"""The body of BinaryMaxPool."""
+"""The bodies of BinaryMaxPool and AveragePoolThreshold."""
 
 from __future__ import annotations
 
@@ -110,3 +110,71 @@ def test_the_pool_comparison_catches_corruptions(rng: np.random.Generator) -> No
     for corrupted in (replace(window, pads=(0, 1, 2, 1)), replace(window, dilations=(1, 2), pads=(1, 2, 1, 2))):
         assert nowhere_equal(pool_model(pack(x), corrupted, False), pack(x), expected)
     assert nowhere_equal(pool_model(pack(x), window, True), pack(x), expected)
+
+
+# --- AveragePoolThreshold ------------------------------------------------------------------------
+
+
+def average_model(x: Array, window: Window, relu: bool, threshold: Array) -> bytes:
+    attributes = {**window.attributes(), "relu": int(relu)}
+    node = helper.make_node("AveragePoolThreshold", ["X", "t"], ["Y"], domain="bnn_deploy", **attributes)
+    return make_model([node], x, {"t": threshold}, {"Y": TensorProto.UINT32}, 4)
+
+
+def summed(x: Array, window: Window, relu: bool) -> Array:
+    """The float32 sums of x [N, C, H, W] in each window: its rows first, then these sums."""
+    n, channels, *size = x.shape
+    positions = window.outputs(tuple(size))
+    result = np.zeros((n, channels, *positions), np.float32)
+    for y, column in np.ndindex(*positions):
+        total = np.zeros((n, channels), np.float32)
+        for j in range(window.kernel[1]):
+            rows = np.zeros((n, channels), np.float32)
+            for i in range(window.kernel[0]):
+                starts = y * window.strides[0] - window.pads[0], column * window.strides[1] - window.pads[1]
+                place = starts[0] + i * window.dilations[0], starts[1] + j * window.dilations[1]
+                if inside(place, tuple(size)):
+                    tap = x[:, :, place[0], place[1]]
+                    rows = rows + (np.maximum(tap, 0) if relu else tap)
+            total = total + rows
+        result[:, :, y, column] = total
+    return result
+
+
+AVERAGES = [case for case in POOLS if len(POOLS[case][1]) == 2 and "ceil" not in case]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("case", AVERAGES)
+def test_average_pool(case: str, relu: bool, rng: np.random.Generator) -> None:
+    """Thresholds that are sums themselves: another order of the float32 sums gives other bits."""
+    window, size = POOLS[case]
+    x = rng.standard_normal((2, 33, *size)).astype(np.float32)
+    sums = summed(x, window, relu)
+    threshold = sums.reshape(2, 33, -1)[0, :, -1].copy()
+    check(average_model(x, window, relu, threshold), x, [pack(sums >= threshold.reshape(-1, 1, 1))])
+
+
+def test_average_pool_of_nan_and_infinities() -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 1, -1, 0, -0.0, 2], np.float32).reshape(1, 1, 2, 4)
+    window = Window.of(1, 1)
+    for relu, bits in ((False, "01010001"), (True, "01010001")):
+        wanted = np.array([bit == "1" for bit in bits]).reshape(x.shape)
+        check(average_model(x, window, relu, np.ones(1, np.float32)), x, [pack(wanted)])
+    zero = np.zeros(1, np.float32)
+    wanted = np.array([False, True, True, True, True, True, True, True]).reshape(x.shape)
+    check(average_model(x, window, True, zero), x, [pack(wanted)])
+
+
+def test_the_average_comparison_catches_corruptions(rng: np.random.Generator) -> None:
+    window, size = POOLS["3/2 pad 1"]
+    x = rng.standard_normal((2, 33, *size)).astype(np.float32)
+    threshold = rng.uniform(1, 5, 33).astype(np.float32)
+    expected = [pack(summed(x, window, True) >= threshold.reshape(-1, 1, 1))]
+    check(average_model(x, window, True, threshold), x, expected)
+    assert nowhere_equal(average_model(x, window, False, threshold), x, expected)
+    assert nowhere_equal(average_model(x, replace(window, pads=(0, 1, 2, 1)), True, threshold), x, expected)
+    assert nowhere_equal(average_model(x, window, True, threshold[::-1].copy()), x, expected)
+    by_columns = np.swapaxes(summed(np.swapaxes(x, 2, 3), replace(window), True), 2, 3)
+    exact = summed(x, window, True)
+    assert (by_columns != exact).any()  # the order is seen
