@@ -6,6 +6,7 @@
     assert bnn_deploy.verify("nin.onnx", "nin.pth.tar").passed
     session = bnn_deploy.load_session("nin.onnx", threads=4)
     (logits,) = session.run(None, {"input": images})
+    print(bnn_deploy.Classifier("nin.onnx").predict("cat.jpg"))
     print(bnn_deploy.profile("nin.onnx", compare="nin_float.onnx"))
 
 Running, verifying and profiling need onnxruntime and numpy; `convert`, and `verify` layer by layer, need the extra
@@ -23,8 +24,10 @@ from bnn_deploy.errors import BnnDeployError, InputError, SetupError
 if TYPE_CHECKING:
     from bnn_deploy.conversion import Conversion, convert
     from bnn_deploy.image_input import ImageInput
+    from bnn_deploy.preprocessing import Preprocessing
     from bnn_deploy.proof.results import Tolerances, Verification
     from bnn_deploy.proof.verification import verify
+    from bnn_deploy.runtime.classifier import Classifier, Prediction
     from bnn_deploy.runtime.profile_results import ProfileReport
     from bnn_deploy.runtime.profiling import profile
     from bnn_deploy.runtime.session import LibraryInfo, library_info, load_session, register
@@ -37,6 +40,9 @@ except PackageNotFoundError:  # running from a source tree that is not installed
 # Imported on first use: conversion needs torch, which a board does not have, and a command handles Ctrl-C before that.
 _LAZY = {
     **dict.fromkeys(("LibraryInfo", "library_info", "load_session", "register"), "runtime.session"),
+    "Classifier": "runtime.classifier",
+    "Prediction": "runtime.classifier",
+    "Preprocessing": "preprocessing",
     "Conversion": "conversion",
     "convert": "conversion",
     "ImageInput": "image_input",
@@ -49,10 +55,13 @@ _LAZY = {
 
 __all__ = [
     "BnnDeployError",
+    "Classifier",
     "Conversion",
     "ImageInput",
     "InputError",
     "LibraryInfo",
+    "Prediction",
+    "Preprocessing",
     "ProfileReport",
     "SetupError",
     "Tolerances",

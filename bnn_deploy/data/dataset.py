@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bnn_deploy.data.array_files import open_arrays
 from bnn_deploy.data.idx import is_idx, labels_beside, open_idx
-from bnn_deploy.data.pictures import FilePictures, open_folder
+from bnn_deploy.data.pictures import EXTENSIONS, FilePictures, open_folder
 from bnn_deploy.data.rows import Rows
 from bnn_deploy.files import require_file
 
@@ -28,7 +28,7 @@ class Dataset:
     Attributes:
         arrays: by name, as in an .npz file; of another file, its only array has the name ''; none of a folder.
         labels: the class of each sample; None if it does not say.
-        files: the images of a folder; None of a file.
+        files: the images of a folder, or the file that is an image; None of another file.
         class_names: the names of the classes; empty if it does not say.
     """
 
@@ -39,7 +39,7 @@ class Dataset:
 
 
 def open_data(path: str | os.PathLike[str], inputs: frozenset[str] = frozenset()) -> Dataset:
-    """Open a .npy, .npz or IDX file, or a folder of images.
+    """Open a .npy, .npz or IDX file, a folder of images, or an image.
 
     Args:
         path: it.
@@ -53,6 +53,8 @@ def open_data(path: str | os.PathLike[str], inputs: frozenset[str] = frozenset()
         files, classes, names = open_folder(path)
         return Dataset({}, classes, files, names)
     require_file(path)
+    if path.name.lower().endswith(EXTENSIONS):
+        return Dataset(files=FilePictures(path.parent, [path.name]))
     if is_idx(path):
         beside = labels_beside(path)
         return Dataset({"": open_idx(path)}, None if beside is None else np.asarray(open_idx(beside)[:]))

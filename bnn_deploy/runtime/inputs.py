@@ -64,7 +64,7 @@ def _sample(path: str, arrays: Mapping[str, Rows], info: Any, only_input: bool, 
     array = arrays[info.name] if info.name in arrays else next(iter(arrays.values()))
     fixed = info.shape[0] if info.shape and isinstance(info.shape[0], int) else None
     wanted = [None, *info.shape[1:]] if info.shape else []
-    if not _fits(array.shape, wanted):
+    if not fits(array.shape, wanted):
         raise InputError(
             f"{path}: shape {_shape(array.shape)} does not fit input {info.name} of {model}, {_shape(info.shape)}"
         )
@@ -87,14 +87,14 @@ def feed_of(path: str, session: ort.InferenceSession, arrays: Sequence[NDArray[A
     if len(infos) != len(arrays):
         raise InputError(f"{path}: has {len(infos)} inputs, the other model {len(arrays)}")
     for info, array in zip(infos, arrays, strict=True):
-        if not _fits(array.shape, info.shape):
+        if not fits(array.shape, info.shape):
             raise InputError(
                 f"{path}: input {info.name} is {_shape(info.shape)}, the other model's {_shape(array.shape)}"
             )
     return {info.name: array for info, array in zip(infos, arrays, strict=True)}
 
 
-def _fits(shape: Sequence[int], wanted: Sequence[int | str | None]) -> bool:
+def fits(shape: Sequence[int], wanted: Sequence[int | str | None]) -> bool:
     """Whether a shape has the wanted rank and sizes; a name or None in `wanted` is any size."""
     return len(shape) == len(wanted) and all(
         not isinstance(want, int) or size == want for size, want in zip(shape, wanted, strict=True)
@@ -286,6 +286,7 @@ def load_data(
             * an IDX file, as MNIST's, also compressed by gzip; the labels are in the file beside it.
             * a folder of images with a sub-folder per class, by the rules of torchvision's ImageFolder; or of images
               without classes.
+            * an image.
 
             Images of bytes, uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], become an input of floats by
             `preprocessing`.
@@ -332,7 +333,7 @@ def load_data(
     pictures: Pictures | None = files
     if len(wanted) == 1:
         (item,) = wanted
-        steps = _steps(item, preprocessing, origin)
+        steps = preprocessing_of(item, preprocessing, origin)
         if files is None and data is not None:
             pictures = _pictures(arrays[item.name], origin)
         if pictures is not None and (files is not None or _is_to_prepare(arrays[item.name], item, steps)):
@@ -359,8 +360,12 @@ def load_data(
     return result.first(samples) if samples is None or seed is None else result.drawn(samples, seed)
 
 
-def _steps(item: InputSpec, given: Preprocessing | None, origin: str) -> Preprocessing:
-    """The preprocessing of an input: what is given, and what the model records."""
+def preprocessing_of(item: InputSpec, given: Preprocessing | None, origin: str) -> Preprocessing:
+    """The preprocessing of an input: what is given, and what the model records.
+
+    Raises:
+        InputError: a mean or std is given for a model that takes bytes.
+    """
     if given is not None and item.dtype == "uint8" and given.normalisation() is not None:
         raise InputError(f"{origin}: the model takes bytes, and normalises them itself: leave out mean and std")
     return (given or Preprocessing()).over(item.preprocessing)
@@ -385,7 +390,7 @@ def _is_to_prepare(rows: Rows, item: InputSpec, steps: Preprocessing) -> bool:
         return False
     if item.dtype != "uint8":
         return np.dtype(item.dtype).kind == "f"
-    return len(rows.shape) != len(item.shape) or (steps.size, steps.crop) != (None, None)
+    return not fits(rows.shape[1:], item.shape[1:]) or (steps.size, steps.crop) != (None, None)
 
 
 def as_array(value: Any, name: str) -> NDArray[Any]:
@@ -471,9 +476,9 @@ def _checked(array: Rows, item: InputSpec, origin: str, only: bool, whole: bool)
             raise InputError(f"{origin}: {which} {'hold' if only else 'holds'} numbers beyond the range of {wanted}")
         return result
 
-    if whole and not _fits(array.shape, item.shape):
+    if whole and not fits(array.shape, item.shape):
         raise InputError(f"{origin}: {which} has shape {list(array.shape)}; the model needs {_shape(item.shape)}")
-    if not whole and (not array.shape or len(array) == 0 or not _fits(array.shape[1:], item.shape[1:])):
+    if not whole and (not array.shape or len(array) == 0 or not fits(array.shape[1:], item.shape[1:])):
         verb = "have" if only else "has"
         raise InputError(f"{origin}: {which} {verb} shape {list(array.shape)}; the model needs {item.sample}, N >= 1")
     if isinstance(array, np.ndarray):

@@ -121,6 +121,20 @@ SIZES = {
 }
 
 
+def test_one_image(folder: Path) -> None:
+    found = load_data(folder / "dog" / "10.PNG", None, None, spec(8, 8, 3, dtype="uint8"))
+    assert (found.part(0, None)["x"] == picture(1)[None]).all() and found.labels is None
+    assert not (found.part(0, None)["x"] == picture(0)[None]).all()
+
+
+def test_bytes_of_another_layout_are_moved() -> None:
+    last = np.stack([picture(0), picture(1)])
+    first = np.moveaxis(last, -1, 1)
+    for given in (last, first):
+        for shape, wanted in (((8, 8, 3), last), ((3, 8, 8), first)):
+            assert (load_data(given, None, None, spec(*shape, dtype="uint8")).part(0, None)["x"] == wanted).all()
+
+
 @pytest.mark.parametrize("case", SIZES)
 def test_sizes(case: tuple) -> None:
     size, crop, height, width = case
