@@ -1,9 +1,9 @@
 """A bundle: one file with all that a board needs to install, verify and profile one model.
 
-A .tar.gz with plain files under one folder: the manifest, checksums, the model, golden inputs and results, run.sh and
-wheels. The same inputs give the same bytes: the archive holds no time, user, host or path. So each byte around the
-files has one valid value, and `check_bundle` refuses an archive with links, with paths that leave the folder, with
-additional, missing or changed files, or that unpacks to more than it declares.
+A .tar.gz with plain files under one folder: the manifest, checksums, the model, golden inputs and results, run.sh,
+wheels, and the versions of the other packages. The same inputs give the same bytes: the archive holds no time, user,
+host or path. So each byte around the files has one valid value, and `check_bundle` refuses an archive with links, with
+paths that leave the folder, with additional, missing or changed files, or that unpacks to more than it declares.
 
 Writing needs onnx, for the golden results; reading does not.
 """
@@ -22,6 +22,7 @@ from bnn_deploy.board.manifest import (
     GOLDEN,
     MANIFEST,
     MODEL,
+    REQUIREMENTS,
     RUN,
     TARGETS,
     WHEELS,
@@ -31,7 +32,7 @@ from bnn_deploy.board.manifest import (
     manifest_bytes,
     with_checksum,
 )
-from bnn_deploy.board.wheels import collect_wheels, missing_wheels
+from bnn_deploy.board.wheels import collect_wheels, missing_wheels, pinned_requirements
 from bnn_deploy.errors import BnnDeployError, InputError
 from bnn_deploy.files import require_file, require_outputs, temporary_folder, write_files
 from bnn_deploy.json_form import JsonDocument
@@ -102,6 +103,7 @@ def write_bundle(
         GOLDEN: results.content,
         **({} if float_model is None else {FLOAT_MODEL: Path(float_model).read_bytes()}),
         RUN: (resources.files("bnn_deploy") / "board" / "scripts" / RUN).read_bytes(),
+        REQUIREMENTS: pinned_requirements(wheel_files),
         **{f"{WHEELS}/{name}": content for name, content in wheel_files.items()},
     }
     manifest = with_checksum(

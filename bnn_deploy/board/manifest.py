@@ -30,6 +30,9 @@ GOLDEN = "golden.npz"
 
 RUN = "run.sh"
 
+REQUIREMENTS = "requirements.txt"
+"""What the board installs beside bnn-deploy, each package in one version, as pip reads it."""
+
 WHEELS = "wheels"
 
 REPORT = "report.json"
@@ -46,7 +49,7 @@ MAX_MANIFEST_BYTES = 1_000_000
 MAX_FILE_BYTES = 2**31
 """Largest file in a bundle: onnxruntime's limit for a model file, and below the limit of a plain tar header."""
 
-_NAME = re.compile(rf"{MODEL}|{FLOAT_MODEL}|{GOLDEN}|{RUN}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
+_NAME = re.compile(rf"{MODEL}|{FLOAT_MODEL}|{GOLDEN}|{RUN}|{REQUIREMENTS}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
             raise InputError(f"{where}: it lists '{name}', which no bundle has")
         if not 0 <= entry.bytes <= MAX_FILE_BYTES or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
             raise InputError(f"{where}: size or checksum of '{name}' is none")
-    missing = {MODEL, GOLDEN, RUN, manifest.wheel} - set(manifest.files)
+    missing = {MODEL, GOLDEN, RUN, REQUIREMENTS, manifest.wheel} - set(manifest.files)
     if missing:
         raise InputError(f"{where}: it lists no {', '.join(sorted(missing))}")
     if manifest.target not in TARGETS:

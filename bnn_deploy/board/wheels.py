@@ -1,7 +1,9 @@
-"""The wheels of a bundle: which fit the board, what they require, and the operator library in them."""
+"""The wheels of a bundle: which fit the board, what they require and in which versions, and what is in bnn-deploy's."""
 
 from __future__ import annotations
 
+import csv
+import importlib.metadata
 import io
 import platform
 import re
@@ -9,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from email.parser import Parser
 from pathlib import Path
 
@@ -25,6 +28,9 @@ from bnn_deploy.system import library_name
 LIBRARY = f"bnn_deploy/_lib/{library_name('linux')}"
 """The operator library in the wheel."""
 
+DEMO_DATA = "bnn_deploy/demo_data/"
+"""The folder in the wheel that only `bnn-deploy demo` reads, which needs torch: boards have no use for it."""
+
 
 def collect_wheels(folder: Path, target: str) -> tuple[str, str, dict[str, bytes]]:
     """Read the wheels in a folder that fit a target.
@@ -34,7 +40,8 @@ def collect_wheels(folder: Path, target: str) -> tuple[str, str, dict[str, bytes
         target: the board's architecture, one of TARGETS.
 
     Returns:
-        The version of bnn-deploy, the file name of its wheel, and file name -> content of all wheels that fit.
+        The version of bnn-deploy, the file name of its wheel, and file name -> content of all wheels that fit; that of
+        bnn-deploy is without DEMO_DATA.
 
     Raises:
         InputError: no folder, or bnn-deploy's wheel is missing, there more than once, or not one for the target.
@@ -70,6 +77,7 @@ def collect_wheels(folder: Path, target: str) -> tuple[str, str, dict[str, bytes
     wheel = wheels[0]
     contents = {name: (folder / name).read_bytes() for name in fitting if name == wheel or name not in own}
     _check_library(folder / wheel, contents[wheel], target)
+    contents[wheel] = _without_demo(folder / wheel, contents[wheel])
     return str(own[wheel][0]), wheel, contents
 
 
@@ -91,6 +99,61 @@ def _check_library(path: Path, content: bytes, target: str) -> None:
         raise InputError(f"{path}: not a wheel of bnn-deploy: {one_line(error)}") from error
     if len(header) < 20 or header[:4] != b"\x7fELF" or struct.unpack_from("<H", header, 18)[0] != MACHINES[target]:
         raise InputError(f"{path}: its {LIBRARY} is not one for {target}: build the wheel again")
+
+
+def _without_demo(path: Path, content: bytes) -> bytes:
+    """The wheel without DEMO_DATA, in its list of files, RECORD, too."""
+    result = io.BytesIO()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as given, zipfile.ZipFile(result, "w") as kept:
+            if not any(name.startswith(DEMO_DATA) for name in given.namelist()):
+                return content
+            for info in given.infolist():
+                if info.filename.startswith(DEMO_DATA):
+                    continue
+                file = given.read(info)
+                if re.fullmatch(r"[^/]+\.dist-info/RECORD", info.filename):
+                    rows = csv.reader(file.decode().splitlines())
+                    text = io.StringIO()
+                    csv.writer(text, lineterminator="\n").writerows(
+                        row for row in rows if not row or not row[0].startswith(DEMO_DATA)
+                    )
+                    file = text.getvalue().encode()
+                kept.writestr(info, file)  # with its own time and compression: the same wheel gives the same bytes
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a wheel of bnn-deploy: {one_line(error)}") from error
+    return result.getvalue()
+
+
+def pinned_requirements(wheels: dict[str, bytes]) -> bytes:
+    """The packages that the board needs beside bnn-deploy, in one version each, as pip's option --requirement reads.
+
+    A package whose wheels are in the bundle comes from there. The others come in the versions that are installed here:
+    with them the golden results are made.
+
+    Args:
+        wheels: file name -> content, of bnn-deploy's wheel and of others.
+
+    Raises:
+        InputError: the metadata of a wheel cannot be read.
+    """
+    packed: dict[str, set[str]] = {}
+    for name in wheels:
+        of, version, *_ = parse_wheel_filename(name)
+        packed.setdefault(of, set()).add(str(version))
+    pinned: dict[str, str] = {}
+    needed = sorted(set().union(*(_requirements(name, content) for name, content in wheels.items())))
+    for package in needed:
+        versions = packed.get(package, set())
+        if not versions:
+            with suppress(importlib.metadata.PackageNotFoundError):  # under another name, such as onnxruntime-gpu
+                found = importlib.metadata.distribution(package)
+                versions = {found.version}
+                needed += sorted(_unconditional(map(Requirement, found.requires or [])) - set(needed))
+        # Wheels of several versions are for several versions of Python: pip takes what fits.
+        if len(versions) == 1:
+            pinned[package] = versions.pop()
+    return "".join(f"{package}=={version}\n" for package, version in sorted(pinned.items())).encode()
 
 
 def missing_wheels(wheels: dict[str, bytes]) -> list[str]:
@@ -124,4 +187,8 @@ def _requirements(name: str, wheel: bytes) -> set[str]:
         raise InputError(f"{name}: not a wheel: it has no .dist-info/METADATA") from None
     except (zipfile.BadZipFile, UnicodeDecodeError, zlib.error, InvalidRequirement) as error:
         raise InputError(f"{name}: its metadata cannot be read: {one_line(error)}") from error
+    return _unconditional(requirements)
+
+
+def _unconditional(requirements: Iterable[Requirement]) -> set[str]:
     return {canonicalize_name(found.name) for found in requirements if found.marker is None}

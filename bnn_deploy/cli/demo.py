@@ -17,6 +17,7 @@ from bnn_deploy.cli.options import DATA_PATH, example
 from bnn_deploy.cli.page_file import PICTURES, html_option, make_record, require_page, write_page
 from bnn_deploy.cli.profile import print_report
 from bnn_deploy.cli.verify import print_verification
+from bnn_deploy.errors import SetupError
 from bnn_deploy.files import write_files
 from bnn_deploy.page.view import kernels_output
 from bnn_deploy.quantities import TIMES, exact_bytes, percent, plural
@@ -24,6 +25,9 @@ from bnn_deploy.system import let_waiting_threads_sleep
 
 MEAN, STD = np.float32(0.1307), np.float32(0.3081)
 """The normalisation of images x in [0, 1] in the embedded network's training: (x - MEAN) / STD."""
+
+_EMBEDDED = resources.files("bnn_deploy") / "demo_data"
+"""The trained LeNet-5 and its images; the package that a bundle brings to a board leaves them out."""
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
@@ -89,6 +93,10 @@ def command(
 
     if source is None and (arch is not None or data is not None):
         raise click.UsageError("--arch and --data belong to a SOURCE; without one, the embedded LeNet-5 is used")
+    if source is None and not _EMBEDDED.is_dir():
+        raise SetupError(
+            "the package of a bundle has no network for the demo: give a SOURCE, or install another package"
+        )
     require_page(html, {"source": source, "file of inputs": data})
     output.mkdir(parents=True, exist_ok=True)
     network = _embedded(output) if source is None else _Network(source, arch, data)
@@ -167,7 +175,7 @@ def command(
 def _embedded(folder: Path) -> _Network:
     """Copy the embedded network and its images out of the package."""
     checkpoint, data = folder / "lenet5.pth.tar", folder / "mnist_1000.npz"
-    with resources.as_file(resources.files("bnn_deploy") / "demo_data") as package:
+    with resources.as_file(_EMBEDDED) as package:
         trained = (package / "lenet5.pth.tar").read_bytes()
         with np.load(package / "mnist_1000.npz") as embedded:
             images, labels = embedded["images"], embedded["labels"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bnn_deploy.cli import main
+from bnn_deploy.cli import demo, main
 from bnn_deploy.proof import verification
 from bnn_deploy.runtime.session import library_info
 from support.converted import Converted
@@ -42,6 +42,14 @@ def test_the_demo_does_the_whole_job(tmp_path: Path, lenet5: Converted) -> None:
         )
         # A damaged image or label would change the accuracy that is printed.
         assert len(np.unique(data["labels"])) == 10
+
+
+def test_where_the_package_has_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_EMBEDDED", tmp_path / "none")
+    result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path / "demo")])
+    assert result.exit_code == 3
+    assert "the package of a bundle has no network for the demo: give a SOURCE" in result.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_demo_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ for program in sha256sum grep sed uname; do
     command -v "$program" >/dev/null 2>&1 || fail 3 "$program is missing: sudo apt install coreutils grep sed"
 done
 sha256sum -c --quiet --strict SHA256SUMS >&2 || fail 2 'the bundle is damaged, nothing was run: copy it again'
-for file in manifest.json model.onnx golden.npz run.sh wheels/*; do
+for file in manifest.json model.onnx golden.npz run.sh requirements.txt wheels/*; do
     cut -c 67- SHA256SUMS | grep -qxF -- "$file" ||
         fail 2 "$file is not in SHA256SUMS, nothing was run: unpack the bundle anew"
 done
@@ -130,8 +130,15 @@ else
         set --
     fi
     run venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "$@" \
-        --find-links wheels --only-binary :all: "$wheel" >&2 ||
+        --find-links wheels --only-binary :all: --requirement requirements.txt "$wheel" 2>venv/errors >&2 || {
+        cat venv/errors >&2
+        # Without a network, pip finds no version at all.
+        lacking=$(sed -n 's/.*satisfies the requirement \([^ ;]*\).*(from versions: [^n].*/\1/p' venv/errors)
+        [ -z "$lacking" ] ||
+            fail 3 "pip finds no wheel of $lacking for Python $version on $machine, and with this version the golden results" \
+                "were made: update the system, or make the bundle where a version is installed that has one"
         fail 3 'the installation failed: see above; without a network, make the bundle with all wheels (bundle --wheels)'
+    }
     printf '%s\n' "$wanted" >venv/complete
     making=
 fi

@@ -16,7 +16,17 @@ import pytest
 
 from bnn_deploy.board.archive import check_bundle, read_member
 from bnn_deploy.board.bundle import write_bundle
-from bnn_deploy.board.manifest import CHECKSUMS, FOLDER, GOLDEN, MANIFEST, MODEL, RUN, Manifest, read_manifest
+from bnn_deploy.board.manifest import (
+    CHECKSUMS,
+    FOLDER,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    REQUIREMENTS,
+    RUN,
+    Manifest,
+    read_manifest,
+)
 from bnn_deploy.errors import InputError
 from bnn_deploy.proof.golden.record import read_golden
 from support.bundles import VERSION, WHEEL, unpack
@@ -25,9 +35,9 @@ from support.converted import Converted
 
 def test_contents(bundle: Path, members: list[tuple[tarfile.TarInfo, bytes]], lenet5: Converted, wheels: Path) -> None:
     contents = {info.name.removeprefix(f"{FOLDER}/"): content for info, content in members}
-    assert list(contents) == [MANIFEST, CHECKSUMS, GOLDEN, MODEL, RUN, f"wheels/{WHEEL}"]
+    assert list(contents) == [MANIFEST, CHECKSUMS, GOLDEN, MODEL, REQUIREMENTS, RUN, f"wheels/{WHEEL}"]
     assert all((i.mtime, i.uid, i.gid, i.uname, i.gname, i.type) == (0, 0, 0, "", "", b"0") for i, _ in members)
-    assert [oct(info.mode) for info, _ in members] == ["0o644", "0o644", "0o644", "0o644", "0o755", "0o644"]
+    assert [oct(info.mode) for info, _ in members] == ["0o644", "0o644", "0o644", "0o644", "0o644", "0o755", "0o644"]
     assert contents[MODEL] == lenet5.model.read_bytes()
     assert contents[f"wheels/{WHEEL}"] == (wheels / WHEEL).read_bytes()
     manifest = json.loads(contents[MANIFEST])
@@ -43,6 +53,10 @@ def test_contents(bundle: Path, members: list[tuple[tarfile.TarInfo, bytes]], le
         "wheel": f"wheels/{WHEEL}",
     }
     assert sorted(manifest["made_with"]) == ["cpu", "isa", "numpy", "onnxruntime"]
+    pinned = dict(line.split("==") for line in contents[REQUIREMENTS].decode().splitlines())
+    assert {name: pinned[name] for name in ("onnxruntime", "numpy")} == {
+        name: manifest["made_with"][name] for name in ("onnxruntime", "numpy")
+    }
     del contents[CHECKSUMS]
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     assert {name: entry["sha256"] for name, entry in manifest["files"].items()} == {
@@ -65,7 +79,7 @@ def test_check_bundle(bundle: Path, members: list[tuple[tarfile.TarInfo, bytes]]
 def test_sha256sum_agrees(bundle: Path, tmp_path: Path) -> None:
     folder = unpack(bundle, tmp_path)
     done = subprocess.run(["sha256sum", "-c", "--strict", CHECKSUMS], cwd=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.count(": OK\n")) == (0, 5)
+    assert (done.returncode, done.stdout.count(": OK\n")) == (0, 6)
 
 
 def test_the_golden_file_is_for_the_model(bundle: Path, tmp_path: Path, lenet5: Converted) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bnn_deploy.board.manifest import CHECKSUMS, GOLDEN, MANIFEST, MODEL, RUN
+from bnn_deploy.board.manifest import CHECKSUMS, GOLDEN, MANIFEST, MODEL, REQUIREMENTS, RUN
 from support.bundles import WHEEL, change, unpack
 
 TOOLS = ("sh", "sha256sum", "cut", "grep", "sed", "dirname", "uname", "rm", "cat", "mkdir", "setsid", "flock", "sleep")
@@ -40,6 +40,7 @@ case "${0##*/} $1 $2" in
         ;;
     "python -m pip")
         say "pip $*"
+        [ -z "${FAKE_SAYS:-}" ] || printf '%s\n' "$FAKE_SAYS" >&2
         [ "${FAKE_HANG:-}" != pip ] || sleep 60
         [ "${FAKE_FAIL:-}" != pip ]
         ;;
@@ -128,7 +129,7 @@ def test_run_sh(board: Board) -> None:
     assert board.log == [
         "venv",
         "pip -m pip install --quiet --disable-pip-version-check --no-input --find-links wheels "
-        f"--only-binary :all: wheels/{WHEEL}",
+        f"--only-binary :all: --requirement requirements.txt wheels/{WHEEL}",
         "run run-bundle . --report report.json --threads 3 --runs 7",
     ]
 
@@ -175,6 +176,7 @@ def test_run_sh_options(board: Board) -> None:
 
 TAMPERING: dict[str, tuple[Callable[[Path], Any], str]] = {
     "model": (lambda folder: change(folder / MODEL), "model.onnx: FAILED"),
+    "versions": (lambda folder: change(folder / REQUIREMENTS, 5), "requirements.txt: FAILED"),
     "golden file": (lambda folder: change(folder / GOLDEN), "golden.npz: FAILED"),
     "wheel": (lambda folder: change(folder / "wheels" / WHEEL, 50), f"wheels/{WHEEL}: FAILED"),
     "manifest": (lambda folder: change(folder / MANIFEST, 100), "manifest.json: FAILED"),
@@ -234,6 +236,11 @@ def machine(name: str) -> Callable[[Board], dict[str, str]]:
     return rename
 
 
+PIP_SAYS = """\
+ERROR: Could not find a version that satisfies the requirement onnxruntime==1.31.1 (from bnn-deploy) (from versions: {})
+ERROR: No matching distribution found for onnxruntime==1.31.1"""
+
+
 MISSING: dict[str, tuple[Callable[[Board], dict[str, str]], str]] = {
     "python": (without("python3"), "python3 is missing: sudo apt install python3 python3-venv"),
     "named python": (lambda b: {"PYTHON": "python3.12"}, "python3.12 is missing: sudo apt install"),
@@ -255,6 +262,15 @@ MISSING: dict[str, tuple[Callable[[Board], dict[str, str]], str]] = {
     "network": (
         lambda b: {"FAKE_FAIL": "pip"},
         "the installation failed: see above; without a network, make the bundle",
+    ),
+    "network, as pip says it": (
+        lambda b: {"FAKE_FAIL": "pip", "FAKE_SAYS": PIP_SAYS.format("none")},
+        "the installation failed: see above; without a network, make the bundle",
+    ),
+    "a wheel for this Python": (
+        lambda b: {"FAKE_FAIL": "pip", "FAKE_SAYS": PIP_SAYS.format("1.19.0, 1.20.0")},
+        "pip finds no wheel of onnxruntime==1.31.1 for Python 3.11 on x86_64, and with this version the golden results "
+        "were made: update the system, or make the bundle where a version is installed that has one",
     ),
 }
 

@@ -129,7 +129,7 @@ def test_a_member_that_does_not_belong(
     refused(pack(tmp_path / "b.tar.gz", [added, *members]))
 
 
-@pytest.mark.parametrize("index", range(1, 6))
+@pytest.mark.parametrize("index", range(1, 7))
 def test_a_missing_member(members: list[tuple[tarfile.TarInfo, bytes]], index: int, tmp_path: Path) -> None:
     name = members[index][0].name.removeprefix(f"{FOLDER}/")
     path = pack(tmp_path / "b.tar.gz", [*members[:index], *members[index + 1 :]])
@@ -148,9 +148,10 @@ def test_a_missing_manifest(members: list[tuple[tarfile.TarInfo, bytes]], tmp_pa
 def test_a_header_of_another_make(
     members: list[tuple[tarfile.TarInfo, bytes]], attribute: str, value: Any, tmp_path: Path
 ) -> None:
-    info = tarfile.TarInfo.frombuf(members[3][0].tobuf(tarfile.USTAR_FORMAT), "utf-8", "strict")
+    at = [info.name for info, _ in members].index(f"{FOLDER}/{MODEL}")
+    info = tarfile.TarInfo.frombuf(members[at][0].tobuf(tarfile.USTAR_FORMAT), "utf-8", "strict")
     setattr(info, attribute, value)
-    path = pack(tmp_path / "b.tar.gz", [*members[:3], (info, members[3][1]), *members[4:]])
+    path = pack(tmp_path / "b.tar.gz", [*members[:at], (info, members[at][1]), *members[at + 1 :]])
     assert f"the header of member '{FOLDER}/{MODEL}' is not as bnn-deploy writes it" in refused(path)
 
 

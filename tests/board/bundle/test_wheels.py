@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import io
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import bnn_deploy
-from bnn_deploy.board.wheels import collect_wheels, missing_wheels
+from bnn_deploy.board.wheels import DEMO_DATA, collect_wheels, missing_wheels, pinned_requirements
 from bnn_deploy.errors import InputError
 from support.bundles import DEPENDENCIES, VERSION, WHEEL, fake_wheel
 
@@ -103,6 +106,55 @@ def test_offline_means_every_package(tmp_path: Path) -> None:
         fewer = {key: content for key, content in contents.items() if key != name}
         assert missing_wheels(fewer) == [name.partition("-")[0].replace("_", "-")]
     assert missing_wheels({WHEEL: contents[WHEEL]}) == ["click", "numpy", "onnxruntime", "packaging", "rich"]
+
+
+def test_the_board_gets_the_versions_of_this_machine_or_of_the_bundle(tmp_path: Path) -> None:
+    fake_wheel(tmp_path / WHEEL, 62, DEPENDENCIES)
+    here = dict(line.split("==") for line in pinned_requirements(collect(tmp_path)[2]).decode().splitlines())
+    assert here == {name: importlib.metadata.version(name) for name in here}
+    assert {"click", "numpy", "onnxruntime", "packaging", "rich", "pygments", "markdown-it-py", "mdurl"} <= set(here)
+    for name in (
+        "click-8.0-py3-none-any.whl",
+        "numpy-2.2.0-cp310-cp310-manylinux_2_17_x86_64.whl",
+        "numpy-2.5.0-cp313-cp313-manylinux_2_17_x86_64.whl",
+        "onnxruntime-1.27.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "onnxruntime-1.27.0-cp313-cp313-manylinux_2_28_x86_64.whl",
+    ):
+        fake_wheel(tmp_path / name)
+    mixed = dict(line.split("==") for line in pinned_requirements(collect(tmp_path)[2]).decode().splitlines())
+    assert (mixed["click"], mixed["onnxruntime"], mixed["rich"]) == ("8.0", "1.27.0", here["rich"])
+    assert "numpy" not in mixed  # which of them is for the board, its Python says
+
+
+def test_a_boards_wheel_has_no_demo(tmp_path: Path) -> None:
+    fake_wheel(tmp_path / WHEEL, 62, DEPENDENCIES)
+    record = f"bnn_deploy-{VERSION}.dist-info/RECORD"
+    rows = [
+        "bnn_deploy/__init__.py,sha256=a,1",
+        '"bnn_deploy/a,b.py",,',
+        f"{DEMO_DATA}net.pth,sha256=b,9",
+        f"{record},,",
+    ]
+    with zipfile.ZipFile(tmp_path / WHEEL, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{DEMO_DATA}net.pth", os.urandom(100_000))
+        archive.writestr("bnn_deploy/__init__.py", "x = 1\n" * 100)
+        archive.writestr(record, "\n".join(rows) + "\n")
+    with zipfile.ZipFile(tmp_path / WHEEL) as archive:
+        given = {info.filename: (info, archive.read(info)) for info in archive.infolist()}
+    (content,) = collect(tmp_path)[2].values()
+    assert content == collect(tmp_path)[2][WHEEL]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == [name for name in given if not name.startswith(DEMO_DATA)]
+        assert archive.read(record).decode().splitlines() == [rows[0], rows[1], rows[3]]
+        for info in archive.infolist():
+            was, bytes_of_it = given[info.filename]
+            assert (info.date_time, info.compress_type, info.external_attr) == (
+                was.date_time,
+                was.compress_type,
+                was.external_attr,
+            )
+            assert info.filename == record or archive.read(info) == bytes_of_it
+    assert len(content) < (tmp_path / WHEEL).stat().st_size - 100_000
 
 
 def test_requirements_in_every_form(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, MODEL, RUN
+from bnn_deploy.board.wheels import DEMO_DATA, collect_wheels
 from support.bundles import NEEDED_HERE, change
 from support.converted import Converted
 
@@ -93,6 +94,9 @@ def test_from_the_model_to_the_report(lenet5: Converted, all_wheels: Path, tmp_p
     report = json.loads((folder / "report.json").read_text())
     assert (report["passed"], report["target"], report["model"]) == (True, target, "lenet5.onnx")
     assert report["versions"]["bnn_deploy"] == manifest.bnn_deploy
+    assert {name: report["versions"][name] for name in ("onnxruntime", "numpy")} == {
+        name: manifest.made_with[name] for name in ("onnxruntime", "numpy")
+    }
     assert report["manifest_sha256"] == manifest.sha256
     assert report["profile"]["runs"] == 3
     assert all(result["identical"] == result["samples"] for result in report["golden"]["outputs"])
@@ -111,6 +115,19 @@ def test_from_the_model_to_the_report(lenet5: Converted, all_wheels: Path, tmp_p
     done = run()
     assert done.returncode == 2
     assert "the bundle is damaged, nothing was run" in done.stderr
+
+
+def test_the_boards_wheel_is_the_wheel_without_the_demo(all_wheels: Path) -> None:
+    """Its RECORD lists what is in it, no more and no less, with the sizes that are there."""
+    _, name, contents = collect_wheels(all_wheels, os.uname().machine)
+    with zipfile.ZipFile(all_wheels / name) as built, zipfile.ZipFile(io.BytesIO(contents[name])) as packed:
+        left_out = set(built.namelist()) - set(packed.namelist())
+        assert left_out == {found for found in built.namelist() if found.startswith(DEMO_DATA)} != set()
+        record = next(found for found in packed.namelist() if found.endswith(".dist-info/RECORD"))
+        rows = list(csv.reader(packed.read(record).decode().splitlines()))
+        assert sorted(row[0] for row in rows) == sorted(packed.namelist())
+        assert all(row[0] == record or packed.getinfo(row[0]).file_size == int(row[2]) for row in rows)
+    assert len(contents[name]) < (all_wheels / name).stat().st_size / 2
 
 
 def test_the_wheel_has_run_sh(all_wheels: Path) -> None:

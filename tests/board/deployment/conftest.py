@@ -70,6 +70,7 @@ def make(tmp_path: Path, small_model: bytes, small_profile: Any, monkeypatch: py
             "model.onnx": small_model,
             "golden.npz": os.urandom(ballast),
             "run.sh": f"#!/bin/sh\n{run}".encode(),
+            "requirements.txt": b"",
             wheel: b"wheel",
             **({} if float_model is None else {"float.onnx": float_model}),
         }
