@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.image_input import ImageInput
+from bnn_deploy.preprocessing import Preprocessing
+from bnn_deploy.runtime.classifier import Classifier
 from bnn_deploy.runtime.session import library_info, library_path, load_session
-from support.networks import checkpoint
+from support.networks import NIN, checkpoint
 from wheels import FUNCTIONS
 
 SOURCE = Path(__file__).parents[1] / "examples" / "cpp"
+NAMES = ("airplane", "automobile", 'a "bird"', "cat \\ kitten", "deer, roe", "dog", "frog", "horse", "ship", "truck")
 PACKAGE = library_path().parent / "cmake" / "bnn_deploy"
 
 pytestmark = pytest.mark.skipif(not PACKAGE.is_dir(), reason="an editable installation has no CMake package")
@@ -39,13 +44,18 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A gray one with its channels first, a coloured one with them last, and one of floats."""
+    """A gray one with its channels first, a coloured one with them last, floats; and two that name their classes."""
     folder = tmp_path_factory.mktemp("models")
-    images = {"lenet5": ImageInput((0.1307,), (0.3081,), "nchw"), "nin": ImageInput((0.5,) * 3, (0.25,) * 3, "nhwc")}
+    inputs = {"lenet5": ImageInput((0.1307,), (0.3081,), "nchw"), "nin": ImageInput((0.5,) * 3, (0.25,) * 3, "nhwc")}
     paths = {}
-    for arch, image in images.items():
+    for arch, image in inputs.items():
         paths[arch] = convert(checkpoint(arch, folder), folder / f"{arch}.onnx", arch=arch, image_input=image).output
     paths["floats"] = convert(checkpoint("lenet5", folder), folder / "floats.onnx", arch="lenet5").output
+    named = {"arch": "nin", "classes": NAMES}
+    images: dict[str, dict[str, Any]] = {"bytes": {"image_input": ImageInput((0.5,), (0.5,), "nhwc")}}
+    images["normalised"] = {"preprocessing": Preprocessing(mean=(0.5, 0.5, 0.25), std=(0.5,))}
+    for name, options in images.items():
+        paths[name] = convert(checkpoint("nin", folder), folder / f"{name}.onnx", **named, **options).output
     return paths
 
 
@@ -92,6 +102,40 @@ def test_what_it_prints(program: Path, models: dict[str, Path], tmp_path: Path) 
     assert f"ms, the median of 3 runs; bnn_deploy {library_info().version}, {library_info().selected} kernels" in last
 
 
+@pytest.mark.parametrize("form", ["bytes", "normalised"])
+def test_the_classes_are_those_of_classifier(form: str, program: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    classifier = Classifier(models[form], threads=1)
+    with np.load(NIN / "cifar10_100.npz") as data:
+        images = np.rint((np.moveaxis(data["input"][:3], 1, -1) * 0.5 + 0.5) * 255).astype(np.uint8)
+    shown = []
+    for image in images:
+        path = picture(tmp_path / "p.ppm", image)
+        done = run(program, models[form], path, "--runs", 1)
+        assert (done.returncode, done.stderr) == (0, "")
+        shown.append(done.stdout.splitlines()[:-1])
+        expected = [
+            f"{p.label:<20} score {p.score:9.4f}   {100 * p.probability:5.1f} %" for p in classifier.predict(image)
+        ]
+        assert shown[-1] == expected
+        # The scores to their last bit, which what is printed leaves out.
+        bits = run(program, models[form], path, "--bits").stdout.split()
+        scores = sorted(classifier.predict(image, top=10), key=lambda p: p.index)
+        assert bits == [f"{np.float32(p.score).view(np.uint32):08x}" for p in scores]
+    assert shown[0] != shown[1] != shown[2]
+
+
+def test_shares_are_not_made_of_shares(program: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    model = onnx.load(models["bytes"])
+    (output,) = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("Softmax", [output.name], ["shares"]))
+    output.name = "shares"
+    onnx.save(model, tmp_path / "m.onnx")
+    path = picture(tmp_path / "p.ppm", pixels("nin"))
+    plain, again = (run(program, name, path, "--runs", 1).stdout for name in (models["bytes"], tmp_path / "m.onnx"))
+    shares = [[line.split()[-2] for line in text.splitlines()[:-1]] for text in (plain, again)]
+    assert shares[0] == shares[1] and float(shares[0][0]) > 0
+
+
 def test_what_it_refuses(program: Path, models: dict[str, Path], tmp_path: Path) -> None:
     good = picture(tmp_path / "good.ppm", pixels("nin"))
     (tmp_path / "cut.ppm").write_bytes(good.read_bytes()[:-1])
@@ -103,7 +147,7 @@ def test_what_it_refuses(program: Path, models: dict[str, Path], tmp_path: Path)
         (models["nin"], tmp_path / "huge.ppm", "huge.ppm: not a binary PGM or PPM file"),
         (models["nin"], tmp_path / "none.ppm", "none.ppm: cannot be read"),
         (models["lenet5"], good, "32 x 32 pixels of 3 channels, but the model takes [N, 1, 28, 28]"),
-        (models["floats"], good, "convert it with --input uint8"),
+        (models["floats"], good, "convert it with --input uint8, or with --mean and --std"),
         (tmp_path / "none.onnx", good, "none.onnx"),
     ):
         done = run(program, model, path)

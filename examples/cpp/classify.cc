@@ -2,9 +2,12 @@
 //
 //   classify MODEL.onnx PICTURE [--runs N] [--threads N] [--bits]
 //
-// MODEL takes images as bytes (bnn-deploy convert --input uint8). PICTURE is a binary PGM or PPM
-// file of the model's size, which every image tool writes. Prints the five likeliest classes, and
-// the median time of N runs. --bits prints all outputs as the bits of their floats instead.
+// MODEL takes images as bytes (bnn-deploy convert --input uint8), or floats and says how images are
+// normalised (convert --mean --std). PICTURE is a binary PGM or PPM file of the model's size, which
+// every image tool writes. Prints the five likeliest classes, by the names that the model remembers
+// (convert --classes), and the median time of N runs. The share of a class is the softmax of the
+// scores, or the score itself where all of them are shares already: none below 0, and 1 together.
+// --bits prints all outputs as the bits of their floats instead.
 
 #include <onnxruntime_c_api.h>
 
@@ -75,6 +78,41 @@ Picture ReadPicture(const std::string& path) {
   return picture;
 }
 
+// The strings of a JSON array, as Python writes it: "[\"cat\", \"dog\"]".
+std::vector<std::string> JsonStrings(const std::string& text) {
+  std::vector<std::string> found;
+  bool inside = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '"') {
+      inside = !inside;
+      if (inside) found.emplace_back();
+    } else if (inside) {
+      if (text[i] == '\\' && i + 1 < text.size()) ++i;  // of names, only \" and \\ are written so
+      found.back() += text[i];
+    }
+  }
+  return found;
+}
+
+// The numbers of a key of a JSON object: of {"mean": [0.5, 0.4], "std": null}. None for null.
+std::vector<float> JsonNumbers(const std::string& text, const std::string& key) {
+  std::vector<float> found;
+  const size_t start = text.find("\"" + key + "\": [");
+  if (start == std::string::npos) return found;
+  const char* at = text.c_str() + text.find('[', start);
+  while (*at == '[' || *at == ',') {
+    char* end = nullptr;
+    found.push_back(static_cast<float>(std::strtod(at + 1, &end)));
+    at = end;
+  }
+  return found;
+}
+
+// torchvision's Normalize, of each channel, or of all of them by one number.
+struct Normalisation {
+  std::vector<float> mean, std;
+};
+
 class Model {
  public:
   Model(const std::string& path, int threads) {
@@ -97,13 +135,72 @@ class Model {
     OrtMemoryInfo* memory = nullptr;
     Check(ort->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
     memory_.reset(memory);
+    const std::string steps = Metadata("bnn_deploy.preprocessing");
+    normalisation_ = {JsonNumbers(steps, "mean"), JsonNumbers(steps, "std")};
+    names_ = JsonStrings(Metadata("bnn_deploy.classes"));
     ReadShape(path);
+  }
+
+  // What to call a class.
+  std::string Name(size_t index) const {
+    return index < names_.size() ? names_[index] : "class " + std::to_string(index);
+  }
+
+  // The picture as the model's input: its bytes, or its floats as bytes.
+  std::vector<uint8_t> Input(const Picture& picture) const {
+    const std::vector<uint8_t> bytes = Arrange(picture);
+    if (element_ == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) return bytes;
+    const size_t channels = static_cast<size_t>(picture.channels);
+    for (const auto* numbers : {&normalisation_.mean, &normalisation_.std}) {
+      if (numbers->size() > 1 && numbers->size() != channels) {
+        throw std::runtime_error("the picture has " + std::to_string(channels) +
+                                 " channels, and the model normalises " +
+                                 std::to_string(numbers->size()));
+      }
+    }
+    const bool last = ChannelsLast(picture);
+    const auto of_channel = [&](const std::vector<float>& numbers, float otherwise, size_t i) {
+      const size_t channel = last ? i % channels : i / (bytes.size() / channels);
+      return numbers.empty() ? otherwise : numbers.size() == 1 ? numbers[0] : numbers[channel];
+    };
+    std::vector<float> floats(bytes.size());
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      floats[i] =
+          (static_cast<float>(bytes[i]) / 255.0f - of_channel(normalisation_.mean, 0.0f, i)) /
+          of_channel(normalisation_.std, 1.0f, i);
+    }
+    const auto* const data = reinterpret_cast<const uint8_t*>(floats.data());
+    return {data, data + floats.size() * sizeof(float)};
+  }
+
+  std::vector<float> Run(std::vector<uint8_t>* input) const {
+    OrtValue* x = nullptr;
+    Check(ort->CreateTensorWithDataAsOrtValue(memory_.get(), input->data(), input->size(), shape_,
+                                              4, element_, &x));
+    const Held<OrtValue> held_x(x, ort->ReleaseValue);
+    OrtValue* y = nullptr;
+    Check(ort->Run(session_.get(), nullptr, &input_, &x, 1, &output_, 1, &y));
+    const Held<OrtValue> held_y(y, ort->ReleaseValue);
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    Check(ort->GetTensorTypeAndShape(y, &info));
+    const Held<OrtTensorTypeAndShapeInfo> held_info(info, ort->ReleaseTensorTypeAndShapeInfo);
+    size_t count = 0;
+    Check(ort->GetTensorShapeElementCount(info, &count));
+    void* data = nullptr;
+    Check(ort->GetTensorMutableData(y, &data));
+    const auto* const values = static_cast<const float*>(data);
+    return {values, values + count};
+  }
+
+ private:
+  bool ChannelsLast(const Picture& picture) const {
+    return shape_[3] == picture.channels && shape_[1] == picture.height &&
+           shape_[2] == picture.width;
   }
 
   // The picture in the model's layout.
   std::vector<uint8_t> Arrange(const Picture& picture) const {
-    const bool last =
-        shape_[3] == picture.channels && shape_[1] == picture.height && shape_[2] == picture.width;
+    const bool last = ChannelsLast(picture);
     const bool first =
         shape_[1] == picture.channels && shape_[2] == picture.height && shape_[3] == picture.width;
     if (!last && !first) {
@@ -124,39 +221,35 @@ class Model {
     return planes;
   }
 
-  std::vector<float> Run(std::vector<uint8_t>* bytes) const {
-    OrtValue* x = nullptr;
-    Check(ort->CreateTensorWithDataAsOrtValue(memory_.get(), bytes->data(), bytes->size(), shape_,
-                                              4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, &x));
-    const Held<OrtValue> held_x(x, ort->ReleaseValue);
-    OrtValue* y = nullptr;
-    Check(ort->Run(session_.get(), nullptr, &input_, &x, 1, &output_, 1, &y));
-    const Held<OrtValue> held_y(y, ort->ReleaseValue);
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    Check(ort->GetTensorTypeAndShape(y, &info));
-    const Held<OrtTensorTypeAndShapeInfo> held_info(info, ort->ReleaseTensorTypeAndShapeInfo);
-    size_t count = 0;
-    Check(ort->GetTensorShapeElementCount(info, &count));
-    void* data = nullptr;
-    Check(ort->GetTensorMutableData(y, &data));
-    const auto* const values = static_cast<const float*>(data);
-    return {values, values + count};
+  // What the model's metadata has of a key; "" if nothing.
+  std::string Metadata(const char* key) const {
+    OrtAllocator* allocator = nullptr;
+    Check(ort->GetAllocatorWithDefaultOptions(&allocator));
+    OrtModelMetadata* metadata = nullptr;
+    Check(ort->SessionGetModelMetadata(session_.get(), &metadata));
+    const Held<OrtModelMetadata> held(metadata, ort->ReleaseModelMetadata);
+    char* value = nullptr;
+    Check(ort->ModelMetadataLookupCustomMetadataMap(metadata, allocator, key, &value));
+    const std::string text = value == nullptr ? "" : value;
+    if (value != nullptr) Check(ort->AllocatorFree(allocator, value));
+    return text;
   }
 
- private:
   void ReadShape(const std::string& path) {
     OrtTypeInfo* type = nullptr;
     Check(ort->SessionGetInputTypeInfo(session_.get(), 0, &type));
     const Held<OrtTypeInfo> held(type, ort->ReleaseTypeInfo);
     const OrtTensorTypeAndShapeInfo* info = nullptr;  // of the type info
     Check(ort->CastTypeInfoToTensorInfo(type, &info));
-    ONNXTensorElementDataType element{};
     size_t rank = 0;
-    Check(ort->GetTensorElementType(info, &element));
+    Check(ort->GetTensorElementType(info, &element_));
     Check(ort->GetDimensionsCount(info, &rank));
-    if (element != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 || rank != 4) {
+    const bool known = !normalisation_.mean.empty() || !normalisation_.std.empty();
+    if (rank != 4 || (element_ != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 &&
+                      (element_ != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || !known))) {
       throw std::runtime_error(path +
-                               ": does not take images as bytes: convert it with --input uint8");
+                               ": does not say how images become its input: convert it with "
+                               "--input uint8, or with --mean and --std");
     }
     Check(ort->GetDimensions(info, shape_, 4));
     shape_[0] = 1;
@@ -168,6 +261,9 @@ class Model {
   char* input_ = nullptr;
   char* output_ = nullptr;
   int64_t shape_[4] = {};
+  ONNXTensorElementDataType element_{};
+  Normalisation normalisation_;
+  std::vector<std::string> names_;
 };
 
 void PrintBits(const std::vector<float>& values) {
@@ -178,10 +274,17 @@ void PrintBits(const std::vector<float>& values) {
   }
 }
 
-void PrintBest(const std::vector<float>& scores) {
-  double total = 0;
+void PrintBest(const Model& model, const std::vector<float>& scores) {
+  const auto below_0 = [](float score) { return score < 0; };
+  double total = std::accumulate(scores.begin(), scores.end(), 0.0);
+  const bool shares =
+      std::none_of(scores.begin(), scores.end(), below_0) && std::abs(total - 1) < 1e-3;
   const float most = *std::max_element(scores.begin(), scores.end());
-  for (const float score : scores) total += std::exp(static_cast<double>(score - most));
+  const auto power = [&](float score) { return std::exp(static_cast<double>(score - most)); };
+  if (!shares) {
+    total = 0;
+    for (const float score : scores) total += power(score);
+  }
   std::vector<size_t> classes(scores.size());
   std::iota(classes.begin(), classes.end(), size_t{0});
   const size_t count = std::min(classes.size(), size_t{5});
@@ -189,8 +292,9 @@ void PrintBest(const std::vector<float>& scores) {
                     classes.end(), [&](size_t a, size_t b) { return scores[a] > scores[b]; });
   for (size_t i = 0; i < count; ++i) {
     const float score = scores[classes[i]];
-    std::printf("class %-5zu score %9.4f   %5.1f %%\n", classes[i], static_cast<double>(score),
-                100 * std::exp(static_cast<double>(score - most)) / total);
+    const double share = shares ? static_cast<double>(score) : power(score) / total;
+    std::printf("%-20s score %9.4f   %5.1f %%\n", model.Name(classes[i]).c_str(),
+                static_cast<double>(score), 100 * share);
   }
 }
 
@@ -221,13 +325,13 @@ int Main(const std::vector<std::string>& arguments) {
                              " is too old");
   }
   const Model model(files[0], threads);
-  std::vector<uint8_t> bytes = model.Arrange(ReadPicture(files[1]));
+  std::vector<uint8_t> bytes = model.Input(ReadPicture(files[1]));
   const std::vector<float> scores = model.Run(&bytes);
   if (bits) {
     PrintBits(scores);
     return 0;
   }
-  PrintBest(scores);
+  PrintBest(model, scores);
   std::vector<double> times;
   for (int i = 0; i < runs; ++i) {
     const auto start = std::chrono::steady_clock::now();

@@ -19,6 +19,7 @@ extern "C" {
 typedef struct OrtAllocator OrtAllocator;
 typedef struct OrtEnv OrtEnv;
 typedef struct OrtMemoryInfo OrtMemoryInfo;
+typedef struct OrtModelMetadata OrtModelMetadata;
 typedef struct OrtRunOptions OrtRunOptions;
 typedef struct OrtSession OrtSession;
 typedef struct OrtSessionOptions OrtSessionOptions;
@@ -73,7 +74,9 @@ typedef struct OrtApi {
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue*, OrtTensorTypeAndShapeInfo** out);
   void* slots_66[3];
   OrtStatus* (*CreateCpuMemoryInfo)(OrtAllocatorType, OrtMemType, OrtMemoryInfo** out);
-  void* slots_70[8];
+  void* slots_70[6];
+  OrtStatus* (*AllocatorFree)(OrtAllocator*, void*);
+  void* slots_77[1];
   OrtStatus* (*GetAllocatorWithDefaultOptions)(OrtAllocator** out);
   void* slots_79[13];
   void (*ReleaseEnv)(OrtEnv*);
@@ -85,6 +88,13 @@ typedef struct OrtApi {
   void (*ReleaseTypeInfo)(OrtTypeInfo*);
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo*);
   void (*ReleaseSessionOptions)(OrtSessionOptions*);
+  void* slots_101[10];
+  OrtStatus* (*SessionGetModelMetadata)(const OrtSession*, OrtModelMetadata** out);
+  void* slots_112[4];
+  OrtStatus* (*ModelMetadataLookupCustomMetadataMap)(const OrtModelMetadata*, OrtAllocator*,
+                                                     const char* key, char** value);
+  void* slots_117[1];
+  void (*ReleaseModelMetadata)(OrtModelMetadata*);
 } OrtApi;
 
 typedef struct OrtApiBase {
