@@ -81,6 +81,7 @@ ELSEWHERE = {
     "run": "tests/cli/test_config.py",
     "demo": "tests/cli/test_demo.py",
     "deploy": "tests/board/deployment/test_deploy.py",
+    "fleet": "tests/board/deployment/test_ansible.py",
 }
 """The commands whose documents other tests hold against the schemas, as they take long to run."""
 

@@ -74,9 +74,7 @@ class Step:
         self.bytes, content = _fingerprint(bundle)
         self.manifest = check_bundle(bundle)
         self.token = f"@{secrets.token_hex(8)}"
-        # Make the name safe in any shell, because the archive may come from anywhere.
-        stem = re.sub(r"[^A-Za-z0-9._]", "_", Path(self.manifest.model).stem).lstrip(".")[:64]
-        self.name = f"{stem or 'model'}-{self.manifest.sha256[:12]}"
+        self.name = self.manifest.name_on_board
         parameters = {
             "token": self.token,
             "dir": directory[1:].lstrip("/") or "." if directory.startswith("~") else directory,

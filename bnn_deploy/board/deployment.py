@@ -9,7 +9,6 @@ breaks, the script on the board notices and removes incomplete files.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -23,10 +22,10 @@ from bnn_deploy.board.archive import read_member
 from bnn_deploy.board.connection import CHUNK, LOCK_SECONDS, Connection, LineSink, Step
 from bnn_deploy.board.manifest import FLOAT_MODEL, MODEL, Manifest
 from bnn_deploy.board.probe import VENV_BYTES, BoardFacts, in_megabytes, parse_board, problems
-from bnn_deploy.board.report import BoardReport
-from bnn_deploy.errors import InputError, SetupError, one_line
+from bnn_deploy.board.report import parse_report
+from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.files import require_outputs, temporary_folder, write_files
-from bnn_deploy.json_form import JsonDocument, head
+from bnn_deploy.json_form import JsonDocument
 from bnn_deploy.runtime.profile_results import ProfileReport
 from bnn_deploy.runtime.profiling import most_threads, profile
 
@@ -266,21 +265,9 @@ def _run(task: Step, connection: Connection, output: LineSink) -> tuple[bytes, i
 
 
 def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:
-    """Parse a report and check that it belongs to this bundle and agrees with run.sh's exit status."""
+    """Read a report and check that it belongs to this bundle and agrees with run.sh's exit status."""
     host = task.host
-    try:
-        result = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SetupError(f"{host}: its report is not JSON: {one_line(error)}") from None
-    if not isinstance(result, dict) or not isinstance(result.get("passed"), bool):
-        raise SetupError(f"{host}: its report does not say whether the check passed")
-    known = head(BoardReport.JSON_FORMAT)
-    if found := {key: result.get(key) for key in known if result.get(key) != known[key]}:
-        of = ", ".join(f"{key} {value!r}" for key, value in found.items())
-        raise SetupError(
-            f"{host}: its report has {of}, and this bnn-deploy reads {known['format']!r}, version {known['version']}: "
-            "make the bundle anew with it"
-        )
+    result = parse_report(content, host)
     if result["passed"] != (status == 0):
         raise SetupError(f"{host}: its report and the status {status} of run.sh contradict each other")
     if result.get("manifest_sha256") != task.manifest.sha256:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bnn_deploy.errors import InputError, reading
@@ -85,6 +86,12 @@ class Manifest:
     made_with: dict[str, str]
     files: dict[str, FileEntry]
     sha256: str
+
+    @property
+    def name_on_board(self) -> str:
+        """The bundle's folder on a board, safe in any shell: the archive may come from anywhere."""
+        stem = re.sub(r"[^A-Za-z0-9._]", "_", Path(self.model).stem).lstrip(".")[:64]
+        return f"{stem or 'model'}-{self.sha256[:12]}"
 
     @property
     def unpacked_bytes(self) -> int:

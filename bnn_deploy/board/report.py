@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from bnn_deploy.json_form import JsonDocument
+from bnn_deploy.errors import SetupError, one_line
+from bnn_deploy.json_form import JsonDocument, head
 from bnn_deploy.proof.golden.check import GoldenVerification
 from bnn_deploy.runtime.profile_results import ProfileReport
 
@@ -37,3 +39,29 @@ class BoardReport(JsonDocument):
     def passed(self) -> bool:
         """Whether the board reproduces the golden results."""
         return self.golden.passed
+
+
+def parse_report(content: bytes, origin: str) -> dict[str, Any]:
+    """Parse a report of a board, which may be of another version and lack entries.
+
+    Args:
+        content: of the file.
+        origin: the board or the file, for messages.
+
+    Raises:
+        SetupError: it is no report, or of a format that this version does not read.
+    """
+    try:
+        result = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise SetupError(f"{origin}: its report is not JSON: {one_line(error)}") from None
+    if not isinstance(result, dict) or not isinstance(result.get("passed"), bool):
+        raise SetupError(f"{origin}: its report does not say whether the check passed")
+    known = head(BoardReport.JSON_FORMAT)
+    if found := {key: result.get(key) for key in known if result.get(key) != known[key]}:
+        of = ", ".join(f"{key} {value!r}" for key, value in found.items())
+        raise SetupError(
+            f"{origin}: its report has {of}, and this bnn-deploy reads {known['format']!r}, version "
+            f"{known['version']}: make the bundle anew with it"
+        )
+    return result

@@ -44,6 +44,7 @@ COMMANDS = {
     "run": ("bnn_deploy.cli.run", "Convert, verify and profile as bnn-deploy.toml says."),
     "bundle": ("bnn_deploy.cli.bundle", "Pack a model, its golden results and the wheel into one file for a board."),
     "deploy": ("bnn_deploy.cli.deploy", "Copy a bundle to a board, run it there, fetch the report."),
+    "fleet": ("bnn_deploy.cli.fleet", "Show the reports of several boards in one table, and one page."),
     "run-bundle": ("bnn_deploy.cli.run_bundle", "Verify and profile an unpacked bundle; its run.sh calls this."),
     "demo": ("bnn_deploy.cli.demo", "Do the whole job on a trained LeNet-5 that comes with the package."),
     "info": ("bnn_deploy.cli.info", "Print the environment for a bug report."),

@@ -8,6 +8,7 @@ import click
 
 from bnn_deploy.board.bundle import Bundle, write_bundle
 from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
+from bnn_deploy.board.playbook import require_ansible_folder, write_ansible
 from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import facts, print_json, progress, show, table
 from bnn_deploy.cli.options import DATA_PATH, data_options, example
@@ -36,6 +37,12 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     metavar="FOLDER",
     help="Has bnn-deploy's wheel for the target and, for boards without a network, of what it needs.",
 )
+@click.option(
+    "--ansible",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Also write an Ansible playbook and role with the bundle, for many boards.",
+)
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
@@ -48,12 +55,15 @@ def command(
     seed: int | None,
     float_model: Path | None,
     wheels: Path,
+    ansible: Path | None,
     as_json: bool,
 ) -> None:
     """Pack MODEL.onnx for a board: model, wheel, golden inputs with this machine's results bit by bit, and run.sh.
 
     On the board, unpack it and run `sh run.sh`; or let `bnn-deploy deploy` do it. The same inputs give the same bytes.
     """
+    if ansible is not None:
+        require_ansible_folder(ansible)
     with progress() as step:
         manifest = write_bundle(
             model,
@@ -67,10 +77,18 @@ def command(
             wheels=wheels,
             progress=step,
         )
+    if ansible is not None:
+        write_ansible(ansible, output, manifest)
     if as_json:
         print_json(Bundle(str(output), output.stat().st_size, manifest).to_json())
     else:
         print_manifest(output, manifest)
+        if ansible is not None:
+            show(
+                f"On many boards: name them in {ansible}/inventory.yml, like {ansible}/inventory.example.yml, and run "
+                f"ansible-playbook -i {ansible}/inventory.yml {ansible}/playbook.yml",
+                result=True,
+            )
 
 
 def print_manifest(path: Path, manifest: Manifest) -> None:

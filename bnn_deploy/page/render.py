@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnn_deploy.errors import SetupError, reading
 from bnn_deploy.installation import install_command
 from bnn_deploy.page import view
 from bnn_deploy.page.colours import css
 from bnn_deploy.quantities import human_bytes, human_count, milliseconds, percent, plural
+
+if TYPE_CHECKING:
+    import jinja2
 
 _LANE = 14
 """Distance of the lanes beside the network, in pixels; less where there are many."""
@@ -54,19 +57,22 @@ def render(record: Mapping[str, Any], where: str) -> bytes:
         return _render(record).encode(errors="backslashreplace")
 
 
-def _render(record: Mapping[str, Any]) -> str:
+def environment() -> jinja2.Environment:
+    """What makes pages of the templates.
+
+    Raises:
+        SetupError: a package is missing.
+    """
+    require_renderer()
     import jinja2
-    from markupsafe import Markup
 
-    from bnn_deploy.page import plots
-
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("bnn_deploy.page"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "bytes": lambda count: "" if count is None else human_bytes(count),
         "count": human_count,
         "count_of": plural,
@@ -76,10 +82,19 @@ def _render(record: Mapping[str, Any]) -> str:
         "thousands": lambda count: "-" if count is None else f"{count:,}",
         "scientific": lambda value: "not finite" if value is None else f"{value:.1e}" if value else "0",
     }
+    return made
+
+
+def _render(record: Mapping[str, Any]) -> str:
+    from markupsafe import Markup
+
+    from bnn_deploy.page import plots
+
+    templates = environment()
     network = view.network(record)
     numbers = {row.name: row.number for row in network.rows if row.number is not None}
     step = min(_LANE, (_MOST - 20) / max(network.lanes - 1, 1))
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         record=record,
         name=view.name_of(record),
         verdict=view.verdict(record),
@@ -103,7 +118,7 @@ def _render(record: Mapping[str, Any]) -> str:
         worst=view.samples(record, "worst"),
         disagreeing=view.samples(record, "disagreements"),
         plots={name: Markup(picture) for name, picture in plots.pictures(record, numbers).items()},
-        css=Markup(environment.get_template("page.css").render()),
+        css=Markup(templates.get_template("page.css").render()),
         light=css(dark=False),
         dark=css(dark=True),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from bnn_deploy.proof import verification
 from bnn_deploy.proof.verification import verify
 from support import python
 from support.bundles import WHEEL, fake_wheel, invoke, unpack
+from support.deployment import REPORT
 
 NOT_RUN = {
     "deploy": "it needs a board; tests/board/deployment has one behind a real ssh server",
@@ -62,6 +64,9 @@ def test_the_examples_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             fake_wheel(Path("dist") / WHEEL.replace("x86_64", "aarch64"), 183)
         if name == "run":
             Path("bnn-deploy.toml").write_text('source = "lenet5.pth.tar"\narch = "lenet5"\nmodel = "lenet5.onnx"\n')
+        if name == "fleet":
+            Path("reports").mkdir()
+            Path("reports", "pi.json").write_text(json.dumps(REPORT))
         if name == "run-bundle":
             unpack(Path("lenet5.tar.gz"), Path())
         result = invoke(*words[1:])

@@ -26,7 +26,7 @@ DEEP = "features.stage1.block2.residual_branch.binary_convolution_3x3"
 
 
 def commands(given: Path, out: Path) -> dict[str, list[str | Path]]:
-    """Case -> a command line; `deploy` is in tests/board/deployment/test_widths.py."""
+    """Case -> a command line; `deploy` and `fleet` are in tests/board/deployment/test_widths.py."""
     return {
         **Files(given, out).commands,
         "inspect": ["inspect", given / "m.onnx"],
@@ -41,6 +41,7 @@ CASES = list(commands(Path(), Path()))
 def test_every_command_with_tables_is_here() -> None:
     assert {case.split()[0] for case in CASES} == COMMANDS.keys() - {
         "deploy",
+        "fleet",
         "completion",
         "library-path",
         "cmake-dir",
