@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -179,6 +180,24 @@ def _near(row: Operator, values: NDArray[Any], threshold: NDArray[Any], margin: 
         near = relative_margin(shifted, magnitudes(shifted).rms()) <= margin
         near &= crossed.reshape(shape)
     return pack_bits(np.moveaxis(near, 1, -1))
+
+
+def _window_sums(node: NodeProto, output: str) -> list[NodeProto]:
+    """Standard nodes that give what an AveragePoolThreshold compares: within rounding, the sums of its windows."""
+    from onnx import helper
+
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    window = {name: attributes[name] for name in ("kernel_shape", "strides", "pads")}
+    if set(attributes["dilations"]) != {1}:  # only newer versions of AveragePool have them
+        window["dilations"] = attributes["dilations"]
+    data, taps, average = node.input[0], f"{output}/taps", f"{output}/average"
+    nodes = [helper.make_node("Constant", [], [taps], value_float=float(math.prod(window["kernel_shape"])))]
+    if attributes["relu"]:
+        nodes.append(helper.make_node("Relu", [data], [f"{output}/relu"]))
+        data = f"{output}/relu"
+    nodes.append(helper.make_node("AveragePool", [data], [average], count_include_pad=1, **window))
+    nodes.append(helper.make_node("Mul", [average, taps], [output]))
+    return nodes
 
 
 class _Plan:
@@ -393,6 +412,9 @@ class _Plan:
                 floats[tensor] = f"{tensor}/sums"
                 copy.graph.node.append(sums_node(node, floats[tensor]))
                 add_body(copy, row.sums)
+            elif node.op_type == "AveragePoolThreshold":
+                floats[tensor] = f"{tensor}/sums"
+                copy.graph.node.extend(_window_sums(node, floats[tensor]))
             elif not row.is_layer:
                 floats[tensor] = node.input[0]
             else:

@@ -8,17 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
+from bnn_deploy.conversion import convert
 from bnn_deploy.operators.bits import unpack_bits
 from bnn_deploy.operators.contract import OPERATORS
 from bnn_deploy.proof.golden import make
 from bnn_deploy.proof.golden.check import check_golden
 from bnn_deploy.proof.golden.record import read_golden
+from bnn_deploy.proof.pieces import with_outputs
+from bnn_deploy.proof.results import Tolerances
+from bnn_deploy.runtime.session import load_session
 from support.converted import Converted
 from support.damage import Damage, damaged, move_threshold
 from support.golden_files import BEST, check_damaged, rewrite
+from support.graphs import eighths, parse, weights
 
 
 def noisy(converted: Converted, noise: float, path: Path) -> Path:
@@ -135,3 +141,39 @@ def test_float_tolerance(lenet5: Converted, goldens: Callable[[Converted, int], 
     result = check_golden(lenet5.model, path, isas=BEST, body_samples=0)
     assert result.passed
     assert result.outputs[0].relative_error == pytest.approx(5e-4, rel=0.01)
+
+
+def test_near_bits_of_an_average_pool(tmp_path: Path) -> None:
+    """Those whose window's sum is near its threshold, not the element at the same place."""
+    conv, pool = (
+        "Conv <pads=[1,1,1,1]> ",
+        "AveragePool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1], count_include_pad=1> ",
+    )
+    text = (
+        f"s = Sign(x)\nc = {conv} (s, w, b)\nr = Relu(c)\np = {pool} (r)\nq = Sub(p, m)\nt = Sign(q)\ny = {conv} (t, u)"
+    )
+    graph = parse(
+        text, w=weights(8, 4, 3, 3), u=weights(8, 8, 3, 3), b=eighths(8), m=np.full((1, 8, 1, 1), 1.5, np.float32)
+    )
+    source, path = tmp_path / "float.onnx", tmp_path / "model.onnx"
+    onnx.save(ir.to_proto(graph), source)
+    convert(source, path)
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == "AveragePoolThreshold")
+    threshold = np.float32(numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == node.input[1])))
+    tensor = make._Plan(model).tensors[node.output[0]]
+    assert tensor.channels == 8
+    x = np.random.default_rng(0).standard_normal((4, 4, 6, 6)).astype(np.float32)
+    (floats,) = load_session(with_outputs(model, [node.input[0]])).run(None, {"x": x})
+    padded = np.pad(np.maximum(floats, 0), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    sums = sum(padded[:, :, i : i + 5 : 2, j : j + 5 : 2] for i in range(3) for j in range(3))
+    shifted = sums - threshold.reshape(-1, 1, 1)
+    unit = np.sqrt((shifted**2).mean(axis=(0, 2, 3), keepdims=True))
+    wanted = np.abs(shifted) <= 0.2 * unit
+    golden = make.make_golden(path, x, tolerances=Tolerances(flip_margin=0.2))
+    (found,) = [made for made in golden.tensors if made.tensor == node.output[0]]
+    assert found.near is not None
+    near = np.moveaxis(unpack_bits(found.near, 8), -1, 1)
+    assert 0 < near.sum() < near.size
+    assert np.array_equal(near, wanted)
+    assert not np.array_equal(near, np.roll(wanted, 1, axis=1))
