@@ -41,6 +41,8 @@ EVALUATOR_SECONDS = 20.0
 BATCH_BYTES = 32_000_000
 """The size of the reference's values of the samples that run at a time: it bounds the memory, whatever the network."""
 
+SOURCE_BATCHES = 4
+"""Such batches that the source, the network as its user runs it, runs at a time, at most: up to BATCH samples."""
 
 _KERNELS = "kernels, "
 
@@ -74,9 +76,9 @@ class Backends:
         if backend in (self.BODIES, self.EVALUATOR) and not isinstance(model, str):
             data, constants = self._without_constants(model)
         if backend == self.EVALUATOR:
-            from onnx.reference import ReferenceEvaluator
+            from bnn_deploy.proof.evaluator import Evaluator
 
-            evaluator = ReferenceEvaluator(data)
+            evaluator = Evaluator(data)
 
             def evaluate(inputs: Arrays) -> list[NDArray[Any]]:
                 try:

@@ -116,6 +116,8 @@ class TorchReference:
         self._module = export.program.module(check_guards=False)
         nodes = list(self._module.graph.nodes)
         self._nodes = {node.name: node for node in nodes}
+        schemas = [getattr(node.target, "_schema", None) for node in nodes]
+        self._overwrites = any(schema is not None and schema.is_mutable for schema in schemas)
         self.names = {*self._nodes, *(name for name in self._producers if name)}
         result = next(node for node in nodes if node.op == "output").args[0]
         self.outputs = [node.name for node in tree_leaves(result) if node is not None]
@@ -143,13 +145,15 @@ class TorchReference:
             self._between[between] = _Between(onnx_ir.to_proto(self._model), between, self._nodes.keys())
         keep = {*wanted, *(self._between[between].needed if between else ())}
         values: Values = {}
+        overwrites = self._overwrites
 
         class Recorder(torch.fx.Interpreter):
             def run_node(self, n: torch.fx.Node) -> Any:
                 result = super().run_node(n)
                 if n.name in keep:
-                    # A copy: an in-place operator may overwrite the tensor later.
-                    values[n.name] = np.array(result.numpy() if isinstance(result, torch.Tensor) else result)
+                    # A copy where an in-place operator may overwrite the tensor later.
+                    own = result.numpy() if isinstance(result, torch.Tensor) else result
+                    values[n.name] = np.array(own) if overwrites else np.asarray(own)
                 return result
 
         try:

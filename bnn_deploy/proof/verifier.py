@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from bnn_deploy.proof.backends import (
     BATCH,
     BATCH_BYTES,
     EVALUATOR_SECONDS,
+    SOURCE_BATCHES,
     Arrays,
     Backends,
     RunError,
@@ -207,8 +208,8 @@ class Verifier:
         release_memory()  # what reading the model and the reference took
         starts = range(0, len(inputs), size)
         some = starts[: -(-self.some // size)]
-        ahead = len(starts) if self.reference.source is not None and has_large_bits(self.proto) else 0
-        total = ahead + len(nodes) + len(starts) * len(self.pieces)
+        ahead = self._source_parts(starts)
+        total = len(ahead) + len(nodes) + len(starts) * len(self.pieces)
         done = 0
 
         def step(what: str) -> None:
@@ -216,9 +217,9 @@ class Verifier:
             done += 1
             progress(ProgressStep(f"verifying: {what} ({done} of {total})", (done - 1) / total))
 
-        self._run_source(starts, step)
+        self._run_source(ahead, step)
         try:
-            feeds = self._operator_inputs(nodes, inputs.part(0, self.fixed or BATCH))
+            feeds = self._run_bodies(nodes, inputs.part(0, self.fixed or BATCH), size)
         except RunError as error:
             # The comparison layer by layer shows which layer does not run.
             result.errors.append(f"the function bodies do not run as a whole: {error}")
@@ -333,23 +334,37 @@ class Verifier:
         for scale, name in zip(self.scales, self.reference.outputs, strict=True):
             scale.add(values[name])
 
-    def _run_source(self, starts: range, step: Callable[[str], None]) -> None:
-        """Let a source with large weights run all samples now, so that its weights go before the sessions come.
+    def _source_parts(self, starts: range) -> list[range]:
+        """The batches that a source with large weights runs at a time, all before the sessions come; else none.
+
+        They are several, as it keeps no tensor but its outputs, and each run reads all of its weights, which for a few
+        samples takes as long as all else.
+        """
+        if self.reference.source is None or not has_large_bits(self.proto):
+            return []
+        names = {*self.inputs.arrays, *(info.name for info in self.proto.graph.output)}
+        together = max(1, min(SOURCE_BATCHES, BATCH // starts.step)) if names <= self.of_samples else 1
+        return [starts[i : i + together] for i in range(0, len(starts), together)]
+
+    def _run_source(self, parts: Sequence[range], step: Callable[[str], None]) -> None:
+        """Let the source run all samples now, so that its weights go before the sessions come.
 
         Not if its outputs would be large themselves: then it stays, and runs batch by batch.
         """
         source = self.reference.source
-        if source is None or not has_large_bits(self.proto):
+        if source is None or not parts:
             return
         size = 0
-        for start in starts:
-            step(f"{source.description}, samples from {start} on")
-            found = source.run(self.inputs.part(start, min(start + starts.step, len(self.inputs))))
+        for starts in parts:
+            step(f"{source.description}, samples from {starts[0]} on")
+            found = source.run(self.inputs.part(starts[0], min(starts[-1] + starts.step, len(self.inputs))))
             size += sum(output.nbytes for output in found)
             if size > BATCH_BYTES:
                 self.found.clear()
                 return
-            self.found[start] = found
+            for start in starts:
+                rows = slice(start - starts[0], start - starts[0] + starts.step)
+                self.found[start] = found if len(starts) == 1 else [output[rows] for output in found]
         self.reference.source = None
         release_memory()
 
@@ -362,10 +377,10 @@ class Verifier:
         sessions = self.sessions
         for backend in sessions.onnxruntime:
             try:
-                if backend == sessions.BODIES:
+                if backend == sessions.BODIES and backend not in self.first:
                     session = sessions.make_whole_bodies(self.proto.SerializeToString())
                     self.first[backend] = [np.asarray(output) for output in run_session(session, None, x)]
-                else:
+                elif backend != sessions.BODIES:
                     run = sessions.make(self.proto, backend)
                     self.first[backend] = run(x)
                     self.free |= {backend: run} if backend == sessions.own else {}
@@ -385,13 +400,27 @@ class Verifier:
         tensors = run_chain(self.pieces, self.runners[backend], batch.x, fed, self.of_samples)
         return [tensors[info.name] for info in self.proto.graph.output]
 
-    def _operator_inputs(self, nodes: list[NodeProto], x: Arrays) -> Arrays:
-        """The data inputs of all operators, by tensor name, when the function bodies run the whole model."""
-        names = sorted({name for node in nodes for name in data_inputs(self.proto, node)} - x.keys())
-        if not names:
-            return x
+    def _run_bodies(self, nodes: list[NodeProto], x: Arrays, size: int) -> Arrays:
+        """Let the function bodies run the whole model, once, for question 1 and for the first batch of question 3.
+
+        Args:
+            nodes: the operators.
+            x: samples for question 1, at least a batch of them, or all.
+            size: of a batch.
+
+        Returns:
+            The data inputs of the operators, and the outputs of those that have some, by tensor name.
+        """
+        outputs = [str(info.name) for info in self.proto.graph.output]
+        tensors = {
+            name for node in nodes if (inputs := data_inputs(self.proto, node)) for name in (*inputs, *node.output)
+        }
+        names = sorted({*tensors, *outputs} - {*x, ""})
         session = self.sessions.make_whole_bodies(with_outputs(self.proto, names))
-        return x | dict(zip(names, run_session(session, names, x), strict=True))
+        values = x | dict(zip(names, map(np.asarray, run_session(session, names, x)), strict=True))
+        if self.of_samples.issuperset(outputs) or len(self.inputs) <= size:
+            self.first[self.sessions.BODIES] = [values[name][:size] for name in outputs]
+        return {name: value for name, value in values.items() if name in tensors}
 
     def _affordable(self, run: Runner, inputs: Arrays) -> int:
         """How many samples of a node the ReferenceEvaluator runs: `few`, or what it can in half of its remaining time.
@@ -425,7 +454,9 @@ class Verifier:
         """Question 1 for one output of one node."""
         inputs = {name: feeds[name] for name in data_inputs(self.proto, node)}
         model = single_node(self.proto, node, output, inputs)
-        (everything,) = self.sessions.make(model, self.sessions.BODIES)(inputs)
+        everything = feeds.get(node.output[output])
+        if everything is None:
+            (everything,) = self.sessions.make(model, self.sessions.BODIES)(inputs)
         channels = inputs[node.input[0]].shape[1] if node.input[0] in inputs else 0
         tolerance = relative_tolerance(node, output, channels)
         rounding = sum_bound(self.proto, node, inputs, lambda alone: self.sessions.make(alone, self.sessions.BODIES))
