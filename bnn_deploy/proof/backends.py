@@ -41,8 +41,6 @@ EVALUATOR_SECONDS = 20.0
 BATCH_BYTES = 32_000_000
 """The size of the reference's values of the samples that run at a time: it bounds the memory, whatever the network."""
 
-SOURCE_BATCHES = 4
-"""Such batches that the source, the network as its user runs it, runs at a time, at most: up to BATCH samples."""
 
 _KERNELS = "kernels, "
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from bnn_deploy.proof.backends import (
     BATCH,
     BATCH_BYTES,
     EVALUATOR_SECONDS,
-    SOURCE_BATCHES,
     Arrays,
     Backends,
     RunError,
@@ -204,12 +204,11 @@ class Verifier:
     def _check(self, progress: Progress, in_time: bool) -> None:
         inputs, result = self.inputs, self.result
         nodes = operator_nodes(self.proto)
-        size = self.fixed or self._batch()
+        batches = self._batches()
+        first = batches[0]
         release_memory()  # what reading the model and the reference took
-        starts = range(0, len(inputs), size)
-        some = starts[: -(-self.some // size)]
-        ahead = self._source_parts(starts)
-        total = len(ahead) + len(nodes) + len(starts) * len(self.pieces)
+        ahead = self._source_parts(batches)
+        total = len(ahead) + len(nodes) + len(batches) * len(self.pieces)
         done = 0
 
         def step(what: str) -> None:
@@ -219,7 +218,7 @@ class Verifier:
 
         self._run_source(ahead, step)
         try:
-            feeds = self._run_bodies(nodes, inputs.part(0, self.fixed or BATCH), size)
+            feeds = self._run_bodies(nodes, inputs.part(0, self.fixed or BATCH), len(first))
         except RunError as error:
             # The comparison layer by layer shows which layer does not run.
             result.errors.append(f"the function bodies do not run as a whole: {error}")
@@ -233,33 +232,35 @@ class Verifier:
             self._limit_evaluator()
         release_memory()
 
-        self._start_free(inputs.part(0, min(size, len(inputs))))
+        self._start_free(inputs.part(0, len(first)))
         self.runners = {backend: {} for backend in self.backends}
         for piece in self.pieces:
             for backend in sorted(self.backends, key=lambda backend: backend != self.sessions.EVALUATOR):
                 self.runners[backend][piece.output.tensor] = self._runner(piece, backend)
         # The units of the tolerances are those of some samples, also where a batch is smaller.
-        units = inputs.more() if len(inputs) < MORE_SAMPLES or size >= MORE_SAMPLES else inputs.first(MORE_SAMPLES)
-        for feed in units.batches(size):
+        alone = len(inputs) < MORE_SAMPLES or len(first) >= MORE_SAMPLES
+        units = inputs.more() if alone else inputs.first(MORE_SAMPLES)
+        for feed in units.batches(len(first)):
             self._measure(self._values(feed))
-        for start in starts:
-            whole = self._batch_of(start, min(start + size, len(inputs)))
+        for samples in batches:
+            start = samples.start
+            whole = self._batch_of(start, samples.stop)
             self._measure(whole.values)
-            slow = self.sessions.slow if start not in some else ()
-            batches = {backend: whole for backend in self.sessions.onnxruntime if backend not in slow}
+            slow = self.sessions.slow if start >= self.some else ()
+            each = {backend: whole for backend in self.sessions.onnxruntime if backend not in slow}
             # The ReferenceEvaluator runs the first few samples only. The reference runs them apart: what has no sample
             # for its first dimension, [N * T, C] say, cannot be cut out.
             few = min(whole.size, self.few - start)
             if few > 0:
-                batches[self.sessions.EVALUATOR] = whole if few == whole.size else self._batch_of(start, start + few)
-            self.runners = {backend: self.runners[backend] for backend in batches}  # the other sessions go now
-            fed: dict[str, dict[str, Fed]] = {backend: {} for backend in batches}
+                each[self.sessions.EVALUATOR] = whole if few == whole.size else self._batch_of(start, start + few)
+            self.runners = {backend: self.runners[backend] for backend in each}  # the other sessions go now
+            fed: dict[str, dict[str, Fed]] = {backend: {} for backend in each}
             for tensor, layer in self.layers.items():
                 step(f"layer {layer.piece.name}, samples {start} to {start + whole.size - 1}")
-                own = {backend: self.runners[backend][tensor] for backend in batches}
-                for backend, ran in layer.check(own, batches).items():
+                own = {backend: self.runners[backend][tensor] for backend in each}
+                for backend, ran in layer.check(own, each).items():
                     fed[backend][tensor] = ran
-            for backend, batch in batches.items():
+            for backend, batch in each.items():
                 if backend not in self.broken:
                     self._check_outputs(backend, batch, start, fed[backend])
             self._check_source(whole, start)
@@ -276,8 +277,22 @@ class Verifier:
         made = self.runners[self.sessions.BODIES].get(tensor)
         return self.sessions.make(piece.model, backend) if made is None or has_kernels(piece.model) else made
 
+    def _batches(self) -> list[range]:
+        """The samples that run at a time: as many as have values of the reference of about BATCH_BYTES.
+
+        Of a model with large weights, which each run reads as a whole, twice as many; but half as many, as long as the
+        function bodies are there, which have these weights as floats.
+        """
+        count, first = len(self.inputs), self.fixed or self._batch()
+        later = first
+        if self.fixed is None and has_large_bits(self.proto) and self.sessions.BODIES in self.sessions.slow:
+            first, later = max(1, first // 2), min(BATCH, 2 * first)
+        slow = min(count, -(-self.some // first) * first)
+        starts = [*range(0, slow, first), *range(slow, count, later), count]
+        return [range(start, stop) for start, stop in pairwise(starts)]
+
     def _batch(self) -> int:
-        """How many samples to run at a time: as many as have values of the reference of about BATCH_BYTES."""
+        """How many samples have values of the reference of about BATCH_BYTES; at most BATCH."""
         values = self._values(self.inputs.part(0, 1))
         return max(1, min(BATCH, BATCH_BYTES // max(1, sum(value.nbytes for value in values.values()))))
 
@@ -334,7 +349,7 @@ class Verifier:
         for scale, name in zip(self.scales, self.reference.outputs, strict=True):
             scale.add(values[name])
 
-    def _source_parts(self, starts: range) -> list[range]:
+    def _source_parts(self, batches: Sequence[range]) -> list[list[range]]:
         """The batches that a source with large weights runs at a time, all before the sessions come; else none.
 
         They are several, as it keeps no tensor but its outputs, and each run reads all of its weights, which for a few
@@ -343,10 +358,16 @@ class Verifier:
         if self.reference.source is None or not has_large_bits(self.proto):
             return []
         names = {*self.inputs.arrays, *(info.name for info in self.proto.graph.output)}
-        together = max(1, min(SOURCE_BATCHES, BATCH // starts.step)) if names <= self.of_samples else 1
-        return [starts[i : i + together] for i in range(0, len(starts), together)]
+        most = min(BATCH, 2 * max(map(len, batches))) if names <= self.of_samples else 0
+        parts: list[list[range]] = []
+        for samples in batches:
+            if parts and samples.stop - parts[-1][0].start <= most:
+                parts[-1].append(samples)
+            else:
+                parts.append([samples])
+        return parts
 
-    def _run_source(self, parts: Sequence[range], step: Callable[[str], None]) -> None:
+    def _run_source(self, parts: Sequence[Sequence[range]], step: Callable[[str], None]) -> None:
         """Let the source run all samples now, so that its weights go before the sessions come.
 
         Not if its outputs would be large themselves: then it stays, and runs batch by batch.
@@ -355,16 +376,17 @@ class Verifier:
         if source is None or not parts:
             return
         size = 0
-        for starts in parts:
-            step(f"{source.description}, samples from {starts[0]} on")
-            found = source.run(self.inputs.part(starts[0], min(starts[-1] + starts.step, len(self.inputs))))
+        for batches in parts:
+            begin = batches[0].start
+            step(f"{source.description}, samples from {begin} on")
+            found = source.run(self.inputs.part(begin, batches[-1].stop))
             size += sum(output.nbytes for output in found)
             if size > BATCH_BYTES:
                 self.found.clear()
                 return
-            for start in starts:
-                rows = slice(start - starts[0], start - starts[0] + starts.step)
-                self.found[start] = found if len(starts) == 1 else [output[rows] for output in found]
+            for samples in batches:
+                rows = slice(samples.start - begin, samples.stop - begin)
+                self.found[samples.start] = found if len(batches) == 1 else [output[rows] for output in found]
         self.reference.source = None
         release_memory()
 

@@ -359,6 +359,53 @@ def test_large_weights_are_computed_once(
     assert [layer.layer for layer in result.layers if not layer.passed] == ["bin_ip1.linear"]
 
 
+@pytest.mark.parametrize("wrong", [(), (20,), (5, 6)])
+def test_batches_of_a_network_with_large_weights(
+    lenet5: Converted, monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, ...]
+) -> None:
+    """Small with the function bodies, then larger; the network itself runs each sample once, and any of them counts."""
+    import onnxruntime as ort
+
+    from bnn_deploy.proof import constants
+    from bnn_deploy.proof.reference import Source, TorchReference
+
+    monkeypatch.setattr(constants, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(verifier, "BATCH", 4)
+    session = ort.InferenceSession(lenet5.float_model)
+    sizes: list[int] = []
+    seen: list[Any] = []
+    batch_of = verifier.Verifier._batch_of
+    make = TorchReference.__init__
+
+    def count(self: Any, start: int, stop: int) -> Any:
+        sizes.append(stop - start)
+        return batch_of(self, start, stop)
+
+    def watch(self: TorchReference, export: Any, source: Source) -> None:
+        def run(x: dict[str, Any]) -> list[Any]:
+            (images,) = x.values()
+            begin = sum(map(len, seen))
+            seen.append(images)
+            (found,) = session.run(None, {session.get_inputs()[0].name: images})  # with binary weights, unlike its own
+            found[[row for row in range(len(images)) if begin + row in wrong]] = 0
+            return [found]
+
+        make(self, export, replace(source, run=run))
+
+    monkeypatch.setattr(verifier.Verifier, "_batch_of", count)
+    monkeypatch.setattr(TorchReference, "__init__", watch)
+    result = check(lenet5, lenet5.checkpoint, 21, isas=BEST, reference_samples=2, slow_samples=5)
+    assert sizes == [2, 2, 2, 4, 4, 4, 3]
+    assert [len(images) for images in seen] == [4, 2, 4, 4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate(seen), lenet5.images[:21])
+    assert [(source.samples, source.agreeing) for source in result.source] == [(21, 21 - len(wrong))]
+    assert {output.backend: output.samples for output in result.outputs} == {
+        f"kernels, {BEST[0]}": 21,
+        "bodies, onnxruntime": 6,
+        "bodies, ReferenceEvaluator": 2,
+    }
+
+
 def test_what_is_slow_runs_some_samples(lenet5: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the others all of them: a fault that only the last samples show is found."""
     monkeypatch.setattr(verifier, "BATCH", 4)
