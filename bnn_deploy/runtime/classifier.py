@@ -73,6 +73,7 @@ class Classifier:
         *,
         preprocessing: Preprocessing | None = None,
         classes: Sequence[str] = (),
+        options: ort.SessionOptions | None = None,
     ) -> None:
         """Load a model.
 
@@ -81,6 +82,7 @@ class Classifier:
             threads: as `load_session` takes it.
             preprocessing: how pictures become the model's input; what it leaves out is as the model's metadata records.
             classes: names of the classes in place of those in the metadata.
+            options: session options to start from, as `load_session` takes them.
 
         Raises:
             InputError: as `load_session`; the model has several inputs or outputs, or a fixed batch of more than one;
@@ -88,7 +90,7 @@ class Classifier:
             SetupError: as `load_session`.
         """
         self._model = os.fspath(model)
-        self.session = load_session(model, threads)
+        self.session = load_session(model, threads, options=options)
         with reading_metadata(model):
             inputs = read_inputs(self.session)
             noted = read_classes(self.session.get_modelmeta().custom_metadata_map)
