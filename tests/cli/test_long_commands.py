@@ -39,7 +39,7 @@ def nothing_temporary(files: Files) -> bool:
 
 def test_every_command_but_the_short_ones_is_here() -> None:
     """And `run`, which runs others."""
-    elsewhere = {"inspect", "deploy", "run", "info", "completion", "library-path", "cmake-dir"}
+    elsewhere = {"inspect", "deploy", "fleet", "run", "info", "completion", "library-path", "cmake-dir"}
     assert {case.split()[0] for case in CASES} == COMMANDS.keys() - elsewhere
 
 

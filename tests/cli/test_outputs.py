@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
@@ -21,6 +22,7 @@ from bnn_deploy.errors import InputError
 from bnn_deploy.passes.pipeline import infer_shapes
 from refusals import network
 from support.command_lines import Files
+from support.deployment import REPORT
 from support.devices import device
 from support.graphs import parse
 
@@ -159,7 +161,7 @@ def test_every_output_may_be_a_link_or_a_fifo(case: str, given: Path, tmp_path: 
 
 
 def test_every_option_that_names_an_output_is_here() -> None:
-    """By what the help says; the page of the demo is that of the others."""
+    """By what the help says; the page of the demo is that of the others, and a playbook is a folder."""
     said = set()
     for name in COMMANDS.keys() - {"demo"}:
         command = main.get_command(click.Context(main), name)
@@ -169,7 +171,17 @@ def test_every_option_that_names_an_output_is_here() -> None:
             for option in command.params
             if isinstance(option, click.Option) and option.metavar and "write" in (option.help or "").lower()
         }
-    assert said == {(case.split()[0], option) for case, options in OUTPUTS.items() for option in options}
+    here = {(case.split()[0], option) for case, options in OUTPUTS.items() for option in options}
+    assert said == here | {("bundle", "--ansible"), ("fleet", "-o")}
+
+
+def test_the_page_of_a_fleet_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "board.json").write_text(json.dumps(REPORT))
+    (tmp_path / "fleet.html").symlink_to("real.html")
+    result = CliRunner().invoke(main, ["fleet", str(tmp_path / "reports"), "-o", str(tmp_path / "fleet.html")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "fleet.html").is_symlink() and (tmp_path / "real.html").stat().st_size > 0
 
 
 def test_the_demo_follows_links(given: Path, tmp_path: Path) -> None:
