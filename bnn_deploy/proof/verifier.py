@@ -431,13 +431,11 @@ class Verifier:
             size: of a batch.
 
         Returns:
-            The data inputs of the operators, and the outputs of those that have some, by tensor name.
+            The data inputs of the operators by tensor name: most are outputs of others.
         """
         outputs = [str(info.name) for info in self.proto.graph.output]
-        tensors = {
-            name for node in nodes if (inputs := data_inputs(self.proto, node)) for name in (*inputs, *node.output)
-        }
-        names = sorted({*tensors, *outputs} - {*x, ""})
+        tensors = {name for node in nodes for name in data_inputs(self.proto, node)}
+        names = sorted({*tensors, *outputs} - x.keys())
         session = self.sessions.make_whole_bodies(with_outputs(self.proto, names))
         values = x | dict(zip(names, map(np.asarray, run_session(session, names, x)), strict=True))
         if self.of_samples.issuperset(outputs) or len(self.inputs) <= size:
