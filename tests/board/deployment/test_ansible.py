@@ -37,12 +37,14 @@ RUN = f"""
 echo "$*" >>"$HOME/options"
 [ -e venv ] || echo '[3/5] making a virtual environment' >&2
 mkdir -p venv
+[ ! -e "$HOME/stuck" ] || exit 3
 if [ -e "$HOME/broken" ]; then
 {write_report(FAILING)}
 exit 1
 fi
 {write_report()}"""
-"""A run.sh that makes its environment once, and fails on a board that is broken."""
+"""A run.sh that makes its environment once, fails on a board that is broken, and does not come to a result on one that
+is stuck."""
 
 
 @pytest.fixture
@@ -141,6 +143,13 @@ def test_boards_one_after_the_other(boards: dict[str, SshServer], make: MakeBund
         assert recap["localhost"]["changed"] == 0
         options = (boards["kitchen"].home / "options").read_text()
         assert options.splitlines() == ["--threads 1 --runs 50", "--threads 1 --runs 7"]
+
+        # A board that has passed before, and does not come to a result now.
+        (boards["kitchen"].home / "stuck").touch()
+        code, said, _ = play(folder, "--limit", "kitchen,localhost", "-e", "bnn_deploy_page=false")
+        assert code != 0
+        assert "NO REPORT: kitchen" in said
+        assert reports(folder) == {}
         name = check_bundle(bundle).name_on_board
         assert [path for path in boards["last"].tree() if path.count("/") == 1 and path.startswith("bnn-deploy/")] == [
             f"bnn-deploy/{name}"
