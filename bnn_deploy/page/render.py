@@ -5,6 +5,7 @@ Needs the extra `report`: Jinja2, which escapes all that comes from files, and m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
+        "breakable": _breakable,
         "bytes": lambda count: "" if count is None else human_bytes(count),
         "count": human_count,
         "count_of": plural,
@@ -83,6 +85,13 @@ def environment() -> jinja2.Environment:
         "scientific": lambda value: "not finite" if value is None else f"{value:.1e}" if value else "0",
     }
     return made
+
+
+def _breakable(name: str) -> str:
+    """A layer's name, which a narrow page breaks behind a dot or an underscore, as HTML."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<=[._])(?=\w)", "<wbr>", str(escape(name))))
 
 
 def _render(record: Mapping[str, Any]) -> str:

@@ -98,6 +98,23 @@ def test_nothing_is_wider_than_the_screen(record: Made, window: Browser, width: 
     assert window.ask("return document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [320, PHONE])
+def test_all_columns_of_the_confusion_matrix_are_in_sight(record: Made, window: Browser, width: int) -> None:
+    hidden = "const box = document.querySelector('#confusion').parentElement; return box.scrollWidth - box.clientWidth"
+    window.open(record[1], width)
+    assert window.count("#confusion thead th") == 11
+    assert window.ask(hidden) == 0
+    window.ask("document.querySelectorAll('#confusion td').forEach(e => e.style.minWidth = '2.25rem')")
+    assert window.ask(hidden) > 0
+
+
+def test_a_long_name_breaks_behind_a_dot_or_an_underscore(record: Made, window: Browser) -> None:
+    window.open(record[1], PHONE)
+    assert "bin_conv2.conv" in window.ask("return [...document.querySelectorAll('.name')].map(e => e.textContent)")
+    parts = "return [...document.querySelectorAll('.name')].map(e => e.innerHTML)"
+    assert "bin_<wbr>conv2.<wbr>conv" in window.ask(parts)
+
+
 _BROKEN = """
 const lines = cell => {
   const range = document.createRange();

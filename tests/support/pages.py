@@ -21,7 +21,7 @@ def run(*arguments: object) -> str:
     return result.stdout
 
 
-VOID = {"meta", "link", "br", "img", "hr"}
+VOID = {"meta", "link", "br", "wbr", "img", "hr"}
 
 
 KEPT = frozenset({"format", "kind", "network", "domain", "pictures"})
