@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bnn_deploy.conversion import convert
 from bnn_deploy.image_input import ImageInput
 from bnn_deploy.runtime.session import load_session
+from support import python
 from support.networks import NIN, checkpoint
 
 CAMERA = Path(__file__).parents[1] / "examples" / "camera"
@@ -122,7 +123,7 @@ def test_threads_have_cpus_of_their_own(model: Path, videos: dict[str, Path]) ->
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
         pytest.skip("one CPU")
-    words = [sys.executable, "-c", code, CAMERA / "camera.py", model, videos["small"], "2"]
+    words = [*python.command(code), CAMERA / "camera.py", model, videos["small"], "2"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f" {cpus[:1]}\n") and f"[{cpus[1]}]" in done.stdout, done.stdout

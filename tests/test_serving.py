@@ -81,7 +81,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = folder / "server.log"
     words = [Path(sys.executable).parent / "mlserver", "start", folder]
     with log.open("w") as file:
-        running = subprocess.Popen(words, stdout=file, stderr=file, env={**os.environ, **ports})
+        # Not in a source tree, of which MLServer would take the package, without its library.
+        running = subprocess.Popen(words, stdout=file, stderr=file, cwd=folder, env={**os.environ, **ports})
     try:
         yield Server(f"localhost:{ports['MLSERVER_HTTP_PORT']}", folder)
     finally:

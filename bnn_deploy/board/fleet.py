@@ -11,7 +11,7 @@ from bnn_deploy.board.report import parse_report
 from bnn_deploy.errors import InputError
 from bnn_deploy.json_form import JsonDocument
 
-Verdict = Literal["passed", "failed", "no report"]
+BoardVerdict = Literal["passed", "failed", "no report"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FleetBoard:
     """
 
     host: str
-    verdict: Verdict
+    verdict: BoardVerdict
     reason: str = ""
     bundle: str | None = None
     model: str | None = None

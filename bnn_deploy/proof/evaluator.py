@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops.op_max_pool import MaxPool as OnnxMaxPool
 
 
-class MaxPool(OnnxMaxPool):
+class ShiftedMaxPool(OnnxMaxPool):
     """MaxPool as the largest of shifted tensors, in plain numpy, for the forms that networks have.
 
     Floats without NaN, no smaller than a window, with pads in numbers that are smaller than it, and no indices; any
@@ -50,9 +50,15 @@ class MaxPool(OnnxMaxPool):
         return (reduce(np.maximum, shifted),)
 
 
+ShiftedMaxPool.__name__ = "MaxPool"  # by which onnx knows what operator it is
+
+
 class Evaluator(ReferenceEvaluator):
-    """The ReferenceEvaluator with `MaxPool`, in function bodies too: it makes one of its own class for each."""
+    """The ReferenceEvaluator with `ShiftedMaxPool`, in function bodies and branches, too.
+
+    It makes one of its own class for each of these, and gives that of a branch its own operators again.
+    """
 
     def __init__(self, model: Any, **options: Any) -> None:
         """For a model, serialised or not; `options` are those of ReferenceEvaluator."""
-        super().__init__(model, new_ops=[MaxPool], **options)
+        super().__init__(model, **options | {"new_ops": [ShiftedMaxPool]})

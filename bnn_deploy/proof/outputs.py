@@ -27,7 +27,7 @@ from bnn_deploy.proof.margins import (
     tie_margin,
 )
 from bnn_deploy.proof.results import Disagreement, OutputResult, Tolerances, Verification, WorstSample
-from bnn_deploy.proof.samples import Classifier, add_worst
+from bnn_deploy.proof.samples import Tally, add_worst
 from bnn_deploy.runtime.inputs import ArrayLike, Inputs, batch_size, load_data, read_inputs, whole_batches
 from bnn_deploy.runtime.session import load_session
 
@@ -159,7 +159,7 @@ def verify_outputs(
 
     result.outputs = [OutputResult(backend, name if len(names) > 1 else "") for backend in runners for name in names]
     worst: list[list[WorstSample]] = [[] for _ in names]
-    classifiers: list[Classifier] = []
+    classifiers: list[Tally] = []
 
     def check(start: int) -> None:
         size = min(step, len(inputs) - start)
@@ -185,7 +185,7 @@ def verify_outputs(
                 if part_labels is not None:
                     if not classifiers:
                         named = (("reference", result.reference), ("model", output.backend))
-                        classifiers.extend(Classifier(network, backend, output.output) for network, backend in named)
+                        classifiers.extend(Tally(network, backend, output.output) for network, backend in named)
                     for classifier, scores in zip(classifiers, (expected, got), strict=True):
                         classifier.add(scores, part_labels)
             spread = float(relative_error(got, bodies[which], scales[which][1]).max(initial=0))

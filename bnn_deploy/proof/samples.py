@@ -19,7 +19,7 @@ PICTURE_SIDE = 96
 """The largest side of a sample's picture in a result, in pixels."""
 
 
-class Classifier:
+class Tally:
     """Counts how a network classifies labelled samples, batch by batch."""
 
     def __init__(self, network: str, backend: str, output: str) -> None:

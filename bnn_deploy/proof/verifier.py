@@ -60,7 +60,7 @@ from bnn_deploy.proof.results import (
     WorstSample,
 )
 from bnn_deploy.proof.rounding import sum_bound
-from bnn_deploy.proof.samples import Classifier, add_worst
+from bnn_deploy.proof.samples import Tally, add_worst
 from bnn_deploy.runtime.inputs import MORE_SAMPLES, Inputs
 from bnn_deploy.system import release_memory
 
@@ -174,7 +174,7 @@ class Verifier:
         self.first: dict[str, list[NDArray[Any]]] = {}
         self.broken: set[str] = set()
         self.found: dict[int, list[NDArray[Any]]] = {}
-        self.classifiers: list[Classifier] = []
+        self.classifiers: list[Tally] = []
         if reference.source is not None:
             own = reference.source.description
             self.result.source = [OutputResult(own, output) for output in self.names]
@@ -438,7 +438,9 @@ class Verifier:
         names = sorted({*tensors, *outputs} - x.keys())
         session = self.sessions.make_whole_bodies(with_outputs(self.proto, names))
         values = x | dict(zip(names, map(np.asarray, run_session(session, names, x)), strict=True))
-        if self.of_samples.issuperset(outputs) or len(self.inputs) <= size:
+        if len(self.inputs) <= size:
+            self.first[self.sessions.BODIES] = [values[name] for name in outputs]
+        elif self.of_samples.issuperset(outputs):
             self.first[self.sessions.BODIES] = [values[name][:size] for name in outputs]
         return {name: value for name, value in values.items() if name in tensors}
 
@@ -537,8 +539,8 @@ class Verifier:
         """Count how the reference and the model classify a batch."""
         if not self.classifiers:
             self.classifiers = [
-                Classifier("reference", self.reference.description, result.output),
-                Classifier("model", result.backend, result.output),
+                Tally("reference", self.reference.description, result.output),
+                Tally("model", result.backend, result.output),
             ]
         for classifier, scores in zip(self.classifiers, (expected, got), strict=True):
             classifier.add(scores, labels)

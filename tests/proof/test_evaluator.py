@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from bnn_deploy.proof.evaluator import Evaluator, MaxPool
+from bnn_deploy.proof.evaluator import Evaluator, ShiftedMaxPool
 
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     "AlexNet's": {"kernel_shape": [3, 3], "strides": [2, 2]},
@@ -71,7 +71,7 @@ def test_agrees_with_onnx(case: str, outputs: int) -> None:
     x[0, 0] = -np.inf
     for array in (x, np.sign(x + 0.5), rng.standard_normal(shape).astype(np.float32)):
         model = pool(attributes, outputs)
-        for got, expected in zip(run(model, array, MaxPool), run(model, array), strict=True):
+        for got, expected in zip(run(model, array, ShiftedMaxPool), run(model, array), strict=True):
             assert got.dtype == expected.dtype
             np.testing.assert_array_equal(got, expected)
             assert len(np.unique(got)) > 1  # it is no constant that is compared
@@ -97,13 +97,13 @@ def test_not_a_number_is_treated_as_by_onnx() -> None:
     x = np.random.default_rng(0).standard_normal((1, 2, 6, 6)).astype(np.float32)
     x[0, 0, 2, 3] = np.nan
     model = pool(ATTRIBUTES["ResNet's"], 1)
-    np.testing.assert_array_equal(run(model, x, MaxPool)[0], run(model, x)[0])
+    np.testing.assert_array_equal(run(model, x, ShiftedMaxPool)[0], run(model, x)[0])
 
 
 def test_a_wrong_pool_is_found() -> None:
     """A pool that leaves out one value of each window is not what onnx gives."""
 
-    class Short(MaxPool):
+    class Short(ShiftedMaxPool):
         """Without the last column of its windows."""
 
         def _run(self, x: NDArray[Any], **attributes: Any) -> tuple[NDArray[Any], ...]:

@@ -32,7 +32,7 @@ from bnn_deploy.proof.results import (
     Verification,
     WorstSample,
 )
-from bnn_deploy.proof.samples import Classifier, add_worst
+from bnn_deploy.proof.samples import Tally, add_worst
 from bnn_deploy.proof.verification import verify
 from bnn_deploy.runtime.inputs import Inputs
 from support import networks
@@ -61,7 +61,7 @@ def test_equal_scores_and_labels_that_are_none() -> None:
 
 def test_classification_adds_up_over_batches() -> None:
     predicted, labels = np.array([0, 1, 2, 2, 1, 0, 2]), np.array([0, 1, 2, 1, 1, 2, 2])
-    classifier = Classifier("model", "kernels, x", "")
+    classifier = Tally("model", "kernels, x", "")
     for part in (slice(0, 3), slice(3, 7)):
         classifier.add(np.eye(3, dtype=np.float32)[predicted[part]], labels[part])
     found = classifier.result(("cat", "dog"))
