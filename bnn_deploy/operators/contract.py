@@ -150,12 +150,14 @@ class Threshold:
         limits: the thresholds that every number reaches and that no number reaches: the bit is constant.
         output: the index of the output that holds the bits.
         of_sums: whether the thresholds apply to integer sums, which are exact, instead of floats or 8-bit numbers.
+        of_windows: whether they apply to the sums of the windows that the attributes name, instead of single floats.
     """
 
     input: int
     limits: tuple[float, float] = (-np.inf, np.inf)
     output: int = 0
     of_sums: bool = False
+    of_windows: bool = False
 
 
 @dataclass(frozen=True)
@@ -380,7 +382,7 @@ _ROWS = (
         "from left to right.",
         shapes=averaged,
         attributes=_WINDOW | {"relu": "INT"},
-        threshold=Threshold(1),
+        threshold=Threshold(1, of_windows=True),
     ),
     Operator(
         name="UnpackWeights",

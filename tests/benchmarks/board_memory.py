@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,14 +51,21 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(args.models[0])))
         return
-    print(f"{platform.machine()}, one thread; peaks of resident memory in MB\n")
+    # The first process compiles what it imports, which needs memory of its own.
+    subprocess.run([sys.executable, "-c", "import bnn_deploy.runtime.inputs, bnn_deploy.runtime.session"], check=True)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    print(f"{platform.machine()} with {total / 1e6:.0f} MB, one thread; peaks of resident memory in MB\n")
     print("| model | file | Python alone | loaded | after runs | added by the model |\n|---|---|---|---|---|---|")
     for model in args.models:
         command = [sys.executable, __file__, "--child", model]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks = json.loads(done.stdout)
-        sizes = [Path(model).stat().st_size, *peaks, peaks[2] - peaks[0]]
-        print(" | ".join([f"| {Path(model).stem}", *(f"{size / 1e6:.1f}" for size in sizes)]), "|")
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode == -signal.SIGKILL:  # by Linux, which had no more
+            cells = ["", "out of memory", "", ""]
+        else:
+            done.check_returncode()
+            peaks = json.loads(done.stdout)
+            cells = [f"{size / 1e6:.1f}" for size in (*peaks, peaks[2] - peaks[0])]
+        print(f"| {Path(model).stem} | {Path(model).stat().st_size / 1e6:.1f} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def _near(row: Operator, values: NDArray[Any], threshold: NDArray[Any], margin: 
 
 
 def _window_sums(node: NodeProto, output: str) -> list[NodeProto]:
-    """Standard nodes that give what an AveragePoolThreshold compares: within rounding, the sums of its windows."""
+    """Standard nodes that give what thresholds of windows are compared with: within rounding, the windows' sums."""
     from onnx import helper
 
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -412,7 +412,7 @@ class _Plan:
                 floats[tensor] = f"{tensor}/sums"
                 copy.graph.node.append(sums_node(node, floats[tensor]))
                 add_body(copy, row.sums)
-            elif node.op_type == "AveragePoolThreshold":
+            elif row.threshold is not None and row.threshold.of_windows:
                 floats[tensor] = f"{tensor}/sums"
                 copy.graph.node.extend(_window_sums(node, floats[tensor]))
             elif not row.is_layer:
