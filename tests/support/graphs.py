@@ -145,6 +145,12 @@ def equal(first: Sequence[Array], second: Sequence[Array]) -> bool:
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def same_bits(before: ir.Model, after: ir.Model, kernels: bool, count: int = 6) -> bool:
+    """Whether a rewritten model gives, to the last bit, what the function bodies of the model before gave."""
+    x = samples(before, count)
+    return equal(run_binary(before, x, False), run_binary(after, x, kernels))
+
+
 def corruptions(model: ir.Model) -> list[tuple[str, list[ir.Model]]]:
     """For each binary operator with constants, copies with one constant wrong; one copy at least acts on any data."""
     found = []

@@ -10,7 +10,19 @@ from bnn_deploy.passes.fuse.fuse_residual import FuseResidual
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.pipeline import to_binary
 from bnn_deploy.provenance import SOURCE, output_key
-from support.graphs import copy, eighths, lower, only, op_types, parse, run_binary, run_float, samples, weights
+from support.graphs import (
+    copy,
+    eighths,
+    lower,
+    only,
+    op_types,
+    parse,
+    run_binary,
+    run_float,
+    same_bits,
+    samples,
+    weights,
+)
 
 X = ("N", 8, 6, 6)
 W, W2, B = weights(8, 8, 3, 3), weights(8, 8, 3, 3, seed=1), eighths(8)
@@ -24,12 +36,6 @@ def fused(text: str, outputs: tuple[str, ...] = ("y",)) -> tuple[ir.Model, ir.Mo
     after = copy(before)
     result = FuseResidual()(after)
     return before, after, [decline.reason for decline in result.declined]
-
-
-def same(before: ir.Model, after: ir.Model, kernels: bool) -> bool:
-    x = samples(before)
-    pairs = zip(run_binary(before, x, False), run_binary(after, x, kernels), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def wrong(model: ir.Model, place: int) -> ir.Model:
@@ -49,30 +55,30 @@ def test_fuses_a_block_and_the_next_sign(kernels: bool) -> None:
     assert op_types(after) == ["Binarize", "BinaryConvResidual", "BinaryConv"]
     node = only(after, "BinaryConvResidual")
     assert (node.metadata_props[SOURCE], node.metadata_props[output_key(SOURCE, 1)]) == ("a", "t")
-    assert same(before, after, kernels)
+    assert same_bits(before, after, kernels)
     for place in (1, 2, 3, 6):  # weights, scale, bias, threshold
-        assert not same(before, wrong(after, place), kernels), place
+        assert not same_bits(before, wrong(after, place), kernels), place
 
 
 def test_fuses_with_the_shortcut_on_the_left() -> None:
     before, after, _ = fused(BLOCK.replace("Add(c, x)", "Add(x, c)") + f"t = Sign(a)\ny = {CONV} (t, w2)")
     assert "BinaryConvResidual" in op_types(after)
-    assert same(before, after, True)
+    assert same_bits(before, after, True)
 
 
 def test_fan_out_the_float_and_the_bits_are_both_used() -> None:
     before, after, declined = fused(BLOCK + f"t = Sign(a)\nd = {CONV} (t, w2, b)\ny = Add(d, a)")
     assert op_types(after) == ["Binarize", "BinaryConvResidual", "BinaryConv", "Add"]
     assert declined == ["no sign reads it"]
-    assert same(before, after, True)
-    assert not same(before, wrong(after, 2), True)
+    assert same_bits(before, after, True)
+    assert not same_bits(before, wrong(after, 2), True)
 
 
 def test_two_signs_of_one_sum() -> None:
     text = f"t = Sign(a)\nu = Sign(a)\nd = {CONV} (t, w2)\ne = {CONV} (u, w)\ny = Add(d, e)"
     before, after, _ = fused(BLOCK + text)
     assert op_types(after)[:2] == ["Binarize", "BinaryConvResidual"]
-    assert same(before, after, True)
+    assert same_bits(before, after, True)
 
 
 def test_does_not_fuse_a_convolution_that_is_used_elsewhere() -> None:
@@ -91,7 +97,7 @@ def test_shared_weights() -> None:
     text = f"t = Sign(a)\nd = {CONV} (t, w, b)\ne = Add(d, a)\nu = Sign(e)\ny = {CONV} (u, w)"
     before, after, _ = fused(BLOCK + text)
     assert op_types(after).count("BinaryConvResidual") == 2
-    assert same(before, after, True)
+    assert same_bits(before, after, True)
 
 
 HARD_TANH = f"h = Clip(a, minus, one)\nq = Sub(h, shift)\nt = Sign(q)\nd = {CONV} (t, w2)\ny = Add(d, h)"

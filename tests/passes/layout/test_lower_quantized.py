@@ -8,7 +8,7 @@ import pytest
 
 from bnn_deploy.passes.graph import constant
 from bnn_deploy.passes.layout.lower_quantized import LowerQuantized
-from support.graphs import copy, lower, op_types, parse, run_binary, samples, weights
+from support.graphs import copy, lower, op_types, parse, same_bits, weights
 
 X = ("N", 33, 5, 4)
 TEXT = """
@@ -31,9 +31,8 @@ def quantized(text: str = TEXT, zero: int = 120) -> ir.Model:
     return before
 
 
-def same(before: ir.Model, after: ir.Model, kernels: bool) -> bool:
-    x = samples(before, 40)  # reaches below 0 and above 255, too
-    return np.array_equal(run_binary(before, x, False)[0], run_binary(after, x, kernels)[0])
+SAMPLES = 40
+"""Which reach below 0 and above 255, too."""
 
 
 @pytest.mark.parametrize("kernels", [False, True])
@@ -43,7 +42,7 @@ def test_fires(kernels: bool, zero: int) -> None:
     after = copy(before)
     assert LowerQuantized()(after).count == 1
     assert op_types(after) == ["QuantizeLinear", "Transpose", "BinarizeQuantized", "BinaryConv"]
-    assert same(before, after, kernels)
+    assert same_bits(before, after, kernels, SAMPLES)
 
 
 def test_a_threshold_moved_by_one_level_shows() -> None:
@@ -56,7 +55,7 @@ def test_a_threshold_moved_by_one_level_shows() -> None:
     assert levels.min() == 0 and levels.max() == 256  # always, never
     levels[16] += 1
     value.const_value = ir.tensor(levels, name=value.name)
-    assert not same(before, after, True)
+    assert not same_bits(before, after, True, SAMPLES)
 
 
 def test_does_not_touch_a_float_binarize() -> None:
