@@ -25,7 +25,7 @@ from bnn_deploy.passes.layout.quantize_edges import quantize_edges
 from bnn_deploy.passes.layout.unfold_stride import UnfoldStride
 from bnn_deploy.passes.lower.pack_weights import packed_layers
 from bnn_deploy.passes.outcome import Decline
-from bnn_deploy.passes.pipeline import finish, to_binary
+from bnn_deploy.passes.pipeline import finish, to_binary, to_web
 from bnn_deploy.passes.recognise.binarize_weights import Weights
 from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.progress import ProgressStep
@@ -73,6 +73,7 @@ class Conversion(NotebookResult):
     Attributes:
         output: the converted model's file.
         float_output: the float ONNX file, if one was asked for.
+        web_output: the file for runtimes that take no operator library, if one was asked for.
         binary_layers: names of the layers that became binary, in order.
         binary_weights: names of the layers whose input is real-valued (or that have no binary form) and whose binary
             weights are stored in one bit each, in order.
@@ -89,6 +90,7 @@ class Conversion(NotebookResult):
 
     output: Path
     float_output: Path | None
+    web_output: Path | None
     binary_layers: tuple[str, ...]
     binary_weights: tuple[str, ...]
     left_float: tuple[Decline, ...]
@@ -135,6 +137,7 @@ def convert(
     image_input: ImageInput | None = None,
     preprocessing: Preprocessing | None = None,
     float_output: str | os.PathLike[str] | None = None,
+    web_output: str | os.PathLike[str] | None = None,
     output_names: Sequence[str] = (),
     classes: Sequence[str] = (),
     weights: Weights = "auto",
@@ -171,6 +174,8 @@ def convert(
         preprocessing: how images become the network's input, to note in both models: `verify` then reads folders of
             images and bytes; without mean and std if `image_input` has them.
         float_output: also write the float ONNX (with binarised weights) here, to compare against.
+        web_output: also write the same network here for runtimes that take no operator library, as those of browsers
+            and Node.js: see `passes.pipeline.to_web`.
         output_names: names of the outputs of both models; none keeps the source's: of an ONNX model its own, of a
             module the keys of the dict that it returns, if it returns one.
         classes: names of the classes, in the order of the output's numbers, to note in both models.
@@ -215,7 +220,7 @@ def convert(
         "file of calibration inputs": calibration,
     }
     require_outputs(
-        {"binary model": output, "float model": float_output, "report": report},
+        {"binary model": output, "float model": float_output, "model for the web": web_output, "report": report},
         {what: file for what, file in read.items() if isinstance(file, str | os.PathLike)},
     )
     darknet = darknet_network(source, darknet_weights, xnor_padding, decode)
@@ -290,34 +295,41 @@ def convert(
         binary.metadata_props[ZERO_WEIGHTS_KEY] = zero_weights
     _name_outputs(binary, original, output_names)
     progress(ProgressStep("running the converted model once", 0.75))
-    contents = [ir.to_proto(model).SerializeToString() for model in (binary, original.model)]
-    bodies = sum(node.domain == DOMAIN for node in binary.graph)
-    for shapes in filter(None, (original.examples.shapes, original.examples.others)):
-        require_runs(contents[0], bodies, contents[1], float_inputs(original.model, shapes), original.name)
+    compared = original.model if zero_weights is None else fill_zero_weights(original.model, zero_weights)[0]
+    converted = {output: binary}
+    if web_output is not None:
+        web = converted[web_output] = to_web(compared)
+        web.graph.name, web.producer_version = binary.graph.name, binary.producer_version
+        web.metadata_props.update(binary.metadata_props)
+    floats = ir.to_proto(original.model).SerializeToString()
+    files = {path: ir.to_proto(model).SerializeToString() for path, model in converted.items()}
+    for path, model in converted.items():
+        bodies = sum(node.domain == DOMAIN for node in model.graph)
+        for shapes in filter(None, (original.examples.shapes, original.examples.others)):
+            require_runs(files[path], bodies, floats, float_inputs(original.model, shapes), original.name)
     progress(ProgressStep("comparing the converted model's layers with the float model's", 0.8))
-    compared = contents[1]
-    if zero_weights is not None:
-        compared = ir.to_proto(fill_zero_weights(original.model, zero_weights)[0]).SerializeToString()
-    left_open = require_values(
-        contents[0], compared, list(_few_inputs(original, counted, samples, preprocessing)), original.name
-    )
-    result = replace(result, notes=(*result.notes, *left_open))
-    examine(*contents)
+    reference = floats if compared is original.model else ir.to_proto(compared).SerializeToString()
+    few = list(_few_inputs(original, counted, samples, preprocessing))
+    left_open = [note for content in files.values() for note in require_values(content, reference, few, original.name)]
+    result = replace(result, notes=(*result.notes, *dict.fromkeys(left_open)))
+    examine(files[output], floats)
     progress(ProgressStep("writing", 0.95))
-    digest = hashlib.sha256(contents[0]).hexdigest()
-    result = replace(result, sha256=digest)
-    files = {output: contents[0], float_output: contents[1], report: report_bytes(result)}
-    write_files({path: content for path, content in files.items() if path is not None})
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+    result = replace(result, sha256=digests[output])
+    also = {float_output: floats, report: report_bytes(result)}
+    write_files({path: content for path, content in (files | also).items() if path is not None})
     if origin.source is not None and isinstance(source, str | os.PathLike):
         file, _, name = (arch or "").rpartition(":")
         places = {
             "source": str(Path(source).absolute()),
             "arch": arch if origin.arch_file is None else f"{Path(file).absolute()}:{name}",
         }
-        keep_conversion(digest, places)
+        for digest in digests.values():
+            keep_conversion(digest, places)
     return Conversion(
         Path(output),
         None if float_output is None else Path(float_output),
+        None if web_output is None else Path(web_output),
         tuple(layers),
         tuple(packed),
         tuple(left_float),

@@ -97,6 +97,14 @@ def parse_image(layout: Literal["nchw", "nhwc"] | None, mean: str | None, std: s
     "--float", "float_output", type=_PATH, metavar="FLOAT.onnx", help="Also write the float model, to compare."
 )
 @click.option(
+    "--web",
+    "web_output",
+    type=_PATH,
+    metavar="WEB.onnx",
+    help="Also write the model for browsers and Node.js, where no operators can be registered: the float one, with its "
+    "binary weights in one bit each.",
+)
+@click.option(
     "--input-shape",
     "input_shapes",
     multiple=True,
@@ -196,6 +204,7 @@ def command(
     prefix: str | None,
     output: Path,
     float_output: Path | None,
+    web_output: Path | None,
     input_shapes: tuple[str, ...],
     input_type: str,
     layout: Literal["nchw", "nhwc"] | None,
@@ -257,6 +266,7 @@ def command(
             image_input=parse_image(layout, mean, std) if images else None,
             preprocessing=parse_preprocessing(size, crop, *((None, None) if images else (mean, std))),
             float_output=float_output,
+            web_output=web_output,
             output_names=parse_names(output_names),
             classes=parse_names(classes),
             weights=weights,
@@ -289,6 +299,8 @@ def command(
         written = [f"{output}, {exact_bytes(after.file_bytes)}"]
         if float_output is not None:
             written.append(f"{float_output}, {exact_bytes(before.file_bytes)}")
+        if web_output is not None:
+            written.append(f"{web_output}, {exact_bytes(web_output.stat().st_size)}")
         if report is not None:
             written.append(str(report))
         show(f"wrote {', and '.join(written)}", result=True)

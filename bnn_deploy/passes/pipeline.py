@@ -143,6 +143,23 @@ def to_binary(
     return model, leftovers, not_fused
 
 
+def to_web(model: ir.Model) -> ir.Model:
+    """A float model with the binary weights of its layers in one bit each, for runtimes that take no operator library.
+
+    Those of browsers and of Node.js would run a binary layer by its function body, which takes longer than the float
+    layer. So each layer stays the float model's own; UnpackWeights makes its weights when the session is made.
+
+    Args:
+        model: float ONNX; it is not changed.
+    """
+    names = {value.name or "" for node in model.graph for value in node.outputs}
+    model = model.clone()
+    fold(model)
+    PackWeights(names)(model)
+    finish(model)
+    return model
+
+
 def source_of(sign: ir.Node) -> str:
     """The source's tensor that a Sign stands for."""
     return sign.metadata_props.get(SOURCE) or sign.outputs[0].name or ""

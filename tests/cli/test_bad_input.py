@@ -41,7 +41,8 @@ def fails(arguments: list[Any], code: int, *texts: str, folder: Path | None = No
 
 
 def convert(folder: Path, checkpoint: Path, arch: str, *more: str) -> list[Any]:
-    return ["convert", checkpoint, "--arch", arch, "-o", folder / "out.onnx", "--float", folder / "float.onnx", *more]
+    files = ["-o", folder / "out.onnx", "--float", folder / "float.onnx", "--web", folder / "web.onnx"]
+    return ["convert", checkpoint, "--arch", arch, *files, *more]
 
 
 # convert
@@ -153,7 +154,7 @@ def test_convert_a_file_that_cannot_be_used(tmp_path: Path, text: str, message: 
     assert sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in str(p)) == before
 
 
-@pytest.mark.parametrize("option", ["-o", "--float"])
+@pytest.mark.parametrize("option", ["-o", "--float", "--web"])
 def test_convert_into_a_folder_that_is_not_there(lenet5: Converted, tmp_path: Path, option: str) -> None:
     arguments = convert(tmp_path, lenet5.checkpoint, "lenet5")
     arguments[arguments.index(option) + 1] = tmp_path / "no" / "x.onnx"

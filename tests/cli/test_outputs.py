@@ -118,7 +118,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 OUTPUTS: dict[str, dict[str, str]] = {
-    "convert": {"-o": "m.onnx", "--float": "f.onnx", "--report": "r.json"},
+    "convert": {"-o": "m.onnx", "--float": "f.onnx", "--web": "w.onnx", "--report": "r.json"},
     "verify": {"--junit": "v.xml", "--html": "v.html"},
     "verify --golden": {"--junit": "v.xml", "--html": "v.html"},
     "profile": {"--trace": "t.json", "--html": "p.html"},
