@@ -10,6 +10,7 @@ and one fenced as `python` is a program. All run in one folder, as if it were th
 order of mkdocs.yml: a page may use what those before it made. A comment above a block says what else is to be known:
 
     <!-- not run: it needs a board -->              the reason why it is not run
+    <!-- needs: npm -->                             the program without which it is not run
     <!-- show: A | B ... C | D ... -->              the parts of the output to show: the line that begins with A; those
                                                     from B to the one before C; those from D to the end. Such a block
                                                     has one command
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,10 +46,11 @@ SECONDS = 300
 """The time after which a command is given up."""
 
 _BLOCK = re.compile(
-    r"^(?P<notes>(?:<!-- (?:not run|show): [^\n]* -->\n)*)```(?P<language>console|sh|bash|python)\n(?P<text>.*?)^```$",
+    r"^(?P<notes>(?:<!-- (?:not run|needs|show): [^\n]* -->\n)*)"
+    r"```(?P<language>console|sh|bash|python)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_NOTE = re.compile(r"<!-- (not run|show): ([^\n]*) -->")
+_NOTE = re.compile(r"<!-- (not run|needs|show): ([^\n]*) -->")
 
 
 @dataclass
@@ -59,17 +62,21 @@ class Block:
         language: console, sh, bash or python.
         text: what stands between the fences.
         not_run: why its commands are not run; None if they are.
+        missing: the program without which they are not, if it is not here; else None.
         parts: which parts of the output are shown, as pairs of what lines begin with; all of it if there are none. The
             second of a pair is None for one line, and "" for all the rest.
         printed: what each command printed on stdout, once `run` ran it.
+        notes: how many comments above it say this.
     """
 
     page: str
     language: str
     text: str
     not_run: str | None = None
+    missing: str | None = None
     parts: list[tuple[str, str | None]] = field(default_factory=list)
     printed: list[str] = field(default_factory=list)
+    notes: int = 0
 
     @property
     def commands(self) -> list[str]:
@@ -117,12 +124,16 @@ def blocks(page: Path, root: Path = ROOT) -> list[Block]:
 def _block(match: re.Match[str], page: str) -> Block:
     notes = dict(_NOTE.findall(match["notes"]))
     parts = [part.partition(CUT) for part in notes.get("show", "").split("|") if part]
+    needed = notes.get("needs")
+    missing = needed is not None and shutil.which(needed) is None
     return Block(
         page,
         match["language"],
         match["text"],
-        notes.get("not run"),
+        notes.get("not run", f"{needed} is not installed" if missing else None),
+        needed if missing else None,
         [(first.strip(), last.strip() if dots else None) for first, dots, last in parts],
+        notes=len(notes),
     )
 
 

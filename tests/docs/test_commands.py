@@ -27,6 +27,8 @@ def test_every_command_runs_and_prints_what_its_page_shows(tmp_path: Path) -> No
             wrong += [f"{block.page}: {block.commands[0]}", *differences(block)] if differences(block) else []
     print(summary(found))
     assert wrong == [], "python tests/docs/commands.py --write lets the pages show what is printed"
+    if missing := sorted({block.missing for block in found if block.missing}):
+        pytest.skip(f"all but what needs {', '.join(missing)}")
 
 
 def test_every_page_is_in_the_order() -> None:
@@ -41,9 +43,7 @@ def test_no_command_is_shown_in_another_way(page: Path) -> None:
     languages = ("console", "sh", "bash", "python")
     assert sum(language in languages for language, _ in fences) == len(blocks(page))
     assert [body for language, body in fences if language not in languages and re.search(r"^\$ ", body, re.M)] == []
-    assert text.count("<!-- not run: ") + text.count("<!-- show: ") == sum(
-        (block.not_run is not None) + bool(block.parts) for block in blocks(page)
-    )
+    assert len(re.findall("<!-- (?:not run|needs|show): ", text)) == sum(block.notes for block in blocks(page))
 
 
 def test_the_page_of_the_commands_has_them_all() -> None:
@@ -135,8 +135,12 @@ def test_a_session_is_one_shell(tmp_path: Path) -> None:
 def test_blocks_say_what_is_not_run_and_what_is_shown(tmp_path: Path) -> None:
     text = "<!-- not run: a board -->\n```sh\nssh x\nls\n```\n"
     text += "<!-- show: a | b ... d | e ... -->\n```console\n$ x\n$ printed\n```\n"
-    first, second = blocks(page_of(tmp_path, text), tmp_path)
-    assert (first.not_run, second.not_run) == ("a board", None)
+    text += "<!-- needs: no-such-program -->\n```sh\ntrue\n```\n<!-- needs: bash -->\n```sh\ntrue\n```\n"
+    first, second, third, fourth = blocks(page_of(tmp_path, text), tmp_path)
+    assert (first.not_run, second.not_run, first.missing) == ("a board", None, None)
+    assert (third.not_run, third.missing) == ("no-such-program is not installed", "no-such-program")
+    assert (fourth.not_run, fourth.missing) == (None, None)
+    assert [block.notes for block in (first, second, third, fourth)] == [1, 1, 1, 1]
     assert second.parts == [("a", None), ("b", "d"), ("e", "")]
     assert second.commands == ["x"]
     assert summary([first, second]) == "3 commands on 1 pages: 1 run, 2 not:\n  page.md: ssh x: a board"
