@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from bnn_deploy.errors import InputError, SetupError, reading
+from bnn_deploy.file_kind import not_onnx
 from bnn_deploy.files import model_bytes, model_sha256, require_file, require_texts, require_utf8
 from bnn_deploy.installation import install_command
 from bnn_deploy.json_form import JsonDocument
@@ -267,7 +268,8 @@ def _load(path: Path, content: bytes | None) -> onnx.ModelProto:
             model = onnx.load_model_from_string(content)
             onnx.checker.check_model(content)
     except DecodeError as error:
-        raise InputError(f"{path}: not an ONNX file, or a truncated one") from error
+        what = not_onnx(path) if content is None else None
+        raise InputError(f"{path}: {what or 'not an ONNX file, or a truncated one'}") from error
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise InputError(f"{path}: not a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
     require_texts(model, path)

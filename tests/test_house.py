@@ -14,6 +14,7 @@ PACKAGE = Path(bnn_deploy.__file__).parent
 
 BASE = {
     "errors",
+    "file_kind",
     "files",
     "image_input",
     "installation",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from bnn_deploy.errors import InputError, reading
+from bnn_deploy.file_kind import not_onnx
 from bnn_deploy.files import require_file, require_texts
 from bnn_deploy.operators.contract import DOMAIN, VERSION, is_layer, operator_of
 from bnn_deploy.preprocessing import read_preprocessing
@@ -52,7 +53,12 @@ def load_model(path: str | os.PathLike[str]) -> ModelProto:
     path = Path(path)
     require_file(path)
     with reading(path, "not a valid ONNX file, or a truncated one"):
-        model = onnx.load(path)
+        try:
+            model = onnx.load(path)
+        except Exception as error:
+            if what := not_onnx(path):
+                raise InputError(f"{path}: {what}") from error
+            raise
         onnx.checker.check_model(model)
         require_texts(model, path)
     return model

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bnn_deploy.errors import InputError, SetupError
+from bnn_deploy.file_kind import ORT_FORMAT, not_onnx
 from bnn_deploy.files import require_file, require_utf8
 from bnn_deploy.system import library_name, usable_cpus
 
@@ -184,8 +185,10 @@ def load_session(
             session = ort.InferenceSession(model, options, providers=PROVIDERS, disabled_optimizers=unused)
         except Exception as error:  # onnxruntime's exception types are not public
             _raise_isa_error(error)
-            text = _first_line(error)
-            raise InputError(f"{name}: onnxruntime cannot load it: {text}") from error
+            what = None if isinstance(model, bytes) else not_onnx(Path(model))
+            if what is None or what == ORT_FORMAT:
+                what = f"onnxruntime cannot load it: {_first_line(error)}"
+            raise InputError(f"{name}: {what}") from error
     release_bytes(session)
     return session
 

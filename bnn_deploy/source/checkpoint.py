@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from bnn_deploy.errors import InputError, SetupError, one_line, option, reading
+from bnn_deploy.file_kind import other_kind
 from bnn_deploy.files import require_file
-from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.network_file import build
 from bnn_deploy.source.user_code import without_output
 

@@ -11,11 +11,11 @@ import onnx_ir as ir
 from onnx import ModelProto, TensorProto, inliner
 
 from bnn_deploy.errors import InputError, one_line
+from bnn_deploy.file_kind import other_kind
 from bnn_deploy.files import is_file, require_file, require_texts
 from bnn_deploy.operators.contract import DOMAIN
 from bnn_deploy.passes.pipeline import IR_VERSION
 from bnn_deploy.source.blocked import expand_blocked
-from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.half import to_float32
 from bnn_deploy.source.input_sizes import Examples, SampleShape, settle_sizes
 from bnn_deploy.source.opset import all_nodes, set_opset

@@ -13,9 +13,9 @@ from torch import nn
 
 from bnn_deploy.architectures import ARCHITECTURES
 from bnn_deploy.errors import InputError, one_line, option
+from bnn_deploy.file_kind import other_kind
 from bnn_deploy.files import require_file
 from bnn_deploy.source.checkpoint import checkpoint_name, load_network
-from bnn_deploy.source.file_kind import other_kind
 from bnn_deploy.source.torch_module import class_name, precision_note, unwrap
 from bnn_deploy.source.user_code import without_output
 

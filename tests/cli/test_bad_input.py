@@ -206,7 +206,7 @@ def test_verify_files_that_are_no_models(lenet5: Converted, tmp_path: Path) -> N
     fails(verify(half, lenet5.checkpoint), 2, "half.onnx: not a valid ONNX file, or a truncated one")
     fails(verify(tmp_path / "none.onnx", lenet5.checkpoint), 2, "none.onnx: no such file")
     fails(verify(lenet5.model, tmp_path / "none.onnx"), 2, "none.onnx: no such file")
-    fails(verify(lenet5.checkpoint, lenet5.checkpoint), 2, "not a valid ONNX file")
+    fails(verify(lenet5.checkpoint, lenet5.checkpoint), 2, "a file of PyTorch, not an ONNX model")
 
 
 def test_verify_against_what_the_model_does_not_come_from(lenet5: Converted, nin: Converted, tmp_path: Path) -> None:
