@@ -1,11 +1,15 @@
-"""examples/node and examples/rust: programs in other languages give what Python gives, and see a damaged model."""
+"""examples/node and examples/rust: programs in other languages give what Python gives, and a damaged model shows."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from selenium.webdriver.support.ui import WebDriverWait
 
 from bnn_deploy.conversion import convert
 from bnn_deploy.image_input import ImageInput
 from bnn_deploy.runtime.session import library_info, library_path, load_session
+from support.browser import browser
 from support.networks import NIN, checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -83,7 +90,7 @@ def floats(done: subprocess.CompletedProcess[str]) -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Classify:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """examples/node with its packages, as the page says."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
@@ -91,9 +98,15 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Classify:
     shutil.copytree(EXAMPLES / "node", folder)
     install = ["npm", "install", "--prefix", folder, "--ignore-scripts", "--no-audit", "--no-fund"]
     subprocess.run(install, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def node(app: Path) -> Classify:
+    """Runs its program."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        words = ["node", str(folder / "classify.js"), *map(str, arguments)]
+        words = ["node", str(app / "classify.js"), *map(str, arguments)]
         return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
 
     return run
@@ -147,6 +160,44 @@ def test_node_gives_what_python_gives(
     found = [difference(models[model], path) for path in chosen]
     assert max(found) <= 0.5 and min(found) <= 1e-4
     assert difference(models[f"{model}_damaged"], chosen[0]) > 0.5
+
+
+@pytest.mark.parametrize("model", ["nin_web", "nin_web_damaged"])
+def test_a_browser_gives_what_node_gives(
+    model: str, app: Path, node: Classify, models: dict[str, Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    """To all digits that the page shows: it is the same WebAssembly."""
+    shutil.copy(models[model], app / "model.onnx")
+    Image.fromarray(read(pictures[0], "nhwc")[0]).save(tmp_path / "picture.png")
+    with serving(app) as address, browser() as window:
+        window.driver.get(f"{address}/index.html")
+        window.driver.find_element("tag name", "input").send_keys(str(tmp_path / "picture.png"))
+        WebDriverWait(window.driver, 60).until(lambda _: window.text("#classes"))
+        found = [line.split()[1:4:2] for line in window.text("#classes").splitlines()]
+    done = node(models["nin_web"], pictures[0], "--wasm", "--runs", 1)
+    expected = [line.split()[1:4:2] for line in done.stdout.splitlines()[:-1]]
+    assert (found == expected) == (model == "nin_web")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """A web server for a folder; its address."""
+    handler = functools.partial(SilentHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    """Writes no log."""
+
+    def log_message(self, *arguments: object) -> None:
+        """Write nothing."""
 
 
 def test_rust_gives_pythons_bits(rust: Classify, models: dict[str, Path], pictures: list[Path]) -> None:
