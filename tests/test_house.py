@@ -42,7 +42,8 @@ ROOMS: dict[str, set[str]] = {
     "data": BASE,
     "runtime": BASE | {"operators", "data"},
     "proof": BASE | {"operators", "data", "runtime", "source", "architectures"},
-    "board": BASE | {"runtime", "proof"},
+    "apps": BASE | {"data", "runtime"},
+    "board": BASE | {"apps", "runtime", "proof"},
     "page": BASE,
     "cli": BASE | {"passes", "report", "conversion", "inspection", "runtime", "proof", "board", "page"},
     "__init__": BASE | {"conversion", "runtime", "proof"},
@@ -64,6 +65,7 @@ LIBRARIES = {
     "platformdirs",
     "rich",
     "PIL",
+    "cv2",
     "jinja2",
     "markupsafe",
     "matplotlib",
@@ -90,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"PIL"},
     "runtime": {"onnxruntime"},
     "proof": HEAVY | {"onnxruntime"},
+    "apps": {"onnxruntime", "cv2"},
     "board": {"packaging"},
     "page": {"jinja2", "markupsafe", "matplotlib"},  # when a page is made
     "cli": {"click", "rich", "onnxruntime", "packaging"},
@@ -174,6 +177,7 @@ def test_a_command_handles_ctrl_c_before_it_imports_what_takes_long() -> None:
 
 
 OWN_FILES = {
+    "apps/folder.py": 1,  # results.jsonl, which grows by lines
     "board/deployment.py": 1,  # in a temporary folder
     "kept.py": 1,  # in the cache, in a folder that gets its name last
     "passes/layout/quantize_edges.py": 1,  # in a temporary folder

@@ -27,7 +27,7 @@ def library() -> Iterator[tuple[str, ast.Module]]:
     """The modules whose text the Python API can show."""
     for path in sorted(PACKAGE.rglob("*.py")):
         name = str(path.relative_to(PACKAGE))
-        if not name.startswith(("cli/", "board/", "page/", "errors.py")):
+        if not name.startswith(("apps/", "cli/", "board/", "page/", "errors.py")):
             yield name, ast.parse(path.read_text())
 
 

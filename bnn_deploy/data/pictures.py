@@ -126,12 +126,49 @@ class FilePictures:
 
     def open(self, index: int, channels: int | None = None) -> Image.Image:
         """See Pictures."""
-        pillow = require_pillow()
         path = self._folder / self._files[index]
-        with reading(path, "not an image that Pillow can read"), pillow.open(path) as image:
-            # By way of RGB, as ImageFolder and Grayscale: the own way of others, such as YCbCr, rounds otherwise.
-            coloured: Image.Image = image.convert("RGB")
-            return coloured.convert("L") if channels == 1 else coloured
+        return _decoded(path, path, channels)
+
+
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of those that EXTENSIONS are for. It knows others, of which some start programs."""
+
+
+class EncodedPicture:
+    """An image in the content of its file, of which nobody says what it is: one of FORMATS."""
+
+    def __init__(self, content: bytes) -> None:
+        """For the content."""
+        self._content = content
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> str:
+        """It has none."""
+        return ""
+
+    def open(self, index: int, channels: int | None = None) -> Image.Image:
+        """See Pictures."""
+        return _decoded(_Unnamed(self._content), "image", channels, FORMATS)
+
+
+class _Unnamed(io.BytesIO):
+    """A file in memory, which Pillow's messages name."""
+
+    def __repr__(self) -> str:
+        return "in what was given"
+
+
+def _decoded(
+    file: Path | io.BytesIO, name: str | os.PathLike[str], channels: int | None, formats: Sequence[str] | None = None
+) -> Image.Image:
+    """The image in a file, as Pictures.open gives it; `name` is for errors, `formats` what it may be."""
+    pillow = require_pillow()
+    with reading(name, "not an image that Pillow can read"), pillow.open(file, formats=formats) as image:
+        # By way of RGB, as ImageFolder and Grayscale: the own way of others, such as YCbCr, rounds otherwise.
+        coloured: Image.Image = image.convert("RGB")
+        return coloured.convert("L") if channels == 1 else coloured
 
 
 def open_folder(folder: Path) -> tuple[FilePictures, NDArray[np.intp] | None, tuple[str, ...]]:

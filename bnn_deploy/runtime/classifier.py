@@ -109,14 +109,14 @@ class Classifier:
         self._ends_in_probabilities = _ends_in_probabilities(self._model, outputs[0])
         self.classes = tuple(classes) or noted
 
-    def predict(self, image: ArrayLike | str | os.PathLike[str], top: int = 5) -> tuple[Prediction, ...]:
+    def predict(self, image: ArrayLike | str | os.PathLike[str] | bytes, top: int = 5) -> tuple[Prediction, ...]:
         """The likeliest classes of a picture, the likeliest first.
 
         Args:
-            image: one picture: the path of a file that Pillow reads; an array of bytes, uint8 [H, W], [H, W, C] or
-                [C, H, W] of 1 or 3 channels, in the order red, green, blue; or what the model itself takes, with or
-                without the batch, such as normalised floats. A tensor of torch and an image of Pillow are taken for
-                the array of the same numbers.
+            image: one picture: the path of a file that Pillow reads; the content of a BMP, JPEG, PNG, PPM, TIFF or WebP
+                file; an array of bytes, uint8 [H, W], [H, W, C] or [C, H, W] of 1 or 3 channels, in the order red,
+                green, blue; or what the model itself takes, with or without the batch, such as normalised floats. A
+                tensor of torch and an image of Pillow are taken for the array of the same numbers.
             top: how many classes; all if there are fewer.
 
         Raises:
@@ -139,10 +139,10 @@ class Classifier:
             for index in best
         )
 
-    def _feed(self, image: ArrayLike | str | os.PathLike[str]) -> NDArray[Any]:
+    def _feed(self, image: ArrayLike | str | os.PathLike[str] | bytes) -> NDArray[Any]:
         """A picture as the model's input, a batch of 1."""
         data: Any = image
-        if not isinstance(image, str | os.PathLike):
+        if not isinstance(image, str | os.PathLike | bytes):
             array = as_array(image, "image")
             own = fits(array.shape, (None, *self._input.shape[1:]))
             data = array if own or array.ndim > 3 else array[np.newaxis]

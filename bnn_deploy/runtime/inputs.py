@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnn_deploy.data.dataset import open_data
-from bnn_deploy.data.pictures import ArrayPictures, FilePictures, FloatPictures, Pictures, prepared
+from bnn_deploy.data.pictures import ArrayPictures, EncodedPicture, FloatPictures, Pictures, prepared
 from bnn_deploy.data.rows import Rows, chosen, mapped
 from bnn_deploy.errors import InputError, about, one_line, option, reading_metadata
 from bnn_deploy.preprocessing import Preprocessing, read_preprocessing
@@ -108,8 +108,9 @@ def _shape(shape: Sequence[int | str | None]) -> str:
 ArrayLike = Any
 """An array, or what `as_array` makes one of: a tensor of torch, or nested lists of numbers."""
 
-Data = ArrayLike | Mapping[str, ArrayLike] | str | os.PathLike[str]
-"""What `load_data` takes: the only input [N, ...], all inputs by name, or the path of a file or a folder of images."""
+Data = ArrayLike | Mapping[str, ArrayLike] | str | os.PathLike[str] | bytes
+"""What `load_data` takes: the only input [N, ...], all inputs by name, the path of a file or a folder of images, or the
+content of the file of one image."""
 
 
 MAX_RANDOM = 2**30
@@ -277,8 +278,9 @@ def load_data(
     """Get inputs for a model; those of a file are read in parts, when they are needed.
 
     Args:
-        data: an array or a tensor of torch, those by input, a path, or None for 32 random samples (floats from a
-            standard normal distribution, integers of 8 bits from their whole range, others 0 or 1). A path is that of
+        data: an array or a tensor of torch, those by input, a path, the content of an image file, or None for 32
+            random samples (floats from a standard normal distribution, integers of 8 bits from their whole range,
+            others 0 or 1). A path is that of
 
             * a .npz file: the array of an input has its name; that of an only input may also be 'images', 'x', 'data',
               or the only array. The labels are 'labels' or 'y'.
@@ -307,7 +309,7 @@ def load_data(
     batch = batch_size(wanted)
     whole = frozenset(item.name for item in wanted if not has_batch(item, batch))
     origin = "given arrays" if isinstance(data, Mapping) else "given array"
-    files: FilePictures | None = None
+    files: Pictures | None = None
     class_names: tuple[str, ...] = ()
     arrays: dict[str, Rows]
     labels = None if labels is None else as_array(labels, "labels")
@@ -319,6 +321,8 @@ def load_data(
         origin = f"random {'normal ' if floats else ''}inputs (give {option('data')} for real ones)"
     elif isinstance(data, Mapping):
         arrays = _by_name({name: as_array(value, name) for name, value in data.items()}, wanted, origin)
+    elif isinstance(data, bytes):
+        arrays, origin, files = {}, "image", EncodedPicture(data)
     elif not isinstance(data, str | os.PathLike):
         arrays = _by_name({"": as_array(data, origin)}, wanted, origin)
     else:

@@ -77,10 +77,11 @@ def test_the_answer_is_that_of_a_session_fed_by_hand(
     classifier = Classifier(models[form], threads=1)
     for number in (0, 1, 2):
         picture = pictures[number]
-        Image.fromarray(picture).save(tmp_path / "p.png")
+        file = tmp_path / "p.png"
+        Image.fromarray(picture).save(file)
         output = fed_by_hand(models[form], form, picture)
         first = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
-        for given in (picture, first, picture[None], torch.from_numpy(picture), tmp_path / "p.png"):
+        for given in (picture, first, picture[None], torch.from_numpy(picture), file, file.read_bytes()):
             assert is_answer(classifier.predict(given, top=10), output)
         assert is_answer(classifier.predict(Image.fromarray(picture), top=10), output)
         # Another picture, and colours in another order, as OpenCV has them, show.

@@ -1,10 +1,9 @@
-"""examples/camera: every frame of a video gets the class that a session fed by hand gives, and systemd hears of it."""
+"""The camera: every frame of a video gets the class that a session fed by hand gives, and systemd hears of it."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,45 +15,24 @@ import pytest
 from numpy.typing import NDArray
 
 from bnn_deploy.conversion import convert
-from bnn_deploy.image_input import ImageInput
 from bnn_deploy.runtime.session import load_session
 from support import python
-from support.networks import NIN, checkpoint
+from support.apps import NAMES, video
+from support.networks import checkpoint
 
-CAMERA = Path(__file__).parents[1] / "examples" / "camera"
-NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FRAMES = 20
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    image = ImageInput((0.5,), (0.5,), "nhwc")
-    return convert(checkpoint("nin", folder), folder / "nin.onnx", arch="nin", image_input=image, classes=NAMES).output
+PROGRAM = (sys.executable, "-I", "-m", "bnn_deploy.apps.camera")
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def videos(pictures: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """CIFAR-10 test images as videos: of the model's own size, and larger and wide, between bars that are cut off."""
-    with np.load(NIN / "cifar10_100.npz") as data:
-        images = np.rint((np.moveaxis(data["input"][:FRAMES], 1, -1) * 0.5 + 0.5) * 255).astype(np.uint8)
     folder = tmp_path_factory.mktemp("videos")
-    wide = [np.pad(cv2.resize(image, (96, 96)), ((0, 0), (16, 16), (0, 0)), constant_values=255) for image in images]
-    return {"small": video(folder / "small.avi", list(images)), "wide": video(folder / "wide.avi", wide)}
-
-
-def video(path: Path, images: list[NDArray[np.uint8]]) -> Path:
-    """Write pictures, red, green, blue, as Motion JPEG."""
-    height, width = images[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (width, height))
-    for image in images:
-        writer.write(np.ascontiguousarray(image[..., ::-1]))
-    writer.release()
-    return path
+    wide = [np.pad(cv2.resize(image, (96, 96)), ((0, 0), (16, 16), (0, 0)), constant_values=255) for image in pictures]
+    return {"small": video(folder / "small.avi", list(pictures)), "wide": video(folder / "wide.avi", wide)}
 
 
 def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(CAMERA / "camera.py"), *map(str, arguments)]
+    command = [*PROGRAM, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | variables, timeout=60)
 
 
@@ -75,7 +53,7 @@ def test_each_frame_has_the_class_of_a_session_fed_by_hand(kind: str, model: Pat
     assert done.returncode == 0, done.stderr
     expected = by_hand(model, videos[kind])
     assert done.stdout.splitlines() == [f"{i}\t{name}" for i, name in enumerate(expected)]
-    assert len(expected) == FRAMES and len(set(expected)) > 4
+    assert len(expected) == 20 and len(set(expected)) > 4
     assert by_hand(model, videos[kind], swap=False) != expected  # blue taken for red shows
     assert done.stderr == ""
 
@@ -94,14 +72,14 @@ def test_systemd_hears_when_it_is_ready_and_that_it_lives(model: Path, videos: d
             systemd.bind(address.replace("@", "\0"))
             systemd.settimeout(60)
             variables = os.environ | {"NOTIFY_SOCKET": address}
-            for period, signs in (("0", FRAMES), ("1000", 0)):
-                command = [sys.executable, CAMERA / "camera.py", model, videos["small"], "--period", period]
+            for period, signs in (("0", 20), ("1000", 0)):
+                command = [*PROGRAM, model, videos["small"], "--period", period]
                 with subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL) as program:
                     # While it runs: the socket holds few messages, and its writer waits.
                     assert [systemd.recv(100) for _ in range(signs + 1)] == [b"READY=1", *[b"WATCHDOG=1"] * signs]
                 assert program.returncode == 0
             (tmp_path / "no.avi").write_bytes(b"")
-            assert run(model, tmp_path / "no.avi", NOTIFY_SOCKET=address).returncode == 1
+            assert run(model, tmp_path / "no.avi", NOTIFY_SOCKET=address).returncode == 3
             systemd.setblocking(False)
             with pytest.raises(BlockingIOError):
                 systemd.recv(100)
@@ -110,20 +88,20 @@ def test_systemd_hears_when_it_is_ready_and_that_it_lives(model: Path, videos: d
 def test_threads_have_cpus_of_their_own(model: Path, videos: dict[str, Path]) -> None:
     """As the kernel says while it runs: the program's own thread is on one CPU, and onnxruntime's is on another."""
     code = (
-        "import os, sys, runpy, pathlib; sys.argv[0] = sys.argv.pop(1)\n"
+        "import os, sys, pathlib\n"
+        "from bnn_deploy.apps import camera\n"
         "found = {}\n"
         "def look(state):\n"
         "    threads = pathlib.Path('/proc/self/task').iterdir()\n"
         "    found.update({t.name: os.sched_getaffinity(int(t.name)) for t in threads})\n"
-        "module = runpy.run_path(sys.argv[0])\n"
-        "module['run'].__globals__['notify'] = look\n"
-        "module['run'](sys.argv[1], sys.argv[2], int(sys.argv[3]), 1, False)\n"
+        "camera.notify = look\n"
+        "camera.classify_frames(sys.argv[1], sys.argv[2], int(sys.argv[3]), 1, False)\n"
         "print(sorted(map(sorted, found.values())), sorted(found[str(os.getpid())]))"
     )
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
         pytest.skip("one CPU")
-    words = [*python.command(code), CAMERA / "camera.py", model, videos["small"], "2"]
+    words = [*python.command(code), model, videos["small"], "2"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f" {cpus[:1]}\n") and f"[{cpus[1]}]" in done.stdout, done.stdout
@@ -139,26 +117,8 @@ def test_what_it_refuses(model: Path, videos: dict[str, Path], tmp_path: Path) -
             (floats, videos["small"]),
             f"{floats}: takes no colour images of bytes of one size: convert it with --input uint8",
         ),
-        ((model, videos["small"], "--threads", 10_000), "10000 threads, and this process may use"),
+        ((model, videos["small"], "--threads", 1000), "1000 threads, and this process may use"),
     ):
         done = run(*arguments)
         assert done.returncode and done.stdout == ""
         assert re.search(rf"^error: {re.escape(message)}", done.stderr, re.MULTILINE), done.stderr
-
-
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    """`systemd-analyze verify`, with a program that is there; another key is what it complains about."""
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("no systemd-analyze")
-    unit = (CAMERA / "camera.service").read_text().replace("%h/camera/venv/bin/python", sys.executable)
-    for name, text, good in (
-        ("camera.service", unit, True),
-        ("typo.service", unit.replace("WatchdogSec", "WatchdogSecs"), False),
-        ("gone.service", unit.replace(sys.executable, "/none/python"), False),
-    ):
-        (tmp_path / name).write_text(text)
-        done = subprocess.run(
-            [analyze, "verify", "--man=no", str(tmp_path / name)], capture_output=True, text=True, check=False
-        )
-        assert (name in done.stderr) is not good, done.stderr
