@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from bnn_deploy.board.apps import APPS, UNIT, require_app
 from bnn_deploy.board.archive import make_archive
 from bnn_deploy.board.manifest import (
     CHECKSUMS,
@@ -24,6 +25,7 @@ from bnn_deploy.board.manifest import (
     MODEL,
     REQUIREMENTS,
     RUN,
+    SERVICE,
     TARGETS,
     WHEELS,
     Manifest,
@@ -68,6 +70,8 @@ def write_bundle(
     seed: int | None = None,
     float_model: str | os.PathLike[str] | None = None,
     wheels: str | os.PathLike[str] = "dist",
+    app: str | None = None,
+    app_options: str | None = None,
     progress: Progress = lambda step: None,
 ) -> Manifest:
     """Write a bundle, or nothing.
@@ -82,10 +86,13 @@ def write_bundle(
         seed: likewise.
         float_model: the float .onnx file that the board measures beside the model; None for none.
         wheels: folder with bnn-deploy's wheel for the target and, for offline boards, its dependencies' wheels.
+        app: the application that the board shall run as a service, one of APPS; None for none.
+        app_options: its arguments behind the model, in words with blanks between them; None for those of APPS.
         progress: called with the name of each step as it begins.
 
     Raises:
-        InputError: a file cannot be used, or the wheel is missing.
+        InputError: a file cannot be used, or the wheel is missing, or the application takes no such model or options.
+        SetupError: the application's check of the model needs a package that is not installed.
         BnnDeployError: this machine does not reproduce its own golden results.
     """
     if target not in TARGETS:
@@ -94,16 +101,20 @@ def write_bundle(
     require_file(model)
     if float_model is not None:
         require_file(float_model)
+    unit = None if app is None else require_app(app, app_options, model)
     progress("reading the wheels")
     version, wheel, wheel_files = collect_wheels(Path(wheels), target)
-    offline = not missing_wheels(wheel_files)
+    extra = None if app is None else APPS[app].extra
+    offline = not missing_wheels(wheel_files, extra)
     results = _golden(Path(model), data, samples, preprocessing, seed, progress)
+    scripts = resources.files("bnn_deploy") / "board" / "scripts"
     files = {
         MODEL: Path(model).read_bytes(),
         GOLDEN: results.content,
         **({} if float_model is None else {FLOAT_MODEL: Path(float_model).read_bytes()}),
-        RUN: (resources.files("bnn_deploy") / "board" / "scripts" / RUN).read_bytes(),
-        REQUIREMENTS: pinned_requirements(wheel_files),
+        RUN: (scripts / RUN).read_bytes(),
+        **({} if unit is None else {UNIT: unit, SERVICE: (scripts / SERVICE).read_bytes()}),
+        REQUIREMENTS: pinned_requirements(wheel_files, extra),
         **{f"{WHEELS}/{name}": content for name, content in wheel_files.items()},
     }
     manifest = with_checksum(
@@ -117,6 +128,7 @@ def write_bundle(
             made_with=results.made_with,
             files={name: file_entry(content) for name, content in sorted(files.items())},
             sha256="",
+            app=app,
         )
     )
     files[MANIFEST] = manifest_bytes(manifest)

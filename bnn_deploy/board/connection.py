@@ -54,9 +54,12 @@ class Step:
         script: deploy.sh with its parameters.
         token: random first word of the lines that deploy.sh prints itself: "@0123456789abcdef".
         name: the bundle's folder in the board's directory.
+        service: whether the bundle's service shall be set up.
     """
 
-    def __init__(self, host: str, bundle: Path, directory: str, ssh_options: Sequence[str], run_options: str) -> None:
+    def __init__(
+        self, host: str, bundle: Path, directory: str, ssh_options: Sequence[str], run_options: str, service: bool
+    ) -> None:
         if not host or host.startswith("-") or not host.isprintable() or any(c.isspace() for c in host):
             raise InputError(f"{host!r} is not a host: give it as [USER@]HOST")
         if not directory or not directory.isprintable():
@@ -73,6 +76,9 @@ class Step:
         # Take the checksum before the check: the board then refuses a file that changes after the check.
         self.bytes, content = _fingerprint(bundle)
         self.manifest = check_bundle(bundle)
+        if service and self.manifest.service is None:
+            raise InputError(f"{bundle}: it has no service to install: make it with 'bnn-deploy bundle --app'")
+        self.service = service
         self.token = f"@{secrets.token_hex(8)}"
         self.name = self.manifest.name_on_board
         parameters = {
@@ -84,6 +90,7 @@ class Step:
             "sha256": content,
             "options": run_options,
             "patience": str(LOCK_SECONDS),
+            "service": "yes" if service else "",
         }
         text = (resources.files("bnn_deploy") / "board" / "scripts" / "deploy.sh").read_text(encoding="utf-8")
         assignments = [f"{name}={shlex.quote(value)}\n" for name, value in parameters.items()]

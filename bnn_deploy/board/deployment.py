@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from bnn_deploy.board.apps import APPS
 from bnn_deploy.board.archive import read_member
 from bnn_deploy.board.connection import CHUNK, LOCK_SECONDS, Connection, LineSink, Step
 from bnn_deploy.board.manifest import FLOAT_MODEL, MODEL, Manifest
@@ -51,6 +52,7 @@ class Look(JsonDocument):
         bytes: size of the archive.
         needed_bytes: disk space that is needed on the board.
         problems: the unmet requirements, each with its remedy; empty if the bundle can be deployed.
+        service: name of the service that shall be set up; None if none shall.
     """
 
     JSON_FORMAT = "deployment plan"
@@ -65,6 +67,7 @@ class Look(JsonDocument):
     bytes: int
     needed_bytes: int
     problems: tuple[str, ...]
+    service: str | None
 
     @property
     def target(self) -> str:
@@ -75,6 +78,32 @@ class Look(JsonDocument):
     def offline(self) -> bool:
         """Whether the board needs no package index."""
         return self.manifest.offline
+
+
+ServiceState = Literal["running", "failed", "not set up"]
+
+_STATES: dict[str, ServiceState] = {"0": "running", "1": "failed"}
+"""Exit code of service.sh -> what it means; others mean that this board cannot have the service."""
+
+
+@dataclass(frozen=True)
+class BoardService:
+    """What became of a service on a board.
+
+    Attributes:
+        name: of its unit, a user's.
+        state: "running"; "failed" if it was started and does not run; "not set up" if the board cannot have it.
+        output: the lines that service.sh printed; of a service that failed they end with its last lines and the reason.
+    """
+
+    name: str
+    state: ServiceState
+    output: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why it does not run: the last line."""
+        return self.output[-1].removeprefix("error: ") if self.output else "service.sh printed nothing"
 
 
 @dataclass(frozen=True)
@@ -88,6 +117,7 @@ class Deployment(JsonDocument):
         report_file: the path of the saved report.
         laptop: this machine's profile of the same model with the same threads and runs; None if the board's check
             failed.
+        service: what became of the service; None if it was not asked for, or the board's check failed.
     """
 
     JSON_FORMAT = "deployment"
@@ -98,6 +128,7 @@ class Deployment(JsonDocument):
     report: dict[str, Any]
     report_file: str
     laptop: ProfileReport | None
+    service: BoardService | None
 
     @property
     def passed(self) -> bool:
@@ -106,7 +137,12 @@ class Deployment(JsonDocument):
 
 
 def look(
-    host: str, bundle: str | os.PathLike[str], *, directory: str = "bnn-deploy", ssh_options: Sequence[str] = ()
+    host: str,
+    bundle: str | os.PathLike[str],
+    *,
+    directory: str = "bnn-deploy",
+    ssh_options: Sequence[str] = (),
+    install_service: bool = False,
 ) -> Look:
     """Look at a board and at a bundle's unmet requirements there, and change nothing.
 
@@ -115,12 +151,13 @@ def look(
         bundle: the .tar.gz file.
         directory: folder for bundles on the board, absolute or relative to the home directory; ~/x is the same as x.
         ssh_options: KEY=VALUE, as ssh takes them after -o.
+        install_service: look whether the bundle's service can be set up, too.
 
     Raises:
-        InputError: the file was changed or is not a bundle; a name cannot be used.
+        InputError: the file was changed or is not a bundle, or has no service; a name cannot be used.
         SetupError: there is no connection.
     """
-    task = Step(host, Path(bundle), directory, ssh_options, "")
+    task = Step(host, Path(bundle), directory, ssh_options, "", install_service)
     with Connection(task) as connection:
         return _look(task, connection)
 
@@ -134,6 +171,7 @@ def deploy(
     runs: int | None = None,
     ssh_options: Sequence[str] = (),
     report: str | os.PathLike[str] | None = None,
+    install_service: bool = False,
     output: LineSink = lambda line: None,
 ) -> Deployment:
     """Copy a bundle to a board, run it there, fetch its report, and measure the model on this machine as well.
@@ -149,17 +187,20 @@ def deploy(
         runs: timed runs of the measurement; None leaves the default of run.sh.
         ssh_options: KEY=VALUE, as ssh takes them after -o.
         report: file for the board's report; None for a file next to the bundle, see `report_path`.
+        install_service: if the board reproduces the golden results, also set up the bundle's service there, and start
+            it. A service that does not run is no exception: the result says so.
         output: called with each line that run.sh prints, and with each step.
 
     Raises:
-        InputError: the file was changed or is not a bundle; a name cannot be used.
-        SetupError: no connection, or it was lost; the board lacks something; run.sh failed there. No report is written.
+        InputError: the file was changed or is not a bundle, or has no service; a name cannot be used.
+        SetupError: no connection, or it was lost; the board lacks something; run.sh failed there. No report is written,
+            but when the connection is lost while the service is set up.
     """
     bundle = Path(bundle)
     report_file = report_path(bundle) if report is None else Path(report)
     require_outputs({"report": report_file}, {"bundle": bundle})
     options = [f"--{name} {value:d}" for name, value in (("threads", threads), ("runs", runs)) if value is not None]
-    task = Step(host, bundle, directory, ssh_options, " ".join(options))
+    task = Step(host, bundle, directory, ssh_options, " ".join(options), install_service)
     output(f"connecting to {host}")
     with Connection(task) as connection:
         found = _look(task, connection)
@@ -170,14 +211,15 @@ def deploy(
         copied = _copy(task, connection, found, output)
         output(f"running {found.folder}/run.sh on {host}")
         content, status = _run(task, connection, output)
-    result = _read_report(content, status, task)
-    measured = _reported(result, "threads", 1, host), _reported(result, "runs", 50, host)
-    write_files({report_file: content})
+        result = _read_report(content, status, task)
+        measured = _reported(result, "threads", 1, host), _reported(result, "runs", 50, host)
+        write_files({report_file: content})
+        service = _install_service(task, connection, output) if install_service and result["passed"] else None
     laptop = None
     if result["passed"]:
         output("measuring the same model on this machine")
         laptop = _profile_here(bundle, found.manifest, *measured)
-    return Deployment(found, copied, result, str(report_file), laptop)
+    return Deployment(found, copied, result, str(report_file), laptop, service)
 
 
 def report_path(bundle: Path) -> Path:
@@ -199,9 +241,10 @@ def _look(task: Step, connection: Connection) -> Look:
     except (KeyError, ValueError) as error:
         raise SetupError(f"{task.host}: what it says about itself cannot be read: {error!r}") from None
     # The archive and its unpacked files take space at the same time.
+    packages = VENV_BYTES + (0 if task.manifest.app is None else APPS[task.manifest.app].bytes)
     needed = {
-        "no": task.bytes + task.manifest.unpacked_bytes + VENV_BYTES,
-        "copied": VENV_BYTES,
+        "no": task.bytes + task.manifest.unpacked_bytes + packages,
+        "copied": packages,
         "yes": 0,
     }[board.installed]
     return Look(
@@ -212,7 +255,8 @@ def _look(task: Step, connection: Connection) -> Look:
         f"{board.directory.rstrip('/')}/{task.name}",
         task.bytes,
         needed,
-        problems(board, task.manifest, needed),
+        problems(board, task.manifest, needed, task.service),
+        task.manifest.service if task.service else None,
     )
 
 
@@ -262,6 +306,23 @@ def _run(task: Step, connection: Connection, output: LineSink) -> tuple[bytes, i
     if content is None or value not in ("0", "1"):
         raise SetupError(f"{task.host}: run.sh ended there with status {value}" + (f": {reason}" if reason else ""))
     return content, int(value)
+
+
+def _install_service(task: Step, connection: Connection, output: LineSink) -> BoardService:
+    """Let the board set up the service of the bundle, and start it."""
+    assert task.manifest.service is not None
+    connection.step("setting up the service")
+    lines: list[str] = []
+
+    def note(line: str) -> None:
+        lines.append(line)
+        output(line)
+
+    with suppress(BrokenPipeError):  # then `expect` tells why
+        connection.send(b"service\n")
+    connection.expect("installing")
+    _, status = connection.expect("service", output=note)
+    return BoardService(task.manifest.service, _STATES.get(status, "not set up"), tuple(lines))
 
 
 def _read_report(content: bytes, status: int, task: Step) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bnn_deploy.board.apps import APPS, SERVICE_PREFIX, UNIT
 from bnn_deploy.errors import InputError, reading
 from bnn_deploy.json_form import json_form
 
@@ -36,6 +37,9 @@ REQUIREMENTS = "requirements.txt"
 
 WHEELS = "wheels"
 
+SERVICE = "service.sh"
+"""Sets up the service of a bundle that has an application, on the board."""
+
 REPORT = "report.json"
 """The results of run.sh, in the same folder on the board."""
 
@@ -50,7 +54,10 @@ MAX_MANIFEST_BYTES = 1_000_000
 MAX_FILE_BYTES = 2**31
 """Largest file in a bundle: onnxruntime's limit for a model file, and below the limit of a plain tar header."""
 
-_NAME = re.compile(rf"{MODEL}|{FLOAT_MODEL}|{GOLDEN}|{RUN}|{REQUIREMENTS}|{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
+_NAME = re.compile(
+    rf"{MODEL}|{FLOAT_MODEL}|{GOLDEN}|{RUN}|{REQUIREMENTS}|{re.escape(SERVICE)}|{re.escape(UNIT)}|"
+    rf"{WHEELS}/[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Manifest:
         made_with: versions and machine that computed the golden results: "onnxruntime", "numpy", "cpu", "isa".
         files: path in the bundle -> size and checksum, for all files but MANIFEST and CHECKSUMS.
         sha256: checksum of manifest.json, which identifies a bundle: manifest.json holds the files' checksums.
+        app: the application whose service the bundle has, one of APPS; None for none.
     """
 
     bnn_deploy: str
@@ -86,6 +94,12 @@ class Manifest:
     made_with: dict[str, str]
     files: dict[str, FileEntry]
     sha256: str
+    app: str | None = None
+
+    @property
+    def service(self) -> str | None:
+        """The name of its service on a board; None if it has none."""
+        return None if self.app is None else f"{SERVICE_PREFIX}{self.app}"
 
     @property
     def name_on_board(self) -> str:
@@ -147,13 +161,19 @@ def read_manifest(content: bytes, where: str) -> Manifest:
                 for name, entry in _typed(values, "files", dict).items()
             },
             sha256=file_entry(content).sha256,
+            # Bundles of earlier versions have no such entry.
+            app=None if values.get("app") is None else _typed(values, "app", str),
         )
+    if manifest.app is not None and manifest.app not in APPS:
+        raise InputError(f"{where}: its application is {manifest.app!r}; this bnn-deploy knows {', '.join(APPS)}")
     for name, entry in manifest.files.items():
         if not _NAME.fullmatch(name):
             raise InputError(f"{where}: it lists '{name}', which no bundle has")
         if not 0 <= entry.bytes <= MAX_FILE_BYTES or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
             raise InputError(f"{where}: size or checksum of '{name}' is none")
     missing = {MODEL, GOLDEN, RUN, REQUIREMENTS, manifest.wheel} - set(manifest.files)
+    if manifest.app is not None:
+        missing |= {SERVICE, UNIT} - set(manifest.files)
     if missing:
         raise InputError(f"{where}: it lists no {', '.join(sorted(missing))}")
     if manifest.target not in TARGETS:

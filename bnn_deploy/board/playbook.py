@@ -39,7 +39,11 @@ def write_ansible(folder: str | os.PathLike[str], bundle: str | os.PathLike[str]
         manifest: the bundle's.
     """
     folder, root = Path(folder), resources.files("bnn_deploy") / "board" / "ansible"
-    variables = {"bnn_deploy_name": manifest.name_on_board, "bnn_deploy_folder": FOLDER}
+    variables = {
+        "bnn_deploy_name": manifest.name_on_board,
+        "bnn_deploy_folder": FOLDER,
+        "bnn_deploy_service": manifest.service or '""',
+    }
     contents = {path: root.joinpath(*path.parts).read_bytes() for path in _FILES}
     contents[ROLE / "vars" / "main.yml"] = "".join(f"{name}: {value}\n" for name, value in variables.items()).encode()
     contents[ROLE / "files" / "bundle.tar.gz"] = Path(bundle).read_bytes()

@@ -45,6 +45,7 @@ class BoardFacts:
         access: "yes" if this user may write into `parent`, "no", or "file" if it is no directory.
         installed: "yes" if this bundle is there with a virtual environment, "copied" if it is there without one, "no".
         missing_tools: programs that deploying needs and the board lacks.
+        systemd: whether it has the command systemctl.
     """
 
     system: str
@@ -65,15 +66,17 @@ class BoardFacts:
     access: str
     installed: str
     missing_tools: tuple[str, ...]
+    systemd: bool
 
 
-def problems(board: BoardFacts, manifest: Manifest, needed_bytes: int) -> tuple[str, ...]:
+def problems(board: BoardFacts, manifest: Manifest, needed_bytes: int, service: bool) -> tuple[str, ...]:
     """Find what a bundle misses on a board.
 
     Args:
         board: the facts.
         manifest: of the bundle.
         needed_bytes: free disk that it takes.
+        service: whether its service shall be set up.
 
     Returns:
         One sentence per problem, with what to do; none if the bundle can be deployed.
@@ -117,6 +120,10 @@ def problems(board: BoardFacts, manifest: Manifest, needed_bytes: int) -> tuple[
         packages = {"sha256sum": "coreutils", "head": "coreutils", "flock": "util-linux"}
         install = " ".join(sorted({packages.get(tool, tool) for tool in board.missing_tools}))
         result.append(f"no {', '.join(board.missing_tools)}: sudo apt install {install}")
+    if service and not board.systemd:
+        result.append(
+            f"no systemd, which runs {manifest.service}: leave out --install-service, and start the program there"
+        )
     if board.access == "file":
         result.append(f"{board.parent} is not a directory: choose another --directory")
     elif board.access != "yes":
@@ -201,4 +208,5 @@ def parse_board(facts: dict[str, str]) -> BoardFacts:
         access=facts["access"],
         installed=facts["installed"],
         missing_tools=tuple(facts["missing"].split()),
+        systemd=facts["systemd"] == "yes",
     )

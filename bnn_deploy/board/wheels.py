@@ -125,14 +125,16 @@ def _without_demo(path: Path, content: bytes) -> bytes:
     return result.getvalue()
 
 
-def pinned_requirements(wheels: dict[str, bytes]) -> bytes:
+def pinned_requirements(wheels: dict[str, bytes], extra: str | None = None) -> bytes:
     """The packages that the board needs beside bnn-deploy, in one version each, as pip's option --requirement reads.
 
     A package whose wheels are in the bundle comes from there. The others come in the versions that are installed here:
-    with them the golden results are made.
+    with them the golden results are made. A package of the extra that is neither there nor here is in the version that
+    pip chooses by the board.
 
     Args:
         wheels: file name -> content, of bnn-deploy's wheel and of others.
+        extra: of bnn-deploy, which the board gets, too.
 
     Raises:
         InputError: the metadata of a wheel cannot be read.
@@ -141,8 +143,9 @@ def pinned_requirements(wheels: dict[str, bytes]) -> bytes:
     for name in wheels:
         of, version, *_ = parse_wheel_filename(name)
         packed.setdefault(of, set()).add(str(version))
-    pinned: dict[str, str] = {}
-    needed = sorted(set().union(*(_requirements(name, content) for name, content in wheels.items())))
+    wanted = {} if extra is None else _of_extra(wheels, extra)
+    pinned = {package: str(need.specifier) for package, need in wanted.items()}
+    needed = sorted(set(wanted).union(*(_unconditional(_requirements(*wheel)) for wheel in wheels.items())))
     for package in needed:
         versions = packed.get(package, set())
         if not versions:
@@ -152,17 +155,18 @@ def pinned_requirements(wheels: dict[str, bytes]) -> bytes:
                 needed += sorted(_unconditional(map(Requirement, found.requires or [])) - set(needed))
         # Wheels of several versions are for several versions of Python: pip takes what fits.
         if len(versions) == 1:
-            pinned[package] = versions.pop()
-    return "".join(f"{package}=={version}\n" for package, version in sorted(pinned.items())).encode()
+            pinned[package] = f"=={versions.pop()}"
+    return "".join(f"{package}{version}\n" for package, version in sorted(pinned.items())).encode()
 
 
-def missing_wheels(wheels: dict[str, bytes]) -> list[str]:
+def missing_wheels(wheels: dict[str, bytes], extra: str | None = None) -> list[str]:
     """Find the packages that a board without a network would lack, because a wheel requires them.
 
-    Requirements under a condition (an extra, an old Python, another system) are not counted.
+    Requirements under a condition (another extra, an old Python, another system) are not counted.
 
     Args:
         wheels: file name -> content, of bnn-deploy's wheel and of others.
+        extra: of bnn-deploy, which the board gets, too.
 
     Returns:
         Normalised names of packages, such as "markdown-it-py", in order.
@@ -170,25 +174,36 @@ def missing_wheels(wheels: dict[str, bytes]) -> list[str]:
     Raises:
         InputError: the metadata of a wheel cannot be read.
     """
-    needed: set[str] = set()
+    needed: set[str] = set() if extra is None else set(_of_extra(wheels, extra))
     for name, content in wheels.items():
-        needed |= _requirements(name, content)
+        needed |= _unconditional(_requirements(name, content))
     return sorted(needed - {parse_wheel_filename(name)[0] for name in wheels})
 
 
-def _requirements(name: str, wheel: bytes) -> set[str]:
-    """The normalised names of the packages that a wheel needs under every condition."""
+def _of_extra(wheels: dict[str, bytes], extra: str) -> dict[str, Requirement]:
+    """The packages that an extra of bnn-deploy adds, by their normalised names."""
+    return {
+        canonicalize_name(found.name): found
+        for name, content in wheels.items()
+        if parse_wheel_filename(name)[0] == "bnn-deploy"
+        for found in _requirements(name, content)
+        if str(found.marker) == f'extra == "{extra}"'
+    }
+
+
+def _requirements(name: str, wheel: bytes) -> list[Requirement]:
+    """What a wheel needs, under conditions, too."""
     try:
         with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
             path = next(path for path in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", path))
             metadata = Parser().parsestr(archive.read(path).decode())
-        requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+        return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     except StopIteration:
         raise InputError(f"{name}: not a wheel: it has no .dist-info/METADATA") from None
     except (zipfile.BadZipFile, UnicodeDecodeError, zlib.error, InvalidRequirement) as error:
         raise InputError(f"{name}: its metadata cannot be read: {one_line(error)}") from error
-    return _unconditional(requirements)
 
 
 def _unconditional(requirements: Iterable[Requirement]) -> set[str]:
+    """The normalised names of those that are needed under every condition."""
     return {canonicalize_name(found.name) for found in requirements if found.marker is None}

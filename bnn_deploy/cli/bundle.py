@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from bnn_deploy.board.apps import APPS
 from bnn_deploy.board.bundle import Bundle, write_bundle
-from bnn_deploy.board.manifest import FOLDER, TARGETS, Manifest
+from bnn_deploy.board.manifest import FOLDER, RUN, SERVICE, TARGETS, Manifest
 from bnn_deploy.board.playbook import require_ansible_folder, write_ansible
 from bnn_deploy.cli.config import config_option
 from bnn_deploy.cli.console import facts, print_json, progress, show, table
 from bnn_deploy.cli.options import DATA_PATH, data_options, example
+from bnn_deploy.errors import InputError
 from bnn_deploy.preprocessing import Preprocessing
 from bnn_deploy.quantities import exact_bytes, human_bytes, plural
 
@@ -43,6 +45,10 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     metavar="FOLDER",
     help="Also write an Ansible playbook and role with the bundle, for many boards.",
 )
+@click.option(
+    "--app", type=click.Choice(list(APPS)), help="What the board shall run as a service: deploy --install-service."
+)
+@click.option("--app-options", metavar="TEXT", help="Its options, as in: --app-options='--host 0.0.0.0 --port 80'.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(
@@ -56,6 +62,8 @@ def command(
     float_model: Path | None,
     wheels: Path,
     ansible: Path | None,
+    app: str | None,
+    app_options: str | None,
     as_json: bool,
 ) -> None:
     """Pack MODEL.onnx for a board: model, wheel, golden inputs with this machine's results bit by bit, and run.sh.
@@ -64,6 +72,8 @@ def command(
     """
     if ansible is not None:
         require_ansible_folder(ansible)
+    if app is None and app_options is not None:
+        raise InputError("--app-options are those of an application: give --app")
     with progress() as step:
         manifest = write_bundle(
             model,
@@ -75,6 +85,8 @@ def command(
             seed=seed,
             float_model=float_model,
             wheels=wheels,
+            app=app,
+            app_options=app_options,
             progress=step,
         )
     if ansible is not None:
@@ -106,6 +118,7 @@ def print_manifest(path: Path, manifest: Manifest) -> None:
                 ("target", f"{manifest.target}, bnn-deploy {manifest.bnn_deploy}"),
                 ("golden", f"{plural(manifest.samples, 'sample')}, made with {made['cpu']}, kernels {made['isa']}"),
                 ("network", network),
+                *([] if manifest.service is None else [("service", manifest.service)]),
             ]
         )
     )
@@ -115,4 +128,5 @@ def print_manifest(path: Path, manifest: Manifest) -> None:
         rows.add_row(name, human_bytes(entry.bytes), f"{entry.sha256[:16]}...")
     show(rows)
     show("")
-    show(f"On the board: tar -xzf {path.name} && sh {FOLDER}/run.sh", result=True)
+    service = "" if manifest.service is None else f" && sh {FOLDER}/{SERVICE}"
+    show(f"On the board: tar -xzf {path.name} && sh {FOLDER}/{RUN}{service}", result=True)

@@ -29,6 +29,9 @@ _NONE = "-"
 @click.option(
     "-o", "--ssh-option", "ssh_options", multiple=True, metavar="KEY=VALUE", help="For ssh, like Port=2222; repeatable."
 )
+@click.option(
+    "--install-service", is_flag=True, help="Once the check passed, set up and start the service of bundle --app."
+)
 @click.option("--dry-run", is_flag=True, help="Only look at the board, and say what would be done.")
 @click.option(
     "--report",
@@ -44,6 +47,7 @@ def command(
     threads: int | None,
     runs: int | None,
     ssh_options: tuple[str, ...],
+    install_service: bool,
     dry_run: bool,
     report: Path | None,
     as_json: bool,
@@ -51,10 +55,11 @@ def command(
     """Install, verify and profile BUNDLE.tar.gz on a board that `ssh [USER@]HOST` reaches.
 
     Uses your own ssh with your keys and configuration. What the board misses is said before anything is copied. The
-    command can be interrupted and repeated. Exit code 1 if the check on the board failed.
+    command can be interrupted and repeated. Exit code 1 if the check on the board failed, 3 if it passed and the
+    service does not run.
     """
     if dry_run:
-        found = look(host, bundle, directory=directory, ssh_options=ssh_options)
+        found = look(host, bundle, directory=directory, ssh_options=ssh_options, install_service=install_service)
         if as_json:
             print_json(found.to_json())
         else:
@@ -70,12 +75,15 @@ def command(
         runs=runs,
         ssh_options=ssh_options,
         report=report,
+        install_service=install_service,
         output=remark,
     )
     if as_json:
         print_json(result.to_json())
     else:
         _print_deployment(result)
+    if result.service is not None and result.service.state != "running":
+        raise SetupError(f"{host}: {result.service.reason}")
     return 0 if result.passed else CHECK_FAILED
 
 
@@ -103,6 +111,8 @@ def _print_look(found: Look) -> None:
         network = "from the bundle alone" if found.manifest.offline else "with pip from the package index"
         steps.append(f"make a virtual environment there, {network}")
     steps += ["verify the model against the golden results and profile it", "fetch the report"]
+    if found.service is not None:
+        steps.append(f"if it passed, set up and start the service {found.service}")
     show("Nothing was changed. Without --dry-run, this would be done:")
     for i, step in enumerate(steps, 1):
         show(f"  {i}. {printable(step)}")
@@ -127,6 +137,8 @@ def _print_deployment(result: Deployment) -> None:
     for failure in _list(_get(report, "golden", "failures")):
         show(f"FAILED: {printable(str(failure))}", result=True)
     show(f"The board's report is in {printable(result.report_file)}.", result=True)
+    if result.service is not None:
+        show(f"The service {result.service.name}: {result.service.state}.", result=True)
     show("PASSED" if result.passed else "FAILED", result=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,28 @@ while [ ! -e "$HOME/../go" ]; do sleep 0.05; done
 trap - EXIT
 """
 
+
+_SERVED = """#!/bin/sh
+# The environment's Python: of service.sh's own questions, or as the program of the service, which says that it works.
+case $2 in
+-m) [ ! -e "$HOME/dies" ] || { echo 'error: 0.0.0.0, port 80: Permission denied: give --host and --port'; exit 3; }
+    set -- -I -c '
+import os, socket, time
+address = os.environ["NOTIFY_SOCKET"]
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", "\\0" + address[1:])
+time.sleep(600)' ;;
+esac
+exec PYTHON "$@"
+"""
+
+SERVES = f"""{WORKS}
+mkdir -p venv/bin
+cat >venv/bin/python <<'EOF'
+{_SERVED.replace("PYTHON", sys.executable)}EOF
+chmod +x venv/bin/python
+echo "of this bundle" >venv/complete
+"""
+"""A run.sh that succeeds, for a bundle with an application: its environment has a Python."""
 
 MakeBundle = Callable[..., Path]
 

@@ -2,11 +2,11 @@
 #
 # deployment.py puts assignments before it: token (marks our lines among all others), dir (where bundles go), name (the
 # bundle's folder in there), folder (the folder in the archive), bytes and sha256 (of the archive), options (of run.sh), patience
-# (seconds to wait for another deploy).
-# Standard input is the laptop: first this script, then "go", then the archive, then nothing until we are done. Its end
-# before that means that the laptop or the connection is gone.
+# (seconds to wait for another deploy), service ("yes" if it shall be set up).
+# Standard input is the laptop: first this script, then "go", then the archive, then nothing until run.sh is done, then
+# "service" if it has passed. Its end before that means that the laptop or the connection is gone.
 
-: "${token:?}" "${dir:?}" "${name:?}" "${folder:?}" "${bytes:?}" "${sha256:?}" "${options?}" "${patience:?}"
+: "${token:?}" "${dir:?}" "${name:?}" "${folder:?}" "${bytes:?}" "${sha256:?}" "${options?}" "${patience:?}" "${service?}"
 LC_ALL=C
 export LC_ALL
 exec 3<&0 2>&1
@@ -77,6 +77,7 @@ for tool in tar gzip head sha256sum flock; do
     command -v "$tool" >/dev/null || missing="$missing $tool"
 done
 fact missing "$missing"
+fact systemd "$(command -v systemctl >/dev/null && echo yes)"
 say ready
 
 read -r answer <&3 || exit 0
@@ -173,3 +174,14 @@ if [ -f "$name/report.json" ]; then
     cat "$name/report.json"
 fi
 say ended "$code"
+
+# --- service: only if the laptop, which has the report now, says that it passed ----------------------------------------
+
+[ "$service" ] || exit 0
+read -r answer <&3 || exit 0
+[ "$answer" = service ] || exit 0
+# What takes seconds is finished, whatever becomes of the connection.
+trap '' HUP INT TERM PIPE
+say installing
+sh "$name/service.sh" </dev/null 3<&-
+say service "$?"

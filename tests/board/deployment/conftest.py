@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bnn_deploy.board import deployment
+from bnn_deploy.board.apps import APPS, UNIT, unit_file
 from bnn_deploy.board.archive import check_bundle, make_archive
-from bnn_deploy.board.manifest import Manifest, checksum_lines, file_entry, manifest_bytes, with_checksum
+from bnn_deploy.board.manifest import SERVICE, Manifest, checksum_lines, file_entry, manifest_bytes, with_checksum
 from bnn_deploy.runtime.profiling import profile
 from support.deployment import MACHINE, WORKS, MakeBundle
 from support.small_models import save_binary
@@ -64,6 +66,7 @@ def make(tmp_path: Path, small_model: bytes, small_profile: Any, monkeypatch: py
         name: str = "bundle.tar.gz",
         ballast: int = 1000,
         float_model: bytes | None = None,
+        app: str | None = None,
     ) -> Path:
         wheel = f"wheels/bnn_deploy-1-py3-none-manylinux_2_17_{target}.whl"
         files = {
@@ -74,6 +77,9 @@ def make(tmp_path: Path, small_model: bytes, small_profile: Any, monkeypatch: py
             wheel: b"wheel",
             **({} if float_model is None else {"float.onnx": float_model}),
         }
+        if app is not None:
+            files[UNIT] = unit_file(app, APPS[app].options)
+            files[SERVICE] = (resources.files("bnn_deploy") / "board" / "scripts" / SERVICE).read_bytes()
         manifest = Manifest(
             bnn_deploy="1",
             target=target,
@@ -84,6 +90,7 @@ def make(tmp_path: Path, small_model: bytes, small_profile: Any, monkeypatch: py
             made_with={"onnxruntime": "1", "numpy": "1", "cpu": "x", "isa": "x"},
             files={name: file_entry(content) for name, content in files.items()},
             sha256="",
+            app=app,
         )
         manifest = with_checksum(manifest)
         files["manifest.json"] = manifest_bytes(manifest)

@@ -18,9 +18,10 @@ from click.testing import CliRunner, Result
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.playbook import write_ansible
 from bnn_deploy.cli import main
-from support.deployment import MakeBundle, write_report
+from support.deployment import SERVES, MakeBundle, write_report
 from support.schemas import misfits
 from support.ssh_server import HOST, SshServer
+from support.systemd import StandIn
 
 FAILING = {
     "format": "bnn-deploy board report",
@@ -156,6 +157,50 @@ def test_boards_one_after_the_other(boards: dict[str, SshServer], make: MakeBund
         ]
     finally:
         boards["last"].stop()
+
+
+def test_services_of_boards(boards: dict[str, SshServer], make: MakeBundle, tmp_path: Path) -> None:
+    """Set up once behind the proof, restarted by another bundle alone; the first that does not run stops it all."""
+    service, folder = "bnn-deploy-http", tmp_path / "ansible"
+    bundle = make(SERVES, app="http")
+    write_ansible(folder, bundle, check_bundle(bundle))
+    inventory(folder, boards, unreachable="")
+    systemd = {}
+    try:
+        for name, board in boards.items():
+            board.tool("sleep", "exec /bin/sleep 0.2")
+            systemd[name] = StandIn(board.tools, board.folder / "state")
+        (boards["garage"].home / "dies").touch()
+        quick = ("-e", "bnn_deploy_page=false")
+        code, said, recap = play(folder, *quick)
+        assert code != 0
+        assert f"garage: error: {service} was set up and does not run, see its last lines above" in said
+        assert "port 80: Permission denied" in said
+        assert [systemd[name].starts(service) for name in boards] == [1, 1, 0]
+        assert boards["attic"].tree() == []
+
+        (boards["garage"].home / "dies").unlink()
+        code, said, recap = play(folder, *quick)
+        assert code == 0, said
+        assert {name: recap[name]["changed"] > 0 for name in boards} == {
+            "kitchen": False,
+            "garage": True,
+            "attic": True,
+        }
+        assert [systemd[name].starts(service) for name in boards] == [1, 2, 1]
+
+        other = make(SERVES, app="http", name="other.tar.gz", ballast=999)
+        write_ansible(folder, other, check_bundle(other))
+        code, said, recap = play(folder, *quick, "-e", "bnn_deploy_install_service=false", "-e", "bnn_deploy_serial=3")
+        assert code == 0, said
+        assert [systemd[name].starts(service) for name in boards] == [1, 2, 1]
+        code, said, recap = play(folder, *quick, "-e", "bnn_deploy_serial=3")
+        assert code == 0, said
+        assert [systemd[name].starts(service) for name in boards] == [2, 3, 2]
+        assert all(recap[name]["changed"] == 1 for name in boards)
+    finally:
+        for found in systemd.values():
+            found.stop()
 
 
 def test_fleet(tmp_path: Path) -> None:

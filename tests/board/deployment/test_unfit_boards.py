@@ -99,6 +99,7 @@ GOOD_BOARD = BoardFacts(
     access="yes",
     installed="no",
     missing_tools=(),
+    systemd=True,
 )
 
 
@@ -128,7 +129,9 @@ GOOD_BOARD = BoardFacts(
     ],
 )
 def test_problems(make: MakeBundle, changes: dict[str, Any], message: str | None) -> None:
-    found = problems(replace(GOOD_BOARD, **changes), check_bundle(make(target="aarch64")), needed_bytes=9_000_000)
+    found = problems(
+        replace(GOOD_BOARD, **changes), check_bundle(make(target="aarch64")), needed_bytes=9_000_000, service=False
+    )
     if message is None:
         assert found == ()
     else:
@@ -160,10 +163,10 @@ def test_offline_wheels_must_fit_the_boards_python(
     entry = manifest.files["run.sh"]
     manifest = replace(manifest, files={**manifest.files, **{f"wheels/{name}.whl": entry for name in wheels}})
     board = replace(GOOD_BOARD, python=python, glibc=(2, 41))
-    found = problems(board, manifest, 0)
+    found = problems(board, manifest, 0, False)
     wanted = f"the bundle has no wheel of {', '.join(unfit)} for its Python {python[0]}.{python[1]}: "
     assert [text.startswith(wanted) for text in found] == [True] * bool(unfit)
-    assert problems(board, replace(manifest, offline=False), 0) == ()  # pip fetches them
+    assert problems(board, replace(manifest, offline=False), 0, False) == ()  # pip fetches them
 
 
 @pytest.mark.parametrize("name", ["x", "numpy-2-cp311", "numpy-two-cp311-cp311-linux_aarch64"])
@@ -172,5 +175,5 @@ def test_a_wheel_whose_name_is_none(make: MakeBundle, name: str) -> None:
     entry = manifest.files["run.sh"]
     manifest = replace(manifest, files={**manifest.files, f"wheels/{name}.whl": entry})
     with pytest.raises(InputError, match=f"^the bundle's wheels/{name}.whl is not named as a wheel: "):
-        problems(GOOD_BOARD, manifest, 0)
-    assert problems(GOOD_BOARD, replace(manifest, offline=False), 0) == ()  # pip alone reads it
+        problems(GOOD_BOARD, manifest, 0, False)
+    assert problems(GOOD_BOARD, replace(manifest, offline=False), 0, False) == ()  # pip alone reads it
