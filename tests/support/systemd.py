@@ -38,6 +38,8 @@ def start():
     options = os.environ.get("OPTIONS_THERE", value).split()  # as `systemctl edit` would set them
     command = [word.replace("%h", home) for word in entries["ExecStart"].split()]
     assert command[-1] == "$" + variable
+    said = state / f"{service}.said"
+    said.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         address = f"\0bnn-deploy-{os.getpid()}"
         ready.bind(address)
@@ -62,13 +64,12 @@ def start():
                         pass
             while alive():
                 try:
-                    with (state / f"{service}.said").open("a") as said:
-                        print(ready.recv(100).decode(), file=said)
+                    message = ready.recv(100).decode()
+                    with said.open("a") as file:
+                        print(message, file=file)
                 except TimeoutError:
                     pass
             os._exit(0)
-    said = state / f"{service}.said"
-    said.unlink(missing_ok=True)
     for _ in range(1200):
         if said.exists() and "READY=1" in said.read_text():
             sys.exit(0)
