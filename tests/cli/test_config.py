@@ -169,7 +169,7 @@ WRONG = {
     ),
     "an unknown key": (
         '\nmodle = "m.onnx"\n',
-        "line 2: the top has no key 'modle'; it may have against, ansible, arch, ",
+        "line 2: the top has no key 'modle'; it may have against, ansible, app, app_options, arch, ",
     ),
     "an unknown key of a table": ("[profile]\n\nrun = 3\n", "line 3: [profile] has no key 'run'; it may have "),
     "an unknown table": (

@@ -71,7 +71,7 @@ def test_a_really_full_disk(
         bundle, "--directory", "disk/models"
     )
     # Somebody else fills the disk after the early check.
-    monkeypatch.setattr(deployment, "problems", lambda board, manifest, needed_bytes: ())
+    monkeypatch.setattr(deployment, "problems", lambda board, manifest, needed_bytes, service: ())
     message = refused(bundle, "--directory", "disk/models")
     assert f"cannot {step} the bundle: " in message
     assert "(0 kB of disk are free)" in message
