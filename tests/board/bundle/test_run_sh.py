@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bnn_deploy.board.manifest import CHECKSUMS, GOLDEN, MANIFEST, MODEL, REQUIREMENTS, RUN
+from bnn_deploy.board.manifest import CHECKSUMS, GOLDEN, MANIFEST, MODEL, REQUIREMENTS, RUN, SERVICE
 from support.bundles import WHEEL, change, unpack
 
 TOOLS = ("sh", "sha256sum", "cut", "grep", "sed", "dirname", "uname", "rm", "cat", "mkdir", "setsid", "flock", "sleep")
@@ -189,6 +189,7 @@ TAMPERING: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: (folder / "wheels" / "numpy-99-py3-none-any.whl").touch(),
         "wheels/numpy-99-py3-none-any.whl is not in SHA256SUMS",
     ),
+    "an added service": (lambda folder: (folder / SERVICE).touch(), f"{SERVICE} is not in SHA256SUMS"),
     "an added wheel that looks like a pattern": (
         lambda folder: (folder / "wheels" / f"b{'.' * (len(WHEEL) - 5)}.whl").touch(),
         ".whl is not in SHA256SUMS",

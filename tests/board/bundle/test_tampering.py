@@ -193,6 +193,12 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "target": (lambda m: m.update(target="riscv64"), "target riscv64: this bnn-deploy knows aarch64 and x86_64"),
     "target a list": (lambda m: m.update(target=["x86_64"]), "target is ['x86_64'], not str"),
     "no model": (lambda m: m["files"].pop(MODEL) and None, f"it lists no {MODEL}"),
+    "no service": (lambda m: m.update(app="http"), "it lists no app.service, service.sh"),
+    "an unknown application": (
+        lambda m: m.update(app="ftp"),
+        "its application is 'ftp'; this bnn-deploy knows camera, folder, http",
+    ),
+    "an application that is a number": (lambda m: m.update(app=1), "app is 1, not str"),
     "no wheel": (lambda m: m.update(wheel="wheels/other.whl"), "it lists no wheels/other.whl"),
     "a file outside": (
         lambda m: m["files"].update({"../evil": m["files"][MODEL]}),

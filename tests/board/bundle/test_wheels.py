@@ -126,6 +126,23 @@ def test_the_board_gets_the_versions_of_this_machine_or_of_the_bundle(tmp_path: 
     assert "numpy" not in mixed  # which of them is for the board, its Python says
 
 
+def test_the_packages_of_an_application(tmp_path: Path) -> None:
+    """Those of its extra: in the version of this machine or of the bundle, and if neither has one, as pip chooses."""
+    extras = ('pillow>=10; extra == "images"', 'no-such-package>=4.5; extra == "camera"')
+    fake_wheel(tmp_path / WHEEL, 62, [*DEPENDENCIES, *extras])
+    contents = collect(tmp_path)[2]
+    plain, images, camera = (pinned_requirements(contents, extra).decode() for extra in (None, "images", "camera"))
+    version = importlib.metadata.version("pillow")
+    assert set(images.splitlines()) - set(plain.splitlines()) == {f"pillow=={version}"}
+    assert set(camera.splitlines()) - set(plain.splitlines()) == {"no-such-package>=4.5"}
+    assert "pillow" not in plain
+    assert set(missing_wheels(contents, "images")) - set(missing_wheels(contents)) == {"pillow"}
+    fake_wheel(tmp_path / "pillow-10.1-cp311-cp311-manylinux_2_17_x86_64.whl")
+    contents = collect(tmp_path)[2]
+    assert "pillow==10.1" in pinned_requirements(contents, "images").decode().splitlines()
+    assert missing_wheels(contents, "images") == missing_wheels(contents)
+
+
 def test_a_boards_wheel_has_no_demo(tmp_path: Path) -> None:
     fake_wheel(tmp_path / WHEEL, 62, DEPENDENCIES)
     record = f"bnn_deploy-{VERSION}.dist-info/RECORD"
