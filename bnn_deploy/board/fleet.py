@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from bnn_deploy.board.report import parse_report
+from bnn_deploy.board.report import entry_at, parse_report
 from bnn_deploy.errors import InputError
 from bnn_deploy.json_form import JsonDocument
 
@@ -90,34 +90,27 @@ def _board(host: str, path: Path | None) -> FleetBoard:
     if path is None:
         return FleetBoard(host, "no report", "it was not reached, or not its turn any more behind a board that failed")
     report = parse_report(path.read_bytes(), str(path))
-    failures = _at(report, "golden", "failures")
+    failures = entry_at(report, "golden", "failures")
     reason = "" if report["passed"] else "the golden results differ"
     if not report["passed"] and isinstance(failures, list) and failures:
         reason = str(failures[0])
     profile = report.get("profile")
-    throttled = _at(profile, "throttled")
+    throttled = entry_at(profile, "throttled")
     return FleetBoard(
         host=host,
         verdict="passed" if report["passed"] else "failed",
         reason=reason,
         bundle=_text(report.get("manifest_sha256")),
         model=_text(report.get("model")),
-        board=_text(_at(profile, "board", "model") or _at(profile, "machine", "cpu")),
-        isa=_text(_at(profile, "isa")),
-        onnxruntime=_text(_at(profile, "machine", "onnxruntime") or _at(report, "versions", "onnxruntime")),
-        threads=_whole(_at(profile, "threads")),
-        median_ms=_number(_at(profile, "model", "timing", "median_ms")),
-        speedup=_number(_at(profile, "speedup", "median")),
-        temperature_c=_number(_at(profile, "board", "after", "temperature_c")),
+        board=_text(entry_at(profile, "board", "model") or entry_at(profile, "machine", "cpu")),
+        isa=_text(entry_at(profile, "isa")),
+        onnxruntime=_text(entry_at(profile, "machine", "onnxruntime") or entry_at(report, "versions", "onnxruntime")),
+        threads=_whole(entry_at(profile, "threads")),
+        median_ms=_number(entry_at(profile, "model", "timing", "median_ms")),
+        speedup=_number(entry_at(profile, "speedup", "median")),
+        temperature_c=_number(entry_at(profile, "board", "after", "temperature_c")),
         throttled=bool(throttled) if isinstance(throttled, list) else None,
     )
-
-
-def _at(value: Any, *names: str) -> Any:
-    """The entry under nested names, None where there is none: a board may be of another version."""
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def _text(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,3 +66,10 @@ def parse_report(content: bytes, origin: str) -> dict[str, Any]:
             f"{known['version']}: make the bundle anew with it"
         )
     return result
+
+
+def entry_at(value: Any, *names: str) -> Any:
+    """The entry of a report under nested names, None where there is none: a board may be of another version."""
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

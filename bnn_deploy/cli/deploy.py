@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from bnn_deploy.board.deployment import Deployment, Look, deploy, look
+from bnn_deploy.board.report import entry_at
 from bnn_deploy.cli import CHECK_FAILED
 from bnn_deploy.cli.console import facts, print_json, printable, remark, show, table
 from bnn_deploy.cli.options import example
@@ -131,10 +132,14 @@ def _print_deployment(result: Deployment) -> None:
     if result.laptop is not None:
         show(_side_by_side(report, result.laptop.to_json()))
         show("")
+        for machine, profile in (("laptop", result.laptop.to_json()), ("board", entry_at(report, "profile"))):
+            for what in ("throttled", "noisy"):
+                for reason in _list(entry_at(profile, what)):
+                    show(f"{what.upper()}, {machine}: {printable(str(reason))}")
         ratio = _ratio(report, result.laptop.to_json())
         if ratio is not None:
             show(f"The board takes {ratio:.2f}{TIMES} the laptop's time.")
-    for failure in _list(_get(report, "golden", "failures")):
+    for failure in _list(entry_at(report, "golden", "failures")):
         show(f"FAILED: {printable(str(failure))}", result=True)
     show(f"The board's report is in {printable(result.report_file)}.", result=True)
     if result.service is not None:
@@ -144,38 +149,41 @@ def _print_deployment(result: Deployment) -> None:
 
 def _side_by_side(report: Mapping[str, Any], laptop: Mapping[str, Any]) -> Table:
     """One column per machine. The board's report may lack entries: it may be of another version."""
-    board = _get(report, "profile")
+    board = entry_at(report, "profile")
     columns = (laptop, board)
     result = table(None, ["", "laptop", "board"])
 
     def add(name: str, cell: Callable[[Any], str]) -> None:
         result.add_row(name, *[printable(cell(profile)) for profile in columns])
 
-    add("machine", lambda p: str(_get(p, "board", "model") or _get(p, "machine", "cpu") or _NONE))
-    add("onnxruntime", lambda p: str(_get(p, "machine", "onnxruntime") or _NONE))
-    add("ISA that ran", lambda p: str(_get(p, "isa") or _NONE))
-    add("threads", lambda p: str(_get(p, "threads") or _NONE))
-    add("median", lambda p: _number(_get(p, "model", "timing", "median_ms"), "{:.3f} ms"))
+    add("machine", lambda p: str(entry_at(p, "board", "model") or entry_at(p, "machine", "cpu") or _NONE))
+    add("onnxruntime", lambda p: str(entry_at(p, "machine", "onnxruntime") or _NONE))
+    add("ISA that ran", lambda p: str(entry_at(p, "isa") or _NONE))
+    add("threads", lambda p: str(entry_at(p, "threads") or _NONE))
+    add("median", lambda p: _number(entry_at(p, "model", "timing", "median_ms"), "{:.3f} ms"))
     add("p10 to p90", _spread)
-    add("samples per second", lambda p: _number(_get(p, "model", "timing", "samples_per_second"), "{:,.0f}"))
-    if any(_get(profile, "compare") for profile in columns):
-        add("float model", lambda p: _number(_get(_first(_get(p, "compare")), "timing", "median_ms"), "{:.3f} ms"))
-        add("speed-up", lambda p: _number(_get(p, "speedup", "median"), f"{{:.2f}}{TIMES}"))
-    add("peak memory", lambda p: _memory(_get(p, "model", "memory", "peak_bytes")))
+    add("samples per second", lambda p: _number(entry_at(p, "model", "timing", "samples_per_second"), "{:,.0f}"))
+    if any(entry_at(profile, "compare") for profile in columns):
+        add(
+            "float model",
+            lambda p: _number(entry_at(_first(entry_at(p, "compare")), "timing", "median_ms"), "{:.3f} ms"),
+        )
+        add("speed-up", lambda p: _number(entry_at(p, "speedup", "median"), f"{{:.2f}}{TIMES}"))
+    add("peak memory", lambda p: _memory(entry_at(p, "model", "memory", "peak_bytes")))
     add("temperature", _temperature)
-    add("throttled", lambda p: _signs(_get(p, "throttled")))
-    add("noisy", lambda p: _signs(_get(p, "noisy")))
-    result.add_row("check", _NONE, "PASSED" if _get(report, "passed") else "FAILED")
+    add("throttled", lambda p: _signs(entry_at(p, "throttled")))
+    add("noisy", lambda p: _signs(entry_at(p, "noisy")))
+    result.add_row("check", _NONE, "PASSED" if entry_at(report, "passed") else "FAILED")
     return result
 
 
 def _spread(profile: Any) -> str:
-    ends = [_number(_get(profile, "model", "timing", name), "{:.3f}") for name in ("p10_ms", "p90_ms")]
+    ends = [_number(entry_at(profile, "model", "timing", name), "{:.3f}") for name in ("p10_ms", "p90_ms")]
     return _NONE if _NONE in ends else " to ".join(ends) + " ms"
 
 
 def _temperature(profile: Any) -> str:
-    degrees = [_get(profile, "board", when, "temperature_c") for when in ("before", "after")]
+    degrees = [entry_at(profile, "board", when, "temperature_c") for when in ("before", "after")]
     return " to ".join(_number(value, "{:.0f} °C") for value in degrees) if any(degrees) else _NONE
 
 
@@ -183,21 +191,14 @@ def _signs(reasons: Any) -> str:
     """The cell for a list of signs of something that slowed the runs down, which may be empty."""
     if not isinstance(reasons, list):
         return _NONE
-    return "YES: " + "; ".join(map(str, reasons)) if reasons else "no sign of it"
+    return "YES, see below" if reasons else "no sign of it"
 
 
 def _ratio(report: Mapping[str, Any], laptop: Mapping[str, Any]) -> float | None:
     """The board's median time divided by the laptop's."""
-    board = _get(report, "profile", "model", "timing", "median_ms")
-    here = _get(laptop, "model", "timing", "median_ms")
+    board = entry_at(report, "profile", "model", "timing", "median_ms")
+    here = entry_at(laptop, "model", "timing", "median_ms")
     return board / here if isinstance(board, int | float) and here else None
-
-
-def _get(value: Any, *names: str) -> Any:
-    """The entry under nested names, None where there is none."""
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def _first(value: Any) -> Any:

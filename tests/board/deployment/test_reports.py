@@ -73,6 +73,13 @@ def test_a_report_of_another_version(board: SshServer, make: MakeBundle) -> None
 
 
 def test_a_throttled_board_says_so(board: SshServer, make: MakeBundle) -> None:
-    throttled = {**REPORT["profile"], "throttled": ["under-voltage"]}
-    result = run(HOST, make(write_report({**REPORT, "profile": throttled})))
-    assert "YES: under-voltage" in result.stdout
+    noise = "the timed runs had a CPU for only 44% of their time: others used it"
+    slowed = {**REPORT["profile"], "throttled": ["under-voltage"], "noisy": [noise, noise * 3]}
+    result = run(HOST, make(write_report({**REPORT, "profile": slowed})))
+    lines = result.stdout.splitlines()
+    for name in ("throttled", "noisy"):
+        assert next(line for line in lines if line.startswith(name)).endswith("  YES, see below")
+    reasons = ["THROTTLED, board: under-voltage", f"NOISY, board: {noise}", f"NOISY, board: {noise * 3}"]
+    assert [line for line in lines if ", board: " in line] == reasons
+    # Reasons of any length leave the table as wide as it is.
+    assert max(map(len, lines[: lines.index("")])) < 80
