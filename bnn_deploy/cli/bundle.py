@@ -48,7 +48,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--app", type=click.Choice(list(APPS)), help="What the board shall run as a service: deploy --install-service."
 )
-@click.option("--app-options", metavar="TEXT", help="Its options, as in: --app-options='--host 0.0.0.0 --port 80'.")
+@click.option("--app-options", metavar="TEXT", help="Its options, as in: --app-options='--host 0.0.0.0 --port 8000'.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full result as JSON.")
 def command(

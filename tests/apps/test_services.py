@@ -37,9 +37,10 @@ from bnn_deploy.conversion import convert
 from bnn_deploy.errors import InputError
 from bnn_deploy.runtime.session import load_session
 from support.apps import NAMES
-from support.bundles import DEPENDENCIES, WHEEL, fake_wheel, unpack
+from support.bundles import DEPENDENCIES, WHEEL, fake_wheel, invoke, unpack
 from support.damage import Damage
 from support.networks import checkpoint
+from support.schemas import misfits
 from support.ssh_server import wait_for
 from support.systemd import StandIn
 
@@ -319,6 +320,32 @@ def test_the_services_name_and_options(model: Path) -> None:
         with pytest.raises(InputError) as error:
             require_app(app, options, model)
         assert message in str(error.value), str(error.value)
+
+
+def test_the_command(model: Path, wheels: Path, tmp_path: Path) -> None:
+    words = ["bundle", model, "--target", "x86_64", "-o", tmp_path / "b.tar.gz", "--samples", "1", "--wheels", wheels]
+    made = invoke(*words, "--app", "http", "--app-options=--port 8000")
+    assert made.exit_code == 0, made.output
+    assert "service  bnn-deploy-http" in made.stdout.splitlines()
+    assert made.stdout.splitlines()[-1] == (
+        "On the board: tar -xzf b.tar.gz && sh bnn-deploy-bundle/run.sh && sh bnn-deploy-bundle/service.sh"
+    )
+    unit = (unpack(tmp_path / "b.tar.gz", tmp_path) / "app.service").read_bytes()
+    assert unit == require_app("http", "--port 8000", model)
+    document = json.loads(invoke(*words, "--app", "camera", "--json").stdout)
+    assert misfits(document) == [] and document["manifest"]["app"] == "camera"
+    for options, message in (
+        (["--app-options=--port 1"], "error: --app-options are those of an application: give --app"),
+        (
+            ["--app", "http", "--app-options=--port 0x1"],
+            "error: --app-options --port 0x1: argument --port: 0x1: give a",
+        ),
+    ):
+        (tmp_path / "b.tar.gz").unlink(missing_ok=True)
+        refused = invoke(*words, *options)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert refused.stderr.splitlines()[-1].startswith(message)
+        assert not (tmp_path / "b.tar.gz").exists()
 
 
 def test_models_that_the_programs_cannot_use(model: Path, tmp_path: Path) -> None:

@@ -42,10 +42,10 @@ user=$(id -un)
 XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}
 export XDG_RUNTIME_DIR
 
-# Without lingering, systemd ends the user's services with the last login. The user may ask for it without root, where
-# polkit is installed.
+# Without lingering, systemd ends the user's services with the last login. Users may ask for it themselves, where polkit
+# is installed (org.freedesktop.login1.set-self-linger).
 if [ "$(loginctl show-user "$user" --property Linger --value 2>/dev/null)" != yes ]; then
-    reason=$(loginctl enable-linger 2>&1) || sudo -n loginctl enable-linger "$user" >/dev/null 2>&1 ||
+    reason=$(loginctl enable-linger "$user" 2>&1) || sudo -n loginctl enable-linger "$user" >/dev/null 2>&1 ||
         fail 3 "$service was not set up: it would end with the login of $user, who may not change that" \
             "($(one_line "$reason")): run 'sudo loginctl enable-linger $user' there once"
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def test_it_is_set_up_after_the_proof(board: SshServer, systemd: StandIn, make: 
     unit = board.home / ".config/systemd/user" / f"{SERVICE}.service"
     assert unit.read_bytes() == (board.home / folder_of(bundle) / "app.service").read_bytes()
     calls = [call.replace("--user ", "") for call in systemd.calls()]
-    assert calls[1:3] == ["loginctl enable-linger", "systemctl show-environment"]
+    user = subprocess.check_output(["id", "-un"], text=True).strip()
+    assert calls[1:3] == [f"loginctl enable-linger {user}", "systemctl show-environment"]
     assert calls[3:6] == [
         "systemctl daemon-reload",
         f"systemctl enable --quiet {SERVICE}",
