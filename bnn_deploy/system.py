@@ -28,11 +28,22 @@ def library_name(platform: str) -> str:
     return "libbnn_deploy_ops" + {"win32": ".dll", "darwin": ".dylib"}.get(platform, ".so")
 
 
-def usable_cpus() -> int:
-    """The number of CPUs that this process may use; where the system does not say, that of the machine."""
+def cpu_numbers() -> list[int]:
+    """The CPUs that this process may use, from 0 on; where the system does not say, all of the machine."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def usable_cpus() -> int:
+    """The number of CPUs that this process may use."""
+    return len(cpu_numbers())
+
+
+def stay_on(cpu: int) -> None:
+    """Keep this thread on a CPU, where the system lets a program choose."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cpu})
 
 
 def is_private(folder: Path) -> bool:

@@ -23,7 +23,7 @@ MB = 1 << 20
 
 def test_only_one_module_asks_which_system_this_is() -> None:
     package = Path(system.__file__).parent
-    asks = r"sys\.platform ==|os\.name|sched_getaffinity|import resource\b|VmHWM|platform\.system|\.(so|dll|dylib)\b"
+    asks = r"sys\.platform ==|os\.name|sched_[gs]etaffinity|import resource\b|VmHWM|platform\.system|\.(so|dll|dylib)\b"
     found = {path.name for path in package.rglob("*.py") if re.search(asks, path.read_text())}
     assert found == {"system.py"}
 
@@ -38,9 +38,23 @@ def test_the_library_is_looked_for_by_its_name_there(monkeypatch: pytest.MonkeyP
 
 def test_without_affinities_all_cpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert system.usable_cpus() == len(os.sched_getaffinity(0))
+    assert system.cpu_numbers() == sorted(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert system.usable_cpus() == 12
+    assert system.cpu_numbers() == list(range(12))
+
+
+def test_a_thread_stays_on_its_cpu_where_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        system.stay_on(min(before))
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+    monkeypatch.delattr(os, "sched_setaffinity")
+    system.stay_on(min(before))
+    assert os.sched_getaffinity(0) == before
 
 
 def test_threads_of_openmp_sleep_unless_the_user_says_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ not, and the watchdog starts the program again.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from typing import Any
@@ -26,6 +25,7 @@ from bnn_deploy.apps.program import OptionParser, notify, option_parser, run_pro
 from bnn_deploy.errors import InputError, SetupError
 from bnn_deploy.installation import install_command
 from bnn_deploy.runtime.classifier import Classifier
+from bnn_deploy.system import cpu_numbers, stay_on
 
 
 def parser() -> OptionParser:
@@ -69,7 +69,7 @@ def require_fit(model: str) -> None:
 
 def pinned(threads: int) -> tuple[ort.SessionOptions, int]:
     """Session options that keep each thread but the first on a CPU of its own, and the CPU for the first one."""
-    cpus = sorted(os.sched_getaffinity(0))
+    cpus = cpu_numbers()
     if threads > len(cpus):
         raise InputError(f"{threads} threads, and this process may use {len(cpus)} CPUs: give --threads")
     options = ort.SessionOptions()
@@ -106,7 +106,7 @@ def classify_frames(model: str, source: str, threads: int, period: float, each: 
     cv2 = _require_opencv()
     options, cpu = pinned(threads)
     classifier = Classifier(model, threads, options=options)
-    os.sched_setaffinity(0, {cpu})
+    stay_on(cpu)
     session = classifier.session
     height, width = frame_size(model, classifier)
     name = session.get_inputs()[0].name
