@@ -340,13 +340,23 @@ void AccumulatePairs(const AccumulateArgs& args, int64_t pairs) {
 constexpr int64_t kMostPlaneWords = 36;
 constexpr int64_t kPlaneStep = 12;  // bytes: the fewest that CountPair takes
 
+// Of each 4 bytes one of each quarter of the 32 pixels, in order: the 16-bit sums of all of these
+// become vectors of neighbours without a shuffle.
+INLINE __m256i InterleaveQuarters(__m256i pixels) {
+  const __m256i fours =
+      _mm256_permutevar8x32_epi32(pixels, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+  return _mm256_shuffle_epi8(
+      fours, _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1,
+                              5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+}
+
 // The nibbles of `numbers` bytes of each pixel, and zeros up to whole steps.
 template <int kVectors>
 void SplitPixels(const uint8_t* input, const int64_t* offsets, int64_t numbers, uint8_t* nibbles) {
   int64_t k = 0;
   for (; k < numbers; ++k, nibbles += 2 * kVectors * kBlock) {
     UNROLL for (int v = 0; v < kVectors; ++v) {
-      const __m256i x = LoadWords(input + offsets[k] + v * kBlock);
+      const __m256i x = InterleaveQuarters(LoadWords(input + offsets[k] + v * kBlock));
       StoreVector(nibbles + v * kBlock, LowNibbles(x));
       StoreVector(nibbles + (kVectors + v) * kBlock, HighNibbles(x));
     }
@@ -387,76 +397,102 @@ __attribute__((noinline)) void CountChannels(const uint32_t* weights, int64_t nu
   out[1] = sums[1];
 }
 
-// The patterns of the pixels of a tile, as words.
+// The patterns of the pixels of a tile.
 struct TilePatterns {
-  alignas(32) uint32_t words[kTilePixels];
+  const uint8_t* numbers;
   bool same[kTilePixels / kLanes];  // those of a vector
 
-  explicit TilePatterns(const uint8_t* patterns) {
+  explicit TilePatterns(const uint8_t* patterns) : numbers(patterns) {
     for (int64_t i = 0; i < kTilePixels / kLanes; ++i) {
-      const __m256i eight = _mm256_cvtepu8_epi32(
-          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(patterns + i * kLanes)));
-      StoreVector(words + i * kLanes, eight);
       const __m256i first = _mm256_set1_epi32(patterns[i * kLanes]);
-      same[i] = _mm256_movemask_epi8(_mm256_cmpeq_epi32(eight, first)) == -1;
+      same[i] = _mm256_movemask_epi8(_mm256_cmpeq_epi32(Numbers(i * kLanes), first)) == -1;
     }
+  }
+
+  // Of 8 pixels, as words.
+  INLINE __m256i Numbers(int64_t pixel) const {
+    return _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(numbers + pixel)));
   }
 
   // The constants of 8 pixels, from those of a channel.
   INLINE __m256 Constants(const float* of_pattern, int64_t pixel) const {
-    if (same[pixel / kLanes]) return _mm256_broadcast_ss(of_pattern + words[pixel]);
-    const __m256i patterns = LoadVector(words + pixel);
+    if (__builtin_expect(same[pixel / kLanes], true)) {
+      return _mm256_broadcast_ss(of_pattern + numbers[pixel]);
+    }
+    const __m256i patterns = Numbers(pixel);
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_load_ps(of_pattern), patterns),
                             _mm256_permutevar8x32_ps(_mm256_load_ps(of_pattern + 8), patterns),
                             _mm256_castsi256_ps(_mm256_slli_epi32(patterns, 28)));
   }
 };
 
-// The outputs of 8 pixels of a channel, of which `lanes` exist.
+// The outputs of a channel.
 template <Epilogue kEpilogue, bool kWhole>
-INLINE void FinishPixels(const FinishFloatArgs& finish, int64_t channel, int64_t pixel, Lanes lanes,
-                         __m256i mismatches, __m256 constant, uint32_t* words) {
-  const int64_t at = channel * finish.channel_stride + pixel;
-  const auto load = [&](const float* from) { return kWhole ? Load(from) : LoadLanes(from, lanes); };
-  const __m256 dot =  // exact
-      _mm256_fnmadd_ps(_mm256_set1_ps(2.0f), _mm256_cvtepi32_ps(mismatches), constant);
-  const __m256 scaled = _mm256_mul_ps(dot, _mm256_broadcast_ss(finish.scale + channel));
-  __m256 value = _mm256_add_ps(scaled, _mm256_broadcast_ss(finish.bias + channel));
-  if (kEpilogue == Epilogue::kResidual) value = _mm256_add_ps(value, load(finish.residual + at));
-  if (kEpilogue == Epilogue::kFactor) value = _mm256_mul_ps(value, load(finish.factor + pixel));
-  if (kEpilogue != Epilogue::kResidual || finish.out != nullptr) {
-    if (kWhole) {
-      Store(finish.out + at, value);
-    } else {
-      StoreLanes(finish.out + at, value, lanes);
+struct ChannelFinish {
+  const FinishFloatArgs& finish;
+  int64_t first;  // output
+  __m256 scale, bias, threshold;
+  uint32_t bit;
+  uint32_t* words;  // with this bit, of each pixel
+
+  INLINE ChannelFinish(const FinishFloatArgs& args, int64_t channel, uint32_t* tile_words)
+      : finish(args),
+        first(channel * args.channel_stride),
+        scale(_mm256_broadcast_ss(args.scale + channel)),
+        bias(_mm256_broadcast_ss(args.bias + channel)) {
+    if (kEpilogue == Epilogue::kResidual && args.bits != nullptr) {
+      threshold = _mm256_broadcast_ss(args.threshold + channel);
+      bit = 1u << (channel % 32);
+      words = tile_words + channel / 32 * kTilePixels;
     }
   }
-  if (kEpilogue == Epilogue::kResidual && finish.bits != nullptr) {
-    uint32_t* const word = words + channel / 32 * kTilePixels + pixel;
-    StoreVector(word, OrWhereAtLeast(LoadVector(word), value,
-                                     _mm256_broadcast_ss(finish.threshold + channel),
-                                     SplatWord(1u << (channel % 32))));
+
+  // Those of 8 pixels, of which `lanes` exist.
+  INLINE void Pixels(int64_t pixel, Lanes lanes, __m256i mismatches, __m256 constant) const {
+    const int64_t at = first + pixel;
+    const auto load = [&](const float* from) {
+      return kWhole ? Load(from) : LoadLanes(from, lanes);
+    };
+    const __m256 dot =  // exact
+        _mm256_fnmadd_ps(_mm256_set1_ps(2.0f), _mm256_cvtepi32_ps(mismatches), constant);
+    __m256 value = _mm256_add_ps(_mm256_mul_ps(dot, scale), bias);
+    if (kEpilogue == Epilogue::kResidual) value = _mm256_add_ps(value, load(finish.residual + at));
+    if (kEpilogue == Epilogue::kFactor) value = _mm256_mul_ps(value, load(finish.factor + pixel));
+    if (kEpilogue != Epilogue::kResidual || finish.out != nullptr) {
+      if (kWhole) {
+        Store(finish.out + at, value);
+      } else {
+        StoreLanes(finish.out + at, value, lanes);
+      }
+    }
+    if (kEpilogue == Epilogue::kResidual && finish.bits != nullptr) {
+      uint32_t* const word = words + pixel;
+      StoreVector(word, OrWhereAtLeast(LoadVector(word), value, threshold, SplatWord(bit)));
+    }
   }
-}
+};
 
 template <Epilogue kEpilogue, int kVectors, bool kWhole>
 INLINE void FinishChannel(const ConvolvePlanesArgs& args, const TilePatterns& patterns,
                           int64_t channel, const Sums<kVectors>& sums, uint32_t* words) {
   const FinishFloatArgs finish = args.finish;  // no store can change a local copy
+  const ChannelFinish<kEpilogue, kWhole> of_channel(finish, channel, words);
   const float* const constants = args.constant + channel * kMaxPatterns;
-  const auto finish_pixels = [&](int64_t pixel, __m128i mismatches) __attribute__((always_inline)) {
+  const auto finish_pixels = [&](int64_t pixel, __m256i mismatches) __attribute__((always_inline)) {
     if (!kWhole && pixel >= finish.pixels) return;
-    FinishPixels<kEpilogue, kWhole>(finish, channel, pixel, FirstLanes(finish.pixels - pixel),
-                                    _mm256_cvtepu16_epi32(mismatches),
-                                    patterns.Constants(constants, pixel), words);
+    of_channel.Pixels(pixel, FirstLanes(finish.pixels - pixel), mismatches,
+                      patterns.Constants(constants, pixel));
   };
   UNROLL for (int v = 0; v < kVectors; ++v) {
-    const __m256i low = _mm256_unpacklo_epi16(sums.even[v], sums.odd[v]);
-    const __m256i high = _mm256_unpackhi_epi16(sums.even[v], sums.odd[v]);
-    finish_pixels(v * kBlock, _mm256_castsi256_si128(low));
-    finish_pixels(v * kBlock + 8, _mm256_castsi256_si128(high));
-    finish_pixels(v * kBlock + 16, _mm256_extracti128_si256(low, 1));
-    finish_pixels(v * kBlock + 24, _mm256_extracti128_si256(high, 1));
+    const auto lower = [](__m256i pairs) {
+      return _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff));
+    };
+    const auto upper = [](__m256i pairs) { return _mm256_srli_epi32(pairs, 16); };
+    finish_pixels(v * kBlock, lower(sums.even[v]));
+    finish_pixels(v * kBlock + 8, lower(sums.odd[v]));
+    finish_pixels(v * kBlock + 16, upper(sums.even[v]));
+    finish_pixels(v * kBlock + 24, upper(sums.odd[v]));
   }
 }
 
