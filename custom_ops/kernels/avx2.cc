@@ -119,14 +119,112 @@ struct Sums {
   }
 };
 
-// One pixel.
+// Where the mismatches of a tile go: added to the sums of AccumulateArgs, ...
 template <int kVectors>
-void AccumulatePixel(const AccumulateArgs& args, int64_t pixel) {
+class TileSums {
+ public:
+  explicit TileSums(const AccumulateArgs& args) : args_(args) {}
+
+  // stored: whether some were added before, to the initial sums of the pixel.
+  INLINE void Add(int64_t pixel, const Sums<kVectors>& sums, bool stored) const {
+    int32_t* const out = args_.sums + pixel * kTileChannels;
+    sums.AddTo(stored ? out : args_.initial[pixel] + args_.initial_offset, out);
+  }
+
+  INLINE void Add(int64_t pixel, const __m256i (&bytes)[kVectors]) const {
+    const int32_t* const from = args_.initial[pixel] + args_.initial_offset;
+    int32_t* const out = args_.sums + pixel * kTileChannels;
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const auto add = [&](int64_t channel, __m128i eight) {
+        StoreVector(out + channel,
+                    _mm256_add_epi32(_mm256_cvtepu8_epi32(eight), LoadVector(from + channel)));
+      };
+      const __m128i lower = _mm256_castsi256_si128(bytes[v]);
+      const __m128i upper = _mm256_extracti128_si256(bytes[v], 1);
+      add(v * kBlock, lower);
+      add(v * kBlock + 8, _mm_unpackhi_epi64(lower, lower));
+      add(v * kBlock + 16, upper);
+      add(v * kBlock + 24, _mm_unpackhi_epi64(upper, upper));
+    }
+  }
+
+ private:
+  const AccumulateArgs& args_;
+};
+
+// ... or compared with what makes these negative, which takes no sums of 32 bits.
+template <int kVectors>
+class TileBits {
+ public:
+  static constexpr int64_t kMostWords = 1023;  // whose mismatches are positive 16-bit numbers
+
+  explicit TileBits(const AccumulateBitsArgs& args) : args_(args) {}
+
+  INLINE void Add(int64_t pixel, const Sums<kVectors>& sums, bool) {
+    FindEnds(pixel);
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const __m256i even = _mm256_cmpgt_epi16(even_ends_[v], sums.even[v]);
+      const __m256i odd = _mm256_cmpgt_epi16(odd_ends_[v], sums.odd[v]);
+      Store(pixel, v, _mm256_movemask_epi8(Merge(even, odd)));
+    }
+  }
+
+  INLINE void Add(int64_t pixel, const __m256i (&bytes)[kVectors]) {
+    FindEnds(pixel);
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const __m256i left = _mm256_subs_epu8(byte_ends_[v], bytes[v]);
+      Store(pixel, v, ~_mm256_movemask_epi8(_mm256_cmpeq_epi8(left, _mm256_setzero_si256())));
+    }
+  }
+
+ private:
+  // The even bytes of one, the odd bytes of the other.
+  static __m256i Merge(__m256i even, __m256i odd) {
+    return _mm256_blendv_epi8(odd, even, _mm256_set1_epi16(0xff));
+  }
+
+  INLINE void Store(int64_t pixel, int v, int bits) const {
+    args_.out[pixel * args_.pixel_stride + v] = static_cast<uint32_t>(bits);
+  }
+
+  // The fewest mismatches with which the sums of a pixel are not negative: what its initial sums
+  // lack to 0, at most 2^15 - 1, and 255 for bytes, of which both have fewer.
+  INLINE void FindEnds(int64_t pixel) {
+    const int32_t* const initial = args_.accumulate.initial[pixel];
+    if (initial == initial_) return;
+    initial_ = initial;
+    const auto pack = [](__m256i a, __m256i b) {  // in order
+      return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+    };
+    UNROLL for (int v = 0; v < kVectors; ++v) {
+      const auto load = [&](int64_t channel) {  // -1 - x, which overflows for none
+        const __m256i sums =
+            LoadVector(initial + args_.accumulate.initial_offset + v * kBlock + channel);
+        return _mm256_xor_si256(sums, _mm256_set1_epi32(-1));
+      };
+      const __m256i one = _mm256_set1_epi16(1);
+      const __m256i first = _mm256_adds_epi16(pack(load(0), load(8)), one);
+      const __m256i second = _mm256_adds_epi16(pack(load(16), load(24)), one);
+      const auto even = [](__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi32(0xffff)); };
+      even_ends_[v] = pack(even(first), even(second));
+      odd_ends_[v] = pack(_mm256_srli_epi32(first, 16), _mm256_srli_epi32(second, 16));
+      const auto byte = [](__m256i x) { return _mm256_min_epi16(x, _mm256_set1_epi16(255)); };
+      byte_ends_[v] = Merge(byte(even_ends_[v]), _mm256_slli_epi16(byte(odd_ends_[v]), 8));
+    }
+  }
+
+  const AccumulateBitsArgs& args_;
+  const int32_t* initial_ = nullptr;  // those of the ends
+  __m256i even_ends_[kVectors], odd_ends_[kVectors], byte_ends_[kVectors];
+};
+
+// One pixel.
+template <int kVectors, typename Tile>
+void AccumulatePixel(const AccumulateArgs& args, int64_t pixel, Tile* tile) {
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(args.weights);
-  int32_t* const out = args.sums + pixel * kTileChannels;
-  const int32_t* from = args.initial[pixel] + args.initial_offset;
   Sums<kVectors> sums;
   sums.Clear();
+  bool stored = false;
   int64_t words_in_sums = 0;
   for (int64_t run = 0; run < args.runs; ++run) {
     const uint8_t* const a =
@@ -135,9 +233,9 @@ void AccumulatePixel(const AccumulateArgs& args, int64_t pixel) {
     for (int64_t k = 0; k < run_bytes;) {
       const int64_t bytes = run_bytes - k < kMaxBytes ? run_bytes - k : kMaxBytes;
       if (words_in_sums + bytes / 4 > kMaxWords) {
-        sums.AddTo(from, out);
+        tile->Add(pixel, sums, stored);
+        stored = true;
         sums.Clear();
-        from = out;
         words_in_sums = 0;
       }
       words_in_sums += bytes / 4;
@@ -157,7 +255,7 @@ void AccumulatePixel(const AccumulateArgs& args, int64_t pixel) {
       sums.Add(counts);
     }
   }
-  sums.AddTo(from, out);
+  tile->Add(pixel, sums, stored);
 }
 
 // 16 bits, also as halves of words.
@@ -243,10 +341,10 @@ INLINE void CountPair(const RowOffset* rows, const uint8_t* nibbles, __m256i (&f
   }
 }
 
-// Adds kWords words of each pixel to its sums.
-template <int kWords, int kVectors>
-__attribute__((noinline)) void AddPairs(const uint32_t* const* words, int64_t pairs,
-                                        const uint8_t* weights, Sums<kVectors>* sums) {
+// Calls add(pixel, byte sums) for kWords words of each pixel.
+template <int kWords, int kVectors, typename Add>
+__attribute__((noinline)) void CountPairs(const uint32_t* const* words, int64_t pairs,
+                                          const uint8_t* weights, Add add) {
   alignas(32) uint8_t nibbles[8 * kWords * kVectors * kBlock];
   SplitWeights<kWords, kVectors>(weights, nibbles);
   alignas(32) uint16_t rows[2][8 * kWords + 16];  // one ahead: loads so soon after would stall
@@ -257,27 +355,24 @@ __attribute__((noinline)) void AddPairs(const uint32_t* const* words, int64_t pa
     __asm__("" : "+r"(loaded));  // or GCC loads all of them once, and spills
     __m256i first[kVectors], second[kVectors];
     CountPair<kWords, kVectors>(rows[i % 2], loaded, first, second);
-    sums[2 * i].Add(first);
-    sums[2 * i + 1].Add(second);
+    add(2 * i, first);
+    add(2 * i + 1, second);
   }
 }
 
 // The first 2 * pairs pixels.
-template <int kVectors>
-void AccumulatePairs(const AccumulateArgs& args, int64_t pairs) {
+template <int kVectors, typename Tile>
+void AccumulatePairs(const AccumulateArgs& args, int64_t pairs, Tile* tile) {
   constexpr int64_t kWordBytes = 4 * kVectors * kBlock;  // of weights
   const int64_t pixels = 2 * pairs;
   Sums<kVectors> sums[kTilePixels];
   alignas(32) uint32_t copies[kTilePixels][kPassWords + 2];  // of words that do not lie together
   alignas(32) uint8_t padded[kPassWords * kWordBytes];
   for (int64_t p = 0; p < pixels; ++p) sums[p].Clear();
-  bool flushed = false;
-  const auto flush = [&] {
-    for (int64_t p = 0; p < pixels; ++p) {
-      int32_t* const to = args.sums + p * kTileChannels;
-      sums[p].AddTo(flushed ? to : args.initial[p] + args.initial_offset, to);
-    }
-    flushed = true;
+  bool stored = false;
+  const auto store = [&] {
+    for (int64_t p = 0; p < pixels; ++p) tile->Add(p, sums[p], stored);
+    stored = true;
   };
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(args.weights);
   int64_t words_in_sums = 0;
@@ -285,7 +380,7 @@ void AccumulatePairs(const AccumulateArgs& args, int64_t pairs) {
   for (int64_t left = args.runs * args.run_words; left > 0;) {
     const int64_t count = left < kPassWords ? left : kPassWords;
     if (words_in_sums + count > kMaxWords) {
-      flush();
+      store();
       for (int64_t p = 0; p < pixels; ++p) sums[p].Clear();
       words_in_sums = 0;
     }
@@ -321,16 +416,24 @@ void AccumulatePairs(const AccumulateArgs& args, int64_t pairs) {
       }
       from = padded;
     }
-    if (count > 3) {
-      AddPairs<6, kVectors>(words, pairs, from, sums);
-    } else {
-      AddPairs<3, kVectors>(words, pairs, from, sums);
+    const auto count_pairs = [&](auto add) {
+      if (count > 3) {
+        CountPairs<6, kVectors>(words, pairs, from, add);
+      } else {
+        CountPairs<3, kVectors>(words, pairs, from, add);
+      }
+    };
+    if (args.runs * args.run_words <= kPassWords) {
+      return count_pairs([tile](int64_t p, const __m256i(&bytes)[kVectors])
+                             __attribute__((always_inline)) { tile->Add(p, bytes); });
     }
+    count_pairs([&sums](int64_t p, const __m256i(&bytes)[kVectors])
+                    __attribute__((always_inline)) { sums[p].Add(bytes); });
     words_in_sums += count;
     left -= count;
     weights += count * kWordBytes;
   }
-  flush();
+  store();
 }
 
 // Planes of bytes. The nibbles of a tile's pixels are split once for all channels, and the rows of
@@ -411,8 +514,7 @@ struct TilePatterns {
 
   // Of 8 pixels, as words.
   INLINE __m256i Numbers(int64_t pixel) const {
-    return _mm256_cvtepu8_epi32(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(numbers + pixel)));
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(numbers + pixel)));
   }
 
   // The constants of 8 pixels, from those of a channel.
@@ -564,8 +666,8 @@ bool IsShort(const AccumulateArgs& args) {
 }
 
 // Pixels with short windows.
-template <int kPixels, int kVectors>
-void AccumulateShort(const AccumulateArgs& args, int64_t pixel) {
+template <int kPixels, int kVectors, typename Tile>
+void AccumulateShort(const AccumulateArgs& args, int64_t pixel, Tile* tile) {
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(args.weights);
   __m256i counts[kPixels][kVectors];
   UNROLL for (int p = 0; p < kPixels; ++p) {
@@ -595,53 +697,47 @@ void AccumulateShort(const AccumulateArgs& args, int64_t pixel) {
       }
     }
   }
-  UNROLL for (int p = 0; p < kPixels; ++p) {
-    const int32_t* const from = args.initial[pixel + p] + args.initial_offset;
-    int32_t* const out = args.sums + (pixel + p) * kTileChannels;
-    UNROLL for (int v = 0; v < kVectors; ++v) {
-      const auto add = [&](int64_t channel, __m128i bytes) {
-        StoreVector(out + channel,
-                    _mm256_add_epi32(_mm256_cvtepu8_epi32(bytes), LoadVector(from + channel)));
-      };
-      const __m128i lower = _mm256_castsi256_si128(counts[p][v]);
-      const __m128i upper = _mm256_extracti128_si256(counts[p][v], 1);
-      add(v * kBlock, lower);
-      add(v * kBlock + 8, _mm_unpackhi_epi64(lower, lower));
-      add(v * kBlock + 16, upper);
-      add(v * kBlock + 24, _mm_unpackhi_epi64(upper, upper));
-    }
-  }
+  UNROLL for (int p = 0; p < kPixels; ++p) tile->Add(pixel + p, counts[p]);
 }
 
-template <int kVectors>
-void AccumulateVectors(const AccumulateArgs& args) {
+template <int kVectors, typename Tile>
+void AccumulateTile(const AccumulateArgs& args, Tile tile) {
   if (IsShort(args)) {
     int64_t pixel = 0;
     for (; pixel + kShortPixels <= args.pixels; pixel += kShortPixels) {
-      AccumulateShort<kShortPixels, kVectors>(args, pixel);
+      AccumulateShort<kShortPixels, kVectors>(args, pixel, &tile);
     }
-    for (; pixel < args.pixels; ++pixel) AccumulateShort<1, kVectors>(args, pixel);
+    for (; pixel < args.pixels; ++pixel) AccumulateShort<1, kVectors>(args, pixel, &tile);
     return;
   }
   const int64_t pairs = args.pixels / 2;
-  if (pairs > 0) AccumulatePairs<kVectors>(args, pairs);
-  if (args.pixels % 2 == 1) AccumulatePixel<kVectors>(args, args.pixels - 1);
+  if (pairs > 0) AccumulatePairs<kVectors>(args, pairs, &tile);
+  if (args.pixels % 2 == 1) AccumulatePixel<kVectors>(args, args.pixels - 1, &tile);
 }
 
 void Accumulate(const AccumulateArgs& args) {
   static_assert(kMaxVectors * kBlock == kTileChannels, "a tile is one register tile wide");
   if (args.blocks == 2) {
-    AccumulateVectors<2>(args);
+    AccumulateTile<2>(args, TileSums<2>(args));
   } else {
-    AccumulateVectors<1>(args);
+    AccumulateTile<1>(args, TileSums<1>(args));
   }
 }
 
 void AccumulateBits(const AccumulateBitsArgs& args) {
-  Accumulate(args.accumulate);
-  for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
-    const int32_t* const sums = args.accumulate.sums + p * kTileChannels;
-    for (int64_t block = 0; block < args.accumulate.blocks; ++block) {
+  const AccumulateArgs& accumulate = args.accumulate;
+  if (accumulate.runs * accumulate.run_words <= TileBits<1>::kMostWords) {
+    if (accumulate.blocks == 2) {
+      AccumulateTile<2>(accumulate, TileBits<2>(args));
+    } else {
+      AccumulateTile<1>(accumulate, TileBits<1>(args));
+    }
+    return;
+  }
+  Accumulate(accumulate);
+  for (int64_t p = 0; p < accumulate.pixels; ++p) {
+    const int32_t* const sums = accumulate.sums + p * kTileChannels;
+    for (int64_t block = 0; block < accumulate.blocks; ++block) {
       uint32_t bits = 0;
       for (int64_t i = 0; i < kBlock; i += 8) {
         const __m256 signs = _mm256_castsi256_ps(LoadVector(sums + block * kBlock + i));

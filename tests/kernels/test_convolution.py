@@ -184,12 +184,14 @@ def test_fully_connected(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_sums_larger_than_16_bits(isa: str) -> None:
-    case = ConvCase(100_000, 9, (1, 2), (1, 6))
+@pytest.mark.parametrize(("channels", "least"), [(30_000, 2**15), (100_000, 2**16)])
+def test_mismatches_beyond_16_bits(isa: str, channels: int, least: int) -> None:
+    case = ConvCase(channels, 9, (1, 2), (1, 6))
     case.x[:, :, :, ::2] = 1
     case.w[::2] = 1
     case.w[1::2] = -1
-    assert np.abs(case.sums()).max() > 2**16
+    mismatches = (2 * channels - case.sums()) // 2
+    assert least < mismatches.max() < 3 * least
     assert_convs([case], isa)
 
 
