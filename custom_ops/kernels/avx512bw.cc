@@ -17,6 +17,7 @@
 // without a transpose.
 
 #include <immintrin.h>
+#include <string.h>
 
 #include "kernels/micro_kernel.h"
 
@@ -262,39 +263,160 @@ struct WindowSteps {
   }
 };
 
-// low + 32 * high of 16 channels each: low and high alternate.
-constexpr short kLowAndHigh = 0x2001;
+// low + 32 * high of a vector of channels. Quarter i of `first` (a half, of half a vector) holds
+// channels 16 * i to 16 * i + 7, that of `second` the 8 behind them.
+struct Mismatches64 {
+  __m512i first, second;
+};
 
-// out[o] = from[o] + low[o] + 32 * high[o].
-INLINE void StoreSums(Bytes64 low, Bytes64 high, const int32_t* from, int32_t* out) {
+struct Mismatches32 {
+  __m256i first, second;
+};
+
+constexpr short kLowAndHigh = 0x2001;  // low and high alternate
+
+INLINE Mismatches64 AddUp(Bytes64 low, Bytes64 high) {
   const __m512i factors = _mm512_set1_epi16(kLowAndHigh);
-  // Each quarter holds channels 16 * i to 16 * i + 7, and the 8 behind them.
-  const __m512i first = _mm512_maddubs_epi16(_mm512_unpacklo_epi8(low.v, high.v), factors);
-  const __m512i second = _mm512_maddubs_epi16(_mm512_unpackhi_epi8(low.v, high.v), factors);
+  return {_mm512_maddubs_epi16(_mm512_unpacklo_epi8(low.v, high.v), factors),
+          _mm512_maddubs_epi16(_mm512_unpackhi_epi8(low.v, high.v), factors)};
+}
+
+INLINE Mismatches32 AddUp(Bytes32 low, Bytes32 high) {
+  const __m256i factors = _mm256_set1_epi16(kLowAndHigh);
+  return {_mm256_maddubs_epi16(_mm256_unpacklo_epi8(low.v, high.v), factors),
+          _mm256_maddubs_epi16(_mm256_unpackhi_epi8(low.v, high.v), factors)};
+}
+
+// out[o] = from[o] + the mismatches of channel o.
+INLINE void StoreSums(const Mismatches64& mismatches, const int32_t* from, int32_t* out) {
   const auto add = [&](int64_t channel, __m128i a, __m128i b) {
     const __m512i sums = _mm512_cvtepu16_epi32(_mm256_set_m128i(b, a));
     _mm512_store_si512(out + channel, _mm512_add_epi32(sums, _mm512_load_si512(from + channel)));
   };
+  const __m512i first = mismatches.first, second = mismatches.second;
   add(0, _mm512_castsi512_si128(first), _mm512_castsi512_si128(second));
   add(16, _mm512_extracti32x4_epi32(first, 1), _mm512_extracti32x4_epi32(second, 1));
   add(32, _mm512_extracti32x4_epi32(first, 2), _mm512_extracti32x4_epi32(second, 2));
   add(48, _mm512_extracti32x4_epi32(first, 3), _mm512_extracti32x4_epi32(second, 3));
 }
 
-INLINE void StoreSums(Bytes32 low, Bytes32 high, const int32_t* from, int32_t* out) {
-  const __m256i factors = _mm256_set1_epi16(kLowAndHigh);
-  const __m256i first = _mm256_maddubs_epi16(_mm256_unpacklo_epi8(low.v, high.v), factors);
-  const __m256i second = _mm256_maddubs_epi16(_mm256_unpackhi_epi8(low.v, high.v), factors);
+INLINE void StoreSums(const Mismatches32& mismatches, const int32_t* from, int32_t* out) {
   const auto add = [&](int64_t channel, __m128i a) {
     const auto* const old = reinterpret_cast<const __m256i*>(from + channel);
     const __m256i sums = _mm256_add_epi32(_mm256_cvtepu16_epi32(a), _mm256_load_si256(old));
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + channel), sums);
   };
-  add(0, _mm256_castsi256_si128(first));
-  add(8, _mm256_castsi256_si128(second));
-  add(16, _mm256_extracti128_si256(first, 1));
-  add(24, _mm256_extracti128_si256(second, 1));
+  add(0, _mm256_castsi256_si128(mismatches.first));
+  add(8, _mm256_castsi256_si128(mismatches.second));
+  add(16, _mm256_extracti128_si256(mismatches.first, 1));
+  add(24, _mm256_extracti128_si256(mismatches.second, 1));
 }
+
+// What 32 initial sums lack to 0, at most 2^15 - 1: the fewest mismatches with which the sums are
+// not negative.
+INLINE __m512i FindEnds(const int32_t* initial) {
+  const auto narrow = [](const int32_t* sums) {  // -1 - x, which overflows for none
+    const __m512i complement = _mm512_xor_si512(_mm512_load_si512(sums), _mm512_set1_epi32(-1));
+    return _mm512_cvtsepi32_epi16(complement);
+  };
+  const __m512i ends =
+      _mm512_inserti64x4(_mm512_castsi256_si512(narrow(initial)), narrow(initial + 16), 1);
+  return _mm512_adds_epi16(ends, _mm512_set1_epi16(1));
+}
+
+// Those of a vector of channels: in the order of its mismatches, and as bytes, at most 255.
+template <typename Bytes>
+struct Ends;
+
+template <>
+struct Ends<Bytes64> {
+  Mismatches64 sums;
+  __m512i bytes;
+
+  void Find(const int32_t* initial) {
+    const __m512i a = FindEnds(initial), b = FindEnds(initial + 32);
+    sums = {_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd)};
+    bytes = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtusepi16_epi8(a)),
+                               _mm512_cvtusepi16_epi8(b), 1);
+  }
+  INLINE void StoreBelow(Bytes64 found, uint32_t* out) const {
+    const uint64_t bits = _mm512_cmplt_epu8_mask(found.v, bytes);
+    memcpy(out, &bits, sizeof bits);
+  }
+  INLINE void StoreBelow(const Mismatches64& found, uint32_t* out) const {
+    const __mmask32 first = _mm512_cmplt_epu16_mask(found.first, sums.first);
+    const __mmask32 second = _mm512_cmplt_epu16_mask(found.second, sums.second);
+    const __m128i bits = _mm_unpacklo_epi8(_mm_cvtsi32_si128(static_cast<int>(first)),
+                                           _mm_cvtsi32_si128(static_cast<int>(second)));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(out), bits);
+  }
+};
+
+template <>
+struct Ends<Bytes32> {
+  Mismatches32 sums;
+  __m256i bytes;
+
+  void Find(const int32_t* initial) {
+    const __m512i ends = FindEnds(initial);
+    const __m256i a = _mm512_castsi512_si256(ends), b = _mm512_extracti64x4_epi64(ends, 1);
+    sums = {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
+    bytes = _mm512_cvtusepi16_epi8(ends);
+  }
+  INLINE void StoreBelow(Bytes32 found, uint32_t* out) const {
+    *out = _mm256_cmplt_epu8_mask(found.v, bytes);
+  }
+  INLINE void StoreBelow(const Mismatches32& found, uint32_t* out) const {
+    const __mmask16 first = _mm256_cmplt_epu16_mask(found.first, sums.first);
+    const __mmask16 second = _mm256_cmplt_epu16_mask(found.second, sums.second);
+    const __m128i bits = _mm_unpacklo_epi8(_mm_cvtsi32_si128(first), _mm_cvtsi32_si128(second));
+    *out = static_cast<uint32_t>(_mm_cvtsi128_si32(bits));
+  }
+};
+
+// Where the mismatches of a tile go: added to the sums of AccumulateArgs, ...
+template <typename Bytes>
+class TileSums {
+ public:
+  explicit TileSums(const AccumulateArgs& args) : args_(args) {}
+
+  // kShort: high is 0. stored: whether some were added before, to the initial sums of the pixel.
+  template <bool kShort>
+  INLINE void Add(int64_t pixel, Bytes low, Bytes high, bool stored) const {
+    int32_t* const out = args_.sums + pixel * kTileChannels;
+    StoreSums(AddUp(low, high), stored ? out : args_.initial[pixel] + args_.initial_offset, out);
+  }
+
+ private:
+  const AccumulateArgs& args_;
+};
+
+// ... or, all at once, compared with what makes these negative, which takes no sums of 32 bits.
+template <typename Bytes>
+class TileBits {
+ public:
+  explicit TileBits(const AccumulateBitsArgs& args) : args_(args) {}
+
+  template <bool kShort>
+  INLINE void Add(int64_t pixel, Bytes low, Bytes high, bool) {
+    const int32_t* const initial = args_.accumulate.initial[pixel];
+    if (initial != initial_) {
+      initial_ = initial;
+      ends_.Find(initial + args_.accumulate.initial_offset);
+    }
+    uint32_t* const out = args_.out + pixel * args_.pixel_stride;
+    if constexpr (kShort) {
+      ends_.StoreBelow(low, out);
+    } else {
+      ends_.StoreBelow(AddUp(low, high), out);
+    }
+  }
+
+ private:
+  const AccumulateBitsArgs& args_;
+  const int32_t* initial_ = nullptr;  // those of the ends
+  Ends<Bytes> ends_;
+};
 
 // Words of all windows that are taken at once, and the pieces of 4, 2 and 1 words in which they are
 // copied, all inside a run: the last 4 of a run may overlap those before them.
@@ -373,9 +495,9 @@ INLINE void Expand(const AccumulateArgs& args, int64_t pixel, const Pass& pass, 
 // As many groups of kPixels pixels as there are; returns the first pixel that is left. The windows
 // of a group are expanded before those of the one before it are used, so that these stores are done
 // when they are loaded.
-template <typename Bytes, int kPixels, bool kShort>
+template <typename Bytes, int kPixels, bool kShort, typename Tile>
 __attribute__((noinline)) int64_t AccumulateGroups(const AccumulateArgs& args, int64_t pixel,
-                                                   const Pass& pass) {
+                                                   const Pass& pass, Tile* tile) {
   if (pixel + kPixels > args.pixels) return pixel;
   alignas(64) uint32_t windows[2][kPixels * kStride];
   const uint8_t* const weights =
@@ -389,24 +511,23 @@ __attribute__((noinline)) int64_t AccumulateGroups(const AccumulateArgs& args, i
     CountMismatches<Bytes, kPixels, kShort>(
         WindowSteps<Bytes, kPixels>(windows[group % 2], kStride, weights), pass.words, low, high);
     UNROLL for (int p = 0; p < kPixels; ++p) {
-      int32_t* const out = args.sums + (pixel + p) * kTileChannels;
-      const bool is_first = pass.begin == 0;
-      StoreSums(low[p], high[p], is_first ? args.initial[pixel + p] + args.initial_offset : out,
-                out);
+      tile->template Add<kShort>(pixel + p, low[p], high[p], pass.begin > 0);
     }
   }
   return pixel;
 }
 
-template <typename Bytes, bool kShort>
-void AccumulatePass(const AccumulateArgs& args, const Pass& pass) {
-  int64_t pixel = AccumulateGroups<Bytes, kMaxPixels, kShort>(args, 0, pass);
-  pixel = AccumulateGroups<Bytes, 2, kShort>(args, pixel, pass);
-  AccumulateGroups<Bytes, 1, kShort>(args, pixel, pass);
+template <typename Bytes, bool kShort, typename Tile>
+void AccumulatePass(const AccumulateArgs& args, const Pass& pass, Tile* tile) {
+  int64_t pixel = AccumulateGroups<Bytes, kMaxPixels, kShort>(args, 0, pass, tile);
+  pixel = AccumulateGroups<Bytes, 2, kShort>(args, pixel, pass, tile);
+  AccumulateGroups<Bytes, 1, kShort>(args, pixel, pass, tile);
 }
 
-template <typename Bytes>
-void AccumulateBytes(const AccumulateArgs& args) {
+template <typename Bytes, typename Tile>
+void AccumulateTile(const AccumulateArgs& args, Tile tile) {
+  static_assert(Bytes64::kChannels == kTileChannels && Bytes32::kChannels == kBlock,
+                "a tile is one vector, or half a one");
   // Passes of like lengths, whole multiples of 4 words but for the last.
   const int64_t words = args.runs * args.run_words;
   const int64_t passes = (words + kPassWords - 1) / kPassWords;
@@ -414,28 +535,35 @@ void AccumulateBytes(const AccumulateArgs& args) {
   for (int64_t begin = 0; begin < words; begin += most) {
     const Pass pass(args, begin, begin + most < words ? most : words - begin);
     if (pass.words < 8) {
-      AccumulatePass<Bytes, true>(args, pass);
+      AccumulatePass<Bytes, true>(args, pass, &tile);
     } else {
-      AccumulatePass<Bytes, false>(args, pass);
+      AccumulatePass<Bytes, false>(args, pass, &tile);
     }
   }
 }
 
 void Accumulate(const AccumulateArgs& args) {
-  static_assert(Bytes64::kChannels == kTileChannels && Bytes32::kChannels == kBlock,
-                "a tile is one vector, or half a one");
   if (args.blocks == 2) {
-    AccumulateBytes<Bytes64>(args);
+    AccumulateTile<Bytes64>(args, TileSums<Bytes64>(args));
   } else {
-    AccumulateBytes<Bytes32>(args);
+    AccumulateTile<Bytes32>(args, TileSums<Bytes32>(args));
   }
 }
 
 void AccumulateBits(const AccumulateBitsArgs& args) {
-  Accumulate(args.accumulate);
-  for (int64_t p = 0; p < args.accumulate.pixels; ++p) {
-    const int32_t* const sums = args.accumulate.sums + p * kTileChannels;
-    for (int64_t block = 0; block < args.accumulate.blocks; ++block) {
+  const AccumulateArgs& accumulate = args.accumulate;
+  if (accumulate.runs * accumulate.run_words <= kPassWords) {
+    if (accumulate.blocks == 2) {
+      AccumulateTile<Bytes64>(accumulate, TileBits<Bytes64>(args));
+    } else {
+      AccumulateTile<Bytes32>(accumulate, TileBits<Bytes32>(args));
+    }
+    return;
+  }
+  Accumulate(accumulate);
+  for (int64_t p = 0; p < accumulate.pixels; ++p) {
+    const int32_t* const sums = accumulate.sums + p * kTileChannels;
+    for (int64_t block = 0; block < accumulate.blocks; ++block) {
       const __mmask16 low = _mm512_movepi32_mask(_mm512_load_si512(sums + block * kBlock));
       const __mmask16 high = _mm512_movepi32_mask(_mm512_load_si512(sums + block * kBlock + 16));
       args.out[p * args.pixel_stride + block] = _mm512_kunpackw(high, low);
