@@ -30,7 +30,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from comparison.measuring import BATCH_ROUNDS, COLD_STARTS, cold_starts, measure, measure_threads, prove
-from comparison.page import page, with_summary
+from comparison.page import PAGES, page, with_summary
 from comparison.tables import report, summary
 from comparison.workers import Workers
 from comparison.workloads import LAYERS, TITLES, Workload, layer_workload, network_workload
@@ -61,18 +61,12 @@ def commit() -> str:
 
 
 def command_line(arguments: argparse.Namespace) -> str:
-    """The command that measures the same and writes the page."""
+    """The command that measures the same; what it writes is up to the page."""
     words = ["python tests/benchmarks/compare.py --peers peers/bin/python"]
     if arguments.networks != list(TITLES) or arguments.layers != LAYERS:
         words += ["--layers", *arguments.layers, "--networks", *arguments.networks]
     words += ["--batch", *map(str, arguments.batch), "--threads", *map(str, arguments.threads)]
-    words += [
-        "--isa",
-        *arguments.isa,
-        "--rounds",
-        str(arguments.rounds),
-        "--write docs/benchmarks.md --readme README.md",
-    ]
+    words += ["--isa", *arguments.isa, "--rounds", str(arguments.rounds)]
     return " ".join(words)
 
 
@@ -165,7 +159,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--summary", action="store_true", help="print the summary alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="also write the page docs/benchmarks.md, and the picture beside it"
+        "--write", type=Path, metavar="FILE", help=f"also write this page, one of {', '.join(PAGES)}, and its picture"
     )
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also replace the summary in this README.md")
     arguments = parser.parse_args(argv)
@@ -176,6 +170,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     elif arguments.networks == []:
         arguments.networks = list(TITLES)
     arguments.layers, arguments.networks = arguments.layers or [], arguments.networks or []
+    if arguments.write and arguments.write.name not in PAGES:
+        parser.error(f"--write {arguments.write}: the pages are {', '.join(PAGES)}")
     for name in arguments.layers:
         if not re.fullmatch(r"\d+@\d+", name):
             parser.error(f"--layers {name}: a layer is CHANNELS@SIZE, as 64@56")
@@ -192,12 +188,11 @@ def main() -> None:
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
     print(summary(record) if arguments.summary else f"{summary(record)}\n\n{report(record)}".lstrip())
     if arguments.write:
-        picture = arguments.write.with_suffix(".svg")
         if any(result["kind"] == "network" for result in record["results"]):
             from comparison.picture import draw
 
-            draw(record, picture)
-        arguments.write.write_text(page(record, picture.name))
+            draw(record, arguments.write.with_suffix(".svg"))
+        arguments.write.write_text(page(record, arguments.write.name))
     if arguments.readme:
         arguments.readme.write_text(with_summary(arguments.readme.read_text(), record))
 

@@ -31,7 +31,7 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the record, the page and the printed report of a run on one tiny layer."""
     folder = tmp_path_factory.mktemp("compare")
     command = [sys.executable, str(BENCHMARKS / "compare.py"), "--quick", "--layers", "40@4", "--batch", "1", "3"]
-    command += ["--json", str(folder / "record.json"), "--write", str(folder / "page.md")]
+    command += ["--json", str(folder / "record.json"), "--write", str(folder / "benchmarks.md")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     (folder / "report.md").write_text(done.stdout)
@@ -57,7 +57,7 @@ def test_quick_run_measures_and_checks_every_engine_of_onnxruntime(quick_run: Pa
 
 
 def test_page_holds_exactly_what_was_printed(quick_run: Path) -> None:
-    printed, page = (quick_run / "report.md").read_text(), (quick_run / "page.md").read_text()
+    printed, page = (quick_run / "report.md").read_text(), (quick_run / "benchmarks.md").read_text()
     assert page.endswith("## Results\n\n" + printed.rstrip() + "\n")
     assert "| 3x3, 40@4x4 |" in printed and "right" in printed
     assert "benchmarks.svg" not in page and not list(quick_run.glob("*.svg"))  # a picture is of networks

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from comparison.page import BEGIN, END, page, with_summary
+from comparison.page import BEGIN, END, PAGES, page, with_summary
 from comparison.picture import draw
 from comparison.results import FLOAT, INT8, LARQ, OPENVINO, OURS
 from comparison.tables import WRONG, report, summary
@@ -142,13 +142,23 @@ def test_threads_and_cold_starts_have_their_tables(record: dict[str, Any]) -> No
     assert re.search(r"\| before: engine imported \| +50\.0 \|", text)
 
 
+def test_every_page_is_there_and_leads_to_the_others(record: dict[str, Any]) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    assert {path.name for path in docs.glob("benchmarks*.md")} == set(PAGES)
+    for name in PAGES:
+        links = {other for other in PAGES if f"]({other})" in page(record, name)}
+        assert links == {other for other in PAGES if f"]({other})" in (docs / name).read_text()}
+        assert links == set(PAGES) - {name}
+
+
 def test_page_begins_with_the_summary_and_ends_with_all_figures(record: dict[str, Any]) -> None:
-    text = page(record, "picture.svg")
+    text = page(record, "benchmarks_avx2.md")
     marks = [
-        "# Benchmarks",
+        "# Benchmarks on AVX2",
         summary(record),
-        "](picture.svg)",
+        "](benchmarks_avx2.svg)",
         "commit 0123abc, in 12 minutes",
+        "python tests/benchmarks/compare.py --write docs/benchmarks_avx2.md\n",
         "## How it is measured",
     ]
     marks += [

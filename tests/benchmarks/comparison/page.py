@@ -1,17 +1,26 @@
-"""The page docs/benchmarks.md: the summary and the picture, how all of it is measured, and every table."""
+"""The pages docs/benchmarks*.md: the summary and the picture, how all of it is measured, and every table."""
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from comparison.measuring import BATCH_ROUNDS, COLD_STARTS, TIMED_MS, WARM_MS
 from comparison.tables import report, summary
 from comparison.workloads import CALIBRATION_SAMPLES, CHECKED_SAMPLES
 
-PAGE = """\
-# Benchmarks
+PAGES = {
+    "benchmarks.md": ("Benchmarks", "a CPU with AVX-512"),
+    "benchmarks_avx2.md": ("Benchmarks on AVX2", "a CPU with AVX2 alone"),
+}
+"""The pages in docs/, one for each kind of machine: title, machine."""
 
-{beginning}No number of this page is written by hand: `python tests/benchmarks/compare.py` wrote it and the picture,
+PAGE = """\
+# {title}
+
+{beginning}The same of {others}.
+
+No number of this page is written by hand: `python tests/benchmarks/compare.py` wrote it and the picture,
 of commit {commit}, in {minutes:.0f} minutes. To measure again, with bnn-deploy installed as for its tests, and the
 peers in a virtual environment of their own, since they need an older numpy:
 
@@ -87,18 +96,23 @@ def with_summary(readme: str, record: dict[str, Any]) -> str:
     return f"{before}{BEGIN}{summary(best)}{END}{after}"
 
 
-def page(record: dict[str, Any], picture: str) -> str:
-    """The text of docs/benchmarks.md.
+def page(record: dict[str, Any], name: str) -> str:
+    """The text of a page, whose picture is beside it.
 
     Args:
         record: of a run, see compare.py; without networks there is neither summary nor picture.
-        picture: the address of the picture, as the page has it.
+        name: of PAGES.
     """
     found = summary(record)
+    picture = str(PurePath(name).with_suffix(".svg"))
+    readme = " --readme README.md" if name == "benchmarks.md" else ""
     image = f"![How many times faster than onnxruntime's fp32 each engine is, per network]({picture})"
     return PAGE.format(
-        **{key: record[key] for key in ("commit", "date", "minutes", "command", "load_before", "load_after", "rounds")},
+        **{key: record[key] for key in ("commit", "date", "minutes", "load_before", "load_after", "rounds")},
         **record["machine"],
+        title=PAGES[name][0],
+        others=" and ".join(f"[{machine}]({other})" for other, (_, machine) in PAGES.items() if other != name),
+        command=f"{record['command']} --write docs/{name}{readme}",
         beginning=f"{found}\n\n{image}\n\n" if found else "",
         warm=WARM_MS,
         timed=TIMED_MS,
