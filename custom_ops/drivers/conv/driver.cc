@@ -135,12 +135,11 @@ void ConvDriver::Prefill(const ChannelTile& tile, Range pixels, const ConvPlan& 
 
 // Calls process(tile, pixels, block, args) for every channel tile and block of up to
 // kBlockPixels pixels, numbered through the whole batch; args covers all pixels of the block and
-// lacks the output. Tasks get disjoint ranges of pixels, cut at multiples of `grain`, and, if
-// `split_channels`, of channel tiles.
+// lacks the output. Tasks get disjoint ranges of pixels, cut at multiples of `grain`, and those of
+// channel tiles that `cut` allows.
 template <typename Process>
-void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64_t grain,
-                              bool split_channels, const TaskRunner& runner,
-                              const Process& process) const {
+void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64_t grain, Cut cut,
+                              const TaskRunner& runner, const Process& process) const {
   const int64_t pixels = input.batch * plan.ImagePixels();
   if (pixels == 0) return;
   Scratch<uint32_t> copy(KeptInput());
@@ -152,7 +151,7 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
   const int64_t wanted = TaskCount(layer_, pixels);
   const int64_t pixel_parts = std::min(wanted, grains);
   const int64_t channel_parts =
-      split_channels ? std::min(CeilDiv(wanted, pixel_parts), channel_tiles) : 1;
+      cut == Cut::kPixels ? 1 : std::min(CeilDiv(wanted, pixel_parts), channel_tiles);
 
   const bool gathers =
       layer_.encodes || (layer_.isa.gathers && !layer_.depthwise &&
@@ -164,8 +163,11 @@ void ConvDriver::ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64
   const int64_t no_offset = 0;
 
   RunTasks(runner, pixel_parts * channel_parts, [&](int64_t task) {
-    const Range grain_range = Part(grains, pixel_parts, task / channel_parts);
-    const Range channels = Part(channel_tiles, channel_parts, task % channel_parts);
+    const bool by_channel = cut == Cut::kPlanes;
+    const Range grain_range =
+        Part(grains, pixel_parts, by_channel ? task % pixel_parts : task / channel_parts);
+    const Range channels =
+        Part(channel_tiles, channel_parts, by_channel ? task / pixel_parts : task % channel_parts);
     const Range channel_range{channels.begin * layer_.bases, channels.end * layer_.bases};
     const int64_t task_end = std::min(grain_range.end * grain, pixels);
     thread_local Buffer<uint32_t> kept_windows;
@@ -241,7 +243,7 @@ void ConvDriver::Run(const BitBatch& given, uint32_t* out, const TaskRunner& run
   const BitBatch input = Cleared(given, &copy);
   const std::shared_ptr<const ConvPlan> plan = PlanFor(input);
   ForEachBlock(
-      input, *plan, kTilePixels, GroupsAreWholeWords(), runner,
+      input, *plan, kTilePixels, GroupsAreWholeWords() ? Cut::kWords : Cut::kPixels, runner,
       [&](const ChannelTile& tile, Range block, const PixelBlock&, const AccumulateArgs& args) {
         alignas(64) int32_t sums[kTilePixels * kTileChannels];
         ForEachTile(args, [&](AccumulateArgs part, int64_t first) {
@@ -273,7 +275,7 @@ void ConvDriver::Run(const BitBatch& given, const FloatOutput& output,
       image_pixels == 1 && output.residual == nullptr && output.factor == nullptr && !bases;
   static_assert(kConflictPixels % kBlockPixels == 0, "a staged block lies in one image");
   const int64_t grain = staged ? kBlockPixels : kTilePixels;
-  const bool split_channels = output.bits == nullptr || GroupsAreWholeWords();
+  const Cut cut = output.bits == nullptr || GroupsAreWholeWords() ? Cut::kPlanes : Cut::kPixels;
   const int64_t passes = bases ? layer_.bit_planes : 1;
   const float* const added = bases ? output.out : output.residual;
 
@@ -368,7 +370,7 @@ void ConvDriver::Run(const BitBatch& given, const FloatOutput& output,
     });
     if (staged) copy_rows(staging, kStagingStride, output.out + plane(block.begin), image_pixels);
   };
-  ForEachBlock(input, *plan, grain, split_channels, runner, process);
+  ForEachBlock(input, *plan, grain, cut, runner, process);
 }
 
 void ConvDriver::RunWithPlanes(const BitBatch& input, const ConvPlan& plan,

@@ -97,8 +97,12 @@ class ConvDriver {
                float* out) const;
   void RunWithPlanes(const BitBatch& input, const ConvPlan& plan, const FloatOutput& output,
                      const TaskRunner& runner) const;
+  // How a layer is cut into tasks: by pixels alone, or by channels, too. A thread takes neighbours
+  // among the tasks: those of the same pixels for outputs whose words of a pixel lie together,
+  // those of the same channels for planes, so that threads seldom write to the same cache line.
+  enum class Cut { kPixels, kWords, kPlanes };
   template <typename Process>
-  void ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64_t grain, bool split_channels,
+  void ForEachBlock(const BitBatch& input, const ConvPlan& plan, int64_t grain, Cut cut,
                     const TaskRunner& runner, const Process& process) const;
   template <typename Fill>
   void WriteBits(const ChannelTile& tile, Range pixels, uint32_t* out, const Fill& fill) const;

@@ -10,7 +10,8 @@
 namespace bnn_deploy {
 namespace {
 
-constexpr int64_t kMinCopyTaskWords = int64_t{1} << 16;
+// Some 2 microseconds, which a copy must save to be worth sharing.
+constexpr int64_t kMinCopyTaskWords = 3 << 9;
 constexpr int64_t kMaxCopyTasks = 256;
 // The contract does not limit pads, but memory does.
 constexpr int64_t kMaxPaddedWords = int64_t{1} << 31;
