@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
 import json
 import re
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,16 @@ from packaging.requirements import Requirement
 import bnn_deploy
 from bnn_deploy.board.manifest import FOLDER
 from bnn_deploy.cli import main
+from bnn_deploy.installation import origin
+
+ROOT = Path(__file__).parents[2]
 
 VERSION = "0.1.0" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
 WHEEL = f"bnn_deploy-{VERSION}-py3-none-manylinux_2_28_x86_64.whl"
 
 # As tomllib, which Python 3.10 lacks, would read it: the list is one of JSON, too.
 DEPENDENCIES: list[str] = json.loads(
-    re.search(r"^dependencies = (\[.*\])$", (Path(__file__).parents[2] / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    re.search(r"^dependencies = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
 )
 """What bnn-deploy's wheel requires."""
 
@@ -45,6 +52,50 @@ def fake_wheel(path: Path, machine: int | None = None, requires: Iterable[str] =
         lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {r}" for r in requires)]
         archive.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(lines) + "\n\ntext\n")
     return path
+
+
+WRITTEN_BY_PIP = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
+"""Files of an installation that its wheel has not, or that are of the wheel itself."""
+
+
+def repack(name: str, folder: Path) -> list[str]:
+    """Make the wheel of an installed package again, from its files; returns the packages that it needs here."""
+    distribution = metadata.distribution(name)
+    about = distribution.read_text("WHEEL")
+    assert about is not None and distribution.files is not None
+    tags = [line.split()[1].split("-") for line in about.splitlines() if line.startswith("Tag:")]
+    tag = "-".join(".".join(sorted({tag[i] for tag in tags})) for i in range(3))
+    path = folder / f"{re.sub('[-_.]+', '_', name)}-{distribution.version}-{tag}.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
+        record = io.StringIO()
+        rows = csv.writer(record)
+        for file in distribution.files:
+            if ".." in file.parts or file.suffix == ".pyc" or file.name in WRITTEN_BY_PIP:
+                continue
+            wheel.write(str(distribution.locate_file(file)), str(file))
+            rows.writerow([file, "", file.size])
+        info = next(file.parent for file in distribution.files if file.name == "METADATA")
+        rows.writerow([info / "RECORD", "", ""])
+        wheel.writestr(f"{info}/RECORD", record.getvalue())
+    needs = map(Requirement, distribution.requires or [])
+    return [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+
+
+def make_all_wheels(folder: Path) -> None:
+    """bnn-deploy's wheel and those of all packages that it needs, of what is installed here.
+
+    An editable installation of bnn-deploy has not all its files: then its wheel is built.
+    """
+    needed, done = ["bnn-deploy"], set()
+    if (source := origin()) is not None and source[1]:
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
+        subprocess.run(command, check=True)
+        needed, done = list(NEEDED_HERE), {"bnn-deploy"}
+    while needed:
+        name = needed.pop()
+        if name.lower() not in done:
+            done.add(name.lower())
+            needed += repack(name, folder)
 
 
 def unpack(bundle: Path, folder: Path) -> Path:

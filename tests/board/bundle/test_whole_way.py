@@ -3,72 +3,22 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import io
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
-from packaging.requirements import Requirement
 
 from bnn_deploy.board.archive import check_bundle
 from bnn_deploy.board.bundle import write_bundle
 from bnn_deploy.board.manifest import FOLDER, MODEL, RUN
 from bnn_deploy.board.wheels import DEMO_DATA, collect_wheels
-from support.bundles import NEEDED_HERE, change
+from support.bundles import change
 from support.converted import Converted
 
 ROOT = Path(__file__).parents[3]
-
-
-def repack(name: str, folder: Path) -> list[str]:
-    """Make a wheel of an installed package again; returns the packages that it needs."""
-    distribution = importlib.metadata.distribution(name)
-    metadata = distribution.read_text("WHEEL")
-    assert metadata is not None and distribution.files is not None
-    tags = [line.split()[1].split("-") for line in metadata.splitlines() if line.startswith("Tag:")]
-    python, abi, platform = (".".join(sorted({tag[i] for tag in tags})) for i in range(3))
-    stem = f"{re.sub('[-_.]+', '_', name)}-{distribution.version}"
-    with zipfile.ZipFile(
-        folder / f"{stem}-{python}-{abi}-{platform}.whl", "w", zipfile.ZIP_DEFLATED, compresslevel=1
-    ) as wheel:
-        records = []
-        for file in distribution.files:
-            path = Path(str(distribution.locate_file(file)))
-            if ".." in file.parts or file.suffix == ".pyc" or file.name in ("RECORD", "INSTALLER", "REQUESTED"):
-                continue
-            wheel.write(path, str(file))
-            records.append([str(file), "", ""])
-        info = next(file.parent for file in distribution.files if file.name == "METADATA")
-        buffer = io.StringIO()
-        csv.writer(buffer).writerows([*records, [f"{info}/RECORD", "", ""]])
-        wheel.writestr(f"{info}/RECORD", buffer.getvalue())
-    return [found.name for found in map(Requirement, distribution.requires or []) if found.marker is None]
-
-
-@pytest.fixture(scope="session")
-def all_wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """bnn-deploy's wheel, built from the sources, and those of all packages that it needs."""
-    folder = tmp_path_factory.mktemp("all_wheels")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
-        check=True,
-    )
-    needed, done = list(NEEDED_HERE), set()
-    while needed:
-        name = needed.pop()
-        if name.lower() not in done:
-            done.add(name.lower())
-            needed += repack(name, folder)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def test_from_the_model_to_the_report(lenet5: Converted, all_wheels: Path, tmp_path: Path) -> None:

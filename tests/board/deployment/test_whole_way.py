@@ -3,86 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
-import bnn_deploy
 from bnn_deploy.board import bundle as bundles
 from bnn_deploy.board.deployment import deploy
 from bnn_deploy.errors import SetupError
-from support.bundles import DEPENDENCIES, NEEDED_HERE
 from support.converted import Converted
 from support.deployment import MACHINE, cut_at, run
 from support.ssh_server import HOST, SshServer, wait_for
 
 
-def write_wheel(folder: Path, name: str, files: dict[str, bytes | Path]) -> None:
-    """Write a wheel, stored without compression: that is quick."""
-    with zipfile.ZipFile(folder / name, "w") as archive:
-        for inside, content in files.items():
-            archive.writestr(inside, content if isinstance(content, bytes) else content.read_bytes())
-        info = next(inside.rpartition("/")[0] for inside in files if inside.endswith(".dist-info/METADATA"))
-        archive.writestr(f"{info}/RECORD", "".join(f"{inside},,\n" for inside in [*files, f"{info}/RECORD"]))
-
-
-def needed_packages() -> list[metadata.Distribution]:
-    """What bnn-deploy needs on a board, and what that needs, as it is installed here."""
-    names, found = list(NEEDED_HERE), []
-    for name in names:
-        distribution = metadata.distribution(name)
-        found.append(distribution)
-        for requirement in map(Requirement, distribution.requires or []):
-            if (
-                requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            ) and requirement.name not in names:
-                names.append(requirement.name)
-    return found
-
-
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheels of all packages that a board needs, made from what is installed here."""
-    folder = tmp_path_factory.mktemp("wheels")
-    for distribution in needed_packages():
-        files = {
-            str(file): Path(str(distribution.locate_file(file)))
-            for file in distribution.files or []
-            if ".." not in file.parts and "__pycache__" not in file.parts and file.name not in ("RECORD", "INSTALLER")
-        }
-        info = next(file for inside, file in files.items() if inside.endswith(".dist-info/WHEEL")).read_text()
-        tags = [tag.split("-") for tag in re.findall(r"^Tag: (.*)$", info, re.MULTILINE)]
-        tag = "-".join(".".join(dict.fromkeys(tag[i] for tag in tags)) for i in range(3))
-        name = distribution.metadata["Name"].replace("-", "_")
-        write_wheel(folder, f"{name}-{distribution.version}-{tag}.whl", files)
-    version = "1" if bnn_deploy.__version__ == "0+unknown" else bnn_deploy.__version__
-    info = f"bnn_deploy-{version}.dist-info"
-    required = "".join(f"Requires-Dist: {line}\n" for line in DEPENDENCIES)
-    package = Path(bnn_deploy.__file__).parent
-    own: dict[str, bytes | Path] = {
-        f"bnn_deploy/{path.relative_to(package)}": path
-        for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and "demo_data" not in path.parts
-    }
-    own |= {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: bnn-deploy\nVersion: {version}\n{required}".encode(),
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-linux_{MACHINE}\n".encode(),
-        f"{info}/entry_points.txt": b"[console_scripts]\nbnn-deploy = bnn_deploy.cli:main\n",
-    }
-    write_wheel(folder, f"bnn_deploy-{version}-py3-none-linux_{MACHINE}.whl", own)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def lenet5_bundle(tmp_path_factory: pytest.TempPathFactory, lenet5: Converted, wheels: Path) -> Path:
+def lenet5_bundle(tmp_path_factory: pytest.TempPathFactory, lenet5: Converted, all_wheels: Path) -> Path:
     """An offline bundle of the trained LeNet-5 for this machine."""
     path = tmp_path_factory.mktemp("bundle") / "lenet5.tar.gz"
-    manifest = bundles.write_bundle(lenet5.model, path, target=MACHINE, samples=8, wheels=wheels)
+    manifest = bundles.write_bundle(lenet5.model, path, target=MACHINE, samples=8, wheels=all_wheels)
     assert manifest.offline
     return path
 
