@@ -16,6 +16,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "kernels/micro_kernel.h"
 
 // Register tiles are arrays: they stay in registers only if GCC unrolls these loops early.
@@ -261,8 +263,23 @@ void AccumulatePixel(const AccumulateArgs& args, int64_t pixel, Tile* tile) {
   tile->Add(pixel, sums, stored);
 }
 
-// 16 bits, also as halves of words.
-typedef uint16_t __attribute__((may_alias)) RowOffset;
+// Reads row offsets in order, four with a load: loads are what CountPair waits for.
+class RowReader {
+ public:
+  INLINE explicit RowReader(const uint16_t* rows) : rows_(rows) {}
+
+  // The i-th, after all before it.
+  INLINE unsigned Next(int i) {
+    if (i % 4 == 0) std::memcpy(&four_, rows_ + i, sizeof(four_));
+    if (i % 4 == 2) four_ >>= 32;
+    const auto two = static_cast<uint32_t>(four_);
+    return i % 2 == 0 ? two & 0xffff : two >> 16;
+  }
+
+ private:
+  const uint16_t* rows_;
+  uint64_t four_ = 0;
+};
 
 // Pairs of pixels take a few words at a time, so that a pass's nibbles of weights and the pixels'
 // sums stay in the first-level cache: 6, whose 48 nibbles are 16 sums of 3, or 3 that remain.
@@ -311,14 +328,15 @@ void SplitWeights(const uint8_t* weights, uint8_t* nibbles) {
 // four of them the second pixel's sum has lost its factor 16. What is left of the sum of the whole
 // bytes is the first pixel's.
 template <int kWords, int kVectors>
-INLINE void CountPair(const RowOffset* rows, const uint8_t* nibbles, __m256i (&first)[kVectors],
+INLINE void CountPair(const uint16_t* rows, const uint8_t* nibbles, __m256i (&first)[kVectors],
                       __m256i (&second)[kVectors]) {
   constexpr int kTriples = 8 * kWords / 3;
   static_assert(kTriples == 16 || kTriples == 8, "a full tree");
   __m256i waiting[kVectors][4];  // the left child on each level
+  RowReader offsets(rows);
   UNROLL for (int t = 0; t < kTriples; ++t) {
     __m256i row[3];
-    UNROLL for (int i = 0; i < 3; ++i) row[i] = TableRow(&kPairMismatches, rows[3 * t + i]);
+    UNROLL for (int i = 0; i < 3; ++i) row[i] = TableRow(&kPairMismatches, offsets.Next(3 * t + i));
     UNROLL for (int v = 0; v < kVectors; ++v) {
       const auto look_up = [&](int i) {
         return _mm256_shuffle_epi8(row[i],
@@ -486,7 +504,7 @@ __attribute__((noinline)) void CountChannels(const uint32_t* weights, int64_t nu
   Sums<kVectors> sums[2];  // no store can change a local copy
   sums[0].Clear();
   sums[1].Clear();
-  const auto* rows = reinterpret_cast<const RowOffset*>(weights);
+  const auto* rows = reinterpret_cast<const uint16_t*>(weights);
   const auto add = [&](auto words) __attribute__((always_inline)) {
     constexpr int kWords = decltype(words)::kCount;
     __asm__("" : "+r"(nibbles));  // or GCC loads all of them once, and spills
