@@ -497,26 +497,41 @@ struct WordCount {
   static constexpr int kCount = kWords;
 };
 
-// The mismatches of two channels.
+// The mismatches of two channels. The byte sums of all steps become 16-bit sums at the end, when
+// these have registers.
 template <int kVectors>
 __attribute__((noinline)) void CountChannels(const uint32_t* weights, int64_t numbers,
                                              const uint8_t* nibbles, Sums<kVectors>* out) {
-  Sums<kVectors> sums[2];  // no store can change a local copy
-  sums[0].Clear();
-  sums[1].Clear();
+  constexpr int64_t kMostSteps = kMostPlaneWords / 6 + 1;
+  __m256i before[2][kMostSteps][kVectors];  // the last step, whose sums are these
+  __m256i first[kVectors] = {}, second[kVectors] = {};
+  int64_t steps = 0;
   const auto* rows = reinterpret_cast<const uint16_t*>(weights);
-  const auto add = [&](auto words) __attribute__((always_inline)) {
+  const auto count = [&](auto words) __attribute__((always_inline)) {
     constexpr int kWords = decltype(words)::kCount;
+    if (steps > 0) {
+      UNROLL for (int v = 0; v < kVectors; ++v) {
+        before[0][steps - 1][v] = first[v];
+        before[1][steps - 1][v] = second[v];
+      }
+    }
+    ++steps;
     __asm__("" : "+r"(nibbles));  // or GCC loads all of them once, and spills
-    __m256i first[kVectors], second[kVectors];
     CountPair<kWords, kVectors>(rows, nibbles, first, second);
-    sums[0].Add(first);
-    sums[1].Add(second);
     rows += 8 * kWords;
     nibbles += 8 * kWords * kVectors * kBlock;
   };
-  for (; numbers >= 24; numbers -= 24) add(WordCount<6>());
-  for (; numbers > 0; numbers -= 12) add(WordCount<3>());
+  for (; numbers >= 24; numbers -= 24) count(WordCount<6>());
+  for (; numbers > 0; numbers -= 12) count(WordCount<3>());
+  Sums<kVectors> sums[2];
+  sums[0].Clear();
+  sums[1].Clear();
+  sums[0].Add(first);
+  sums[1].Add(second);
+  for (int64_t i = 0; i < steps - 1; ++i) {
+    sums[0].Add(before[0][i]);
+    sums[1].Add(before[1][i]);
+  }
   out[0] = sums[0];
   out[1] = sums[1];
 }
