@@ -34,7 +34,7 @@ LISTING = """
 
 
 def test_finds_the_innermost_largest_loop() -> None:
-    found = x86.find_loop(parse_listing(LISTING), "avx2")
+    (found,) = x86.find_loops(parse_listing(LISTING), "avx2")
     assert (found.code[0].address, found.code[-1].address) == (0x104, 0x11C)
     assert found.macs == 2 * 256
 
@@ -42,7 +42,7 @@ def test_finds_the_innermost_largest_loop() -> None:
 @pytest.mark.parametrize(("old", "new"), [("vpavgb", "vpaddb"), ("ymm", "xmm"), ("jne", "jmp *%rax #")])
 def test_refuses_a_library_without_the_loop(old: str, new: str) -> None:
     with pytest.raises(InputError, match="no loop of the unit avx2, with vpavgb and registers %ymm"):
-        x86.find_loop(parse_listing(LISTING.replace(old, new)), "avx2")
+        x86.find_loops(parse_listing(LISTING.replace(old, new)), "avx2")
 
 
 def test_every_cpu_has_a_unit_of_the_library() -> None:

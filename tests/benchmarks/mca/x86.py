@@ -13,9 +13,9 @@ LONGEST = 600  # instructions of a loop
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """How a unit's loop is known: the loop with the most `marks` among those with registers `of`.
+    """How a unit's loops are known: those with the most `marks` among the loops with registers `of`.
 
-    It does `macs` binary multiply-accumulates per instruction `counted`.
+    They do `macs` binary multiply-accumulates per instruction `counted`.
     """
 
     marks: str
@@ -37,8 +37,8 @@ class UnitLoop:
     macs: int  # per iteration
 
 
-def find_loop(code: Sequence[Instruction], unit: str) -> UnitLoop:
-    """The innermost loop of a unit with the most marks, and of such the longest.
+def find_loops(code: Sequence[Instruction], unit: str) -> list[UnitLoop]:
+    """The innermost loops of a unit with the most marks.
 
     A loop may branch forwards, around work for the next iteration.
     """
@@ -56,5 +56,7 @@ def find_loop(code: Sequence[Instruction], unit: str) -> UnitLoop:
             found.append(loop)
     if not found:
         raise InputError(f"no loop of the unit {unit}, with {shape.marks} and registers {shape.of}")
-    loop = max(found, key=lambda each: (count(each, shape.marks), len(each)))
-    return UnitLoop(loop, shape.macs * count(loop, shape.counted))
+    most = max(count(loop, shape.marks) for loop in found)
+    return [
+        UnitLoop(loop, shape.macs * count(loop, shape.counted)) for loop in found if count(loop, shape.marks) == most
+    ]
