@@ -39,6 +39,14 @@ def test_finds_the_innermost_largest_loop() -> None:
     assert found.macs == 2 * 256
 
 
+def test_the_fastest_loop_of_a_unit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_model, "cycles_of", lambda code, _: len(code))
+    monkeypatch.setattr(cpu_model, "multiply_adds", lambda _: 1.0)
+    code = parse_listing(LISTING)
+    found = {cpu.unit: [(code[:4], 100), (code[:2], 100), (code[:5], 100)] for cpu in CPUS}
+    assert {row.binary for row in cpu_model.model(found)} == {50.0}
+
+
 @pytest.mark.parametrize(("old", "new"), [("vpavgb", "vpaddb"), ("ymm", "xmm"), ("jne", "jmp *%rax #")])
 def test_refuses_a_library_without_the_loop(old: str, new: str) -> None:
     with pytest.raises(InputError, match="no loop of the unit avx2, with vpavgb and registers %ymm"):
