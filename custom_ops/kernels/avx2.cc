@@ -502,8 +502,8 @@ struct WordCount {
 template <int kVectors>
 __attribute__((noinline)) void CountChannels(const uint32_t* weights, int64_t numbers,
                                              const uint8_t* nibbles, Sums<kVectors>* out) {
-  constexpr int64_t kMostSteps = kMostPlaneWords / 6 + 1;  // the last words may take two
-  __m256i before[2][kMostSteps][kVectors];                 // the last step, whose sums are these
+  constexpr int64_t kMostSteps = kMostPlaneWords / kPassWords + 1;  // the last words may take two
+  __m256i before[2][kMostSteps][kVectors];  // the last step, whose sums are these
   __m256i first[kVectors] = {}, second[kVectors] = {};
   int64_t steps = 0;
   const auto* rows = reinterpret_cast<const uint16_t*>(weights);

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mca import x86
-from mca.listing import Instruction, disassemble
+from mca.listing import disassemble
 from mca.neon import BLOCK, find_kernels
 from mca.tool import MODELS, cycles, cycles_of
+from mca.x86 import UnitLoop
 
 from bnn_deploy.errors import BnnDeployError
 from bnn_deploy.files import write_files
@@ -115,25 +116,22 @@ def multiply_adds(model: str) -> float:
     return max(rates)
 
 
-Loop = tuple[list[Instruction], int]  # and its binary multiply-accumulates per iteration
-
-
-def loops(x86_64: Path, aarch64: Path) -> dict[str, list[Loop]]:
+def loops(x86_64: Path, aarch64: Path) -> dict[str, list[UnitLoop]]:
     """The inner loops of each unit."""
     code = disassemble(x86_64)
-    found = {unit: [(loop.code, loop.macs) for loop in x86.find_loops(code, unit)] for unit in x86.SHAPES}
+    found = {unit: x86.find_loops(code, unit) for unit in x86.SHAPES}
     library = find_kernels(disassemble(aarch64))
     kernel, adder = library.bits[max(library.bits)], library.carry_save[max(library.carry_save)]
-    found["neon"] = [(list(kernel.loop), 128 * BLOCK * kernel.pixels)]
-    found["neon_dotprod"] = [(list(adder.loop), 4 * 128 * adder.sums)]
+    found["neon"] = [UnitLoop(list(kernel.loop), 128 * BLOCK * kernel.pixels)]
+    found["neon_dotprod"] = [UnitLoop(list(adder.loop), 4 * 128 * adder.sums)]
     return found
 
 
-def model(found: dict[str, list[Loop]]) -> list[Figures]:
+def model(found: dict[str, list[UnitLoop]]) -> list[Figures]:
     """The rows of the page."""
     rows = []
     for cpu in CPUS:
-        binary = max(macs / cycles_of(code, cpu.model) for code, macs in found[cpu.unit])
+        binary = max(loop.macs / cycles_of(loop.code, cpu.model) for loop in found[cpu.unit])
         rows.append(Figures(cpu, round(binary, 1), round(multiply_adds(cpu.model), 1)))
     return rows
 

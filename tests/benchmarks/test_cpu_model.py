@@ -43,7 +43,7 @@ def test_the_fastest_loop_of_a_unit_counts(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cpu_model, "cycles_of", lambda code, _: len(code))
     monkeypatch.setattr(cpu_model, "multiply_adds", lambda _: 1.0)
     code = parse_listing(LISTING)
-    found = {cpu.unit: [(code[:4], 100), (code[:2], 100), (code[:5], 100)] for cpu in CPUS}
+    found = {cpu.unit: [x86.UnitLoop(code[:length], 100) for length in (4, 2, 5)] for cpu in CPUS}
     assert {row.binary for row in cpu_model.model(found)} == {50.0}
 
 
